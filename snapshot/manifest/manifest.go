@@ -1,0 +1,164 @@
+// Package manifest has the JSON forms of cocoonstack's artifacts: OCI
+// manifests and indexes, the config blob of a snapshot, and the media
+// types by which the kinds of artifact are told apart. It checks nothing
+// beyond JSON: what a manifest says is to be trusted only after package
+// snapshot has validated it.
+package manifest
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Kind is what a manifest stands for.
+type Kind int
+
+const (
+	KindUnknown Kind = iota
+	KindContainerImage
+	KindCloudImage
+	KindSnapshot
+	KindImageIndex
+)
+
+// String is the kind's name as errors and users see it.
+func (k Kind) String() string {
+	switch k {
+	case KindContainerImage:
+		return "container-image"
+	case KindCloudImage:
+		return "cloud-image"
+	case KindSnapshot:
+		return "snapshot"
+	case KindImageIndex:
+		return "image-index"
+	}
+	return "unknown"
+}
+
+// Descriptor names a blob.
+type Descriptor struct {
+	MediaType    string            `json:"mediaType"`
+	Digest       string            `json:"digest"`
+	Size         int64             `json:"size"` // stored bytes
+	Annotations  map[string]string `json:"annotations,omitempty"`
+	ArtifactType string            `json:"artifactType,omitempty"`
+}
+
+// Title is the file name the descriptor's annotations give it, "" where
+// they give none. It is the writer's word and may be anything.
+func (d Descriptor) Title() string { return d.Annotations[AnnotationTitle] }
+
+// Platform is what a child of an index is for.
+type Platform struct {
+	Architecture string `json:"architecture"`
+	OS           string `json:"os"`
+	OSVersion    string `json:"os.version,omitempty"`
+	Variant      string `json:"variant,omitempty"`
+}
+
+// IndexManifest is a child of an index.
+type IndexManifest struct {
+	MediaType string    `json:"mediaType"`
+	Digest    string    `json:"digest"`
+	Size      int64     `json:"size"`
+	Platform  *Platform `json:"platform,omitempty"`
+}
+
+// OCIManifest is an image manifest or, where Manifests is set, an index.
+type OCIManifest struct {
+	SchemaVersion int               `json:"schemaVersion"`
+	MediaType     string            `json:"mediaType,omitempty"`
+	ArtifactType  string            `json:"artifactType,omitempty"`
+	Config        Descriptor        `json:"config"`
+	Layers        []Descriptor      `json:"layers"`
+	Manifests     []IndexManifest   `json:"manifests,omitempty"`
+	Subject       *Descriptor       `json:"subject,omitempty"`
+	Annotations   map[string]string `json:"annotations,omitempty"`
+}
+
+// Parse decodes a manifest or an index.
+func Parse(raw []byte) (*OCIManifest, error) {
+	var m OCIManifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, fmt.Errorf("parse oci manifest: %w", err)
+	}
+	return &m, nil
+}
+
+// Classify says what kind of artifact a manifest stands for. Only JSON
+// that does not parse is an error; with it comes KindUnknown.
+func Classify(raw []byte) (Kind, error) {
+	m, err := Parse(raw)
+	if err != nil {
+		return KindUnknown, fmt.Errorf("classify manifest: %w", err)
+	}
+	return ClassifyParsed(m), nil
+}
+
+// ClassifyParsed goes by the artifact type, then the config's media
+// type, then the manifest's own.
+func ClassifyParsed(m *OCIManifest) Kind {
+	switch m.ArtifactType {
+	case ArtifactTypeSnapshot, ArtifactTypeSnapshotV2:
+		return KindSnapshot
+	case ArtifactTypeOSImage, ArtifactTypeWindowsImage:
+		return KindCloudImage
+	}
+	switch m.Config.MediaType {
+	case MediaTypeOCIImageConfig, MediaTypeDockerConfig:
+		return KindContainerImage
+	}
+	switch m.MediaType {
+	case MediaTypeOCIIndex, MediaTypeDockerIndex:
+		return KindImageIndex
+	case "": // OCI lets it be left out
+		if len(m.Manifests) > 0 && m.Config.MediaType == "" {
+			return KindImageIndex
+		}
+	}
+	return KindUnknown
+}
+
+// SnapshotConfig is the config blob of a snapshot. The keys that other
+// tools know come first, in the order they write them.
+type SnapshotConfig struct {
+	SchemaVersion string                  `json:"schemaVersion"`
+	SnapshotID    string                  `json:"snapshotId"`
+	Description   string                  `json:"description,omitempty"`
+	Image         string                  `json:"image,omitempty"`
+	ImageDigest   string                  `json:"imageDigest,omitempty"`
+	ImageType     string                  `json:"imageType,omitempty"`
+	ImageBlobIDs  map[string]struct{}     `json:"imageBlobIds,omitempty"`
+	Hypervisor    string                  `json:"hypervisor,omitempty"`
+	CPU           int                     `json:"cpu,omitempty"`
+	Memory        int64                   `json:"memory,omitempty"`  // bytes
+	Storage       int64                   `json:"storage,omitempty"` // bytes
+	NICs          int                     `json:"nics,omitempty"`
+	Network       string                  `json:"network,omitempty"`
+	Windows       bool                    `json:"windows,omitempty"`
+	Files         map[string]SnapshotFile `json:"files,omitempty"` // by title
+	CreatedAt     time.Time               `json:"createdAt"`
+
+	// Envelope is the text of snapshot.json, byte for byte; nil where the
+	// writer did not keep it.
+	Envelope *string `json:"dev.epochfs.envelope,omitempty"`
+	// Pieces has digests of stretches of v1 blobs, by title.
+	Pieces map[string]SnapshotPieces `json:"dev.epochfs.pieces,omitempty"`
+}
+
+// SnapshotFile is what the config blob knows of a file.
+type SnapshotFile struct {
+	Mode       int64    `json:"mode"`                 // permission bits
+	SparseMap  string   `json:"sparseMap,omitempty"`  // JSON list of data segments; "" for a file without holes
+	SparseSize int64    `json:"sparseSize,omitempty"` // apparent bytes, with SparseMap
+	Size       int64    `json:"size,omitempty"`       // v2: payload bytes before compression
+	Chunks     []string `json:"chunks,omitempty"`     // v2: digests of a split file's chunks, in order
+}
+
+// SnapshotPieces is the digests of a blob that is cut every Size bytes.
+type SnapshotPieces struct {
+	Size   int64  `json:"size"`
+	SHA256 []byte `json:"sha256"` // sums one after another; base64 in JSON
+}

@@ -1,0 +1,108 @@
+package manifest
+
+import "strings"
+
+// Media types of manifests, and of config blobs by which container images
+// are known.
+const (
+	MediaTypeOCIManifest    = "application/vnd.oci.image.manifest.v1+json"
+	MediaTypeOCIIndex       = "application/vnd.oci.image.index.v1+json"
+	MediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	MediaTypeDockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
+
+	MediaTypeOCIImageConfig = "application/vnd.oci.image.config.v1+json"
+	MediaTypeDockerConfig   = "application/vnd.docker.container.image.v1+json"
+	MediaTypeOCIEmpty       = "application/vnd.oci.empty.v1+json"
+)
+
+// Artifact types, and the media type of a snapshot's config blob, which
+// is one for both formats.
+const (
+	ArtifactTypeOSImage      = "application/vnd.cocoonstack.os-image.v1+json"
+	ArtifactTypeWindowsImage = "application/vnd.cocoonstack.windows-image.v1+json" // the former name of it
+	ArtifactTypeSnapshot     = "application/vnd.cocoonstack.snapshot.v1+json"
+	ArtifactTypeSnapshotV2   = "application/vnd.cocoonstack.snapshot.v2+json" // compressed or split files
+
+	MediaTypeSnapshotConfig = "application/vnd.cocoonstack.snapshot.config.v1+json"
+)
+
+// Media types of layers. A layer of format v2 may have SuffixZstd after
+// any of them.
+const (
+	MediaTypeDiskQcow2     = "application/vnd.cocoonstack.disk.qcow2"
+	MediaTypeDiskQcow2Part = "application/vnd.cocoonstack.disk.qcow2.part"
+	MediaTypeDiskRaw       = "application/vnd.cocoonstack.disk.raw"
+	MediaTypeDiskRawPart   = "application/vnd.cocoonstack.disk.raw.part"
+
+	MediaTypeWindowsDiskQcow2     = "application/vnd.cocoonstack.windows.disk.qcow2"
+	MediaTypeWindowsDiskQcow2Part = "application/vnd.cocoonstack.windows.disk.qcow2.part"
+	MediaTypeWindowsDiskRaw       = "application/vnd.cocoonstack.windows.disk.raw"
+	MediaTypeWindowsDiskRawPart   = "application/vnd.cocoonstack.windows.disk.raw.part"
+
+	MediaTypeVMConfig = "application/vnd.cocoonstack.vm.config+json"
+	MediaTypeVMState  = "application/vnd.cocoonstack.vm.state+json"
+	MediaTypeVMMemory = "application/vnd.cocoonstack.vm.memory"
+	MediaTypeVMCidata = "application/vnd.cocoonstack.vm.cidata"
+
+	MediaTypeGeneric = "application/octet-stream"
+	MediaTypeTar     = "application/x-tar"
+
+	SuffixZstd = "+zstd"
+)
+
+// Keys of annotations.
+const (
+	AnnotationTitle       = "org.opencontainers.image.title"
+	AnnotationCreated     = "org.opencontainers.image.created"
+	AnnotationSource      = "org.opencontainers.image.source"
+	AnnotationRevision    = "org.opencontainers.image.revision"
+	AnnotationDescription = "org.opencontainers.image.description"
+
+	AnnotationSnapshotID        = "cocoonstack.snapshot.id"
+	AnnotationSnapshotBaseImage = "cocoonstack.snapshot.baseimage"
+)
+
+// MediaTypeForCocoonFile is the media type of the layer that holds a
+// snapshot's file of this name.
+func MediaTypeForCocoonFile(name string) string {
+	switch name {
+	case "config.json":
+		return MediaTypeVMConfig
+	case "state.json":
+		return MediaTypeVMState
+	case "memory-ranges":
+		return MediaTypeVMMemory
+	case "cidata.img":
+		return MediaTypeVMCidata
+	}
+	switch {
+	case strings.HasSuffix(name, ".qcow2"):
+		return MediaTypeDiskQcow2
+	case strings.HasSuffix(name, ".raw"):
+		return MediaTypeDiskRaw
+	}
+	return MediaTypeGeneric
+}
+
+// IsDiskMediaType says that a layer of this type is a disk or a part of
+// one.
+func IsDiskMediaType(mt string) bool {
+	switch mt {
+	case MediaTypeDiskQcow2, MediaTypeDiskQcow2Part,
+		MediaTypeDiskRaw, MediaTypeDiskRawPart,
+		MediaTypeWindowsDiskQcow2, MediaTypeWindowsDiskQcow2Part,
+		MediaTypeWindowsDiskRaw, MediaTypeWindowsDiskRawPart:
+		return true
+	}
+	return false
+}
+
+// IsLayerMediaType says that this is a type a snapshot's layer may have,
+// SuffixZstd aside.
+func IsLayerMediaType(mt string) bool {
+	switch mt {
+	case MediaTypeVMConfig, MediaTypeVMState, MediaTypeVMMemory, MediaTypeVMCidata, MediaTypeGeneric:
+		return true
+	}
+	return IsDiskMediaType(mt)
+}
