@@ -1,0 +1,129 @@
+package cocoon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"unicode"
+)
+
+// tailSize is how much of cocoon's stderr is kept for an error's text.
+const tailSize = 4 << 10
+
+// Error is a cocoon that failed or could not be started.
+type Error struct {
+	Command string // what was run, without the path
+	Words   string // the last line cocoon wrote to stderr; may be empty
+	Err     error  // how the process ended
+}
+
+// Error returns one line, without control characters.
+func (e *Error) Error() string {
+	if e.Words == "" {
+		return fmt.Sprintf("%s: %v", e.Command, e.Err)
+	}
+	return fmt.Sprintf("%s: %v: %s", e.Command, e.Err, e.Words)
+}
+
+// Unwrap returns how the process ended.
+func (e *Error) Unwrap() error { return e.Err }
+
+// child is one run of the cocoon binary.
+type child struct {
+	cmd   *exec.Cmd
+	label string
+	tail  tail
+}
+
+func (e *Exec) command(ctx context.Context, args ...string) *child {
+	c := &child{
+		cmd:   exec.CommandContext(ctx, e.Binary, args...),
+		label: "cocoon " + strings.Join(args[:min(len(args), 2)], " "),
+	}
+	c.tail.to = e.Stderr
+	c.cmd.Stderr = &c.tail
+	c.cmd.WaitDelay = grace
+	// A group of its own: Ctrl-C on the terminal must reach cocoon by way
+	// of the caller, who knows how to end an import.
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return c
+}
+
+func (c *child) failed(err error) error {
+	return &Error{Command: c.label, Words: c.tail.lastLine(), Err: err}
+}
+
+func (c *child) start() error {
+	if err := c.cmd.Start(); err != nil {
+		return c.failed(err)
+	}
+	return nil
+}
+
+func (c *child) startWriter() (io.WriteCloser, func() error, error) {
+	in, err := c.cmd.StdinPipe()
+	if err != nil {
+		return nil, nil, c.failed(err)
+	}
+	c.cmd.Stdout = &c.tail
+	if err := c.start(); err != nil {
+		return nil, nil, err
+	}
+	return in, c.wait, nil
+}
+
+// wait returns when the process is gone and reaped.
+func (c *child) wait() error {
+	err := c.cmd.Wait()
+	if errors.Is(err, exec.ErrWaitDelay) && c.cmd.ProcessState.Success() {
+		return nil // cocoon is done; something it started holds its stderr
+	}
+	if err != nil {
+		return c.failed(err)
+	}
+	return nil
+}
+
+// tail hands on what is written to it and keeps the end of it.
+type tail struct {
+	to io.Writer
+
+	mu  sync.Mutex
+	buf []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	t.buf = append(t.buf, p...)
+	if over := len(t.buf) - tailSize; over > 0 {
+		t.buf = append(t.buf[:0], t.buf[over:]...)
+	}
+	t.mu.Unlock()
+	if t.to != nil {
+		// A reader of the messages who went away must not end an import.
+		_, _ = t.to.Write(p)
+	}
+	return len(p), nil
+}
+
+// lastLine returns the last line that is not blank, as printable text.
+func (t *tail) lastLine() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	line := bytes.TrimSpace(t.buf)
+	if i := bytes.LastIndexAny(line, "\r\n"); i >= 0 {
+		line = line[i+1:]
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, strings.TrimSpace(string(line)))
+}
