@@ -1,0 +1,181 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// Directories below the cache's own, all 0700, files in them 0600.
+const (
+	dirFiles = "files" // KEY.data, KEY.state, KEY.meta
+	dirBlobs = "blobs" // manifests and config blobs, by digest
+	dirRefs  = "refs"  // what a reference was last seen as
+)
+
+const (
+	// defaultConcurrency is the number of requests in flight, for the
+	// process. Eight plain connections carried five times what one did;
+	// links with a long delay want more.
+	defaultConcurrency = 16
+	// bufferBudget bounds the bytes that fetches hold in memory, for the
+	// process.
+	bufferBudget = 96 << 20
+	// defaultPatience is how long a fetch that another process has claimed
+	// may stand still before it is done here.
+	defaultPatience = 3 * time.Second
+)
+
+// Options tell how to open a cache. The zero value is usable.
+type Options struct {
+	Concurrency int           // requests in flight for all files; 0: 16
+	ReadTimeout time.Duration // how long a read waits for missing bytes; 0: for ever
+	Log         *slog.Logger  // nil: nothing is logged
+
+	patience time.Duration // tests shorten it
+}
+
+// Cache is a directory of cached files. Several processes may have it open.
+type Cache struct {
+	opts    Options
+	root    *os.Root
+	log     *slog.Logger
+	ctx     context.Context // ends at Close
+	stop    context.CancelFunc
+	queue   *queue
+	buffers *semaphore.Weighted
+	work    sync.WaitGroup // all goroutines but the queue's jobs
+	checks  chan *entry    // files that may have become complete
+
+	mu      sync.Mutex
+	closed  bool
+	entries map[string]*entry // open files by key
+	links   map[Source]*link
+}
+
+// Open opens the cache in dir and makes it where there is none. A
+// directory that other users can write is refused.
+func Open(dir string, opts Options) (*Cache, error) {
+	if opts.Concurrency <= 0 {
+		opts.Concurrency = defaultConcurrency
+	}
+	if opts.patience <= 0 {
+		opts.patience = defaultPatience
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	root, err := openRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("cache %s: %w", dir, err)
+	}
+	c := &Cache{
+		opts:    opts,
+		root:    root,
+		log:     opts.Log,
+		buffers: semaphore.NewWeighted(bufferBudget),
+		checks:  make(chan *entry, 1024),
+		entries: map[string]*entry{},
+		links:   map[Source]*link{},
+	}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.queue = newQueue(opts.Concurrency, c.run)
+	c.work.Go(c.verifyLoop)
+	return c, nil
+}
+
+func openRoot(dir string) (*os.Root, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("others can write to it (mode %04o): chmod 0700 it, or use another: %w", info.Mode().Perm(), fs.ErrPermission)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []string{dirFiles, dirBlobs, dirRefs} {
+		if err := root.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			_ = root.Close()
+			return nil, err
+		}
+	}
+	return root, nil
+}
+
+// Close ends all fetches and waits for them. Files still open fail their
+// reads from now on unless their bytes are present; close them first.
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	for _, e := range c.entries {
+		e.shut()
+	}
+	c.mu.Unlock()
+	c.stop()
+	c.queue.close()
+	c.work.Wait()
+	return c.root.Close()
+}
+
+// File opens the cached form of f, and makes it where there is none. What
+// is missing comes from src. Files with the same content share one form.
+func (c *Cache) File(f *layout.File, src Source) (*File, error) {
+	key := f.Key()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, fs.ErrClosed
+	}
+	e := c.entries[key]
+	if e == nil {
+		l := c.links[src]
+		if l == nil {
+			l = newLink(src)
+			c.links[src] = l
+		}
+		var err error
+		if e, err = c.openEntry(key, f, l); err != nil {
+			return nil, fmt.Errorf("cache: file %q: %w", f.Name, err)
+		}
+		c.entries[key] = e
+	}
+	e.users++
+	return &File{entry: e, name: f.Name}, nil
+}
+
+// release gives back one use of e; the last one closes it.
+func (c *Cache) release(e *entry) {
+	c.mu.Lock()
+	e.users--
+	last := e.users == 0
+	if last {
+		delete(c.entries, e.key)
+	}
+	c.mu.Unlock()
+	if last {
+		e.close()
+	}
+}
+
+// openFlags never follow a symbolic link that somebody put in the cache.
+const openFlags = unix.O_NOFOLLOW | unix.O_CLOEXEC

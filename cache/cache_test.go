@@ -1,0 +1,520 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// TestReadsEqualFlatCopy reads random ranges of every kind of file, from
+// registries with and without ranges, from many goroutines.
+func TestReadsEqualFlatCopy(t *testing.T) {
+	for _, k := range kinds {
+		for _, noRange := range []bool{false, true} {
+			name := k.name
+			if noRange {
+				name += ", no ranges"
+			}
+			t.Run(name, func(t *testing.T) {
+				rng := newRand(t)
+				src := &fakeSource{noRange: noRange}
+				size := 3<<20 + 12345
+				if k.name == "large frame" {
+					size = wholeLimit + 54321
+				}
+				a := makeFile(t, rng, src, k, size)
+				h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+				var wg sync.WaitGroup
+				for range 8 {
+					seed := rng.Uint64()
+					wg.Go(func() {
+						x := seed
+						for range 40 {
+							x = x*6364136223846793005 + 1442695040888963407
+							off := int(x>>20) % len(a.flat)
+							checkRead(t, h, a.flat, off, 1+int(x>>40)%400_000)
+						}
+					})
+				}
+				wg.Wait()
+				checkRead(t, h, a.flat, 0, len(a.flat))
+				var stored int64
+				for _, p := range a.file.Parts {
+					stored += p.StoredSize
+				}
+				if _, fetched := src.reset(); fetched > stored {
+					t.Errorf("fetched %d bytes of a file of %d", fetched, stored)
+				}
+				eventually(t, "the file is sealed", func() bool { _, ok := h.Backing(); return ok })
+				if h.Cached() != int64(size) || !h.Verified() || !h.Complete() {
+					t.Errorf("cached %d of %d, verified %v, complete %v", h.Cached(), size, h.Verified(), h.Complete())
+				}
+				b, _ := h.Backing()
+				onDisk, err := io.ReadAll(io.NewSectionReader(b, 0, 1<<40))
+				if err != nil || !bytes.Equal(onDisk, a.flat) {
+					t.Errorf("file on disk differs from the file (%v)", err)
+				}
+			})
+		}
+	}
+}
+
+func TestNothingIsFetchedTwice(t *testing.T) {
+	for _, k := range kinds[:4] {
+		t.Run(k.name, func(t *testing.T) {
+			src := &fakeSource{}
+			a := makeFile(t, newRand(t), src, k, 3<<20)
+			dir := t.TempDir()
+			c := openCache(t, dir, Options{})
+			h := openFile(t, c, a.file, src)
+			segs := a.file.Map.Segments()
+			off := int(segs[len(segs)/2].Offset)
+			checkRead(t, h, a.flat, off, 4096)
+			n, fetched := src.reset()
+			if n == 0 || n > 2 || fetched > 2<<20 {
+				t.Errorf("a read of 4 KiB cost %d requests and %d bytes", n, fetched)
+			}
+			checkRead(t, h, a.flat, off, 4096)
+			_ = h.Close()
+			_ = c.Close()
+			h = openFile(t, openCache(t, dir, Options{}), a.file, src)
+			checkRead(t, h, a.flat, off, 4096)
+			if n, _ := src.reset(); n != 0 {
+				t.Errorf("read again after a restart: %d requests", n)
+			}
+		})
+	}
+}
+
+// TestManyReadersOneFetch has 50 readers of one range in two caches on one
+// directory, as two processes have them.
+func TestManyReadersOneFetch(t *testing.T) {
+	src := &fakeSource{gate: make(chan struct{})}
+	a := makeFile(t, newRand(t), src, kinds[1], 4<<20)
+	dir := t.TempDir()
+	files := []*File{
+		openFile(t, openCache(t, dir, Options{}), a.file, src),
+		openFile(t, openCache(t, dir, Options{}), a.file, src),
+	}
+	var wg sync.WaitGroup
+	off := int(a.file.Map.Segments()[a.file.Map.Len()/2].Offset)
+	for i := range 50 {
+		wg.Go(func() { checkRead(t, files[i%2], a.flat, off, 1000) })
+	}
+	eventually(t, "all readers wait", func() bool { return waiters(files[0])+waiters(files[1]) == 50 })
+	close(src.gate)
+	wg.Wait()
+	if n, fetched := src.reset(); n != 1 || fetched > 512<<10 {
+		t.Errorf("%d requests, %d bytes", n, fetched)
+	}
+}
+
+func waiters(h *File) (n int) {
+	h.entry.mu.Lock()
+	defer h.entry.mu.Unlock()
+	for _, fl := range h.entry.flights {
+		n = max(n, fl.waiters)
+	}
+	return n
+}
+
+// TestStoppedPeerBlocksNobody claims pieces as a process would that was
+// stopped just then.
+func TestStoppedPeerBlocksNobody(t *testing.T) {
+	for _, k := range []kind{kinds[0], kinds[4]} {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, k, wholeLimit+1<<20)
+		dir := t.TempDir()
+		stopped := openFile(t, openCache(t, dir, Options{}), a.file, src)
+		if ok, err := stopped.entry.state.tryLockPieces(0, stopped.entry.grid.pieces()); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		h := openFile(t, openCache(t, dir, Options{patience: 50 * time.Millisecond}), a.file, src)
+		checkRead(t, h, a.flat, 1<<20, 100_000)
+	}
+}
+
+// TestLeavingReader gives up a read; the fetch goes on for another.
+func TestLeavingReader(t *testing.T) {
+	src := &fakeSource{gate: make(chan struct{})}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+	ctx, cancel := context.WithCancel(context.Background())
+	left, stayed := make(chan error, 1), make(chan error, 1)
+	off := a.file.Map.Segments()[0].Offset
+	go func() {
+		_, err := h.ReadAt(ctx, make([]byte, 10), off)
+		left <- err
+	}()
+	go func() {
+		_, err := h.ReadAt(context.Background(), make([]byte, 10), off)
+		stayed <- err
+	}()
+	eventually(t, "both wait", func() bool { return waiters(h) == 2 })
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled read: %v", err)
+	}
+	close(src.gate)
+	if err := <-stayed; err != nil {
+		t.Errorf("other read: %v", err)
+	}
+	if n, _ := src.reset(); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// TestBrokenFetchGoesOn cuts every other body short.
+func TestBrokenFetchGoesOn(t *testing.T) {
+	for _, k := range kinds {
+		src := &fakeSource{}
+		var calls int
+		src.mangle = func(_ string, _ int64, b []byte) ([]byte, error) {
+			if calls++; calls%2 == 1 {
+				return b[:len(b)/3], errCut
+			}
+			return b, nil
+		}
+		a := makeFile(t, newRand(t), src, k, 3<<20)
+		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+		checkRead(t, h, a.flat, 0, len(a.flat))
+	}
+}
+
+func TestReadTimeout(t *testing.T) {
+	src := &fakeSource{mangle: func(string, int64, []byte) ([]byte, error) { return nil, errCut }}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	h := openFile(t, openCache(t, t.TempDir(), Options{ReadTimeout: 300 * time.Millisecond}), a.file, src)
+	_, err := h.ReadAt(context.Background(), make([]byte, len(a.flat)), 0)
+	if !errors.Is(err, ErrTimeout) || !errors.Is(err, errCut) {
+		t.Errorf("error %v, want a timeout with its cause", err)
+	}
+	src.mu.Lock()
+	src.mangle = nil
+	src.mu.Unlock()
+	checkRead(t, h, a.flat, 0, len(a.flat))
+}
+
+func TestFinalErrorEndsRead(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	blobs := src.blobs
+	src.blobs = nil
+	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+	if _, err := h.ReadAt(context.Background(), make([]byte, len(a.flat)), 0); !errors.As(err, &finalError{}) {
+		t.Errorf("error %v", err)
+	}
+	src.mu.Lock()
+	src.blobs = blobs
+	src.mu.Unlock()
+	checkRead(t, h, a.flat, 0, len(a.flat))
+}
+
+// TestWrongBytesAreNotHandedOut flips a bit in everything that is fetched.
+func TestWrongBytesAreNotHandedOut(t *testing.T) {
+	for _, k := range kinds[1:4] {
+		t.Run(k.name, func(t *testing.T) {
+			src := &fakeSource{mangle: func(_ string, _ int64, b []byte) ([]byte, error) {
+				b[len(b)/2] ^= 1
+				return b, nil
+			}}
+			a := makeFile(t, newRand(t), src, k, 256<<10)
+			h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+			if _, err := h.ReadAt(context.Background(), make([]byte, len(a.flat)), 0); !errors.Is(err, layout.ErrContent) {
+				t.Errorf("error %v", err)
+			}
+			if h.Cached() != 0 {
+				t.Errorf("%d wrong bytes are in the cache", h.Cached())
+			}
+			if n, _ := src.reset(); n != 2 {
+				t.Errorf("%d requests, want one and another try", n)
+			}
+		})
+	}
+}
+
+// TestWrongWhole has a blob that can be seen to be wrong only when it is
+// complete: it leaves the cache, and no stream of it ends well.
+func TestWrongWhole(t *testing.T) {
+	for _, k := range []kind{kinds[0], kinds[4]} {
+		t.Run(k.name, func(t *testing.T) {
+			src := &fakeSource{}
+			size := wholeLimit + 1<<20
+			a := makeFile(t, newRand(t), src, k, size)
+			for _, b := range src.blobs {
+				b[0] ^= 1 // a raw byte, or the frame's magic
+				if k.zstd {
+					b[0] ^= 1
+					b[len(b)-1] ^= 1 // the checksum
+				}
+			}
+			h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+			r, err := h.OpenPayload(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if _, err := io.Copy(io.Discard, r); !errors.Is(err, layout.ErrContent) {
+				t.Errorf("stream ended with %v", err)
+			}
+			eventually(t, "it is gone from the cache", func() bool { return h.Cached() == 0 })
+			if _, ok := h.Backing(); ok {
+				t.Error("handed to the kernel")
+			}
+		})
+	}
+}
+
+func TestPayloadStream(t *testing.T) {
+	for _, k := range kinds {
+		for _, noRange := range []bool{false, true} {
+			src := &fakeSource{noRange: noRange}
+			size := 5<<20 + 77
+			if k.name == "large frame" {
+				size += wholeLimit
+			}
+			a := makeFile(t, newRand(t), src, k, size)
+			h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+			for range 2 {
+				r, err := h.OpenPayload(context.Background())
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(r)
+				if err != nil || !bytes.Equal(got, a.data) {
+					t.Errorf("%s: payload of %d bytes, want %d (%v)", k.name, len(got), len(a.data), err)
+				}
+			}
+			_, fetched := src.reset()
+			if stored := a.file.StoredSize(); fetched > stored {
+				t.Errorf("%s: fetched %d of %d", k.name, fetched, stored)
+			}
+		}
+	}
+}
+
+// TestAfterReboot pretends that the machine crashed after pieces were
+// marked present, and that some of their data was lost.
+func TestAfterReboot(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 4<<20)
+	dir := t.TempDir()
+	c := openCache(t, dir, Options{})
+	h := openFile(t, c, a.file, src)
+	checkRead(t, h, a.flat, 0, len(a.flat)*3/4)
+	lost := a.file.Map.Segments()[1]
+	if _, err := h.entry.data.WriteAt(make([]byte, lost.Length), lost.Offset); err != nil {
+		t.Fatal(err)
+	}
+	h.entry.state.mem[offBoot] ^= 1
+	_ = h.Close()
+	_ = c.Close()
+	_, before := src.reset()
+
+	h = openFile(t, openCache(t, dir, Options{}), a.file, src)
+	if h.Cached() != 0 {
+		t.Errorf("%d bytes are believed without a look", h.Cached())
+	}
+	checkRead(t, h, a.flat, 0, len(a.flat)/2)
+	if _, after := src.reset(); after == 0 || after > before/2 {
+		t.Errorf("fetched %d bytes again of %d", after, before)
+	}
+}
+
+// TestDamagedState costs a refetch and not an error.
+func TestDamagedState(t *testing.T) {
+	damage := map[string]func(path string) error{
+		"header":    func(p string) error { return flip(p+".state", 3) },
+		"key":       func(p string) error { return flip(p+".state", 20) },
+		"truncated": func(p string) error { return os.Truncate(p+".state", 100) },
+		"empty":     func(p string) error { return os.Truncate(p+".state", 0) },
+		"data lost": func(p string) error { return os.Truncate(p+".data", 5) },
+	}
+	for name, do := range damage {
+		t.Run(name, func(t *testing.T) {
+			src := &fakeSource{}
+			a := makeFile(t, newRand(t), src, kinds[1], 1<<20+5)
+			dir := t.TempDir()
+			c := openCache(t, dir, Options{})
+			h := openFile(t, c, a.file, src)
+			checkRead(t, h, a.flat, 0, len(a.flat)/2)
+			_ = h.Close()
+			_ = c.Close()
+			if err := do(filepath.Join(dir, dirFiles, a.file.Key())); err != nil {
+				t.Fatal(err)
+			}
+			h = openFile(t, openCache(t, dir, Options{}), a.file, src)
+			checkRead(t, h, a.flat, 0, len(a.flat))
+		})
+	}
+}
+
+func flip(name string, off int64) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], off); err != nil {
+		return err
+	}
+	b[0] ^= 0xff
+	_, err = f.WriteAt(b[:], off)
+	return err
+}
+
+// TestUnkeptPieces has a disk that takes no data: readers are served.
+func TestUnkeptPieces(t *testing.T) {
+	for _, k := range kinds {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, k, 2<<20+99)
+		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+		name := h.entry.data.Name()
+		_ = h.entry.data.Close()
+		var err error
+		if h.entry.data, err = os.Open(name); err != nil {
+			t.Fatal(err)
+		}
+		checkRead(t, h, a.flat, 0, len(a.flat))
+		checkRead(t, h, a.flat, 1234, 500_000)
+		if h.Cached() != 0 {
+			t.Errorf("%s: %d bytes are said to be kept", k.name, h.Cached())
+		}
+	}
+}
+
+func TestCacheDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 1000)
+	openFile(t, openCache(t, dir, Options{}), a.file, src)
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if want := map[bool]fs.FileMode{true: 0o700, false: 0o600}[d.IsDir()]; info.Mode().Perm() != want {
+			t.Errorf("%s has mode %o", p, info.Mode().Perm())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, Options{}); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("a directory that others can write: %v", err)
+	}
+}
+
+// TestNoSymlinkIsFollowed puts links where cache files go.
+func TestNoSymlinkIsFollowed(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 1000)
+	dir, other := t.TempDir(), filepath.Join(t.TempDir(), "victim")
+	c := openCache(t, dir, Options{})
+	if err := os.Symlink(other, filepath.Join(dir, dirFiles, a.file.Key()+".data")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.File(a.file, src); err == nil {
+		t.Error("opened through a link")
+	}
+	if _, err := os.Lstat(other); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("link's target: %v", err)
+	}
+}
+
+func TestBlobsAndRefs(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, dir, Options{})
+	src := &fakeSource{}
+	digest := src.put([]byte("manifest"))
+	if _, err := c.Blob(digest); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("absent blob: %v", err)
+	}
+	if err := c.PutBlob(digest, []byte("other")); !errors.Is(err, layout.ErrContent) {
+		t.Errorf("wrong blob kept: %v", err)
+	}
+	if err := c.PutBlob(digest, []byte("manifest")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := c.Blob(digest); err != nil || string(b) != "manifest" {
+		t.Errorf("blob %q, %v", b, err)
+	}
+	if err := flip(filepath.Join(dir, dirBlobs, digest[len("sha256:"):]), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Blob(digest); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("damaged blob: %v", err)
+	}
+	for _, bad := range []string{"", "sha256:../../x", "md5:00", "sha256:" + string(make([]byte, 64))} {
+		if err := c.PutBlob(bad, nil); !errors.Is(err, layout.ErrContent) {
+			t.Errorf("digest %q: %v", bad, err)
+		}
+	}
+	if err := c.PutRef("host/repo:tag", digest); err != nil {
+		t.Fatal(err)
+	}
+	if got, seen, err := c.Ref("host/repo:tag"); err != nil || got != digest || time.Since(seen) > time.Minute {
+		t.Errorf("ref %q, %v, %v", got, seen, err)
+	}
+	if _, _, err := c.Ref("host/repo:other"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("unknown ref: %v", err)
+	}
+}
+
+// TestInUseLock: nobody can take the file of a process that uses it.
+func TestInUseLock(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 1000)
+	dir := t.TempDir()
+	h := openFile(t, openCache(t, dir, Options{}), a.file, src)
+	f, err := os.OpenFile(filepath.Join(dir, dirFiles, a.file.Key()+".state"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if ok, err := tryLock(f, unix.F_WRLCK, lockInUse, 1); ok || err != nil {
+		t.Errorf("locked while in use: %v, %v", ok, err)
+	}
+	_ = h.Close()
+	if ok, err := tryLock(f, unix.F_WRLCK, lockInUse, 1); !ok || err != nil {
+		t.Errorf("not free after use: %v, %v", ok, err)
+	}
+}
+
+// TestSteadyReadsDoNotAllocate reads what is present.
+func TestSteadyReadsDoNotAllocate(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	h.entry.complete.Store(false) // as if one piece far away were missing
+	p := make([]byte, 64<<10)
+	var off int64
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := h.ReadAt(context.Background(), p, off%int64(len(a.flat)/2)); err != nil {
+			t.Fatal(err)
+		}
+		off += 777_777
+	}); n > 0 {
+		t.Errorf("%v allocations a read", n)
+	}
+}

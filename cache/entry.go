@@ -1,0 +1,201 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// entry is one cached file, open in this process.
+type entry struct {
+	cache *Cache
+	key   string
+	file  *layout.File
+	grid  *grid
+	link  *link
+	state *state
+	data  *os.File // read and write, in the file's own layout
+	users int      // under Cache.mu
+
+	ctx  context.Context // ends when the entry is closed, or the cache
+	stop context.CancelFunc
+	jobs sync.WaitGroup // what works with the files; see use
+
+	complete atomic.Bool // all pieces present; saves looking at each
+	asked    atomic.Bool // waits in Cache.checks
+	reading  tracker     // who reads how, for readahead
+
+	mu      sync.Mutex
+	closing bool
+	flights map[int]*flight // by piece
+	streams map[int]bool    // parts that are being streamed
+	bad     map[int]int     // parts whose bytes were wrong, how often
+	backing *os.File        // read-only, for the kernel; opened once
+}
+
+// openEntry opens or makes the three files of an entry. What is damaged
+// is removed and made anew, once.
+func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
+	e := &entry{
+		cache: c, key: key, file: f, grid: newGrid(f), link: l,
+		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{},
+	}
+	e.ctx, e.stop = context.WithCancel(c.ctx)
+	err := e.openFiles()
+	if errors.Is(err, errDamaged) {
+		c.log.Warn("cached file is made anew", "file", f.Name, "cause", err)
+		_ = c.root.Remove(e.path(".state"))
+		_ = c.root.Remove(e.path(".data"))
+		err = e.openFiles()
+	}
+	if err != nil {
+		e.stop()
+		return nil, err
+	}
+	e.checkComplete()
+	return e, nil
+}
+
+func (e *entry) path(suffix string) string { return path.Join(dirFiles, e.key+suffix) }
+
+func (e *entry) openFiles() error {
+	root := e.cache.root
+	sf, err := e.openLinked(".state")
+	if err != nil {
+		return err
+	}
+	// Whoever holds this lock uses the file; nobody evicts it meanwhile.
+	if err := lock(sf, unix.F_RDLCK, lockInUse, 1); err != nil {
+		_ = sf.Close()
+		return err
+	}
+	e.state, err = openState(sf, e.key, e.grid.pieces())
+	if err != nil {
+		_ = sf.Close()
+		return err
+	}
+	e.data, err = root.OpenFile(e.path(".data"), os.O_RDWR|os.O_CREATE|openFlags, 0o600)
+	if err == nil {
+		err = e.checkData()
+	}
+	if err == nil {
+		err = e.writeMeta()
+	}
+	if err != nil {
+		e.closeFiles()
+	}
+	return err
+}
+
+// openLinked opens the state file and makes sure that it was not
+// unlinked meanwhile by somebody who evicts.
+func (e *entry) openLinked(suffix string) (*os.File, error) {
+	for {
+		f, err := e.cache.root.OpenFile(e.path(suffix), os.O_RDWR|os.O_CREATE|openFlags, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+			_ = f.Close()
+			return nil, os.NewSyscallError("fstat", err)
+		}
+		if st.Nlink > 0 {
+			return f, nil
+		}
+		_ = f.Close()
+	}
+}
+
+// checkData gives a new data file its size. One that has lost its bytes
+// while the state says otherwise is damage.
+func (e *entry) checkData() error {
+	info, err := e.data.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file: %w", e.path(".data"), fs.ErrInvalid)
+	}
+	size := e.file.Size()
+	if info.Size() == size {
+		return nil
+	}
+	for i := range e.grid.pieces() {
+		if e.state.word(i)&wordPresent != 0 {
+			return fmt.Errorf("%w: data has %d bytes, not %d", errDamaged, info.Size(), size)
+		}
+	}
+	return e.data.Truncate(size)
+}
+
+func (e *entry) closeFiles() {
+	if e.state != nil {
+		e.state.unmap()
+		_ = e.state.file.Close() // and with it all locks
+		e.state = nil
+	}
+	if e.data != nil {
+		_ = e.data.Close()
+		e.data = nil
+	}
+	if e.backing != nil {
+		_ = e.backing.Close()
+		e.backing = nil
+	}
+}
+
+// shut ends the entry's fetches. From now on only what is present is read.
+func (e *entry) shut() {
+	e.mu.Lock()
+	e.closing = true
+	for i, fl := range e.flights {
+		if !fl.running {
+			e.landLocked(i, fs.ErrClosed, nil)
+		}
+	}
+	e.mu.Unlock()
+	e.stop()
+}
+
+// close waits for the entry's jobs and lets go of its files.
+func (e *entry) close() {
+	e.shut()
+	e.jobs.Wait()
+	e.closeFiles()
+}
+
+// checkComplete looks whether the file has become complete, and has it
+// verified and sealed if so.
+func (e *entry) checkComplete() {
+	if !e.state.hasAll(0, e.grid.pieces()) {
+		return
+	}
+	e.complete.Store(true)
+	if !e.state.sealed() {
+		e.cache.askCheck(e)
+	}
+}
+
+// use takes part in keeping the entry's files open for a job. It fails
+// once the entry is being closed.
+func (e *entry) use() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closing {
+		return false
+	}
+	e.jobs.Add(1)
+	return true
+}
+
+func (e *entry) unuse() { e.jobs.Done() }

@@ -1,0 +1,285 @@
+package cache
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// run does one job, in a goroutine of its own. Every flight of the job has
+// landed or is queued again when it returns.
+func (c *Cache) run(j job) {
+	e := j.entry
+	if j.stream {
+		e.stream(j, nil)
+		return
+	}
+	from, to, ok := e.claim(j)
+	if !ok {
+		return
+	}
+	var err error
+	if e.grid.whole(j.part) {
+		err = e.fetchWhole(j.part, from)
+	} else {
+		from, err = e.fetchPieces(j.part, from, to)
+	}
+	e.state.unlockPieces(j.from, j.to)
+	if err != nil {
+		e.failed(j.part, from, to, err)
+	} else {
+		e.requeue(from, to) // what fetchPieces left
+	}
+	e.checkComplete()
+}
+
+// claim locks the job's pieces among processes and returns the run of
+// them that is still missing. The rest is queued again, or followed while
+// another process fetches it. ok is false when nothing is left to do.
+func (e *entry) claim(j job) (from, to int, ok bool) {
+	n := j.to - j.from
+	if !j.alone {
+		for ; n > 0; n /= 2 {
+			if got, err := e.state.tryLockPieces(j.from, j.from+n); got || err != nil {
+				break // without locks the fetch goes on: the bytes are the same
+			}
+		}
+	}
+	if n == 0 {
+		e.requeue(j.from+1, j.to)
+		e.follow(j.from)
+		return 0, 0, false
+	}
+	e.requeue(j.from+n, j.to)
+	from = j.from
+	for from < j.from+n && e.state.has(from) {
+		e.land(from, nil)
+		from++
+	}
+	to = from
+	for to < j.from+n && !e.state.has(to) {
+		to++
+	}
+	e.requeue(to, j.from+n)
+	if from == to {
+		e.state.unlockPieces(j.from, j.from+n)
+	}
+	return from, to, from < to
+}
+
+// fetchWhole fetches a part that is one piece and checks it before a byte
+// of it is used.
+func (e *entry) fetchWhole(part, piece int) error {
+	p := &e.file.Parts[part]
+	weight := p.StoredSize
+	if p.Encoding != layout.Raw {
+		weight += p.Length
+	}
+	weight, err := e.reserve(weight)
+	if err != nil {
+		return err
+	}
+	defer e.cache.buffers.Release(weight)
+
+	stored := getBuffer(p.StoredSize)
+	defer putBuffer(stored)
+	body, _, err := e.link.open(e.ctx, p.Digest, p.StoredSize, 0, p.StoredSize)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	began := time.Now()
+	if _, err := io.ReadFull(body, stored); err != nil {
+		return noEOF(err)
+	}
+	e.link.moved(p.StoredSize, time.Since(began))
+	if sha := sha256.Sum256(stored); "sha256:"+hex.EncodeToString(sha[:]) != p.Digest {
+		return e.wrong(part, "whole")
+	}
+	payload := stored
+	if p.Encoding != layout.Raw {
+		decoded := getBuffer(p.Length)
+		defer putBuffer(decoded)
+		if payload, err = zstdframe.Decode(decoded[:0], stored, p.Length); err != nil {
+			return &contentError{errors.Join(e.wrong(part, "frame"), err)}
+		}
+	}
+	e.arrived(piece, payload, true)
+	return nil
+}
+
+// fetchPieces fetches raw pieces [from, to) of a part with one request,
+// each usable as soon as it is there. It returns the first piece that was
+// not fetched; that is no error when the registry sent the whole blob and
+// a stream goes on with it.
+func (e *entry) fetchPieces(part, from, to int) (int, error) {
+	p := &e.file.Parts[part]
+	size := e.grid.size[part]
+	if _, err := e.reserve(size); err != nil {
+		return from, err
+	}
+	defer e.cache.buffers.Release(size)
+
+	first, _ := e.grid.extent(from)
+	last, n := e.grid.extent(to - 1)
+	length := last + n - first
+	body, whole, err := e.link.open(e.ctx, p.Digest, p.StoredSize, first-p.Offset, length)
+	if err != nil {
+		return from, err
+	}
+	if whole && length < p.StoredSize {
+		e.adoptStream(part, body)
+		return from, nil
+	}
+	defer body.Close()
+	buf := getBuffer(size)
+	defer putBuffer(buf)
+	began := time.Now()
+	for ; from < to; from++ {
+		_, n := e.grid.extent(from)
+		if _, err := io.ReadFull(body, buf[:n]); err != nil {
+			return from, noEOF(err)
+		}
+		verified, err := e.checkPiece(from, buf[:n])
+		if err != nil {
+			return from, err
+		}
+		e.arrived(from, buf[:n], verified)
+	}
+	e.link.moved(length, time.Since(began))
+	return to, nil
+}
+
+// arrived keeps the payload of piece i and hands it to those who wait. A
+// disk that does not take it does not fail the readers.
+func (e *entry) arrived(i int, payload []byte, verified bool) {
+	if err := e.store(i, payload, verified); err != nil {
+		e.cache.log.Warn("cache cannot keep what was fetched", "file", e.file.Name, "cause", err)
+		e.land(i, payload)
+		return
+	}
+	e.land(i, nil)
+}
+
+// reserve waits for room for n bytes in memory. What is larger than all
+// the room there is gets all of it.
+func (e *entry) reserve(n int64) (int64, error) {
+	n = min(n, bufferBudget)
+	if err := e.cache.buffers.Acquire(e.ctx, n); err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// failed ends or repeats what is left of a job: pieces that somebody
+// waits for are queued again after a pause, unless err is final.
+func (e *entry) failed(part, from, to int, err error) {
+	var wrong *contentError
+	e.mu.Lock()
+	last := final(err) || e.ctx.Err() != nil
+	if errors.As(err, &wrong) {
+		// Bytes may be damaged on the way once. The second time they are
+		// wrong where they come from; the next read asks again.
+		e.bad[part]++
+		if last = e.bad[part] > 1; last {
+			delete(e.bad, part)
+		}
+	}
+	if last {
+		for i := from; i < to; i++ {
+			e.landLocked(i, err, nil)
+		}
+		e.mu.Unlock()
+		return
+	}
+	want := e.looseLocked(from, to, err)
+	e.mu.Unlock()
+	e.pushLater(e.link.pause(), want)
+}
+
+// pushLater queues spans as demand after a pause.
+func (e *entry) pushLater(pause time.Duration, want []span) {
+	if len(want) == 0 || !e.use() {
+		return
+	}
+	go func() {
+		defer e.unuse()
+		t := time.NewTimer(pause)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			e.cache.queue.push(demanded, want...)
+		case <-e.ctx.Done():
+		}
+	}()
+}
+
+// noEOF makes the end of a body that came too early an error.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Bounds of the wait between two looks at what another process fetches.
+const (
+	followFirst = time.Millisecond
+	followMost  = 20 * time.Millisecond
+)
+
+// follow watches a piece that another process has claimed. When that
+// process makes no progress, the piece is fetched here as well.
+func (e *entry) follow(piece int) {
+	if !e.use() {
+		e.requeue(piece, piece+1)
+		return
+	}
+	go func() {
+		defer e.unuse()
+		came, err := e.comes(e.ctx, piece)
+		if err == nil && came {
+			e.land(piece, nil)
+			e.checkComplete()
+			return
+		}
+		e.mu.Lock()
+		if fl := e.flights[piece]; fl != nil {
+			fl.alone = true
+		}
+		e.mu.Unlock()
+		e.requeue(piece, piece+1)
+	}()
+}
+
+// comes waits until a piece is present, or until nothing of the file has
+// come for so long that its fetcher must be taken for dead or stopped.
+func (e *entry) comes(ctx context.Context, piece int) (bool, error) {
+	pause := followFirst
+	seen, since := e.present(), time.Now()
+	for !e.state.has(piece) {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		pause = min(2*pause, followMost)
+		if n := e.present(); n != seen {
+			seen, since = n, time.Now()
+		} else if time.Since(since) > e.cache.opts.patience {
+			return false, nil
+		}
+		if ok, err := e.state.tryLockPieces(piece, piece+1); ok || err != nil {
+			// Its fetcher has let go; it may have failed.
+			e.state.unlockPieces(piece, piece+1)
+			return e.state.has(piece), nil
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,177 @@
+package cache
+
+import (
+	"context"
+	"io"
+	"os"
+	"sync"
+)
+
+// File is an open cached file. It is safe for concurrent use.
+type File struct {
+	entry  *entry
+	name   string
+	closed sync.Once
+}
+
+// ReadAt fills p from the file's offset off on, as io.ReaderAt does: less
+// than len(p) only at the end of the file, with io.EOF, or with an error.
+// What is missing is fetched. When ctx ends, ReadAt returns at once and
+// the fetch goes on for others.
+func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	e := f.entry
+	size := e.file.Size()
+	if off < 0 || off >= size {
+		return 0, io.EOF
+	}
+	short := int64(len(p)) > size-off
+	if short {
+		p = p[:size-off]
+	}
+	if err := e.readAt(ctx, p, off); err != nil {
+		return 0, err
+	}
+	if short {
+		return len(p), io.EOF
+	}
+	return len(p), nil
+}
+
+// readAt fills p, which lies within the file. Holes come from the data
+// file's own.
+func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
+	var unkept map[int][]byte
+	if !e.complete.Load() {
+		from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+int64(len(p)))
+		if from < to {
+			var err error
+			if unkept, err = e.ensure(ctx, from, to); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := e.data.ReadAt(p, off); err != nil {
+		return noEOF(err)
+	}
+	for i, payload := range unkept {
+		e.overlay(p, off, i, payload)
+	}
+	return nil
+}
+
+// ensure makes payload [from, to) readable and has fetched what a
+// sequential reader will want next.
+func (e *entry) ensure(ctx context.Context, from, to int64) (map[int][]byte, error) {
+	i, j := e.grid.at(from), e.grid.at(to-1)+1
+	if a, b := e.reading.saw(from, to, e.file.PayloadSize()); a < b {
+		e.fetchAhead(a, b)
+	}
+	if e.state.hasAll(i, j) {
+		return nil, nil
+	}
+	return e.demand(ctx, i, j)
+}
+
+// fetchAhead queues what is missing of payload [from, to).
+func (e *entry) fetchAhead(from, to int64) {
+	e.queueMissing(ahead, e.grid.at(from), e.grid.at(to-1)+1)
+}
+
+// queueMissing queues what is missing of pieces [i, j).
+func (e *entry) queueMissing(p priority, i, j int) {
+	var want []span
+	for ; i < j; i++ {
+		if !e.state.has(i) && !e.state.suspect(i) {
+			want = appendPiece(want, e, i)
+		}
+	}
+	e.cache.queue.push(p, want...)
+}
+
+// overlay copies the payload of piece i, which is not on disk, to where it
+// belongs in p, which is the file from off on.
+func (e *entry) overlay(p []byte, off int64, i int, payload []byte) {
+	start, _ := e.grid.extent(i)
+	for run := range e.file.Map.Payload(start, int64(len(payload))) {
+		data := payload[:run.Length]
+		payload = payload[run.Length:]
+		at := run.Offset - off
+		if at < 0 {
+			data = data[min(-at, int64(len(data))):]
+			at = 0
+		}
+		if at < int64(len(p)) {
+			copy(p[at:], data)
+		}
+	}
+}
+
+// Backing returns the file on disk for the kernel to read by itself. ok is
+// true only when the file is complete, verified and safely on disk. The
+// result is read-only and open until f is closed.
+func (f *File) Backing() (file *os.File, ok bool) {
+	e := f.entry
+	if !e.state.sealed() {
+		return nil, false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.backing == nil {
+		b, err := e.cache.root.OpenFile(e.path(".data"), os.O_RDONLY|openFlags, 0)
+		if err != nil {
+			e.cache.log.Warn("cached file cannot be opened for the kernel", "file", f.name, "cause", err)
+			return nil, false
+		}
+		e.backing = b
+	}
+	return e.backing, true
+}
+
+// Cached is how many bytes of the payload are present.
+func (f *File) Cached() int64 {
+	e := f.entry
+	var n int64
+	for p := range e.file.Parts {
+		first, end := e.grid.first[p], e.grid.first[p+1]
+		for i := first; i < end; i++ {
+			if e.state.has(i) {
+				n += e.grid.size[p]
+				if i == end-1 {
+					n -= e.grid.size[p]*int64(end-first) - e.file.Parts[p].Length
+				}
+			}
+		}
+	}
+	return n
+}
+
+// Complete says that all of the file's bytes are present.
+func (f *File) Complete() bool {
+	return f.entry.state.hasAll(0, f.entry.grid.pieces())
+}
+
+// Verified says that all of them were hashed against the artifact.
+func (f *File) Verified() bool {
+	for i := range f.entry.grid.pieces() {
+		if !f.entry.state.verified(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// Close lets go of the file. Reads must have ended.
+func (f *File) Close() error {
+	f.closed.Do(func() { f.entry.cache.release(f.entry) })
+	return nil
+}
+
+// present is the number of pieces that are there.
+func (e *entry) present() (n int) {
+	for i := range e.grid.pieces() {
+		if e.state.has(i) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,168 @@
+package cache
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// mostBlob bounds a manifest or config blob that is kept.
+const mostBlob = 64 << 20
+
+// Blob returns a small blob that was kept whole: a manifest or a config
+// blob. It fails with fs.ErrNotExist where there is none; one that does
+// not have its digest any more is removed and counts as none.
+func (c *Cache) Blob(digest string) ([]byte, error) {
+	name, err := blobPath(digest)
+	if err != nil {
+		return nil, err
+	}
+	data, err := c.readFile(name)
+	if err != nil {
+		return nil, err
+	}
+	if sum := sha256.Sum256(data); "sha256:"+hex.EncodeToString(sum[:]) != digest {
+		_ = c.root.Remove(name)
+		return nil, fmt.Errorf("cached blob %s is damaged: %w", digest, fs.ErrNotExist)
+	}
+	return data, nil
+}
+
+// PutBlob keeps a small blob. data must have the digest.
+func (c *Cache) PutBlob(digest string, data []byte) error {
+	name, err := blobPath(digest)
+	if err != nil {
+		return err
+	}
+	if sum := sha256.Sum256(data); "sha256:"+hex.EncodeToString(sum[:]) != digest {
+		return fmt.Errorf("blob %s: %w", digest, layout.ErrContent)
+	}
+	return c.writeFile(name, data)
+}
+
+func blobPath(digest string) (string, error) {
+	hexa, ok := strings.CutPrefix(digest, "sha256:")
+	if raw, err := hex.DecodeString(hexa); !ok || err != nil || len(raw) != sha256.Size {
+		return "", fmt.Errorf("digest %q: %w", digest, layout.ErrContent)
+	}
+	return path.Join(dirBlobs, hexa), nil
+}
+
+// refRecord is what stands in a file of dirRefs.
+type refRecord struct {
+	Reference string    `json:"reference"`
+	Digest    string    `json:"digest"`
+	Seen      time.Time `json:"seen"`
+}
+
+// Ref returns what a reference was last seen as, and when. It fails with
+// fs.ErrNotExist where it was never seen.
+func (c *Cache) Ref(reference string) (digest string, seen time.Time, err error) {
+	data, err := c.readFile(refPath(reference))
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	var r refRecord
+	if json.Unmarshal(data, &r) != nil || r.Reference != reference {
+		return "", time.Time{}, fmt.Errorf("cached reference %q is damaged: %w", reference, fs.ErrNotExist)
+	}
+	return r.Digest, r.Seen, nil
+}
+
+// PutRef notes that a reference names a digest now.
+func (c *Cache) PutRef(reference, digest string) error {
+	data, err := json.Marshal(refRecord{reference, digest, time.Now().UTC()})
+	if err != nil {
+		return err
+	}
+	return c.writeFile(refPath(reference), data)
+}
+
+func refPath(reference string) string {
+	sum := sha256.Sum256([]byte(reference))
+	return path.Join(dirRefs, hex.EncodeToString(sum[:])+".json")
+}
+
+// fileRecord is what stands in KEY.meta: what the file is made of, for
+// those who look at the cache without the artifact.
+type fileRecord struct {
+	Version int        `json:"version"`
+	Name    string     `json:"name"`
+	Size    int64      `json:"size"`
+	Map     [][2]int64 `json:"map"`
+	Parts   []partMeta `json:"parts"`
+}
+
+type partMeta struct {
+	Digest     string `json:"digest"`
+	StoredSize int64  `json:"storedSize"`
+	Encoding   string `json:"encoding"`
+	Length     int64  `json:"length"`
+	PieceSize  int64  `json:"pieceSize"`
+}
+
+// writeMeta describes the file, unless it is described already.
+func (e *entry) writeMeta() error {
+	if _, err := e.cache.root.Lstat(e.path(".meta")); err == nil {
+		return nil
+	}
+	r := fileRecord{Version: 1, Name: e.file.Name, Size: e.file.Size(), Map: [][2]int64{}}
+	for _, s := range e.file.Map.Segments() {
+		r.Map = append(r.Map, [2]int64{s.Offset, s.Length})
+	}
+	for i := range e.file.Parts {
+		p := &e.file.Parts[i]
+		r.Parts = append(r.Parts, partMeta{p.Digest, p.StoredSize, p.Encoding.String(), p.Length, e.grid.size[i]})
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return e.cache.writeFile(e.path(".meta"), data)
+}
+
+func (c *Cache) readFile(name string) ([]byte, error) {
+	f, err := c.root.OpenFile(name, os.O_RDONLY|openFlags, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, mostBlob+1))
+	if err == nil && len(data) > mostBlob {
+		err = fmt.Errorf("%s is larger than %d bytes: %w", name, mostBlob, fs.ErrInvalid)
+	}
+	return data, err
+}
+
+// writeFile puts a small file in place: whole, or as it was.
+func (c *Cache) writeFile(name string, data []byte) error {
+	if old, err := c.readFile(name); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	tmp := name + ".tmp-" + rand.Text()
+	f, err := c.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|openFlags, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = c.root.Rename(tmp, name)
+	}
+	if err != nil {
+		_ = c.root.Remove(tmp)
+	}
+	return err
+}

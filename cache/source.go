@@ -1,0 +1,146 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Source reads stored blobs. It must be comparable, and safe for
+// concurrent use.
+type Source interface {
+	// OpenBlob opens bytes [off, off+n) of the stored blob, whose size is
+	// given. Where the registry ignores ranges, whole is true and the body
+	// is all of the blob from its first byte. A body that ends early ends
+	// with an error other than io.EOF.
+	//
+	// An error in whose chain a method Temporary() bool answers false is
+	// final. Any other is taken up again.
+	OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error)
+}
+
+// Bounds of the wait between two tries at a link that fails.
+const (
+	backoffFirst = 100 * time.Millisecond
+	backoffMost  = 10 * time.Second
+)
+
+// link is what has been learned about one source.
+type link struct {
+	src Source
+
+	// ranges is rangesUnknown until one ranged request was answered.
+	ranges  atomic.Int32
+	probing chan struct{} // holds one token; taken while ranges is unknown
+
+	mu       sync.Mutex
+	failures int           // since the last byte that arrived; those of one moment count once
+	retry    time.Time     // when the pause after the last failure ends
+	delay    time.Duration // smoothed time from request to first byte
+	speed    float64       // smoothed bytes per second of one connection
+}
+
+const (
+	rangesUnknown = iota
+	rangesHonoured
+	rangesIgnored
+)
+
+func newLink(src Source) *link {
+	return &link{src: src, probing: make(chan struct{}, 1)}
+}
+
+// open asks for a range and learns from the answer. As long as nobody
+// knows whether ranges are honoured, one request at a time finds out: a
+// registry that ignores them would answer each with the whole blob. Where
+// they are known to be ignored, whole is true and there is no body.
+func (l *link) open(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
+	partial := off > 0 || n < size
+	if partial && l.ranges.Load() == rangesUnknown {
+		select {
+		case l.probing <- struct{}{}:
+			defer func() { <-l.probing }()
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		}
+	}
+	if partial && l.ignoresRanges() {
+		return nil, true, nil
+	}
+	began := time.Now()
+	body, whole, err := l.src.OpenBlob(ctx, digest, size, off, n)
+	if err != nil {
+		return nil, false, err
+	}
+	l.tookToFirstByte(time.Since(began))
+	if partial {
+		if whole {
+			l.ranges.Store(rangesIgnored)
+		} else {
+			l.ranges.Store(rangesHonoured)
+		}
+	}
+	return body, whole, nil
+}
+
+// ignoresRanges says that the source was seen to send whole blobs only.
+func (l *link) ignoresRanges() bool { return l.ranges.Load() == rangesIgnored }
+
+func (l *link) tookToFirstByte(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.delay == 0 {
+		l.delay = d
+	}
+	l.delay += (d - l.delay) / 8
+}
+
+// moved reports a body of n bytes that took d.
+func (l *link) moved(n int64, d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failures = 0
+	if n < 256<<10 || d <= 0 {
+		return // too short to say anything about speed
+	}
+	s := float64(n) / d.Seconds()
+	if l.speed == 0 {
+		l.speed = s
+	}
+	l.speed += (s - l.speed) / 8
+}
+
+// pause counts a failure and returns how long to wait before the next
+// try: doubling, with jitter, bounded. Requests that fail while another's
+// pause lasts share it.
+func (l *link) pause() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if left := l.retry.Sub(now); left > 0 {
+		return left
+	}
+	d := min(backoffFirst<<min(l.failures, 10), backoffMost)
+	l.failures++
+	d = d/2 + rand.N(d/2+1)
+	l.retry = now.Add(d)
+	return d
+}
+
+// bandwidthDelay is how many bytes one connection carries in the time a
+// request takes to be answered; 0 while unknown.
+func (l *link) bandwidthDelay() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int64(l.speed * l.delay.Seconds())
+}
+
+// final says that trying again cannot help.
+func final(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.As(err, &t) && !t.Temporary()
+}

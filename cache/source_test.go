@@ -1,0 +1,259 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"go.uber.org/goleak"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeSource has blobs in memory, counts what is asked of it, and fails
+// as told.
+type fakeSource struct {
+	noRange bool
+	gate    chan struct{} // when set, each request waits for one token or its closing
+	mangle  func(digest string, off int64, body []byte) ([]byte, error)
+
+	mu       sync.Mutex
+	blobs    map[string][]byte
+	requests int
+	bytes    int64
+}
+
+var errCut = errors.New("connection reset")
+
+type finalError struct{}
+
+func (finalError) Error() string   { return "gone" }
+func (finalError) Temporary() bool { return false }
+
+func (s *fakeSource) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
+	if s.gate != nil {
+		select {
+		case <-s.gate:
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests++
+	blob, ok := s.blobs[digest]
+	if !ok {
+		return nil, false, finalError{}
+	}
+	if int64(len(blob)) != size || off < 0 || n < 0 || off+n > size {
+		return nil, false, fmt.Errorf("asked for [%d,%d) of %d, blob has %d", off, off+n, size, len(blob))
+	}
+	whole := s.noRange
+	if whole {
+		off, n = 0, size
+	}
+	body := blob[off : off+n]
+	var end error = io.EOF
+	if s.mangle != nil {
+		var err error
+		if body, err = s.mangle(digest, off, bytes.Clone(body)); err != nil {
+			end = err
+		}
+	}
+	return &fakeBody{s, bytes.NewReader(body), end}, whole, nil
+}
+
+type fakeBody struct {
+	s   *fakeSource
+	r   *bytes.Reader
+	end error
+}
+
+func (b *fakeBody) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	b.s.mu.Lock()
+	b.s.bytes += int64(n)
+	b.s.mu.Unlock()
+	if err == io.EOF {
+		err = b.end
+	}
+	return n, err
+}
+
+func (b *fakeBody) Close() error { return nil }
+
+// reset returns and clears the counts.
+func (s *fakeSource) reset() (requests int, fetched int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	requests, fetched = s.requests, s.bytes
+	s.requests, s.bytes = 0, 0
+	return requests, fetched
+}
+
+func (s *fakeSource) put(b []byte) string {
+	sum := sha256.Sum256(b)
+	digest := "sha256:" + hex.EncodeToString(sum[:])
+	if s.blobs == nil {
+		s.blobs = map[string][]byte{}
+	}
+	s.blobs[digest] = b
+	return digest
+}
+
+// kind is a way in which a payload is stored.
+type kind struct {
+	name   string
+	chunk  int  // split every so many bytes; 0: one part
+	zstd   bool // each part is a frame
+	pieces int64
+}
+
+var kinds = []kind{
+	{name: "raw"},
+	{name: "raw with piece digests", pieces: 256 << 10},
+	{name: "raw chunks", chunk: 1 << 20},
+	{name: "zstd chunks", chunk: 1 << 20, zstd: true},
+	{name: "large frame", zstd: true},
+}
+
+// artifact is a file and what its readers should see.
+type artifact struct {
+	file *layout.File
+	flat []byte
+	data []byte // the payload
+}
+
+// makeFile stores a payload of the given size, spread out by a random map,
+// in src.
+func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) artifact {
+	t.Helper()
+	data := make([]byte, size)
+	for i := 0; i < len(data); i += 64 { // compresses, but is nowhere the same
+		word := rng.Uint64()
+		for j := i; j < min(i+64, len(data)); j++ {
+			data[j] = byte(word >> (8 * (j % 8)))
+		}
+	}
+	m, flat := spread(t, rng, data)
+	f := &layout.File{Name: "memory-ranges", Mode: 0o600, Map: m}
+	chunk := size
+	if k.chunk > 0 {
+		chunk = k.chunk
+	}
+	for off := 0; off < size; off += chunk {
+		part := data[off:min(off+chunk, size)]
+		f.Parts = append(f.Parts, storePart(t, src, k, part, int64(off)))
+	}
+	return artifact{f, flat, data}
+}
+
+func storePart(t testing.TB, src *fakeSource, k kind, part []byte, off int64) layout.Part {
+	p := layout.Part{Offset: off, Length: int64(len(part))}
+	stored := part
+	if k.zstd {
+		enc, err := zstd.NewWriter(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = enc.EncodeAll(part, nil)
+		_ = enc.Close()
+		p.Encoding = layout.Zstd
+	}
+	p.StoredSize = int64(len(stored))
+	p.Digest = src.put(stored)
+	if k.pieces > 0 {
+		p.Pieces = &layout.Pieces{Size: k.pieces}
+		for b := part; len(b) > 0; b = b[min(int64(len(b)), k.pieces):] {
+			sum := sha256.Sum256(b[:min(int64(len(b)), k.pieces)])
+			p.Pieces.Sums = append(p.Pieces.Sums, sum[:]...)
+		}
+	}
+	return p
+}
+
+// spread cuts data into segments of random, unaligned lengths with holes
+// of random length before each.
+func spread(t testing.TB, rng *rand.Rand, data []byte) (*sparse.Map, []byte) {
+	t.Helper()
+	var segs []sparse.Segment
+	var flat []byte
+	for rest := data; len(rest) > 0; {
+		hole := rng.IntN(200_000)
+		if rng.IntN(8) == 0 {
+			hole = 0
+		}
+		n := min(1+rng.IntN(300_000), len(rest))
+		segs = append(segs, sparse.Segment{Offset: int64(len(flat) + hole), Length: int64(n)})
+		flat = append(append(flat, make([]byte, hole)...), rest[:n]...)
+		rest = rest[n:]
+	}
+	flat = append(flat, make([]byte, rng.IntN(100_000))...)
+	m, err := sparse.New(segs, int64(len(flat)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, flat
+}
+
+func newRand(t testing.TB) *rand.Rand {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+func openCache(t testing.TB, dir string, opts Options) *Cache {
+	t.Helper()
+	c, err := Open(dir, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func openFile(t testing.TB, c *Cache, f *layout.File, src Source) *File {
+	t.Helper()
+	h, err := c.File(f, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.Close() })
+	return h
+}
+
+func checkRead(t testing.TB, h *File, flat []byte, off, n int) {
+	t.Helper()
+	p := make([]byte, n)
+	got, err := h.ReadAt(context.Background(), p, int64(off))
+	want := flat[min(off, len(flat)):min(off+n, len(flat))]
+	if err != nil && !(errors.Is(err, io.EOF) && len(want) < n) {
+		t.Fatalf("read [%d,%d): %v", off, off+n, err)
+	}
+	if !bytes.Equal(p[:got], want) {
+		t.Fatalf("read [%d,%d): wrong bytes (%d of %d)", off, off+n, got, len(want))
+	}
+}
+
+// eventually polls until ok, for at most ten seconds.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within ten seconds: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

@@ -1,0 +1,246 @@
+package cache
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sys/unix"
+)
+
+// The state file, mapped by every process that has the file open. All
+// numbers are little-endian.
+//
+//	   0  8  magic "epochfs\x01"
+//	   8  4  format version
+//	  12  4  number of pieces
+//	  16 32  the file's key
+//	  48  8  xxh64 of bytes 0 to 48
+//	  64 16  boot id of the machine's run that last opened the file
+//	  80  4  flags: 1 sealed
+//	4096  8  a word for each piece
+//
+// A word: bit 63 present, bit 62 verified, bit 61 suspect, bits 0 to 55
+// the low bits of the xxh64 of the piece's payload. One aligned store
+// sets presence and checksum together.
+const (
+	stateMagic   = "epochfs\x01"
+	stateVersion = 1
+	stateHeader  = 4096
+
+	offPieces = 12
+	offKey    = 16
+	offSum    = 48
+	offBoot   = 64
+	offFlags  = 80
+
+	flagSealed = 1
+
+	wordPresent  = 1 << 63
+	wordVerified = 1 << 62 // checked against a digest of the artifact
+	wordSuspect  = 1 << 61 // written before the last boot, not looked at since
+	wordSum      = 1<<56 - 1
+)
+
+// errDamaged says that a state file cannot be believed at all. It costs a
+// refetch, not an error.
+var errDamaged = errors.New("state file is damaged")
+
+type state struct {
+	file  *os.File
+	mem   []byte
+	words []uint64 // the words in mem
+}
+
+// openState maps the state file of a cached file with the given key and
+// number of pieces. A new file is laid out, one from before the last boot
+// has its pieces marked suspect, unless it is sealed: then they were on
+// disk before it was.
+func openState(f *os.File, key string, pieces int) (*state, error) {
+	if err := lock(f, unix.F_WRLCK, lockSetup, 1); err != nil {
+		return nil, err
+	}
+	defer unlock(f, lockSetup, 1)
+	size := int64(stateHeader + 8*pieces)
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	fresh := info.Size() == 0
+	if fresh {
+		// Reserved, not only sized: a store to a mapped page for which the
+		// disk has no room would kill the process.
+		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
+			return nil, os.NewSyscallError("fallocate", err)
+		}
+	} else if info.Size() != size {
+		return nil, fmt.Errorf("%w: %d bytes, not %d", errDamaged, info.Size(), size)
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	s := &state{file: f, mem: mem, words: unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), size/8)[stateHeader/8:]}
+	head := header(key, pieces)
+	switch {
+	case fresh:
+		copy(mem, head)
+	case !bytes.Equal(mem[:len(head)], head):
+		s.unmap()
+		return nil, fmt.Errorf("%w: header", errDamaged)
+	}
+	s.enterBoot()
+	return s, nil
+}
+
+// header returns the part of the header that never changes.
+func header(key string, pieces int) []byte {
+	b := make([]byte, offSum+8)
+	copy(b, stateMagic)
+	binary.LittleEndian.PutUint32(b[8:], stateVersion)
+	binary.LittleEndian.PutUint32(b[offPieces:], uint32(pieces))
+	raw, err := hex.DecodeString(key)
+	if err != nil || len(raw) != 32 {
+		panic("cache: key is not a sha256 in hex: " + key)
+	}
+	copy(b[offKey:], raw)
+	binary.LittleEndian.PutUint64(b[offSum:], xxhash.Sum64(b[:offSum]))
+	return b
+}
+
+// enterBoot marks what an earlier run of the machine left unsealed.
+func (s *state) enterBoot() {
+	id := bootID()
+	if bytes.Equal(s.mem[offBoot:offBoot+16], id[:]) {
+		return
+	}
+	if !s.sealed() {
+		for i := range s.words {
+			if w := atomic.LoadUint64(&s.words[i]); w&wordPresent != 0 {
+				atomic.StoreUint64(&s.words[i], w|wordSuspect)
+			}
+		}
+	}
+	copy(s.mem[offBoot:], id[:])
+}
+
+// bootID names this run of the machine.
+var bootID = sync.OnceValue(func() (id [16]byte) {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err == nil {
+		var raw []byte
+		raw, err = hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", ""))
+		copy(id[:], raw)
+	}
+	if err != nil {
+		_, _ = rand.Read(id[:]) // never fails; an id of its own distrusts everything found
+	}
+	return id
+})
+
+func (s *state) unmap() {
+	_ = unix.Munmap(s.mem) // fails only for an address that is not mapped
+	s.mem, s.words = nil, nil
+}
+
+func (s *state) word(i int) uint64 { return atomic.LoadUint64(&s.words[i]) }
+
+// has says that piece i may be read from the data file.
+func (s *state) has(i int) bool {
+	return s.word(i)&(wordPresent|wordSuspect) == wordPresent
+}
+
+// hasAll says it of pieces [i, j).
+func (s *state) hasAll(i, j int) bool {
+	for ; i < j; i++ {
+		if !s.has(i) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *state) suspect(i int) bool {
+	return s.word(i)&(wordPresent|wordSuspect) == wordPresent|wordSuspect
+}
+
+func (s *state) verified(i int) bool {
+	return s.word(i)&(wordPresent|wordSuspect|wordVerified) == wordPresent|wordVerified
+}
+
+// set marks piece i present. Its data must have been written.
+func (s *state) set(i int, sum uint64, verified bool) {
+	w := wordPresent | sum&wordSum
+	if verified {
+		w |= wordVerified
+	}
+	atomic.StoreUint64(&s.words[i], w)
+}
+
+// setVerified marks piece i as checked against a digest, if it is present.
+func (s *state) setVerified(i int) {
+	for {
+		w := s.word(i)
+		if w&wordPresent == 0 || atomic.CompareAndSwapUint64(&s.words[i], w, w|wordVerified) {
+			return
+		}
+	}
+}
+
+// clear makes piece i missing.
+func (s *state) clear(i int) { atomic.StoreUint64(&s.words[i], 0) }
+
+// settle ends the suspicion against piece i: its data has the checksum
+// sum. It reports whether that is what the word says; if not, the piece
+// is missing from now on.
+func (s *state) settle(i int, sum uint64) bool {
+	for {
+		w := s.word(i)
+		if w&wordSuspect == 0 {
+			return w&wordPresent != 0
+		}
+		next := w &^ wordSuspect
+		if w&wordSum != sum&wordSum {
+			next = 0
+		}
+		if atomic.CompareAndSwapUint64(&s.words[i], w, next) {
+			return next != 0
+		}
+	}
+}
+
+func (s *state) flags() *uint32 { return (*uint32)(unsafe.Pointer(&s.mem[offFlags])) }
+
+// sealed says that all pieces are present, verified and were on disk
+// before this was said.
+func (s *state) sealed() bool { return atomic.LoadUint32(s.flags())&flagSealed != 0 }
+
+// seal says so, and puts it on disk.
+func (s *state) seal() error {
+	if err := unix.Msync(s.mem, unix.MS_SYNC); err != nil {
+		return os.NewSyscallError("msync", err)
+	}
+	atomic.OrUint32(s.flags(), flagSealed)
+	return os.NewSyscallError("msync", unix.Msync(s.mem[:stateHeader], unix.MS_SYNC))
+}
+
+// unseal takes it back.
+func (s *state) unseal() { atomic.AndUint32(s.flags(), ^uint32(flagSealed)) }
+
+// tryLockPieces claims the fetch of pieces [i, j) among processes.
+func (s *state) tryLockPieces(i, j int) (bool, error) {
+	return tryLock(s.file, unix.F_WRLCK, stateHeader+8*int64(i), 8*int64(j-i))
+}
+
+func (s *state) unlockPieces(i, j int) {
+	unlock(s.file, stateHeader+8*int64(i), 8*int64(j-i))
+}

@@ -1,0 +1,119 @@
+package cache
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"sync"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// store puts the payload of piece i where it belongs in the data file and
+// marks it present. verified says that a digest of the artifact vouches
+// for it. An error means that the piece could not be kept, not that it is
+// wrong.
+func (e *entry) store(i int, payload []byte, verified bool) error {
+	off, _ := e.grid.extent(i)
+	rest := payload
+	for run := range e.file.Map.Payload(off, int64(len(payload))) {
+		if _, err := e.data.WriteAt(rest[:run.Length], run.Offset); err != nil {
+			return err
+		}
+		rest = rest[run.Length:]
+	}
+	e.state.set(i, xxhash.Sum64(payload), verified)
+	return nil
+}
+
+// load reads the payload of piece i from the data file into buf, which
+// has the piece's length.
+func (e *entry) load(i int, buf []byte) error {
+	off, _ := e.grid.extent(i)
+	return e.loadPayload(off, buf)
+}
+
+// loadPayload reads payload bytes from off on, whatever pieces they are in.
+func (e *entry) loadPayload(off int64, buf []byte) error {
+	for run := range e.file.Map.Payload(off, int64(len(buf))) {
+		if _, err := e.data.ReadAt(buf[:run.Length], run.Offset); err != nil {
+			return err
+		}
+		buf = buf[run.Length:]
+	}
+	return nil
+}
+
+// recheck looks at the checksum of a piece from before the last boot. It
+// reports whether the piece may be used.
+func (e *entry) recheck(i int) bool {
+	_, n := e.grid.extent(i)
+	buf := getBuffer(n)
+	defer putBuffer(buf)
+	if err := e.load(i, buf); err != nil {
+		e.cache.log.Warn("cached piece cannot be read and is fetched again", "file", e.file.Name, "offset", i, "cause", err)
+		e.state.clear(i)
+		return false
+	}
+	return e.state.settle(i, xxhash.Sum64(buf))
+}
+
+// checkPiece compares a piece's payload with its own digest, where it has
+// one. verified is false where there is none.
+func (e *entry) checkPiece(i int, payload []byte) (verified bool, err error) {
+	want, ok := e.grid.sum(i)
+	if !ok {
+		return false, nil
+	}
+	if sha256.Sum256(payload) != want {
+		off, n := e.grid.extent(i)
+		return false, e.wrong(e.grid.part(i), fmt.Sprintf("piece at %d, %d bytes", off, n))
+	}
+	return true, nil
+}
+
+// wrong makes the error for bytes that their digest does not vouch for.
+func (e *entry) wrong(part int, what string) error {
+	return &contentError{fmt.Errorf("%q, blob %s, %s: digest does not agree: %w",
+		e.file.Name, e.file.Parts[part].Digest, what, layout.ErrContent)}
+}
+
+// contentError is an error of the bytes, not of the way to them.
+type contentError struct{ error }
+
+func (e *contentError) Unwrap() error { return e.error }
+
+// buffers are reused by size class: powers of two from 64 KiB to 32 MiB.
+const (
+	smallestBuffer = 16 // log2
+	largestBuffer  = 25
+)
+
+var bufferPools [largestBuffer - smallestBuffer + 1]sync.Pool
+
+func bufferClass(n int64) int {
+	c := 0
+	for c < len(bufferPools) && int64(1)<<(c+smallestBuffer) < n {
+		c++
+	}
+	return c
+}
+
+// getBuffer returns a buffer of n bytes whose content is anything.
+func getBuffer(n int64) []byte {
+	c := bufferClass(n)
+	if c == len(bufferPools) {
+		return make([]byte, n)
+	}
+	if b, ok := bufferPools[c].Get().(*[]byte); ok {
+		return (*b)[:n]
+	}
+	return make([]byte, n, int64(1)<<(c+smallestBuffer))
+}
+
+func putBuffer(b []byte) {
+	if c := bufferClass(int64(cap(b))); c < len(bufferPools) && cap(b) == 1<<(c+smallestBuffer) {
+		bufferPools[c].Put(&b)
+	}
+}

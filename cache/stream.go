@@ -1,0 +1,189 @@
+package cache
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// adoptStream goes on with a body that turned out to be a whole blob. The
+// flights of the job that asked for a range wait for it to pass.
+func (e *entry) adoptStream(part int, body io.ReadCloser) {
+	e.mu.Lock()
+	taken := body != nil && !e.streams[part] && !e.closing
+	if taken {
+		e.streams[part] = true
+		e.jobs.Add(1)
+	}
+	e.mu.Unlock()
+	if !taken {
+		if body != nil {
+			_ = body.Close()
+		}
+		return
+	}
+	go func() {
+		defer e.unuse()
+		first, end := e.grid.first[part], e.grid.first[part+1]
+		e.stream(job{entry: e, part: part, from: first, to: end, alone: true}, body)
+	}()
+}
+
+// stream fetches a part from its first byte to its last and fills its
+// pieces as it passes them. It goes on when nobody waits any more:
+// stopping would mean to begin again. body is nil unless it is there
+// already.
+func (e *entry) stream(j job, body io.ReadCloser) {
+	first, end := e.grid.first[j.part], e.grid.first[j.part+1]
+	locked := false
+	if !j.alone {
+		var err error
+		if locked, err = e.state.tryLockPieces(first, end); !locked && err == nil {
+			e.streamEnded(j.part)
+			e.requeue(j.from+1, j.to)
+			e.follow(j.from)
+			return
+		}
+	}
+	next, err := e.passThrough(j.part, body)
+	if locked {
+		e.state.unlockPieces(first, end)
+	}
+	e.streamEnded(j.part)
+	if err != nil {
+		e.failed(j.part, next, end, err)
+	}
+	e.requeue(first, end) // nothing, unless a piece was dropped behind the stream
+	e.checkComplete()
+}
+
+func (e *entry) streamEnded(part int) {
+	e.mu.Lock()
+	delete(e.streams, part)
+	e.mu.Unlock()
+}
+
+// passThrough reads all of a blob, keeps its pieces and compares its
+// digest at the end. It returns the first piece that was not reached.
+func (e *entry) passThrough(part int, body io.ReadCloser) (next int, err error) {
+	p := &e.file.Parts[part]
+	next = e.grid.first[part]
+	weight, err := e.reserve(e.grid.size[part])
+	if err != nil {
+		return next, err
+	}
+	defer e.cache.buffers.Release(weight)
+	if body == nil {
+		if body, _, err = e.link.open(e.ctx, p.Digest, p.StoredSize, 0, p.StoredSize); err != nil {
+			return next, err
+		}
+	}
+	defer body.Close()
+
+	began := time.Now()
+	hash := sha256.New()
+	stored := &io.LimitedReader{R: io.TeeReader(body, hash), N: p.StoredSize}
+	payload := io.Reader(stored)
+	if p.Encoding != layout.Raw {
+		frame, err := zstdframe.NewReader(stored, p.Length)
+		if err != nil {
+			return next, err
+		}
+		defer frame.Close()
+		payload = frame
+	}
+	if next, err = e.fill(part, payload); err != nil {
+		if errors.Is(err, zstdframe.ErrFrame) {
+			e.drop(part)
+			return e.grid.first[part], &contentError{fmt.Errorf("%w: %w", e.wrong(part, "frame"), err)}
+		}
+		return next, err
+	}
+	if _, err := io.Copy(io.Discard, stored); err != nil {
+		return next, noEOF(err)
+	}
+	if stored.N > 0 {
+		return next, io.ErrUnexpectedEOF
+	}
+	e.link.moved(p.StoredSize, time.Since(began))
+	if "sha256:"+hex.EncodeToString(hash.Sum(nil)) != p.Digest {
+		e.drop(part)
+		return e.grid.first[part], e.wrong(part, "whole")
+	}
+	e.vouch(part)
+	return next, nil
+}
+
+// fill stores the pieces of a part as they come out of payload. Pieces
+// that are there already are read over.
+func (e *entry) fill(part int, payload io.Reader) (next int, err error) {
+	buf := getBuffer(e.grid.size[part])
+	defer putBuffer(buf)
+	for next = e.grid.first[part]; next < e.grid.first[part+1]; next++ {
+		_, n := e.grid.extent(next)
+		if _, err := io.ReadFull(payload, buf[:n]); err != nil {
+			return next, noEOF(err)
+		}
+		if e.state.has(next) {
+			e.land(next, nil)
+			continue
+		}
+		verified, err := e.checkPiece(next, buf[:n])
+		if err != nil {
+			return next, err
+		}
+		e.arrived(next, buf[:n], verified)
+	}
+	return next, nil
+}
+
+// vouch marks all pieces of a part as checked.
+func (e *entry) vouch(part int) {
+	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
+		e.state.setVerified(i)
+	}
+}
+
+// drop takes a part whose bytes are wrong out of the cache.
+func (e *entry) drop(part int) {
+	e.forget(part)
+	e.cache.log.Error("bytes did not have their digest and were dropped", "file", e.file.Name, "digest", e.file.Parts[part].Digest)
+}
+
+// forget makes all of a part missing.
+func (e *entry) forget(part int) {
+	e.state.unseal()
+	e.complete.Store(false)
+	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
+		e.state.clear(i)
+	}
+}
+
+// forgetUnseen makes a frame missing whose pieces are all there, but were
+// left by a process that did not get to compare its digest. The stored
+// bytes are gone, so nothing else can tell whether the pieces are right.
+func (e *entry) forgetUnseen(part int) {
+	first, end := e.grid.first[part], e.grid.first[part+1]
+	if e.file.Parts[part].Encoding == layout.Raw || e.grid.whole(part) || !e.state.hasAll(first, end) {
+		return
+	}
+	e.mu.Lock()
+	streaming := e.streams[part]
+	e.mu.Unlock()
+	if streaming {
+		return
+	}
+	if ok, err := e.state.tryLockPieces(first, end); err != nil || !ok {
+		return // another process is at it
+	}
+	defer e.state.unlockPieces(first, end)
+	if !e.partVerified(part) {
+		e.forget(part)
+	}
+}

@@ -1,0 +1,129 @@
+package cache
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+const (
+	// verifyStep is how much is hashed before another look whether readers
+	// wait.
+	verifyStep = 1 << 20
+	// verifyPatience bounds how long verification stands back for fetches
+	// before each file.
+	verifyPatience = 10 * time.Second
+	verifyPause    = 10 * time.Millisecond
+)
+
+// askCheck has a complete file verified when no reader waits.
+func (c *Cache) askCheck(e *entry) {
+	if e.asked.Swap(true) {
+		return
+	}
+	select {
+	case c.checks <- e:
+	default:
+		e.asked.Store(false) // more files than anybody has open; a later job asks again
+	}
+}
+
+func (c *Cache) verifyLoop() {
+	for {
+		select {
+		case e := <-c.checks:
+			c.standBack(e)
+			e.asked.Store(false)
+			if e.use() {
+				e.check()
+				e.unuse()
+			}
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// standBack waits until nothing is fetched.
+func (c *Cache) standBack(e *entry) {
+	for since := time.Now(); c.queue.busy() && time.Since(since) < verifyPatience; {
+		select {
+		case <-time.After(verifyPause):
+		case <-e.ctx.Done():
+			return
+		}
+	}
+}
+
+// check hashes what no digest has vouched for yet and seals the file: from
+// then on the kernel may read it by itself.
+func (e *entry) check() {
+	if ok, err := tryLock(e.state.file, unix.F_WRLCK, lockSeal, 1); err != nil || !ok {
+		return // another process does it
+	}
+	defer unlock(e.state.file, lockSeal, 1)
+	if e.state.sealed() {
+		return
+	}
+	for part := range e.file.Parts {
+		if e.partVerified(part) {
+			continue
+		}
+		if e.file.Parts[part].Encoding != layout.Raw {
+			e.forgetUnseen(part)
+			return
+		}
+		ok, err := e.hashPart(part)
+		if err != nil {
+			return // closing, or the disk does not give it back
+		}
+		if !ok {
+			e.drop(part)
+			return
+		}
+		e.vouch(part)
+	}
+	if !e.state.hasAll(0, e.grid.pieces()) {
+		return
+	}
+	if err := unix.Fdatasync(int(e.data.Fd())); err != nil {
+		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
+		return
+	}
+	if err := e.state.seal(); err != nil {
+		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
+	}
+}
+
+func (e *entry) partVerified(part int) bool {
+	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
+		if !e.state.verified(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// hashPart compares a complete raw part on disk with its digest.
+func (e *entry) hashPart(part int) (bool, error) {
+	p := &e.file.Parts[part]
+	hash := sha256.New()
+	buf := getBuffer(verifyStep)
+	defer putBuffer(buf)
+	for off := p.Offset; off < p.End(); {
+		if e.ctx.Err() != nil {
+			return false, e.ctx.Err()
+		}
+		n := min(int64(len(buf)), p.End()-off)
+		if err := e.loadPayload(off, buf[:n]); err != nil {
+			return false, err
+		}
+		hash.Write(buf[:n])
+		off += n
+	}
+	return "sha256:"+hex.EncodeToString(hash.Sum(nil)) == p.Digest, nil
+}
