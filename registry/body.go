@@ -1,0 +1,130 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// body is an answer's body that fails when it stops moving. Close may be
+// called while a Read is under way and ends it.
+type body struct {
+	rc     io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	limit  time.Duration
+	count  *atomic.Int64
+}
+
+func (r *Registry) newBody(ctx context.Context, cancel context.CancelCauseFunc, rc io.ReadCloser) *body {
+	b := &body{rc: rc, ctx: ctx, cancel: cancel, limit: r.limits.stall, count: &r.stats.bytes}
+	b.timer = time.AfterFunc(b.limit, func() { cancel(errStalled) })
+	b.timer.Stop()
+	return b
+}
+
+// Read reads from the connection, at most for the stall limit.
+func (b *body) Read(p []byte) (int, error) {
+	b.timer.Reset(b.limit)
+	n, err := b.rc.Read(p)
+	b.timer.Stop()
+	b.count.Add(int64(n))
+	if err != nil && err != io.EOF {
+		err = causeOf(b.ctx, err)
+	}
+	return n, err
+}
+
+// Close gives the connection back, or up where the body was not read to
+// its end.
+func (b *body) Close() error {
+	b.timer.Stop()
+	err := b.rc.Close()
+	b.cancel(nil)
+	return err
+}
+
+// exact hands out n bytes of a body and then io.EOF, whatever follows.
+// A body that ends before is a broken one.
+type exact struct {
+	rc   io.ReadCloser
+	left int64
+	t    target
+}
+
+func (e *exact) Read(p []byte) (int, error) {
+	if e.left == 0 {
+		return 0, io.EOF
+	}
+	if int64(len(p)) > e.left {
+		p = p[:e.left]
+	}
+	n, err := e.rc.Read(p)
+	e.left -= int64(n)
+	switch {
+	case e.left == 0:
+		return n, io.EOF
+	case err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF):
+		return n, e.t.short()
+	case err != nil:
+		return n, e.t.broken(err)
+	}
+	return n, nil
+}
+
+func (e *exact) Close() error { return e.rc.Close() }
+
+// open hands out a body of unknown length; its errors are *Error.
+type open struct {
+	io.ReadCloser
+	t target
+}
+
+func (o *open) Read(p []byte) (int, error) {
+	n, err := o.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		return n, o.t.broken(err)
+	}
+	return n, err
+}
+
+// drain reads what is left of a small body, so that its connection can be
+// used again, and closes it. It returns the first bytes.
+func drain(resp *http.Response) []byte {
+	const (
+		most    = 16 << 10
+		patient = 5 * time.Second
+	)
+	t := time.AfterFunc(patient, func() { resp.Body.Close() })
+	defer t.Stop()
+	defer resp.Body.Close()
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, most))
+	return raw
+}
+
+// readSmall reads a whole body of at most most bytes and closes it. A
+// longer one is wrong content; one that drips is given up.
+func (r *Registry) readSmall(resp *http.Response, most int64, t target) ([]byte, error) {
+	defer resp.Body.Close()
+	if resp.ContentLength > most {
+		return nil, t.wrong("%d bytes are announced, more than %d are not accepted", resp.ContentLength, most)
+	}
+	stop := time.AfterFunc(r.limits.small, func() {
+		if b, ok := resp.Body.(*body); ok {
+			b.cancel(errStalled)
+		}
+	})
+	defer stop.Stop()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	switch {
+	case err != nil:
+		return nil, t.broken(err)
+	case int64(len(raw)) > most:
+		return nil, t.wrong("more than %d bytes are not accepted", most)
+	}
+	return raw, nil
+}

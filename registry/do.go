@@ -1,0 +1,235 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+const (
+	maxRedirects = 5
+	maxTries     = 4               // of a small request
+	maxQuickWait = 5 * time.Second // longer waits are the caller's to decide on
+)
+
+// request is one request to the registry, as it is meant.
+type request struct {
+	target
+	method string
+	url    *url.URL // on the registry's own host
+	header http.Header
+	body   []byte        // can be sent again
+	stream io.Reader     // instead of body; sent once
+	size   int64         // of stream
+	access access        // what it needs
+	wait   time.Duration // for the answer; 0 is limits.answer
+}
+
+// do sends a request and, where the registry asks for it, sends it again
+// with a token. It returns any answer but a 401 that could be answered.
+// Errors are *Error.
+func (r *Registry) do(ctx context.Context, q request) (*http.Response, error) {
+	authz := r.auth.header(ctx, q.access)
+	resp, err := r.follow(ctx, q, authz)
+	if err != nil {
+		return nil, q.broken(err)
+	}
+	if resp.StatusCode != http.StatusUnauthorized || redirected(resp) || q.stream != nil {
+		return resp, nil
+	}
+	challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
+	code := errorCode(resp)
+	authz, err = r.auth.answer(ctx, challenges, q.access, authz)
+	if err != nil {
+		return nil, r.refused(q.target, err, code)
+	}
+	if resp, err = r.follow(ctx, q, authz); err != nil {
+		return nil, q.broken(err)
+	}
+	return resp, nil
+}
+
+// refused completes the error of a 401 that could not be answered.
+func (r *Registry) refused(t target, err error, code string) error {
+	var e *Error
+	if errors.As(err, &e) || !errors.Is(err, ErrDenied) {
+		return t.broken(err)
+	}
+	e = t.fail(ErrDenied, nil)
+	e.Status, e.Code, e.Hint = http.StatusUnauthorized, code, r.auth.hint()
+	return e
+}
+
+// hopKey marks requests that a redirect sent to another host.
+type hopKey struct{}
+
+// redirected tells whether an answer came from another host than the one
+// that was asked.
+func redirected(resp *http.Response) bool {
+	return resp.Request != nil && resp.Request.Context().Value(hopKey{}) != nil
+}
+
+// follow sends q and goes after redirects of GET and HEAD. authz goes to
+// the host of q.url and to no other.
+func (r *Registry) follow(ctx context.Context, q request, authz string) (*http.Response, error) {
+	wait := q.wait
+	if wait == 0 {
+		wait = r.limits.answer
+	}
+	u := q.url
+	for hop := 0; ; hop++ {
+		own := sameOrigin(u, q.url)
+		reqCtx := ctx
+		if !own {
+			reqCtx = context.WithValue(ctx, hopKey{}, true)
+		}
+		req, err := r.newRequest(reqCtx, q, u)
+		if err != nil {
+			return nil, err
+		}
+		if own && authz != "" {
+			req.Header.Set("Authorization", authz)
+		}
+		resp, err := r.send(req, wait)
+		if err != nil {
+			return nil, err
+		}
+		if !isRedirect(resp.StatusCode) || q.method != http.MethodGet && q.method != http.MethodHead {
+			return resp, nil
+		}
+		location := resp.Header.Get("Location")
+		drain(resp)
+		if hop == maxRedirects {
+			return nil, q.fail(ErrUnreachable, fmt.Errorf("more than %d redirects", maxRedirects))
+		}
+		if u, err = r.nextHop(u, location); err != nil {
+			return nil, q.fail(ErrDenied, err)
+		}
+	}
+}
+
+func (r *Registry) newRequest(ctx context.Context, q request, u *url.URL) (*http.Request, error) {
+	req := (&http.Request{
+		Method:     q.method,
+		URL:        u,
+		Host:       u.Host,
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1,
+		ProtoMinor: 1,
+		Header:     http.Header{},
+	}).WithContext(ctx)
+	for k, v := range q.header {
+		req.Header[k] = v
+	}
+	req.Header.Set("User-Agent", r.agent)
+	switch {
+	case q.stream != nil:
+		req.Body = io.NopCloser(q.stream)
+		req.ContentLength = q.size
+		req.Header.Set("Expect", "100-continue")
+	case len(q.body) > 0:
+		req.GetBody = func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(q.body)), nil
+		}
+		req.Body, _ = req.GetBody()
+		req.ContentLength = int64(len(q.body))
+	case q.method != http.MethodGet && q.method != http.MethodHead:
+		req.Body = http.NoBody // announces a length of 0
+	}
+	return req, nil
+}
+
+func isRedirect(status int) bool {
+	switch status {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}
+
+// nextHop resolves a redirect. Its errors do not repeat the location: a
+// signed URL is a secret.
+func (r *Registry) nextHop(from *url.URL, location string) (*url.URL, error) {
+	to, err := from.Parse(location)
+	switch {
+	case err != nil || location == "":
+		return nil, errors.New("it redirects to something that is not a URL")
+	case to.Scheme != "https" && to.Scheme != "http" || to.Host == "" || to.User != nil:
+		return nil, errors.New("it redirects to something that cannot be followed")
+	case from.Scheme == "https" && to.Scheme != "https":
+		return nil, errors.New("it redirects from https to http")
+	case isLinkLocal(to) && !sameOrigin(from, to):
+		return nil, errors.New("it redirects to a link-local address")
+	}
+	to.Fragment = ""
+	return to, nil
+}
+
+func sameOrigin(a, b *url.URL) bool {
+	return a.Scheme == b.Scheme && withPort(a.Scheme, a.Host) == withPort(b.Scheme, b.Host)
+}
+
+// isLinkLocal is true for addresses such as a cloud's metadata service,
+// to which a registry has no business to send anybody.
+func isLinkLocal(u *url.URL) bool {
+	ip := net.ParseIP(u.Hostname())
+	return ip != nil && (ip.IsLinkLocalUnicast() || ip.IsUnspecified())
+}
+
+// quick is a backoff for small requests: short waits with jitter, what
+// the registry asks for, and no wait that is long.
+type quick struct {
+	*backoff.ExponentialBackOff
+	asked time.Duration
+}
+
+// NextBackOff returns the next wait, or backoff.Stop.
+func (q *quick) NextBackOff() time.Duration {
+	if q.asked > maxQuickWait {
+		return backoff.Stop
+	}
+	return max(q.asked, q.ExponentialBackOff.NextBackOff())
+}
+
+// retry runs something that can be repeated until it succeeds or fails
+// for good, a few times at most. Only an *Error can be worth another try.
+func retry[T any](ctx context.Context, r *Registry, t target, try func() (T, error)) (T, error) {
+	b := &quick{ExponentialBackOff: backoff.NewExponentialBackOff()}
+	b.InitialInterval = r.limits.first
+	b.Multiplier = 2
+	value, err := backoff.Retry(ctx, func() (T, error) {
+		v, err := try()
+		var e *Error
+		if err != nil && (!errors.As(err, &e) || !e.Temporary() || ctx.Err() != nil) {
+			return v, backoff.Permanent(err)
+		}
+		if e != nil {
+			b.asked = e.RetryAfter()
+		}
+		return v, err
+	}, backoff.WithBackOff(b), backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(0),
+		backoff.WithNotify(func(err error, wait time.Duration) {
+			r.stats.retries.Add(1)
+			r.log.Debug("registry: trying again", "error", err, "wait", wait)
+		}))
+	if err != nil {
+		var forGood *backoff.PermanentError
+		if errors.As(err, &forGood) {
+			err = forGood.Err
+		}
+		if ctx.Err() != nil {
+			err = t.broken(err)
+		}
+		return value, err
+	}
+	return value, nil
+}

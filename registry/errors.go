@@ -1,0 +1,194 @@
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// What a failure was, for errors.Is.
+var (
+	ErrNotFound    = errors.New("not found")     // the registry says there is no such thing
+	ErrDenied      = errors.New("not allowed")   // credentials are missing or refused
+	ErrUnreachable = errors.New("not reachable") // no answer, a broken one, or one that says: later
+	ErrContent     = errors.New("wrong content") // a digest, a size or a range that must not be
+	errStalled     = errors.New("no byte came for too long")
+	errPlainHTTP   = errors.New("plain HTTP is only spoken to loopback hosts, and where --plain-http allows it")
+)
+
+// Error is a request that failed. Its text is one line and holds no
+// token and no query string.
+type Error struct {
+	Op     string // what was tried, such as "get manifest"
+	Host   string // the registry
+	What   string // repository, with tag or digest where there is one
+	Status int    // HTTP status of the answer; 0 where there was none
+	Code   string // the registry's error code, such as MANIFEST_UNKNOWN, or ""
+	Hint   string // what to do about it, or ""
+
+	kind  error // ErrNotFound, ErrDenied, ErrUnreachable, ErrContent or nil
+	cause error // what happened, or nil
+	again bool
+	after time.Duration
+}
+
+// Error says what failed, on which host and thing, and why.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s on %s: ", e.Op, e.What, e.Host)
+	switch {
+	case e.Status != 0 && e.cause == nil:
+		fmt.Fprintf(&b, "%d %s", e.Status, http.StatusText(e.Status))
+		if e.Code != "" {
+			b.WriteString(" (" + e.Code + ")")
+		}
+	case e.cause != nil:
+		b.WriteString(clip(e.cause.Error()))
+	case e.kind != nil:
+		b.WriteString(e.kind.Error())
+	}
+	if e.Hint != "" {
+		b.WriteString("; " + e.Hint)
+	}
+	return b.String()
+}
+
+// Is compares with the kinds of this package.
+func (e *Error) Is(target error) bool { return e.kind != nil && target == e.kind }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.cause }
+
+// Temporary tells whether the same request may succeed later.
+func (e *Error) Temporary() bool { return e.again }
+
+// RetryAfter is how long the registry asked to wait; 0 if it did not.
+func (e *Error) RetryAfter() time.Duration { return e.after }
+
+// clip makes foreign text fit for one line of a terminal.
+func clip(s string) string {
+	const most = 300
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// target is what a request is about, for its errors.
+type target struct{ op, host, what string }
+
+// fail is an error of the given kind that another try does not mend.
+func (t target) fail(kind, cause error) *Error {
+	return &Error{Op: t.op, Host: t.host, What: t.what, kind: kind, cause: cause}
+}
+
+// wrong is an ErrContent with a reason.
+func (t target) wrong(format string, args ...any) *Error {
+	return t.fail(ErrContent, fmt.Errorf(format, args...))
+}
+
+// broken turns an error of the transport, or of a body, into an *Error.
+func (t target) broken(err error) error {
+	var done *Error
+	if errors.As(err, &done) {
+		return err
+	}
+	e := t.fail(ErrUnreachable, err)
+	e.again = true
+	switch {
+	case errors.Is(err, context.Canceled):
+		e.kind = nil // the caller's own doing
+	case errors.Is(err, errPlainHTTP):
+		e.again = false
+		e.kind = ErrDenied
+	case errors.Is(err, http.ErrSchemeMismatch):
+		e.Hint = "it speaks plain HTTP, which --plain-http allows"
+	case isCertificate(err):
+		e.Hint = "EPOCH_CA_CERT names a file with further root certificates"
+	}
+	return e
+}
+
+func isCertificate(err error) bool {
+	var c *tls.CertificateVerificationError
+	return errors.As(err, &c)
+}
+
+// short is a body that ended too early: worth another try.
+func (t target) short() error {
+	e := t.fail(ErrUnreachable, io.ErrUnexpectedEOF)
+	e.again = true
+	return e
+}
+
+// status turns an answer with an unwelcome status into an *Error, and
+// closes its body.
+func (t target) status(resp *http.Response) error {
+	e := t.fail(nil, nil)
+	e.Status = resp.StatusCode
+	e.Code = errorCode(resp)
+	e.after = retryAfter(resp.Header.Get("Retry-After"), time.Now())
+	switch s := resp.StatusCode; {
+	case s == http.StatusNotFound, s == http.StatusGone:
+		e.kind = ErrNotFound
+	case s == http.StatusUnauthorized, s == http.StatusForbidden:
+		e.kind = ErrDenied
+		// The registry allowed it; a signed URL that is too old, or a
+		// clock, is what its storage complains about.
+		e.again = redirected(resp)
+	case s == http.StatusRequestedRangeNotSatisfiable:
+		e.kind = ErrContent
+	case s == http.StatusTooManyRequests, s == http.StatusRequestTimeout, s >= 500:
+		e.kind, e.again = ErrUnreachable, true
+	case e.Code == "DIGEST_INVALID":
+		e.kind = ErrContent
+	case s < 300:
+		e.kind = ErrContent
+		e.cause = fmt.Errorf("unexpected answer %d %s", s, http.StatusText(s))
+	}
+	return e
+}
+
+// errorCode reads the first code of a registry's error body, which is
+// closed. Messages are left where they are: they may repeat secrets.
+func errorCode(resp *http.Response) string {
+	var doc struct {
+		Errors []struct {
+			Code string `json:"code"`
+		} `json:"errors"`
+	}
+	raw := drain(resp)
+	if json.Unmarshal(raw, &doc) != nil || len(doc.Errors) == 0 {
+		return ""
+	}
+	code := doc.Errors[0].Code
+	if len(code) > 40 || strings.Trim(code, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_") != "" {
+		return ""
+	}
+	return code
+}
+
+// retryAfter reads the header's seconds or date, an hour at most.
+func retryAfter(v string, now time.Time) time.Duration {
+	const most = time.Hour
+	var d time.Duration
+	if n, err := strconv.ParseUint(strings.TrimSpace(v), 10, 31); err == nil {
+		d = time.Duration(n) * time.Second
+	} else if at, err := http.ParseTime(v); err == nil {
+		d = at.Sub(now)
+	}
+	return max(0, min(d, most))
+}

@@ -1,0 +1,331 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+const (
+	// maxManifest is the most that is read of a manifest: registries take
+	// 4 MiB at least, and hardly one takes more.
+	maxManifest = 4<<20 + 64<<10
+	maxTagList  = 1 << 20
+	maxTags     = 100
+)
+
+// manifestTypes are all kinds of manifests that somebody may store here;
+// a registry converts, or says 404, where one is missing.
+const manifestTypes = "application/vnd.oci.image.manifest.v1+json, " +
+	"application/vnd.oci.image.index.v1+json, " +
+	"application/vnd.docker.distribution.manifest.v2+json, " +
+	"application/vnd.docker.distribution.manifest.list.v2+json"
+
+// GetManifest returns the manifest with a tag or a digest, and its
+// content type. It is checked against the digest that was asked for and
+// against the one that the registry announces.
+func (r *Registry) GetManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
+	t := r.target("get manifest", name, tag)
+	if !validRepository(name) || !tagForm.MatchString(tag) && !digestForm.MatchString(tag) {
+		return nil, "", fmt.Errorf("%w: %s", ErrReference, t.what)
+	}
+	q := request{
+		target: t,
+		method: http.MethodGet,
+		url:    r.at(name + "/manifests/" + tag),
+		header: http.Header{"Accept": {manifestTypes}},
+		access: access{name: name},
+	}
+	var kind string
+	raw, err := retry(ctx, r, t, func() ([]byte, error) {
+		resp, err := r.do(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return nil, t.status(resp)
+		}
+		kind = mediaType(resp.Header.Get("Content-Type"))
+		raw, err := r.readSmall(resp, maxManifest, t)
+		if err != nil {
+			return nil, err
+		}
+		return raw, checkManifest(raw, tag, resp.Header.Get("Docker-Content-Digest"), t)
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return raw, kind, nil
+}
+
+// checkManifest compares a manifest with the digest it was asked for by,
+// if that was one, and with the one announced, if there is one.
+func checkManifest(raw []byte, pinned, announced string, t target) error {
+	got := digestOf(raw)
+	if digestForm.MatchString(pinned) && pinned != got {
+		return t.wrong("what came has digest %s", got)
+	}
+	switch announced {
+	case "", got:
+		return nil
+	}
+	if !digestForm.MatchString(announced) {
+		return t.wrong("the registry announces a digest that is not sha256")
+	}
+	return t.wrong("the registry announces %s, what came has digest %s", announced, got)
+}
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+func mediaType(header string) string {
+	kind, _, err := mime.ParseMediaType(header)
+	if err != nil {
+		return ""
+	}
+	return kind
+}
+
+// Tags returns up to 100 tags of a repository, for messages that say what
+// there is. Tags that cannot be are left out.
+func (r *Registry) Tags(ctx context.Context, name string) ([]string, error) {
+	t := r.target("list the tags of", name, "")
+	if !validRepository(name) {
+		return nil, fmt.Errorf("%w: %s", ErrReference, t.what)
+	}
+	u := r.at(name + "/tags/list")
+	u.RawQuery = "n=" + strconv.Itoa(maxTags)
+	q := request{target: t, method: http.MethodGet, url: u, access: access{name: name}}
+	raw, err := retry(ctx, r, t, func() ([]byte, error) {
+		resp, err := r.do(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return nil, t.status(resp)
+		}
+		return r.readSmall(resp, maxTagList, t)
+	})
+	if err != nil {
+		return nil, err
+	}
+	var doc struct {
+		Tags []string `json:"tags"`
+	}
+	if json.Unmarshal(raw, &doc) != nil {
+		return nil, t.wrong("the list is no JSON object")
+	}
+	var tags []string
+	for _, tag := range doc.Tags {
+		if tagForm.MatchString(tag) && len(tags) < maxTags {
+			tags = append(tags, tag)
+		}
+	}
+	return tags, nil
+}
+
+// blobRequest is a GET or HEAD of a blob.
+func (r *Registry) blobRequest(op, method, name, digest string) (request, error) {
+	t := r.target(op, name, digest)
+	if !validRepository(name) || !digestForm.MatchString(digest) {
+		return request{}, t.wrong("only repositories and sha256 digests can be asked for")
+	}
+	return request{
+		target: t,
+		method: method,
+		url:    r.at(name + "/blobs/" + digest),
+		header: http.Header{"Accept-Encoding": {"identity"}},
+		access: access{name: name},
+	}, nil
+}
+
+// GetBlob opens a whole blob as a stream of the bytes that the registry
+// sends. They are not compared with the digest: whoever reads them must
+// do it, as snapshot does. A stream that breaks ends with an error and is
+// not taken up again.
+func (r *Registry) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
+	q, err := r.blobRequest("read blob", http.MethodGet, name, digest)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := r.openBlob(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, q.status(resp)
+	}
+	if n := resp.ContentLength; n >= 0 {
+		return &exact{rc: resp.Body, left: n, t: q.target}, nil
+	}
+	return &open{resp.Body, q.target}, nil
+}
+
+// openBlob sends a blob's request and refuses an encoded answer.
+func (r *Registry) openBlob(ctx context.Context, q request) (*http.Response, error) {
+	resp, err := r.do(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") && resp.StatusCode < 300 {
+		resp.Body.Close()
+		return nil, q.wrong("it came with Content-Encoding %q", clip(enc))
+	}
+	return resp, nil
+}
+
+// GetBlobRange opens exactly n bytes of a blob from off on; where there
+// are fewer, reading them fails. A registry that ignores ranges sends the
+// bytes before off too: they are read and dropped.
+func (r *Registry) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
+	q, err := r.blobRequest("read blob", http.MethodGet, name, digest)
+	if err != nil {
+		return nil, err
+	}
+	body, start, err := r.openRange(ctx, q, -1, off, n)
+	if err != nil || start == off {
+		return body, err
+	}
+	if _, err := io.CopyN(io.Discard, body, off-start); err != nil {
+		body.Close()
+		return nil, q.broken(err)
+	}
+	return &exact{rc: body, left: n, t: q.target}, nil
+}
+
+// Source is one repository as a source of blobs, and of bytes for a
+// cache.
+type Source struct {
+	r    *Registry
+	name string
+}
+
+// Source returns the blobs of a repository.
+func (r *Registry) Source(repository string) *Source { return &Source{r, repository} }
+
+// OpenBlob opens bytes [off, off+n) of a stored blob that has size bytes.
+// start tells where body begins: off, or 0 where the registry ignores
+// ranges; then body is the whole blob. Body ends with io.EOF only after
+// its last byte, and it may end early with an error that is Temporary.
+// Its bytes are not compared with the digest. Closing it early is fine,
+// also while it is read, and it must be closed.
+func (s *Source) OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, start int64, err error) {
+	q, err := s.r.blobRequest("read blob", http.MethodGet, s.name, digest)
+	if err != nil {
+		return nil, 0, err
+	}
+	if size < 0 {
+		return nil, 0, q.wrong("a blob of %d bytes was asked for", size)
+	}
+	return s.r.openRange(ctx, q, size, off, n)
+}
+
+// openRange opens [off, off+n) of a blob; size is -1 where nobody knows.
+func (r *Registry) openRange(ctx context.Context, q request, size, off, n int64) (io.ReadCloser, int64, error) {
+	const most = 1 << 61
+	if off < 0 || n < 0 || off > most || n > most || size >= 0 && off+n > size {
+		return nil, 0, q.wrong("bytes %d+%d are not in a blob of %d bytes", off, n, size)
+	}
+	if n == 0 {
+		return http.NoBody, off, nil
+	}
+	part := off != 0 || n != size
+	if part {
+		q.header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
+	}
+	resp, err := r.openBlob(ctx, q)
+	if err != nil {
+		return nil, 0, err
+	}
+	switch {
+	case resp.StatusCode == http.StatusPartialContent && part:
+		r.ranges.Store(rangesServed)
+		return r.partial(resp, q.target, size, off, n)
+	case resp.StatusCode == http.StatusOK:
+		if part {
+			r.ranges.CompareAndSwap(rangesUnknown, rangesIgnored)
+		}
+		return r.whole(resp, q.target, size, off+n)
+	case resp.StatusCode == http.StatusPartialContent:
+		resp.Body.Close()
+		return nil, 0, q.wrong("a part came where all was asked for")
+	}
+	return nil, 0, q.status(resp)
+}
+
+// partial checks a 206. Fewer bytes than asked for are taken for what
+// they are; others are wrong.
+func (r *Registry) partial(resp *http.Response, t target, size, off, n int64) (io.ReadCloser, int64, error) {
+	refuse := func(format string, args ...any) (io.ReadCloser, int64, error) {
+		resp.Body.Close()
+		return nil, 0, t.wrong(format, args...)
+	}
+	start, end, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
+	switch {
+	case !ok:
+		return refuse("the Content-Range of the answer cannot be read")
+	case start != off || end > off+n-1:
+		return refuse("bytes %d-%d were asked for, %d-%d came", off, off+n-1, start, end)
+	case total >= 0 && size >= 0 && total != size:
+		return refuse("the registry has %d bytes, the artifact says %d", total, size)
+	case total >= 0 && total < off+n:
+		return refuse("the registry has %d bytes, %d are needed", total, off+n)
+	case resp.ContentLength >= 0 && resp.ContentLength != end-start+1:
+		return refuse("bytes %d-%d were announced with a length of %d", start, end, resp.ContentLength)
+	}
+	// A server may send less than it was asked for: then the body ends
+	// early, which is worth another request for the rest.
+	return &exact{rc: resp.Body, left: n, t: t}, off, nil
+}
+
+// whole checks a 200. need is how many bytes of it are wanted where the
+// size is not known.
+func (r *Registry) whole(resp *http.Response, t target, size, need int64) (io.ReadCloser, int64, error) {
+	have := resp.ContentLength
+	switch {
+	case size < 0 && have >= 0 && have < need:
+		resp.Body.Close()
+		return nil, 0, t.wrong("the registry has %d bytes, %d are needed", have, need)
+	case size < 0:
+		size = need
+	case have >= 0 && have != size:
+		resp.Body.Close()
+		return nil, 0, t.wrong("the registry has %d bytes, the artifact says %d", have, size)
+	}
+	return &exact{rc: resp.Body, left: size, t: t}, 0, nil
+}
+
+// parseContentRange reads "bytes start-end/total"; total is -1 for "*".
+func parseContentRange(v string) (start, end, total int64, ok bool) {
+	unit, rest, ok1 := strings.Cut(strings.TrimSpace(v), " ")
+	span, size, ok2 := strings.Cut(rest, "/")
+	from, to, ok3 := strings.Cut(span, "-")
+	if !ok1 || !ok2 || !ok3 || !strings.EqualFold(unit, "bytes") {
+		return 0, 0, 0, false
+	}
+	start, ok1 = parseCount(from)
+	end, ok2 = parseCount(to)
+	total, ok3 = -1, true
+	if size != "*" {
+		total, ok3 = parseCount(size)
+	}
+	if !ok1 || !ok2 || !ok3 || end < start || total >= 0 && end >= total {
+		return 0, 0, 0, false
+	}
+	return start, end, total, true
+}
+
+// parseCount reads a number of digits and nothing else.
+func parseCount(s string) (int64, bool) {
+	n, err := strconv.ParseUint(s, 10, 62)
+	return int64(n), err == nil
+}

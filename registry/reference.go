@@ -1,0 +1,215 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+// DefaultServer is the registry of names without a host where
+// EPOCH_SERVER is not set: the default of epoch's own client.
+const DefaultServer = "http://127.0.0.1:8080"
+
+// ErrReference is in the chain of errors about a reference, or about the
+// server that completes it, that cannot be understood.
+var ErrReference = errors.New("invalid reference")
+
+// The grammar of the OCI distribution spec. Names that match cannot lead
+// out of their place in a URL.
+var (
+	repositoryForm = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagForm        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	digestForm     = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	hostForm       = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?$`)
+)
+
+// maxRepository is the longest repository name that is accepted, in
+// bytes, as in docker's and distribution's code.
+const maxRepository = 255
+
+// Reference names an artifact in a registry. Tag or Digest or both are
+// set; where both are, Digest decides.
+type Reference struct {
+	Scheme     string // "http" or "https"
+	Host       string // host[:port]; a bare word other than localhost has a port
+	Repository string
+	Tag        string
+	Digest     string
+}
+
+// ReferenceOptions complete a reference.
+type ReferenceOptions struct {
+	Server    string // EPOCH_SERVER's value; "" is DefaultServer
+	PlainHTTP bool   // plain HTTP to hosts that are not loopback
+}
+
+// ParseReference reads [host[:port]/]repo/path[:tag|@sha256:...]. A first
+// component with a dot or a colon, or localhost, is a host; without one
+// the server of opts is meant. No tag is "latest". The scheme is http for
+// loopback hosts, for an http:// server of opts and, with PlainHTTP, for
+// every host that is not a https:// server of opts; else https. Errors
+// wrap ErrReference.
+func ParseReference(s string, opts ReferenceOptions) (Reference, error) {
+	server, err := parseServer(opts.Server)
+	if err != nil {
+		return Reference{}, err
+	}
+	bad := func(why string) (Reference, error) {
+		return Reference{}, fmt.Errorf("%w %q: %s", ErrReference, clip(s), why)
+	}
+	ref := Reference{Scheme: server.scheme, Host: server.host}
+	rest := s
+	if host, path, ok := splitHost(s); ok {
+		if !validHost(host) {
+			return bad("the host is not host[:port]")
+		}
+		rest = path
+		ref.Host = strings.ToLower(host)
+		ref.Scheme = schemeFor(ref.Host, server, opts.PlainHTTP)
+	}
+	if at := strings.IndexByte(rest, '@'); at >= 0 {
+		rest, ref.Digest = rest[:at], rest[at+1:]
+		if !digestForm.MatchString(ref.Digest) {
+			return bad("the digest is not sha256: and 64 lower-case hex digits")
+		}
+	}
+	if colon := strings.LastIndexByte(rest, ':'); colon >= 0 {
+		rest, ref.Tag = rest[:colon], rest[colon+1:]
+		if !tagForm.MatchString(ref.Tag) {
+			return bad("the tag has characters or a length that tags cannot have")
+		}
+	}
+	if !validRepository(rest) {
+		return bad("the repository is not lower-case letters, digits and separators")
+	}
+	ref.Repository = rest
+	if ref.Tag == "" && ref.Digest == "" {
+		ref.Tag = "latest"
+	}
+	return ref, nil
+}
+
+// splitHost cuts off a first component that is a host.
+func splitHost(s string) (host, rest string, ok bool) {
+	slash := strings.IndexByte(s, '/')
+	if slash < 0 {
+		return "", s, false
+	}
+	first := s[:slash]
+	if first != "localhost" && !strings.ContainsAny(first, ".:") {
+		return "", s, false
+	}
+	return first, s[slash+1:], true
+}
+
+// String prints host/repo@digest where there is a digest, else
+// host/repo:tag.
+func (r Reference) String() string {
+	if r.Digest != "" {
+		return r.Host + "/" + r.Repository + "@" + r.Digest
+	}
+	return r.Host + "/" + r.Repository + ":" + r.Tag
+}
+
+// Identifier is what GetManifest wants besides the repository: the
+// digest, or the tag where there is none.
+func (r Reference) Identifier() string {
+	if r.Digest != "" {
+		return r.Digest
+	}
+	return r.Tag
+}
+
+// WithDigest returns the reference pinned to a digest.
+func (r Reference) WithDigest(digest string) Reference {
+	r.Digest = digest
+	return r
+}
+
+// server is a base URL, reduced to what a client may take from it.
+type server struct{ scheme, host string }
+
+// parseServer reads EPOCH_SERVER's value. Its text is not repeated in
+// errors: it may hold a password.
+func parseServer(s string) (server, error) {
+	if s == "" {
+		s = DefaultServer
+	}
+	if !strings.Contains(s, "://") {
+		s = "https://" + s
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return server{}, fmt.Errorf("%w: EPOCH_SERVER is not a URL", ErrReference)
+	case u.Scheme != "http" && u.Scheme != "https":
+		return server{}, fmt.Errorf("%w: EPOCH_SERVER is neither http:// nor https://", ErrReference)
+	case u.User != nil:
+		return server{}, fmt.Errorf("%w: EPOCH_SERVER must not hold credentials; use EPOCH_REGISTRY_TOKEN", ErrReference)
+	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		return server{}, fmt.Errorf("%w: EPOCH_SERVER must be scheme://host[:port] and nothing more", ErrReference)
+	case !validHost(u.Host):
+		return server{}, fmt.Errorf("%w: EPOCH_SERVER has no host that can be used", ErrReference)
+	}
+	host := strings.ToLower(u.Host)
+	if host != "localhost" && !strings.ContainsAny(host, ".:") {
+		// Printed references must be read as the same host again.
+		host += ":" + defaultPort(u.Scheme)
+	}
+	return server{u.Scheme, host}, nil
+}
+
+// schemeFor chooses how a host that was named is spoken to.
+func schemeFor(host string, srv server, plainHTTP bool) string {
+	switch {
+	case withPort(srv.scheme, srv.host) == withPort(srv.scheme, host):
+		return srv.scheme
+	case plainHTTP, isLoopback(host):
+		return "http"
+	}
+	return "https"
+}
+
+func validHost(host string) bool {
+	if !hostForm.MatchString(host) {
+		return false
+	}
+	u, err := url.Parse("//" + host)
+	return err == nil && u.Host == host && u.Hostname() != ""
+}
+
+func validRepository(name string) bool {
+	return len(name) <= maxRepository && repositoryForm.MatchString(name)
+}
+
+func defaultPort(scheme string) string {
+	if scheme == "http" {
+		return "80"
+	}
+	return "443"
+}
+
+// withPort is the form in which two hosts can be compared: lower case,
+// and with a port.
+func withPort(scheme, host string) string {
+	u := url.URL{Host: host}
+	port := u.Port()
+	if port == "" {
+		port = defaultPort(scheme)
+	}
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+// isLoopback tells whether host[:port] is this machine. Names under
+// .localhost do not count: resolvers may send them elsewhere.
+func isLoopback(host string) bool {
+	name := (&url.URL{Host: host}).Hostname()
+	if strings.EqualFold(name, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(name)
+	return ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,163 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+)
+
+// defaultConcurrency is for how many requests at a time connections are
+// kept where Options do not say.
+const defaultConcurrency = 8
+
+// Options are what a client needs to know besides the host.
+type Options struct {
+	CACert      string // PEM file with root certificates to trust besides the system's
+	EpochServer string // EPOCH_SERVER's value; "" is DefaultServer
+	EpochToken  string // EPOCH_REGISTRY_TOKEN's value: for the epoch server and nobody else
+	PlainHTTP   bool   // plain HTTP is allowed to every host
+
+	Keychain    authn.Keychain // credentials of all other hosts; nil is docker's config and helpers
+	Concurrency int            // requests expected at a time; 0 is 8
+	UserAgent   string         // "" is "epochfs"
+	Log         *slog.Logger   // nil is silence
+}
+
+// Registry is a client of one registry. It is safe for concurrent use.
+type Registry struct {
+	base      url.URL // scheme and host
+	host      string  // as it is printed
+	agent     string
+	log       *slog.Logger
+	limits    limits
+	inner     *http.Transport
+	transport http.RoundTripper // inner under guard
+	plain     func(host string) bool
+	auth      *authorizer
+	stats     counters
+	ranges    atomic.Int32
+	ctx       context.Context // ends with Close
+	cancel    context.CancelFunc
+	owned     sync.WaitGroup // goroutines that may outlive a call
+}
+
+// Stats count what a client has done since New.
+type Stats struct {
+	Requests int64 // HTTP requests sent, those for tokens and redirects too
+	Bytes    int64 // of bodies received
+	Sent     int64 // of bodies sent
+	Retries  int64 // requests that were made again after a failure
+}
+
+// New makes a client of ref's host; nothing is sent yet. A reference that
+// wants plain HTTP where it is not allowed is an error.
+func New(ref Reference, opts Options) (*Registry, error) {
+	return newRegistry(ref, opts, defaultLimits(), nil)
+}
+
+func newRegistry(ref Reference, opts Options, lim limits, dial dialFunc) (*Registry, error) {
+	srv, err := parseServer(opts.EpochServer)
+	if err != nil {
+		return nil, err
+	}
+	if ref.Scheme != "http" && ref.Scheme != "https" || !validHost(ref.Host) {
+		return nil, fmt.Errorf("%w: no registry named", ErrReference)
+	}
+	epoch := ref.Scheme == srv.scheme && withPort(ref.Scheme, ref.Host) == withPort(srv.scheme, srv.host)
+	if ref.Scheme == "http" && !epoch && !opts.PlainHTTP && !isLoopback(ref.Host) {
+		return nil, fmt.Errorf("%w: %s", errPlainHTTP, ref.Host)
+	}
+	if opts.Concurrency <= 0 {
+		opts.Concurrency = defaultConcurrency
+	}
+	r := &Registry{
+		base:   url.URL{Scheme: ref.Scheme, Host: apiHost(ref.Host)},
+		host:   ref.Host,
+		agent:  opts.UserAgent,
+		log:    opts.Log,
+		limits: lim,
+	}
+	if r.agent == "" {
+		r.agent = "epochfs"
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if r.inner, err = newTransport(opts, lim, dial); err != nil {
+		return nil, err
+	}
+	own := withPort("http", r.base.Host)
+	r.plain = func(host string) bool {
+		return opts.PlainHTTP || ref.Scheme == "http" && host == own
+	}
+	r.transport = &guard{inner: r.inner, allow: r.plain}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.auth = newAuthorizer(r, opts, epoch)
+	return r, nil
+}
+
+// apiHost is the host that speaks for ref's host. Docker Hub is the one
+// registry whose name is not its host.
+func apiHost(host string) string {
+	if host == "docker.io" {
+		return "index.docker.io"
+	}
+	return host
+}
+
+// Stats returns the counters.
+func (r *Registry) Stats() Stats {
+	return Stats{
+		Requests: r.stats.requests.Load(),
+		Bytes:    r.stats.bytes.Load(),
+		Sent:     r.stats.sent.Load(),
+		Retries:  r.stats.retries.Load(),
+	}
+}
+
+const (
+	rangesUnknown int32 = iota
+	rangesIgnored
+	rangesServed
+)
+
+// Ranges tells whether the registry serves ranges of blobs, once a range
+// has been asked for.
+func (r *Registry) Ranges() (known, supported bool) {
+	n := r.ranges.Load()
+	return n != rangesUnknown, n == rangesServed
+}
+
+// Close ends what is under way for tokens and closes idle connections.
+// Bodies that were handed out stay good until they are closed.
+func (r *Registry) Close() {
+	r.cancel()
+	r.owned.Wait()
+	r.inner.CloseIdleConnections()
+}
+
+// target names what a request is about, for its errors.
+func (r *Registry) target(op, name, id string) target {
+	what := name
+	switch {
+	case id == "":
+	case digestForm.MatchString(id):
+		what += "@" + id
+	default:
+		what += ":" + id
+	}
+	return target{op: op, host: r.host, what: clip(what)}
+}
+
+// at is the URL of a path below /v2/.
+func (r *Registry) at(path string) *url.URL {
+	u := r.base
+	u.Path = "/v2/" + path
+	return &u
+}

@@ -1,0 +1,175 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+)
+
+const (
+	maxToken        = 64 << 10         // bytes of a token endpoint's answer
+	defaultLifetime = 60 * time.Second // where it does not say, by the token protocol
+	maxLifetime     = 24 * time.Hour
+)
+
+// exchange gets a token from the endpoint that a challenge names, with
+// the registry's credentials where there are some.
+func (a *authorizer) exchange(ctx context.Context, c challenge, acc access) (*token, error) {
+	t := a.r.target("get a token for", acc.name, "")
+	realm, err := a.realm(c.params["realm"])
+	if err != nil {
+		return nil, t.fail(ErrDenied, err)
+	}
+	cfg, err := a.credentials(ctx, acc)
+	if err != nil {
+		return nil, t.broken(err)
+	}
+	if a.epoch != "" && !sameOrigin(realm, &a.r.base) {
+		cfg = authn.AuthConfig{} // the epoch token is for the epoch server only
+	}
+	if cfg.RegistryToken != "" {
+		return &token{header: "Bearer " + cfg.RegistryToken}, nil
+	}
+	t.host = realm.Host
+	q, authz := tokenRequest(t, realm, c, acc, cfg)
+	return retry(ctx, a.r, t, func() (*token, error) {
+		resp, err := a.r.follow(ctx, q, authz)
+		if err != nil {
+			return nil, t.broken(err)
+		}
+		if resp.StatusCode != http.StatusOK {
+			return nil, a.endpointRefused(t, resp)
+		}
+		raw, err := a.r.readSmall(resp, maxToken, t)
+		if err != nil {
+			return nil, err
+		}
+		return parseToken(raw, t)
+	})
+}
+
+// realm checks where a registry sends its clients for a token. The
+// credentials go there, as docker does it; so it must be https, or plain
+// HTTP where the registry itself is spoken to in plain HTTP and the host
+// is allowed. What comes from there goes to the registry, so it must not
+// be a place that only this machine can see.
+func (a *authorizer) realm(text string) (*url.URL, error) {
+	base := &a.r.base
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.User != nil {
+		return nil, errors.New("the registry names no usable token endpoint")
+	}
+	if withPort(base.Scheme, u.Host) == withPort(base.Scheme, base.Host) {
+		u.Scheme = base.Scheme // behind a proxy, a registry does not know its own
+	}
+	own := sameOrigin(u, base)
+	switch {
+	case own || u.Scheme == "https" && !isLinkLocal(u):
+		return u, nil
+	case u.Scheme != "http" || base.Scheme != "http" || isLinkLocal(u):
+		return nil, errors.New("the registry names a token endpoint that must not be used")
+	case isLoopback(u.Host) && isLoopback(base.Host):
+		return u, nil
+	case a.r.plain(withPort("http", u.Host)) && !isLoopback(u.Host):
+		return u, nil
+	}
+	return nil, errors.New("the registry names a token endpoint that must not be used over plain HTTP")
+}
+
+// tokenRequest is a GET, with a name and a password where there are some,
+// or the POST of OAuth 2 for an identity token.
+func tokenRequest(t target, realm *url.URL, c challenge, acc access, cfg authn.AuthConfig) (request, string) {
+	scopes := wanted(acc, c.params["scope"])
+	service := c.params["service"]
+	if cfg.IdentityToken != "" {
+		form := url.Values{
+			"grant_type":    {"refresh_token"},
+			"refresh_token": {cfg.IdentityToken},
+			"client_id":     {"epochfs"},
+			"scope":         {strings.Join(scopes, " ")},
+		}
+		if service != "" {
+			form.Set("service", service)
+		}
+		return request{
+			target: t,
+			method: http.MethodPost,
+			url:    realm,
+			header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
+			body:   []byte(form.Encode()),
+		}, ""
+	}
+	u := *realm
+	v := u.Query()
+	v["scope"] = scopes
+	if service != "" {
+		v.Set("service", service)
+	}
+	if cfg.Username != "" {
+		v.Set("account", cfg.Username)
+	}
+	u.RawQuery = v.Encode()
+	return request{target: t, method: http.MethodGet, url: &u}, basicHeader(cfg)
+}
+
+// wanted are the scopes to ask for: ours, and before them the one that
+// the registry named if ours do not hold it. Some endpoints look at the
+// first only.
+func wanted(acc access, named string) []string {
+	ours := acc.scopes()
+	for _, s := range ours {
+		if named == s || named+",push" == s {
+			return ours
+		}
+	}
+	if named == "" || len(named) > 1024 {
+		return ours
+	}
+	return append([]string{named}, ours...)
+}
+
+// endpointRefused is a token endpoint's answer that is no token.
+func (a *authorizer) endpointRefused(t target, resp *http.Response) error {
+	err := t.status(resp)
+	var e *Error
+	if errors.As(err, &e) && !e.Temporary() {
+		e.kind = ErrDenied
+		e.Hint = a.hint()
+	}
+	return err
+}
+
+// parseToken reads a token endpoint's answer.
+func parseToken(raw []byte, t target) (*token, error) {
+	var doc struct {
+		Token       string  `json:"token"`
+		AccessToken string  `json:"access_token"`
+		ExpiresIn   float64 `json:"expires_in"`
+	}
+	// The decoder's errors may quote what it read, so they are dropped.
+	if json.Unmarshal(raw, &doc) != nil {
+		return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer is no JSON object"))
+	}
+	if doc.Token == "" {
+		doc.Token = doc.AccessToken
+	}
+	if doc.Token == "" || strings.Trim(doc.Token, printable) != "" {
+		return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer holds no token"))
+	}
+	life := defaultLifetime
+	if doc.ExpiresIn > 0 {
+		life = time.Duration(min(doc.ExpiresIn, maxLifetime.Seconds()) * float64(time.Second))
+	}
+	// Used up to its last tenth, but not in its last seconds.
+	life -= max(life/10, min(10*time.Second, life/2))
+	return &token{header: "Bearer " + doc.Token, expires: time.Now().Add(life)}, nil
+}
+
+// printable are the bytes a bearer token may have, and a few more.
+const printable = "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"

@@ -1,0 +1,224 @@
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// limits are the patience of a client. Tests make them shorter.
+type limits struct {
+	dial   time.Duration // connecting, and the TLS handshake, each
+	answer time.Duration // from a request's last byte to the answer's headers
+	finish time.Duration // the same where a registry hashes or moves a whole blob first
+	patch  time.Duration // the same where a registry takes one upload at a time, as epoch does
+	stall  time.Duration // without one byte of a body
+	small  time.Duration // for all of a body that fits into memory
+	first  time.Duration // before the first quick retry
+}
+
+func defaultLimits() limits {
+	return limits{
+		dial:   15 * time.Second,
+		answer: 60 * time.Second,
+		finish: 30 * time.Minute, // epoch copies 40 GiB to S3 before it answers
+		patch:  5 * time.Minute,
+		stall:  60 * time.Second,
+		small:  5 * time.Minute,
+		first:  200 * time.Millisecond,
+	}
+}
+
+type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// newTransport makes the connections of one client: HTTP/1.1 only, since
+// several plain connections carry more than one that is multiplexed.
+func newTransport(o Options, lim limits, dial dialFunc) (*http.Transport, error) {
+	roots, err := rootCAs(o.CACert)
+	if err != nil {
+		return nil, err
+	}
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: lim.dial, KeepAlive: 30 * time.Second}).DialContext
+	}
+	t := &http.Transport{
+		Proxy:                  proxy,
+		DialContext:            dial,
+		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:    lim.dial,
+		DisableCompression:     true,
+		MaxConnsPerHost:        2*o.Concurrency + 4, // streams that wait must not block a manifest
+		MaxIdleConns:           4 * o.Concurrency,
+		MaxIdleConnsPerHost:    o.Concurrency + 2,
+		IdleConnTimeout:        90 * time.Second,
+		ExpectContinueTimeout:  2 * time.Second,
+		MaxResponseHeaderBytes: 256 << 10,
+		ReadBufferSize:         64 << 10,
+		WriteBufferSize:        64 << 10,
+		Protocols:              new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(true)
+	return t, nil
+}
+
+// proxy is http.ProxyFromEnvironment with errors that do not repeat the
+// variable, which may hold a password.
+func proxy(req *http.Request) (*url.URL, error) {
+	u, err := http.ProxyFromEnvironment(req)
+	if err != nil {
+		return nil, errors.New("HTTP_PROXY or HTTPS_PROXY is not the URL of a proxy")
+	}
+	return u, nil
+}
+
+// rootCAs are the system's, and those of a PEM file where one is named.
+func rootCAs(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read root certificates: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("read root certificates: %s holds no PEM certificate", file)
+	}
+	return pool, nil
+}
+
+// guard refuses plain HTTP where it is not allowed, whatever led there.
+type guard struct {
+	inner *http.Transport
+	allow func(host string) bool // host with port
+}
+
+// RoundTrip sends the request, or fails with errPlainHTTP.
+func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	switch req.URL.Scheme {
+	case "https":
+	case "http":
+		if !isLoopback(req.URL.Host) && !g.allow(withPort("http", req.URL.Host)) {
+			return nil, fmt.Errorf("%w: %s", errPlainHTTP, req.URL.Hostname())
+		}
+	default:
+		return nil, errors.New("neither http nor https")
+	}
+	return g.inner.RoundTrip(req)
+}
+
+// counters count what a client did.
+type counters struct{ requests, bytes, sent, retries atomic.Int64 }
+
+// send makes one HTTP request. It fails when the answer's headers stay
+// away, or the body sent does not move, for wait. The answer's body must
+// be closed; it fails when no byte comes for the stall limit.
+func (r *Registry) send(req *http.Request, wait time.Duration) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
+	w := newWatchdog(wait, func() { cancel(errStalled) })
+	// Waiting for a free connection is not the registry's silence, and
+	// dialling has limits of its own.
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { w.kick() },
+	})
+	r.watchUpload(req, w)
+	r.stats.requests.Add(1)
+	resp, err := r.transport.RoundTrip(req.WithContext(ctx))
+	w.stop()
+	if err != nil {
+		err = causeOf(ctx, err)
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = r.newBody(ctx, cancel, resp.Body)
+	return resp, nil
+}
+
+// watchUpload makes every read of the request's body a sign of life.
+func (r *Registry) watchUpload(req *http.Request, w *watchdog) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return
+	}
+	wrap := func(rc io.ReadCloser) io.ReadCloser { return &upload{rc, w, &r.stats.sent} }
+	req.Body = wrap(req.Body)
+	if again := req.GetBody; again != nil {
+		req.GetBody = func() (io.ReadCloser, error) {
+			rc, err := again()
+			if err != nil {
+				return nil, err
+			}
+			return wrap(rc), nil
+		}
+	}
+}
+
+// causeOf prefers the reason for which ctx was ended to what became of it.
+func causeOf(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// upload is a request's body under watch.
+type upload struct {
+	io.ReadCloser
+	w    *watchdog
+	sent *atomic.Int64
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	u.w.kick()
+	n, err := u.ReadCloser.Read(p)
+	u.sent.Add(int64(n))
+	return n, err
+}
+
+// watchdog calls bark when nobody kicked it for a while. It begins with
+// the first kick; after stop it does nothing any more.
+type watchdog struct {
+	limit time.Duration
+	mu    sync.Mutex
+	timer *time.Timer
+	bark  func()
+	done  bool
+}
+
+func newWatchdog(limit time.Duration, bark func()) *watchdog {
+	return &watchdog{limit: limit, bark: bark}
+}
+
+func (w *watchdog) kick() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.done:
+	case w.timer == nil:
+		w.timer = time.AfterFunc(w.limit, w.bark)
+	default:
+		w.timer.Reset(w.limit)
+	}
+}
+
+func (w *watchdog) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.done = true
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+}
