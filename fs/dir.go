@@ -1,0 +1,95 @@
+package fs
+
+import (
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// generation never changes: no inode number is used twice.
+const generation = 1
+
+func (n *node) entry(out *fuse.EntryOut) {
+	out.NodeId = n.ino
+	out.Generation = generation
+	out.Attr = n.attr
+	out.SetEntryTimeout(keep)
+	out.SetAttrTimeout(keep)
+}
+
+// Lookup answers for a name that is not there with inode 0 and a time:
+// only so does the kernel remember it.
+func (t *tree) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if in.NodeId != rootIno {
+		return fuse.ENOTDIR
+	}
+	if len(name) > maxName {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
+	n := t.byName[name]
+	if n == nil {
+		out.SetEntryTimeout(keepAbsent)
+		return fuse.OK
+	}
+	n.entry(out)
+	return fuse.OK
+}
+
+// Forget has nothing to forget: inodes live as long as the mount.
+func (t *tree) Forget(nodeid, nlookup uint64) {}
+
+// OpenDir says that directories need no opening. The kernel then never
+// asks again, keeps what ReadDir told it, and a later ls needs nobody to
+// answer.
+func (t *tree) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
+	return fuse.ENOSYS
+}
+
+// dirEntry is what lies at position i of the directory. Its offset, from
+// which a reader goes on, is that of the next position.
+func (t *tree) dirEntry(i uint64) (fuse.DirEntry, *node) {
+	e := fuse.DirEntry{Off: i + 1, Ino: rootIno, Mode: syscall.S_IFDIR}
+	switch i {
+	case 0:
+		e.Name = "."
+		return e, nil
+	case 1:
+		e.Name = ".."
+		return e, nil
+	}
+	n := t.nodes[i-2]
+	e.Name, e.Ino, e.Mode = n.Name, n.ino, n.attr.Mode
+	return e, n
+}
+
+func (t *tree) dirLen() uint64 { return uint64(len(t.nodes)) + 2 }
+
+func (t *tree) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	if in.NodeId != rootIno {
+		return fuse.ENOTDIR
+	}
+	for i := in.Offset; i < t.dirLen(); i++ {
+		e, _ := t.dirEntry(i)
+		if !out.AddDirEntry(e) {
+			break
+		}
+	}
+	return fuse.OK
+}
+
+func (t *tree) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	if in.NodeId != rootIno {
+		return fuse.ENOTDIR
+	}
+	for i := in.Offset; i < t.dirLen(); i++ {
+		e, n := t.dirEntry(i)
+		entry := out.AddDirLookupEntry(e)
+		if entry == nil {
+			break
+		}
+		if n != nil { // "." and ".." are left as inode 0: the kernel knows them
+			n.entry(entry)
+		}
+	}
+	return fuse.OK
+}

@@ -1,0 +1,122 @@
+package fs
+
+import (
+	"context"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// requestContext is a request's context, made from its cancel channel. A
+// channel fits into an interface as it is, so this allocates nothing, and
+// nothing is used again for the next request.
+type requestContext <-chan struct{}
+
+func (c requestContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (c requestContext) Done() <-chan struct{}       { return c }
+func (c requestContext) Value(any) any               { return nil }
+
+func (c requestContext) Err() error {
+	select {
+	case <-c:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
+
+// readResult is the answer to a READ. go-fuse calls Done when it has been
+// sent.
+type readResult struct{ data []byte }
+
+var readResults = sync.Pool{New: func() any { return new(readResult) }}
+
+func newReadResult(data []byte) *readResult {
+	r := readResults.Get().(*readResult)
+	r.data = data
+	return r
+}
+
+func (r *readResult) Bytes([]byte) ([]byte, fuse.Status) { return r.data, fuse.OK }
+func (r *readResult) Size() int                          { return len(r.data) }
+
+func (r *readResult) Done() {
+	r.data = nil
+	readResults.Put(r)
+}
+
+// Read never answers with fewer bytes than the file has there: the kernel
+// would take that for the file's end and show zeros.
+func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	n := t.node(in.NodeId)
+	if n == nil {
+		return nil, fuse.EISDIR
+	}
+	size := n.Map.Size()
+	if in.Offset >= uint64(size) {
+		return newReadResult(nil), fuse.OK
+	}
+	off := int64(in.Offset)
+	p := buf[:min(int64(len(buf)), size-off)]
+	ctx := requestContext(cancel)
+	err := readFull(ctx, n.Content, p, off)
+	if err != nil && ctx.Err() != nil {
+		err = t.readInterrupted(n, in, p, off)
+	}
+	if err == nil {
+		return newReadResult(p), fuse.OK
+	}
+	errno := toErrno(err)
+	if errno != syscall.EINTR {
+		t.logRead(n, off, len(p), err)
+	}
+	return nil, fuse.Status(errno)
+}
+
+// readFull reads all of p or fails.
+func readFull(ctx context.Context, c Content, p []byte, off int64) error {
+	got, err := c.ReadAt(ctx, p, off)
+	if got == len(p) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Lseek answers SEEK_DATA and SEEK_HOLE from the map alone. The kernel
+// does the other kinds itself.
+func (t *tree) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	n := t.node(in.NodeId)
+	if n == nil {
+		return fuse.EINVAL
+	}
+	if in.Offset >= uint64(n.Map.Size()) { // negative ones too
+		return fuse.Status(unix.ENXIO)
+	}
+	off := int64(in.Offset)
+	switch in.Whence {
+	case unix.SEEK_DATA:
+		data, ok := n.Map.SeekData(off)
+		if !ok {
+			return fuse.Status(unix.ENXIO)
+		}
+		out.Offset = uint64(data)
+	case unix.SEEK_HOLE:
+		out.Offset = uint64(n.Map.SeekHole(off))
+	default:
+		return fuse.EINVAL
+	}
+	return fuse.OK
+}
+
+// Flush and Fsync have nothing to write. ENOSYS tells the kernel not to
+// ask again; close and fsync succeed.
+func (t *tree) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+func (t *tree) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.ENOSYS }

@@ -1,0 +1,476 @@
+package fs
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The test binary runs itself as the process that uses a mount: the one
+// that serves it must not.
+const helperEnv = "EPOCHFS_FS_TEST_HELPER"
+
+var helpers = map[string]func(args []string) error{
+	"sha": helpSha, "mmap": helpMmap, "odirect": helpODirect, "seek": helpSeek,
+	"seekat": helpSeekAt, "hold": helpHold, "writes": helpWrites, "stat": helpStat,
+	"xattr": helpXattr, "many": helpMany, "dir": helpDir, "serve": helpServe,
+	"nofuse": helpNoFUSE, "faults": helpFaults, "readat": helpReadAt,
+}
+
+func runTestHelper(args []string) int {
+	if err := helpers[args[0]](args[1:]); err != nil {
+		fmt.Println("error:", errnoName(err))
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func errnoName(err error) string {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return unix.ErrnoName(errno)
+	}
+	return err.Error()
+}
+
+func helpSha(args []string) error {
+	for _, path := range args {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%x\n", sha256.Sum256(b))
+	}
+	return nil
+}
+
+func helpMmap(args []string) error {
+	b, _, err := mapFile(args[0])
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%x\n", sha256.Sum256(b))
+	return nil
+}
+
+func mapFile(path string) ([]byte, *os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	return b, f, err
+}
+
+func helpODirect(args []string) error {
+	fd, err := unix.Open(args[0], unix.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 1<<20+4096)
+	buf = buf[4096-int(uintptr(unsafe.Pointer(&buf[0])))&4095:][:1<<20]
+	h := sha256.New()
+	for {
+		n, err := unix.Read(fd, buf)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			fmt.Printf("%x\n", h.Sum(nil))
+			return nil
+		}
+		h.Write(buf[:n])
+	}
+}
+
+// helpReadAt reads n bytes at an offset with pread and prints them.
+func helpReadAt(args []string) error {
+	f, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	off, _ := strconv.ParseInt(args[1], 10, 64)
+	n, _ := strconv.Atoi(args[2])
+	b := make([]byte, n)
+	got, err := syscall.Pread(int(f.Fd()), b, off)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%x\n", b[:got])
+	return nil
+}
+
+// helpSeek prints the data segments that SEEK_DATA and SEEK_HOLE tell of.
+func helpSeek(args []string) error {
+	f, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	for off := int64(0); ; {
+		data, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if off, err = unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		fmt.Println(data, off-data)
+	}
+}
+
+func helpSeekAt(args []string) error {
+	f, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	for _, a := range args[1:] {
+		what, at, _ := strings.Cut(a, "@")
+		off, _ := strconv.ParseInt(at, 10, 64)
+		whence := map[string]int{"data": unix.SEEK_DATA, "hole": unix.SEEK_HOLE, "end": io.SeekEnd}[what]
+		got, err := unix.Seek(int(f.Fd()), off, whence)
+		if err != nil {
+			fmt.Println(errnoName(err))
+			continue
+		}
+		fmt.Println(got)
+	}
+	return nil
+}
+
+// helpHold keeps a file open until its standard input ends: as a plain
+// descriptor, with O_DIRECT, or as a mapping whose descriptor is closed.
+func helpHold(args []string) error {
+	flags := unix.O_RDONLY
+	if args[1] == "direct" {
+		flags |= unix.O_DIRECT
+	}
+	fd, err := unix.Open(args[0], flags, 0)
+	if err != nil {
+		return err
+	}
+	if args[1] == "mmap" {
+		b, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+		if err != nil {
+			return err
+		}
+		unix.Close(fd)
+		defer unix.Munmap(b)
+		_ = b[0]
+	}
+	fmt.Println("ready")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// helpWrites tries to change things in every way and prints what came of
+// it.
+func helpWrites(args []string) error {
+	dir, file := args[0], filepath.Join(args[0], args[1])
+	open := func(flags int) func() error {
+		return func() error {
+			fd, err := unix.Open(file, flags, 0)
+			if err == nil {
+				unix.Close(fd)
+			}
+			return err
+		}
+	}
+	in := func(name string) string { return filepath.Join(dir, name) }
+	for _, op := range []struct {
+		name string
+		do   func() error
+	}{
+		{"open for write", open(unix.O_WRONLY)},
+		{"open for both", open(unix.O_RDWR)},
+		{"open and truncate", open(unix.O_RDONLY | unix.O_TRUNC)},
+		{"create", func() error { _, err := unix.Open(in("x"), unix.O_CREAT|unix.O_WRONLY, 0o600); return err }},
+		{"tmpfile", func() error { _, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY, 0o600); return err }},
+		{"unlink", func() error { return unix.Unlink(file) }},
+		{"rename", func() error { return unix.Rename(file, in("x")) }},
+		{"link", func() error { return unix.Link(file, in("x")) }},
+		{"symlink", func() error { return unix.Symlink("a", in("x")) }},
+		{"mkdir", func() error { return unix.Mkdir(in("x"), 0o700) }},
+		{"rmdir", func() error { return unix.Rmdir(in("x")) }},
+		{"mknod", func() error { return unix.Mknod(in("x"), unix.S_IFIFO|0o600, 0) }},
+		{"truncate", func() error { return unix.Truncate(file, 0) }},
+		{"chmod", func() error { return unix.Chmod(file, 0o777) }},
+		{"chmod directory", func() error { return unix.Chmod(dir, 0o777) }},
+		{"chown", func() error { return unix.Chown(file, 1, 1) }},
+		{"utimes", func() error { return unix.Utimes(file, make([]unix.Timeval, 2)) }},
+		{"setxattr", func() error { return unix.Setxattr(file, "user.x", []byte("1"), 0) }},
+		{"removexattr", func() error { return unix.Removexattr(file, "user.epochfs.data") }},
+	} {
+		name := "none"
+		if err := op.do(); err != nil {
+			name = errnoName(err)
+		}
+		fmt.Printf("%s=%s\n", op.name, name)
+	}
+	return nil
+}
+
+func helpStat(args []string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(args[0], &st); err != nil {
+		return err
+	}
+	fmt.Printf("ino=%d mode=%o size=%d blocks=%d uid=%d gid=%d mtime=%d.%09d nlink=%d\n",
+		st.Ino, st.Mode, st.Size, st.Blocks, st.Uid, st.Gid, st.Mtim.Sec, st.Mtim.Nsec, st.Nlink)
+	return nil
+}
+
+// helpXattr prints the names and values of a file's attributes, and what
+// happens to buffers that are too small.
+func helpXattr(args []string) error {
+	path := args[0]
+	size, err := unix.Listxattr(path, nil)
+	if err != nil {
+		return err
+	}
+	list := make([]byte, size)
+	if size, err = unix.Listxattr(path, list); err != nil {
+		return err
+	}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(list[:size]), "\x00"), "\x00") {
+		if name == "" {
+			continue
+		}
+		n, err := unix.Getxattr(path, name, nil)
+		if err != nil {
+			return err
+		}
+		v := make([]byte, n)
+		if _, err := unix.Getxattr(path, name, v); err != nil {
+			return err
+		}
+		_, short := unix.Getxattr(path, name, make([]byte, n-1))
+		fmt.Printf("%s=%s short=%s\n", name, v, errnoName(short))
+	}
+	if size > 1 {
+		_, err = unix.Listxattr(path, make([]byte, 1))
+		fmt.Printf("list short=%s\n", errnoName(err))
+	}
+	_, err = unix.Getxattr(path, "user.absent", nil)
+	fmt.Printf("absent=%s\n", errnoName(err))
+	return nil
+}
+
+func helpMany(args []string) error {
+	n, _ := strconv.Atoi(args[1])
+	b := make([]byte, 100)
+	for range n {
+		f, err := os.Open(args[0])
+		if err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(f, b); err != nil {
+			return err
+		}
+		f.Close()
+	}
+	return nil
+}
+
+// helpDir reads a directory in small steps, and goes back once.
+func helpDir(args []string) error {
+	fd, err := unix.Open(args[0], unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	for pass := range 2 {
+		if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
+			return err
+		}
+		buf := make([]byte, 300)
+		for {
+			n, err := unix.Getdents(fd, buf)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				break
+			}
+			for b := buf[:n]; len(b) > 0; {
+				d := (*unix.Dirent)(unsafe.Pointer(&b[0]))
+				name, _, _ := bytes.Cut(b[19:d.Reclen], []byte{0})
+				fmt.Println(pass, d.Ino, d.Off, d.Type, string(name))
+				b = b[d.Reclen:]
+			}
+		}
+	}
+	return nil
+}
+
+// helpServe serves a mount from this process until it is killed, or until
+// its standard input ends.
+func helpServe(args []string) error {
+	uid, gid := uint32(os.Getuid()), uint32(os.Getgid())
+	backing, err := os.Open(os.Args[0])
+	if err != nil {
+		return err
+	}
+	st, err := backing.Stat()
+	if err != nil {
+		return err
+	}
+	disk := &fileContent{file: backing}
+	disk.ready.Store(true)
+	m, err := Mount(args[0], []File{textFile("a", "hello"), fileOf("disk", st.Size(), disk)}, Options{UID: uid, GID: gid})
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	err = m.Unmount()
+	for until := time.Now().Add(5 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(until); {
+		err = m.Unmount()
+	}
+	if err != nil {
+		return err
+	}
+	m.Wait()
+	return nil
+}
+
+// helpNoFUSE mounts where there is no /dev/fuse, or no fusermount3.
+func helpNoFUSE(args []string) error {
+	hide := args[1]
+	if err := unix.Mount("tmpfs", hide, "tmpfs", 0, ""); err != nil {
+		return err
+	}
+	if len(args) > 2 {
+		if err := unix.Mount("tmpfs", args[2], "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		if err := syscall.Setuid(65534); err != nil {
+			return err
+		}
+	}
+	_, err := Mount(args[0], []File{textFile("a", "hello")}, Options{})
+	fmt.Println(errors.Is(err, ErrNoFUSE))
+	return nil
+}
+
+// helpFaults maps a file so that each page fault is one READ, and touches
+// a page while a timer sends it signals.
+func helpFaults(args []string) error {
+	b, _, err := mapFile(args[0])
+	if err != nil {
+		return err
+	}
+	if err := unix.Madvise(b, unix.MADV_RANDOM); err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGALRM)
+	tick := unix.Itimerval{Interval: unix.Timeval{Usec: 2000}, Value: unix.Timeval{Usec: 2000}}
+	if _, err := unix.Setitimer(unix.ITIMER_REAL, tick); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	fmt.Println(b[len(b)/2])
+	return nil
+}
+
+// child is a helper that runs.
+type child struct {
+	*exec.Cmd
+	out   *bufio.Reader
+	stdin io.WriteCloser
+}
+
+func helperCmd(args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), helperEnv+"=1")
+	cmd.Dir = "/"
+	return cmd
+}
+
+// start runs a helper and waits for its line "ready".
+func start(t *testing.T, cmd *exec.Cmd) *child {
+	t.Helper()
+	c := &child{Cmd: cmd}
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	c.stdin, err = cmd.StdinPipe()
+	check(t, err)
+	c.out = bufio.NewReader(out)
+	check(t, cmd.Start())
+	t.Cleanup(func() { c.stdin.Close(); cmd.Process.Kill(); cmd.Wait() })
+	if line, err := c.out.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("%v: %q, %v", cmd.Args, line, err)
+	}
+	return c
+}
+
+// finish ends the helper's standard input and waits for it.
+func (c *child) finish(t *testing.T) {
+	t.Helper()
+	c.stdin.Close()
+	rest, _ := io.ReadAll(c.out)
+	if err := c.Wait(); err != nil {
+		t.Fatalf("%v: %v: %s", c.Args, err, rest)
+	}
+}
+
+// help runs a helper to its end and returns what it printed.
+func help(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := helperCmd(args...).Output()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// run runs a program to its end and returns what it printed.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", cmd.Args, err, out)
+	}
+	return string(out)
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually polls until ok, for ten seconds.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for until := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("never:", what)
+		}
+	}
+}

@@ -1,0 +1,159 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strconv"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxRequest is the size of the largest READ, in bytes, and what the
+	// kernel allows unless told otherwise. Each one in progress takes
+	// that much memory.
+	maxRequest = 1 << 20
+
+	// maxBackground bounds the readahead requests in progress. Those that
+	// wait for a dead network must not keep others, whose bytes are here,
+	// from being asked for.
+	maxBackground = 128
+)
+
+// Mounted is a live mount.
+type Mounted struct {
+	dir  string // absolute, without symlinks
+	dev  string // "major:minor"
+	tree *tree
+	done chan struct{} // closed when the kernel has let go
+}
+
+// Mount mounts files on the directory dir. It returns when the mount is
+// ready for use. The first file is snapshot.json, where there is one: it
+// gets inode 2, the others follow. A dir that Stale is true of must be
+// cleaned first.
+func Mount(dir string, files []File, opts Options) (*Mounted, error) {
+	t, err := newTree(files, opts)
+	if err != nil {
+		return nil, err
+	}
+	m := &Mounted{tree: t, done: make(chan struct{})}
+	if m.dir, err = mountPoint(dir); err != nil {
+		return nil, err
+	}
+	fd, err := mountFUSE(m.dir, &opts)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", m.dir, err)
+	}
+	server, err := fuse.NewServer(t, fmt.Sprintf("/dev/fd/%d", fd), serverOptions(t))
+	if err != nil {
+		// go-fuse has closed the descriptor: what is left is dead.
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", m.dir, err), Unmount(m.dir, true))
+	}
+	t.kernel = &connection{Server: server, fd: fd}
+	go func() {
+		defer close(m.done)
+		server.Serve()
+	}()
+	if err := m.settle(opts.ReadAhead); err != nil {
+		return nil, errors.Join(err, Unmount(m.dir, true))
+	}
+	return m, nil
+}
+
+// settle learns the mount's device and sets what hangs on that.
+func (m *Mounted) settle(readAhead int) error {
+	at, err := mountsAt(m.dir)
+	if err != nil {
+		return err
+	}
+	if len(at) == 0 {
+		return fmt.Errorf("mount %s: it was unmounted at once", m.dir)
+	}
+	top := at[len(at)-1]
+	m.dev = device(top)
+	if readAhead == 0 {
+		readAhead = DefaultReadAhead
+	}
+	// Root only. Others stay at the kernel's 128 KiB.
+	err = os.WriteFile("/sys/class/bdi/"+m.dev+"/read_ahead_kb", strconv.AppendInt(nil, int64(readAhead)>>10, 10), 0)
+	if err != nil {
+		m.tree.log.Debug("readahead stays as it is", "error", err)
+	}
+	return nil
+}
+
+func serverOptions(t *tree) *fuse.MountOptions {
+	return &fuse.MountOptions{
+		Name:          "epochfs",
+		MaxWrite:      maxRequest,
+		MaxBackground: maxBackground,
+		// A request of 1 MiB does not fit into a pipe.
+		DisableSplice: true,
+		// No getattr on every read to see whether the file has changed.
+		ExplicitDataCacheControl: true,
+		// Without it the requests of one aio submission go out one by one.
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
+		Logger:            slog.NewLogLogger(t.log.Handler(), slog.LevelDebug),
+		PanicHandler: func(v any) fuse.Status {
+			t.log.Error("panic", "value", v, "stack", string(debug.Stack()))
+			return fuse.EIO
+		},
+	}
+}
+
+// connection is the kernel's side of the mount.
+type connection struct {
+	*fuse.Server
+	fd int // open while requests are being answered
+}
+
+func (c *connection) dead() bool {
+	p := []unix.PollFd{{Fd: int32(c.fd)}}
+	_, err := unix.Poll(p, 0)
+	return err == nil && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+}
+
+// Dir is the directory the mount lies on: absolute, without symlinks.
+func (m *Mounted) Dir() string { return m.dir }
+
+// Usage says how often the file of that name is open, and how. It is zero
+// for a name that is not there.
+func (m *Mounted) Usage(name string) Usage {
+	n := m.tree.byName[name]
+	if n == nil {
+		return Usage{}
+	}
+	u, _ := m.tree.handles.usage(n.ino)
+	return u
+}
+
+// Wait returns when the mount has ended, whoever ended it, and no request
+// is being answered any more.
+func (m *Mounted) Wait() { <-m.done }
+
+// Done is closed when Wait would return.
+func (m *Mounted) Done() <-chan struct{} { return m.done }
+
+// Unmount takes the mount off its directory. It fails with EBUSY while
+// somebody uses it, and does nothing where that has been done before.
+// Wait tells when the last request is answered.
+func (m *Mounted) Unmount() error {
+	at, err := mountsAt(m.dir)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(at, func(i *mountinfo.Info) bool { return device(i) == m.dev }) {
+		return nil
+	}
+	if device(at[len(at)-1]) != m.dev {
+		return fmt.Errorf("unmount %s: something else is mounted on top", m.dir)
+	}
+	return Unmount(m.dir, false)
+}

@@ -1,0 +1,166 @@
+package fs
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Open decides how a file is read. While any handle of an inode is open,
+// the kernel fails an open (EIO for the user) in a mode that does not go
+// with it:
+//
+//	open so far    may be added
+//	nothing        any mode
+//	cached         cached, direct
+//	direct         any mode
+//	passthrough    passthrough, with the same backing id
+//
+// The kernel leaves a mode before it sends the RELEASE, and enters one
+// after the OPEN was answered, so what the table says is open includes
+// all that the kernel thinks is.
+func (t *tree) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := t.node(in.NodeId)
+	if n == nil {
+		return fuse.EISDIR
+	}
+	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY || in.Flags&unix.O_TRUNC != 0 {
+		return fuse.EROFS
+	}
+	n.open.Lock()
+	defer n.open.Unlock()
+	h, again := t.handles.find(in.Unique)
+	if !again {
+		var errno syscall.Errno
+		if h, errno = t.openHandle(n, in); errno != 0 {
+			return fuse.Status(errno)
+		}
+	}
+	out.Fh = h.fh
+	switch h.mode {
+	case cached:
+		out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	case direct:
+		// KEEP_CACHE too: without it this open would drop the pages that
+		// cached handles have read.
+		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	case passthrough:
+		// The kernel refuses KEEP_CACHE here.
+		out.OpenFlags = fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH
+		out.BackingID = h.backing
+	}
+	return fuse.OK
+}
+
+// openHandle chooses the mode and writes the slot. The caller holds
+// n.open.
+func (t *tree) openHandle(n *node, in *fuse.OpenIn) (handle, syscall.Errno) {
+	mode, id, errno := t.chooseMode(n, in.Flags&unix.O_DIRECT != 0)
+	if errno != 0 {
+		return handle{}, errno
+	}
+	h, ok := t.handles.open(in.Unique, n.ino, mode, id)
+	if !ok {
+		t.dropBacking(n)
+		return handle{}, syscall.ENFILE
+	}
+	return h, 0
+}
+
+// chooseMode picks a mode by the table above, and the backing id for
+// passthrough. The caller holds n.open.
+func (t *tree) chooseMode(n *node, odirect bool) (openMode, int32, syscall.Errno) {
+	own := cached
+	if odirect {
+		own = direct
+	}
+	use, id := t.handles.usage(n.ino)
+	if use.Cached > 0 {
+		return own, 0, 0
+	}
+	file, ok := n.Content.Backing()
+	if use.Passthrough > 0 {
+		if ok && odirect && !takesDirect(file) {
+			return 0, 0, syscall.EINVAL // what the file system below would say
+		}
+		return passthrough, id, 0
+	}
+	if !ok || n.noBacking || !t.backing.Load() || odirect && !takesDirect(file) {
+		return own, 0, 0
+	}
+	if id == 0 {
+		id = t.register(n, file)
+	}
+	if id == 0 {
+		return own, 0, 0
+	}
+	return passthrough, id, 0
+}
+
+// takesDirect says whether the file can be opened with O_DIRECT. In
+// passthrough the kernel opens it with the reader's flags, and where that
+// fails the reader gets EIO.
+func takesDirect(file *os.File) bool {
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
+// register makes file known to the kernel as n's backing file. It returns
+// 0 where that cannot be; the file is then read through the daemon.
+func (t *tree) register(n *node, file *os.File) int32 {
+	if st, err := file.Stat(); err != nil || st.Size() != n.Map.Size() {
+		n.noBacking = true
+		t.log.Error("the file on disk is not the file: not used", "file", n.Name, "path", file.Name())
+		return 0
+	}
+	id, errno := t.kernel.RegisterBackingFd(&fuse.BackingMap{Fd: int32(file.Fd())})
+	switch {
+	case errno == 0 && id > 0:
+		t.handles.setBacking(n.ino, id)
+		return id
+	case errno == unix.EPERM || errno == unix.ENOTTY:
+		// Not root, or a kernel without passthrough: no file will do.
+		t.backing.Store(false)
+	default:
+		// This file's file system will not do, such as an overlay.
+		n.noBacking = true
+	}
+	t.log.Debug("no passthrough", "file", n.Name, "errno", errno)
+	return 0
+}
+
+// dropBacking gives the backing file back when no handle uses it. The
+// table forgets the id first: one that is lost in between only pins a
+// file, one that is used after its end fails an open. The caller holds
+// n.open.
+func (t *tree) dropBacking(n *node) {
+	use, id := t.handles.usage(n.ino)
+	if use.Passthrough > 0 || id == 0 {
+		return
+	}
+	t.handles.setBacking(n.ino, 0)
+	if errno := t.kernel.UnregisterBackingFd(id); errno != 0 && !t.kernel.dead() {
+		t.log.Warn("backing file stays registered", "file", n.Name, "id", id, "errno", errno)
+	}
+}
+
+// Release comes when the last descriptor and the last mapping of an open
+// file are gone.
+func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	n := t.node(in.NodeId)
+	if n == nil {
+		return
+	}
+	n.open.Lock()
+	defer n.open.Unlock()
+	if _, ok := t.handles.release(in.Fh); ok {
+		t.dropBacking(n)
+	}
+}
