@@ -1,0 +1,152 @@
+package registrytest
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Binary is the distribution registry as Debian ships it.
+const Binary = "docker-registry"
+
+// The one account of a registry with DebianOptions.Auth.
+const (
+	User     = "epochfs"
+	Password = "s3cret-pass"
+	// account is User with Password in bcrypt, the only form that the
+	// registry takes.
+	account = User + ":$2y$05$abcdefghijklmnopqrstuuV7fpPozvyqJfnY19y0802WTlXUm6Rjy\n"
+)
+
+// DebianOptions say what a registry asks of its clients.
+type DebianOptions struct {
+	Auth bool // HTTP basic, User and Password
+	CA   *CA  // TLS with a certificate of it; nil is plain HTTP
+}
+
+// Registry is a docker-registry process.
+type Registry struct {
+	URL  string // without a slash at the end
+	Host string // host:port
+	Dir  string // where its blobs lie
+}
+
+// Debian starts a docker-registry on a free loopback port, with its data
+// in a directory of the test, and stops it with the test. Without the
+// binary the test is skipped.
+func Debian(t testing.TB, o DebianOptions) *Registry {
+	t.Helper()
+	binary, err := exec.LookPath(Binary)
+	if err != nil {
+		t.Skipf("%s is not installed (Debian package %s)", Binary, Binary)
+	}
+	dir := t.TempDir()
+	// Between choosing a port and its use somebody else may take it.
+	for try := 0; ; try++ {
+		reg, err := startDebian(t, binary, dir, o)
+		if err == nil {
+			return reg
+		}
+		if try == 3 {
+			t.Fatal(err)
+		}
+	}
+}
+
+func startDebian(t testing.TB, binary, dir string, o DebianOptions) (*Registry, error) {
+	host := freePort(t)
+	reg := &Registry{URL: "http://" + host, Host: host, Dir: filepath.Join(dir, "data")}
+	if o.CA != nil {
+		reg.URL = "https://" + host
+	}
+	config := filepath.Join(dir, "config.yml")
+	if err := os.WriteFile(config, []byte(debianConfig(t, dir, host, o)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	cmd := exec.Command(binary, "serve", config)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	go func() { cmd.Wait(); close(exited) }()
+	stop := func() {
+		cmd.Process.Kill()
+		<-exited
+	}
+	if err := waitReady(reg.URL, exited); err != nil {
+		stop()
+		return nil, fmt.Errorf("%s: %w\n%s", Binary, err, log.String())
+	}
+	t.Cleanup(stop)
+	return reg, nil
+}
+
+func debianConfig(t testing.TB, dir, host string, o DebianOptions) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\n")
+	fmt.Fprintf(&b, "storage:\n  filesystem:\n    rootdirectory: %q\n  delete:\n    enabled: true\n", filepath.Join(dir, "data"))
+	fmt.Fprintf(&b, "http:\n  addr: %q\n", host)
+	if o.CA != nil {
+		cert, key := o.CA.Issue(t)
+		fmt.Fprintf(&b, "  tls:\n    certificate: %q\n    key: %q\n", cert, key)
+	}
+	if o.Auth {
+		file := filepath.Join(dir, "htpasswd")
+		if err := os.WriteFile(file, []byte(account), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "auth:\n  htpasswd:\n    realm: test\n    path: %q\n", file)
+	}
+	return b.String()
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// waitReady returns when the registry answers, whatever it says.
+func waitReady(url string, exited <-chan struct{}) error {
+	const patience = 20 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} // it is our own child
+	defer tr.CloseIdleConnections()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v2/", nil)
+		if err != nil {
+			return err
+		}
+		if resp, err := tr.RoundTrip(req); err == nil {
+			resp.Body.Close()
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-exited:
+			return fmt.Errorf("it ended at once")
+		case <-ctx.Done():
+			return fmt.Errorf("no answer for %v", patience)
+		}
+	}
+}
