@@ -1,0 +1,226 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+// maxParts bounds the parts of all files together. It is 1 TiB in the
+// smallest chunks, of a MiB, and takes some 100 MiB of memory.
+const maxParts = 1 << 20
+
+// builder makes files of a snapshot's manifest and config.
+type builder struct {
+	cfg      *manifest.SnapshotConfig
+	layers   *layerSet
+	hint     func(p *layout.Part) (int64, error) // content size as a frame's header says it
+	parts    int
+	segments int
+}
+
+// snapshotFiles makes the files of a snapshot of either format, in the
+// order of their first layers.
+func snapshotFiles(ctx context.Context, dl Downloader, name string, m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) ([]*layout.File, error) {
+	layers, err := collectLayers(m.Layers)
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{cfg: cfg, layers: layers, hint: func(p *layout.Part) (int64, error) {
+		return frameContentSize(ctx, dl, name, p)
+	}}
+	if m.ArtifactType == manifest.ArtifactTypeSnapshotV2 {
+		if cfg.SchemaVersion != "v2" {
+			return nil, wrong("a v2 manifest has a config of schemaVersion %q", cfg.SchemaVersion)
+		}
+		return b.build(b.partsV2)
+	}
+	if cfg.SchemaVersion != "v1" && cfg.SchemaVersion != "" {
+		return nil, wrong("a v1 manifest has a config of schemaVersion %q", cfg.SchemaVersion)
+	}
+	return b.build(b.partsV1)
+}
+
+// build makes every file that a layer or the config names, with parts as
+// the format has them.
+func (b *builder) build(parts func(title string, meta *manifest.SnapshotFile) ([]layout.Part, error)) ([]*layout.File, error) {
+	titles := slices.Clone(b.layers.titles)
+	for _, title := range slices.Sorted(maps.Keys(b.cfg.Files)) {
+		if b.layers.byTitle[title] != nil {
+			continue
+		}
+		// All chunks of a file may stand under other titles.
+		if len(b.cfg.Files[title].Chunks) == 0 {
+			return nil, wrong("the config has a file %q that has no layer", title)
+		}
+		if err := checkName(title); err != nil {
+			return nil, err
+		}
+		titles = append(titles, title)
+	}
+	for title := range b.cfg.Pieces {
+		if b.layers.byTitle[title] == nil {
+			return nil, wrong("the config has piece digests of %q, which has no layer", title)
+		}
+	}
+	files := make([]*layout.File, 0, len(titles))
+	for _, title := range titles {
+		meta := b.cfg.Files[title]
+		ps, err := parts(title, &meta)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", title, err)
+		}
+		f, err := b.file(title, &meta, ps)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", title, err)
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// file joins parts, mode and map.
+func (b *builder) file(title string, meta *manifest.SnapshotFile, parts []layout.Part) (*layout.File, error) {
+	var payload int64
+	for i := range parts {
+		payload += parts[i].Length // each at most sparse.MaxSize, and maxParts of them do not overflow
+		if payload > sparse.MaxSize {
+			return nil, wrong("payload of more than %d bytes", int64(sparse.MaxSize))
+		}
+	}
+	if b.parts += len(parts); b.parts > maxParts {
+		return nil, wrong("more than %d parts in all", maxParts)
+	}
+	if meta.Mode < 0 {
+		return nil, wrong("mode %d", meta.Mode)
+	}
+	// Type, setuid and sticky bits are nobody's business here.
+	mode := uint32(meta.Mode & 0o777)
+	if meta.Mode == 0 {
+		mode = defaultMode
+	}
+	m, err := b.sparseMap(meta, payload)
+	if err != nil {
+		return nil, err
+	}
+	mediaType := manifest.MediaTypeForCocoonFile(title)
+	if own := b.layers.byTitle[title]; own != nil {
+		mediaType = own[0].MediaType
+	}
+	return &layout.File{
+		Name: title, MediaType: mediaType, Mode: mode,
+		Map: m, MapText: meta.SparseMap, Parts: parts,
+	}, nil
+}
+
+func (b *builder) sparseMap(meta *manifest.SnapshotFile, payload int64) (*sparse.Map, error) {
+	if meta.SparseMap == "" {
+		if meta.SparseSize != 0 {
+			return nil, wrong("sparse size %d without a sparse map", meta.SparseSize)
+		}
+		return sparse.Dense(payload), nil
+	}
+	m, err := sparse.Parse(meta.SparseMap, meta.SparseSize)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	if m.DataSize() != payload {
+		return nil, wrong("the sparse map has %d bytes of data, the payload %d", m.DataSize(), payload)
+	}
+	if b.segments += m.Len(); b.segments > sparse.MaxSegments {
+		return nil, wrong("more than %d segments in all", sparse.MaxSegments)
+	}
+	return m, nil
+}
+
+// partsV1 is the one layer that a file of format v1 is.
+func (b *builder) partsV1(title string, meta *manifest.SnapshotFile) ([]layout.Part, error) {
+	own := b.layers.byTitle[title]
+	if len(meta.Chunks) != 0 {
+		return nil, wrong("split into chunks, which format v1 does not have")
+	}
+	if len(own) != 1 {
+		return nil, wrong("%d layers have this title", len(own))
+	}
+	d := own[0]
+	if suffix := encodingSuffix(d.MediaType); suffix != "" {
+		return nil, wrong("media type %q: format v1 has no encoded layers", d.MediaType)
+	}
+	if meta.Size != 0 && meta.Size != d.Size {
+		return nil, wrong("size %d in the config, %d in the manifest", meta.Size, d.Size)
+	}
+	pieces, err := piecesOf(b.cfg, title, d.Size)
+	if err != nil {
+		return nil, err
+	}
+	return []layout.Part{{Digest: d.Digest, StoredSize: d.Size, Length: d.Size, Pieces: pieces}}, nil
+}
+
+// encodingSuffix is what a media type has after a plus sign, if that
+// says how the bytes are encoded and not what they mean.
+func encodingSuffix(mt string) string {
+	i := strings.LastIndexByte(mt, '+')
+	if i < 0 || mt[i:] == "+json" {
+		return ""
+	}
+	return mt[i:]
+}
+
+// layerSet is the manifest's layers, findable.
+type layerSet struct {
+	titles   []string // in the order of their first layers
+	byTitle  map[string][]*manifest.Descriptor
+	byDigest map[string]*manifest.Descriptor    // the first of each digest
+	own      map[[2]string]*manifest.Descriptor // title and digest
+}
+
+// collectLayers checks each layer by itself, and that layers of one
+// digest agree.
+func collectLayers(layers []manifest.Descriptor) (*layerSet, error) {
+	s := &layerSet{
+		byTitle:  map[string][]*manifest.Descriptor{},
+		byDigest: map[string]*manifest.Descriptor{},
+		own:      map[[2]string]*manifest.Descriptor{},
+	}
+	for i := range layers {
+		if err := s.add(&layers[i]); err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	if len(s.titles) == 0 {
+		return nil, wrong("a snapshot without files")
+	}
+	return s, nil
+}
+
+func (s *layerSet) add(d *manifest.Descriptor) error {
+	title := d.Title()
+	if err := checkName(title); err != nil {
+		return err
+	}
+	if err := checkDescriptor(d); err != nil {
+		return err
+	}
+	if first := s.byDigest[d.Digest]; first == nil {
+		s.byDigest[d.Digest] = d
+	} else if first.Size != d.Size {
+		return wrong("blob %s has %d bytes here and %d there", d.Digest, d.Size, first.Size)
+	}
+	if s.byTitle[title] == nil {
+		s.titles = append(s.titles, title)
+	}
+	s.byTitle[title] = append(s.byTitle[title], d)
+	key := [2]string{title, d.Digest}
+	if first := s.own[key]; first == nil {
+		s.own[key] = d
+	} else if first.MediaType != d.MediaType {
+		return wrong("blob %s of %q has two media types", d.Digest, title)
+	}
+	return nil
+}

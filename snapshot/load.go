@@ -1,0 +1,200 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+// Artifact is a snapshot or a cloud image, parsed and validated. Nothing
+// of it changes once it is loaded.
+type Artifact struct {
+	Kind     manifest.Kind
+	Manifest *manifest.OCIManifest
+	Raw      []byte                   // the manifest as the registry has it
+	Digest   string                   // of Raw
+	Config   *manifest.SnapshotConfig // nil for a cloud image
+	Envelope []byte                   // snapshot.json as a mount shows it; nil for a cloud image
+	Files    []*layout.File           // in the manifest's order
+	Created  time.Time                // zero where the artifact does not tell
+	Platform string                   // of the index's child that was taken; "" when the reference named a manifest
+	Index    string                   // digest of that index, else ""
+}
+
+// LoadOptions says what to take where there is a choice.
+type LoadOptions struct {
+	// Platform is the child of an index to take, os/arch[/variant], which
+	// must be there. Empty: linux/amd64, else the first that is known.
+	Platform string
+}
+
+// Load fetches the manifest and, for a snapshot, the config blob that a
+// reference names, and validates them; of files it fetches nothing but,
+// rarely, the first bytes of a compressed chunk. What must not be is an
+// error with layout.ErrContent in its chain; an artifact that is neither
+// snapshot nor cloud image is one with ErrKind. Errors of dl are passed
+// on.
+func Load(ctx context.Context, dl Downloader, name, tagOrDigest string, opts LoadOptions) (*Artifact, error) {
+	if name == "" {
+		return nil, errors.New("snapshot load: name is required")
+	}
+	raw, err := getManifest(ctx, dl, name, tagOrDigest)
+	if err != nil {
+		return nil, err
+	}
+	a, err := openManifest(ctx, dl, name, raw, opts)
+	if err != nil {
+		return nil, err
+	}
+	switch a.Kind {
+	case manifest.KindSnapshot:
+		err = a.loadSnapshot(ctx, dl, name)
+	case manifest.KindCloudImage:
+		err = a.loadCloudImage()
+	default:
+		err = &kindError{a.Kind}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// getManifest fetches a manifest and compares it with the digest it was
+// asked by, if it was.
+func getManifest(ctx context.Context, dl Downloader, name, ref string) ([]byte, error) {
+	sep := ":"
+	if isDigest(ref) {
+		sep = "@"
+	}
+	raw, _, err := dl.GetManifest(ctx, name, ref)
+	if err != nil {
+		return nil, fmt.Errorf("get manifest %s%s%s: %w", name, sep, ref, err)
+	}
+	if len(raw) > MaxManifest {
+		return nil, wrong("manifest %s%s%s has %d bytes, at most %d are read", name, sep, ref, len(raw), MaxManifest)
+	}
+	if got := digest.FromBytes(raw).String(); isDigest(ref) && got != ref {
+		return nil, wrong("manifest %s@%s has digest %s", name, ref, got)
+	}
+	return raw, nil
+}
+
+// openManifest parses raw and, where that is an index, goes on to one of
+// its children.
+func openManifest(ctx context.Context, dl Downloader, name string, raw []byte, opts LoadOptions) (*Artifact, error) {
+	if len(raw) > MaxManifest {
+		return nil, wrong("manifest has %d bytes, at most %d are read", len(raw), MaxManifest)
+	}
+	m, err := manifest.Parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("parse manifest: %w: %w", layout.ErrContent, err)
+	}
+	a := &Artifact{Kind: manifest.ClassifyParsed(m), Manifest: m, Raw: raw, Digest: digest.FromBytes(raw).String()}
+	if a.Kind != manifest.KindImageIndex {
+		return a, nil
+	}
+	child, err := pickChild(m.Manifests, opts.Platform)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkDigest(child.Digest); err != nil {
+		return nil, err
+	}
+	raw, err = getManifest(ctx, dl, name, child.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("child of index: %w", err)
+	}
+	if m, err = manifest.Parse(raw); err != nil {
+		return nil, fmt.Errorf("parse child manifest: %w: %w", layout.ErrContent, err)
+	}
+	kind := manifest.ClassifyParsed(m)
+	if kind == manifest.KindImageIndex {
+		return nil, fmt.Errorf("child %s of an index: %w", child.Digest, &kindError{kind})
+	}
+	return &Artifact{
+		Kind: kind, Manifest: m, Raw: raw, Digest: child.Digest,
+		Platform: platformName(child.Platform), Index: a.Digest,
+	}, nil
+}
+
+// pickChild takes the child for the platform wanted; without a wish the
+// one for linux/amd64, else the first whose platform is not unknown, as
+// that of an attestation is.
+func pickChild(children []manifest.IndexManifest, want string) (*manifest.IndexManifest, error) {
+	var first *manifest.IndexManifest
+	for i := range children {
+		c := &children[i]
+		name := platformName(c.Platform)
+		if want != "" {
+			if name == want || strings.HasPrefix(name, want+"/") {
+				return c, nil
+			}
+			continue
+		}
+		if c.Platform != nil && c.Platform.OS == "linux" && c.Platform.Architecture == "amd64" {
+			return c, nil
+		}
+		if first == nil && (c.Platform == nil || c.Platform.Architecture != "unknown") {
+			first = c
+		}
+	}
+	switch {
+	case want != "":
+		return nil, fmt.Errorf("the image index has nothing for platform %q", want)
+	case first == nil:
+		return nil, wrong("the image index has no child for any known platform")
+	}
+	return first, nil
+}
+
+// platformName is os/arch[/variant] as it is printed. It is the
+// registry's word, so what is not plain text is quoted.
+func platformName(p *manifest.Platform) string {
+	if p == nil {
+		return "unspecified"
+	}
+	name := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		name += "/" + p.Variant
+	}
+	if printable(name) {
+		return name
+	}
+	return fmt.Sprintf("%q", name)
+}
+
+// loadSnapshot fetches the config blob and makes files of the layers.
+func (a *Artifact) loadSnapshot(ctx context.Context, dl Downloader, name string) error {
+	cfg, err := FetchSnapshotConfig(ctx, dl, name, a.Manifest.Config)
+	if err != nil {
+		return fmt.Errorf("fetch snapshot config: %w", err)
+	}
+	a.Config = cfg
+	a.Created = created(a.Manifest, cfg.CreatedAt)
+	if a.Files, err = snapshotFiles(ctx, dl, name, a.Manifest, cfg); err != nil {
+		return err
+	}
+	a.Envelope, err = envelopeOf(cfg, name)
+	return err
+}
+
+// created is when the artifact was made: the config's word, else the
+// annotation's.
+func created(m *manifest.OCIManifest, t time.Time) time.Time {
+	if !t.IsZero() {
+		return t
+	}
+	t, err := time.Parse(time.RFC3339, m.Annotations[manifest.AnnotationCreated])
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}

@@ -1,0 +1,291 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+const (
+	// maxPAXMap is the longest map, in bytes of text, that goes into a
+	// tar's header, as in cocoon: Go's tar caps a header at 1 MiB.
+	maxPAXMap = 800 << 10
+
+	tarBlock  = 512
+	tarBuffer = 256 << 10
+)
+
+// TarOptions says how a tar differs from the artifact, and who listens.
+type TarOptions struct {
+	LocalName   string            // config.name of the envelope; empty: as it is
+	Description string            // config.description of the envelope; empty: as it is
+	Progress    func(string)      // a line for each file; may be nil
+	OnBytes     func(delta int64) // bytes of files that went into the tar since the last call; may be nil
+}
+
+// WriteTar writes the snapshot as the tar that cocoon imports: the
+// envelope, then each file, a sparse one as its data with the map in the
+// entry's header, or in full where the map is too long for one.
+//
+// An entry's last byte is written only when src has verified all of the
+// payload. When anything fails, what was written is no whole tar, and
+// cocoon knows it: an entry stays without its last byte, or, between
+// entries, a block follows that is no header. The caller then closes w.
+func (a *Artifact) WriteTar(ctx context.Context, w io.Writer, src Payloads, opts TarOptions) error {
+	if a.Kind != manifest.KindSnapshot {
+		return &kindError{a.Kind}
+	}
+	text, err := editEnvelope(a.Envelope, opts.LocalName, opts.Description)
+	if err != nil {
+		return fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	out := &output{w: w}
+	buf := bufio.NewWriterSize(out, tarBuffer)
+	t := &tarWriter{buf: buf, tar: tar.NewWriter(buf), src: src, opts: &opts, time: tarTime(a.Created)}
+	if err := t.write(ctx, text, a.Files); err != nil {
+		if out.err == nil {
+			t.abort()
+		}
+		return err
+	}
+	return nil
+}
+
+// output remembers whether it was the writing that failed.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil {
+		err = &outputError{err}
+		o.err = err
+	}
+	return n, err
+}
+
+// outputError is an error of who takes the tar, not of the artifact.
+type outputError struct{ err error }
+
+func (e *outputError) Error() string { return "write tar: " + e.err.Error() }
+func (e *outputError) Unwrap() error { return e.err }
+
+// tarWriter is one tar being written.
+type tarWriter struct {
+	buf  *bufio.Writer
+	tar  *tar.Writer
+	src  Payloads
+	opts *TarOptions
+	time time.Time
+	open bool // an entry has begun and still lacks bytes
+}
+
+func (t *tarWriter) write(ctx context.Context, envelope []byte, files []*layout.File) error {
+	hdr := &tar.Header{Name: EnvelopeName, Size: int64(len(envelope)), Mode: 0o644, ModTime: t.time}
+	if err := t.tar.WriteHeader(hdr); err != nil {
+		return fmt.Errorf("write tar header %s: %w", EnvelopeName, err)
+	}
+	if _, err := t.tar.Write(envelope); err != nil {
+		return fmt.Errorf("write tar body %s: %w", EnvelopeName, err)
+	}
+	for _, f := range files {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if t.opts.Progress != nil {
+			t.opts.Progress(fmt.Sprintf("  %s (%d bytes)", f.Name, f.StoredSize()))
+		}
+		if err := t.file(ctx, f); err != nil {
+			return fmt.Errorf("%s: %w", f.Name, err)
+		}
+	}
+	if err := t.tar.Close(); err != nil {
+		return fmt.Errorf("close tar: %w", err)
+	}
+	return t.buf.Flush()
+}
+
+// file writes one entry.
+func (t *tarWriter) file(ctx context.Context, f *layout.File) error {
+	payload, err := t.src.OpenPayload(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer payload.Close()
+	hdr := &tar.Header{Name: f.Name, Size: f.PayloadSize(), Mode: int64(f.Mode), ModTime: t.time}
+	full := len(f.MapText) > maxPAXMap
+	switch {
+	case full:
+		hdr.Size = f.Size()
+	case f.MapText != "":
+		hdr.PAXRecords = map[string]string{
+			paxSparseMap:  f.MapText,
+			paxSparseSize: strconv.FormatInt(f.Size(), 10),
+		}
+	}
+	if err := t.tar.WriteHeader(hdr); err != nil {
+		return fmt.Errorf("write tar header: %w", err)
+	}
+	t.open = hdr.Size > 0
+	body := &heldBack{w: t.tar, onBytes: t.opts.OnBytes}
+	if full {
+		err = copyFull(ctx, body, payload, f)
+	} else {
+		err = copyExactly(ctx, body, payload, f.PayloadSize())
+	}
+	if err != nil {
+		return err
+	}
+	if err := verified(payload, f.PayloadSize()); err != nil {
+		return err
+	}
+	if err := body.release(); err != nil {
+		return err
+	}
+	t.open = false
+	return t.tar.Flush() // pads the entry
+}
+
+// copyExactly copies the next n bytes of the payload.
+func copyExactly(ctx context.Context, w io.Writer, payload io.Reader, n int64) error {
+	buf := make([]byte, min(n, tarBuffer))
+	for n > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		got, err := payload.Read(buf[:min(n, int64(len(buf)))])
+		if got > 0 {
+			if _, err := w.Write(buf[:got]); err != nil {
+				return err
+			}
+			n -= int64(got)
+		}
+		if err == io.EOF && n > 0 {
+			return wrong("the payload ends %d bytes early", n)
+		}
+		if err != nil && err != io.EOF {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyFull writes the file with its holes.
+func copyFull(ctx context.Context, w io.Writer, payload io.Reader, f *layout.File) error {
+	var at int64
+	for _, s := range f.Map.Segments() {
+		if err := writeZeros(ctx, w, s.Offset-at); err != nil {
+			return err
+		}
+		if err := copyExactly(ctx, w, payload, s.Length); err != nil {
+			return err
+		}
+		at = s.Offset + s.Length
+	}
+	return writeZeros(ctx, w, f.Size()-at)
+}
+
+var zeros [64 << 10]byte
+
+func writeZeros(ctx context.Context, w io.Writer, n int64) error {
+	for n > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		k := min(n, int64(len(zeros)))
+		if _, err := w.Write(zeros[:k]); err != nil {
+			return err
+		}
+		n -= k
+	}
+	return nil
+}
+
+// verified waits for the payload's own word that all of it was right.
+func verified(payload io.Reader, size int64) error {
+	var more [1]byte
+	switch n, err := io.ReadFull(payload, more[:]); {
+	case n > 0:
+		return wrong("the payload has more than %d bytes", size)
+	case err != io.EOF:
+		return err
+	}
+	return nil
+}
+
+// heldBack writes all but the last byte it was given.
+type heldBack struct {
+	w       io.Writer
+	last    [1]byte
+	held    bool
+	onBytes func(int64)
+}
+
+func (h *heldBack) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := h.release(); err != nil {
+		return 0, err
+	}
+	end := len(p) - 1
+	if _, err := h.w.Write(p[:end]); err != nil {
+		return 0, err
+	}
+	h.last[0], h.held = p[end], true
+	if h.onBytes != nil {
+		h.onBytes(int64(len(p)))
+	}
+	return len(p), nil
+}
+
+// release writes the byte that was held back.
+func (h *heldBack) release() error {
+	if !h.held {
+		return nil
+	}
+	h.held = false
+	_, err := h.w.Write(h.last[:])
+	return err
+}
+
+// abort leaves a tar behind that cannot be taken for a whole one. Inside
+// an entry that is so already, as its body is too short; a block written
+// there might fill up body and padding and make it look whole. Between
+// entries a reader must find something that is no header.
+func (t *tarWriter) abort() {
+	if !t.open {
+		if t.tar.Flush() != nil {
+			return
+		}
+		if _, err := t.buf.Write(bytes.Repeat([]byte{0xFF}, tarBlock)); err != nil {
+			return
+		}
+	}
+	t.buf.Flush() //nolint:errcheck // the error that led here is what is reported
+}
+
+// tarTime is the time of all entries: when the artifact was made.
+func tarTime(created time.Time) time.Time {
+	if created.Unix() < 0 {
+		return time.Unix(0, 0)
+	}
+	return time.Unix(created.Unix(), 0)
+}
+
+// isOutput says that err came from who takes the tar.
+func isOutput(err error) bool {
+	var e *outputError
+	return errors.As(err, &e)
+}
