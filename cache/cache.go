@@ -56,11 +56,13 @@ type Cache struct {
 	buffers *semaphore.Weighted
 	work    sync.WaitGroup // all goroutines but the queue's jobs
 	checks  chan *entry    // files that may have become complete
+	index   index
 
-	mu      sync.Mutex
-	closed  bool
-	entries map[string]*entry // open files by key
-	links   map[Source]*link
+	mu       sync.Mutex
+	closed   bool
+	entries  map[string]*entry // open files by key
+	links    map[Source]*link
+	fetching map[string]chan struct{} // whole parts on their way, by digest
 }
 
 // Open opens the cache in dir and makes it where there is none. A
@@ -80,13 +82,14 @@ func Open(dir string, opts Options) (*Cache, error) {
 		return nil, fmt.Errorf("cache %s: %w", dir, err)
 	}
 	c := &Cache{
-		opts:    opts,
-		root:    root,
-		log:     opts.Log,
-		buffers: semaphore.NewWeighted(bufferBudget),
-		checks:  make(chan *entry, 1024),
-		entries: map[string]*entry{},
-		links:   map[Source]*link{},
+		opts:     opts,
+		root:     root,
+		log:      opts.Log,
+		buffers:  semaphore.NewWeighted(bufferBudget),
+		checks:   make(chan *entry, 1024),
+		entries:  map[string]*entry{},
+		links:    map[Source]*link{},
+		fetching: map[string]chan struct{}{},
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.queue = newQueue(opts.Concurrency, c.run)

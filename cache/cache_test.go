@@ -518,3 +518,61 @@ func TestSteadyReadsDoNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations a read", n)
 	}
 }
+
+// TestPartsAreShared has a second file that shares all but one part with
+// the first, at other places, and a chunk that occurs three times.
+func TestPartsAreShared(t *testing.T) {
+	for _, k := range []kind{kinds[0], kinds[2], kinds[3]} {
+		t.Run(k.name, func(t *testing.T) {
+			rng := newRand(t)
+			src := &fakeSource{}
+			a := makeFile(t, rng, src, k, 4<<20)
+			dir := t.TempDir()
+			c := openCache(t, dir, Options{})
+			h := openFile(t, c, a.file, src)
+			checkRead(t, h, a.flat, 0, len(a.flat))
+			_ = h.Close()
+			src.reset()
+
+			extra := make([]byte, 1<<20)
+			fillRandom(rng, extra)
+			b := artifact{data: append(bytes.Clone(a.data), extra...)}
+			f := &layout.File{Name: "second", Parts: append([]layout.Part(nil), a.file.Parts...)}
+			end := int64(len(a.data))
+			last := storePart(t, src, k, extra, end)
+			for range 3 {
+				last.Offset = end
+				f.Parts = append(f.Parts, last)
+				end += last.Length
+			}
+			b.data = append(append(b.data, extra...), extra...)
+			f.Map, b.flat = spread(t, rng, b.data)
+			b.file = f
+			for _, c := range []*Cache{c, openCache(t, dir, Options{})} {
+				h := openFile(t, c, f, src)
+				checkRead(t, h, b.flat, 0, len(b.flat))
+				_ = h.Close()
+			}
+			if n, fetched := src.reset(); n != 1 || fetched != last.StoredSize {
+				t.Errorf("%d requests, %d bytes; the new part has %d", n, fetched, last.StoredSize)
+			}
+		})
+	}
+}
+
+// TestDamagedDonor has a first file whose bytes rotted on disk.
+func TestDamagedDonor(t *testing.T) {
+	rng := newRand(t)
+	src := &fakeSource{}
+	a := makeFile(t, rng, src, kinds[2], 2<<20)
+	dir := t.TempDir()
+	c := openCache(t, dir, Options{})
+	h := openFile(t, c, a.file, src)
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	if err := flip(h.entry.data.Name(), a.file.Map.Segments()[0].Offset); err != nil {
+		t.Fatal(err)
+	}
+	m, flat := spread(t, rng, a.data)
+	second := &layout.File{Name: "second", Parts: a.file.Parts, Map: m}
+	checkRead(t, openFile(t, c, second, src), flat, 0, len(flat))
+}

@@ -34,6 +34,11 @@ type entry struct {
 	asked    atomic.Bool // waits in Cache.checks
 	reading  tracker     // who reads how, for readahead
 
+	donors struct {
+		sync.Mutex
+		open map[string]*donor // by key; nil for one that cannot be had
+	}
+
 	mu      sync.Mutex
 	closing bool
 	flights map[int]*flight // by piece
@@ -61,6 +66,7 @@ func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 		e.stop()
 		return nil, err
 	}
+	c.index.learn(key, e.record())
 	e.checkComplete()
 	return e, nil
 }
@@ -88,7 +94,7 @@ func (e *entry) openFiles() error {
 		err = e.checkData()
 	}
 	if err == nil {
-		err = e.writeMeta()
+		err = e.writeRecord()
 	}
 	if err != nil {
 		e.closeFiles()
@@ -171,6 +177,11 @@ func (e *entry) shut() {
 func (e *entry) close() {
 	e.shut()
 	e.jobs.Wait()
+	for _, d := range e.donors.open {
+		if d != nil {
+			d.closeFiles()
+		}
+	}
 	e.closeFiles()
 }
 

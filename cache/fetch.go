@@ -26,7 +26,7 @@ func (c *Cache) run(j job) {
 	}
 	var err error
 	if e.grid.whole(j.part) {
-		err = e.fetchWhole(j.part, from)
+		err = e.fetchOnce(j.part, from)
 	} else {
 		from, err = e.fetchPieces(j.part, from, to)
 	}
@@ -57,6 +57,7 @@ func (e *entry) claim(j job) (from, to int, ok bool) {
 		return 0, 0, false
 	}
 	e.requeue(j.from+n, j.to)
+	e.copyPieces(j.part, j.from, j.from+n)
 	from = j.from
 	for from < j.from+n && e.state.has(from) {
 		e.land(from, nil)
@@ -69,8 +70,28 @@ func (e *entry) claim(j job) (from, to int, ok bool) {
 	e.requeue(to, j.from+n)
 	if from == to {
 		e.state.unlockPieces(j.from, j.from+n)
+		e.checkComplete()
 	}
 	return from, to, from < to
+}
+
+// fetchOnce fetches a part that is one piece, unless the same bytes are
+// just being fetched as another part.
+func (e *entry) fetchOnce(part, piece int) error {
+	done := e.cache.alone(e, part)
+	if done == nil {
+		return e.ctx.Err()
+	}
+	defer done()
+	e.copyPieces(part, piece, piece+1)
+	if e.state.has(piece) {
+		return nil
+	}
+	err := e.fetchWhole(part, piece)
+	if err == nil {
+		e.cache.index.note(e, part)
+	}
+	return err
 }
 
 // fetchWhole fetches a part that is one piece and checks it before a byte

@@ -95,44 +95,6 @@ func refPath(reference string) string {
 	return path.Join(dirRefs, hex.EncodeToString(sum[:])+".json")
 }
 
-// fileRecord is what stands in KEY.meta: what the file is made of, for
-// those who look at the cache without the artifact.
-type fileRecord struct {
-	Version int        `json:"version"`
-	Name    string     `json:"name"`
-	Size    int64      `json:"size"`
-	Map     [][2]int64 `json:"map"`
-	Parts   []partMeta `json:"parts"`
-}
-
-type partMeta struct {
-	Digest     string `json:"digest"`
-	StoredSize int64  `json:"storedSize"`
-	Encoding   string `json:"encoding"`
-	Length     int64  `json:"length"`
-	PieceSize  int64  `json:"pieceSize"`
-}
-
-// writeMeta describes the file, unless it is described already.
-func (e *entry) writeMeta() error {
-	if _, err := e.cache.root.Lstat(e.path(".meta")); err == nil {
-		return nil
-	}
-	r := fileRecord{Version: 1, Name: e.file.Name, Size: e.file.Size(), Map: [][2]int64{}}
-	for _, s := range e.file.Map.Segments() {
-		r.Map = append(r.Map, [2]int64{s.Offset, s.Length})
-	}
-	for i := range e.file.Parts {
-		p := &e.file.Parts[i]
-		r.Parts = append(r.Parts, partMeta{p.Digest, p.StoredSize, p.Encoding.String(), p.Length, e.grid.size[i]})
-	}
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return e.cache.writeFile(e.path(".meta"), data)
-}
-
 func (c *Cache) readFile(name string) ([]byte, error) {
 	f, err := c.root.OpenFile(name, os.O_RDONLY|openFlags, 0)
 	if err != nil {

@@ -141,12 +141,7 @@ type artifact struct {
 func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) artifact {
 	t.Helper()
 	data := make([]byte, size)
-	for i := 0; i < len(data); i += 64 { // compresses, but is nowhere the same
-		word := rng.Uint64()
-		for j := i; j < min(i+64, len(data)); j++ {
-			data[j] = byte(word >> (8 * (j % 8)))
-		}
-	}
+	fillRandom(rng, data)
 	m, flat := spread(t, rng, data)
 	f := &layout.File{Name: "memory-ranges", Mode: 0o600, Map: m}
 	chunk := size
@@ -158,6 +153,16 @@ func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) a
 		f.Parts = append(f.Parts, storePart(t, src, k, part, int64(off)))
 	}
 	return artifact{f, flat, data}
+}
+
+// fillRandom makes bytes that compress, but are nowhere the same.
+func fillRandom(rng *rand.Rand, data []byte) {
+	for i := 0; i < len(data); i += 64 {
+		word := rng.Uint64()
+		for j := i; j < min(i+64, len(data)); j++ {
+			data[j] = byte(word >> (8 * (j % 8)))
+		}
+	}
 }
 
 func storePart(t testing.TB, src *fakeSource, k kind, part []byte, off int64) layout.Part {

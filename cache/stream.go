@@ -51,7 +51,14 @@ func (e *entry) stream(j job, body io.ReadCloser) {
 			return
 		}
 	}
-	next, err := e.passThrough(j.part, body)
+	if body == nil {
+		e.copyPieces(j.part, first, end)
+	}
+	var next int
+	var err error
+	if body != nil || !e.state.hasAll(first, end) || e.undecided(j.part) {
+		next, err = e.passThrough(j.part, body)
+	}
 	if locked {
 		e.state.unlockPieces(first, end)
 	}
@@ -61,6 +68,12 @@ func (e *entry) stream(j job, body io.ReadCloser) {
 	}
 	e.requeue(first, end) // nothing, unless a piece was dropped behind the stream
 	e.checkComplete()
+}
+
+// undecided says that only the stored bytes can tell whether the part is
+// right: a frame that nothing has vouched for.
+func (e *entry) undecided(part int) bool {
+	return e.file.Parts[part].Encoding != layout.Raw && !e.partVerified(part)
 }
 
 func (e *entry) streamEnded(part int) {
