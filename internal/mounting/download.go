@@ -1,0 +1,204 @@
+package mounting
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/cocoonstack/epochfs/cache"
+	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+// maxSmall bounds the blobs that are held in memory: configs. It is as
+// much as the newer tools read of one.
+const maxSmall = 64 << 20
+
+// downloader is a snapshot.Downloader that asks the registry only for
+// what the cache does not have. Manifests and config blobs are kept by
+// digest; for a tag only what it stands for is remembered, in case the
+// registry cannot be reached another day.
+type downloader struct {
+	reg     *registry.Registry
+	cache   *cache.Cache
+	ref     registry.Reference
+	offline bool
+	log     *slog.Logger
+
+	sizes map[string]int64 // of blobs, as manifests have named them
+	notes []string
+}
+
+func newDownloader(reg *registry.Registry, c *cache.Cache, ref registry.Reference, cfg Config) *downloader {
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &downloader{reg: reg, cache: c, ref: ref, offline: cfg.Offline, log: log, sizes: map[string]int64{}}
+}
+
+// GetManifest returns a manifest by tag or digest.
+func (d *downloader) GetManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
+	raw, mediaType, err := d.getManifest(ctx, name, tag)
+	if err != nil {
+		return nil, "", err
+	}
+	if m, err := manifest.Parse(raw); err == nil {
+		d.sizes[m.Config.Digest] = m.Config.Size
+	}
+	return raw, mediaType, nil
+}
+
+func (d *downloader) getManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
+	if isDigest(tag) {
+		if raw, err := d.cache.Blob(tag); err == nil {
+			return raw, declaredType(raw), nil
+		}
+		if d.offline {
+			return nil, "", fmt.Errorf("manifest %s: %w", tag, ErrOffline)
+		}
+	} else if d.offline {
+		return d.remembered(tag, ErrOffline)
+	}
+	raw, mediaType, err := d.reg.GetManifest(ctx, name, tag)
+	if errors.Is(err, registry.ErrUnreachable) && !isDigest(tag) && ctx.Err() == nil {
+		return d.remembered(tag, err)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	digest := digestOf(raw)
+	d.keep(digest, raw)
+	if !isDigest(tag) {
+		d.remember(d.tagged(tag), digest)
+	}
+	return raw, mediaType, nil
+}
+
+// remembered returns what a tag stood for when it was last asked for; err
+// is why it cannot be asked for now.
+func (d *downloader) remembered(tag string, err error) ([]byte, string, error) {
+	digest, seen, refErr := d.cache.Ref(d.tagged(tag))
+	if refErr != nil {
+		return nil, "", err
+	}
+	raw, blobErr := d.cache.Blob(digest)
+	if blobErr != nil {
+		return nil, "", err
+	}
+	if !d.offline {
+		d.notes = append(d.notes, fmt.Sprintf("%s is not reachable; %s is taken for what it was at %s",
+			d.ref.Host, d.tagged(tag), seen.Local().Format(time.DateTime)))
+	}
+	return raw, declaredType(raw), nil
+}
+
+// GetBlob returns a small blob, verified.
+func (d *downloader) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
+	if data, err := d.cache.Blob(digest); err == nil {
+		return io.NopCloser(bytes.NewReader(data)), nil
+	}
+	if d.offline {
+		return nil, fmt.Errorf("blob %s: %w", digest, ErrOffline)
+	}
+	data, err := readAll(d.openBlob(ctx, name, digest))
+	if err != nil {
+		return nil, err
+	}
+	if digestOf(data) != digest {
+		return nil, fmt.Errorf("blob %s has another digest: %w", digest, layout.ErrContent)
+	}
+	d.keep(digest, data)
+	return io.NopCloser(bytes.NewReader(data)), nil
+}
+
+// openBlob asks for a blob of known size as a range, so that the answer
+// also tells whether this registry knows ranges.
+func (d *downloader) openBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
+	if size := d.sizes[digest]; size > 0 && size <= maxSmall {
+		return d.reg.GetBlobRange(ctx, name, digest, 0, size)
+	}
+	return d.reg.GetBlob(ctx, name, digest)
+}
+
+// GetBlobRange returns [off, off+n) of a blob, which must be small: the
+// header of a zstd frame. No digest covers such a stretch, so it is kept
+// under its own, and the cache's references lead there. What is made of
+// it is only a hint until the blob itself was verified.
+func (d *downloader) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
+	key := fmt.Sprintf("%s bytes %d+%d", digest, off, n)
+	if own, _, err := d.cache.Ref(key); err == nil {
+		if data, err := d.cache.Blob(own); err == nil && int64(len(data)) == n {
+			return io.NopCloser(bytes.NewReader(data)), nil
+		}
+	}
+	if d.offline {
+		return nil, fmt.Errorf("blob %s: %w", digest, ErrOffline)
+	}
+	data, err := readAll(d.reg.GetBlobRange(ctx, name, digest, off, n))
+	if err != nil {
+		return nil, err
+	}
+	own := digestOf(data)
+	d.keep(own, data)
+	d.remember(key, own)
+	return io.NopCloser(bytes.NewReader(data)), nil
+}
+
+// keep and remember write to the cache. A cache that cannot be written
+// costs requests later, and nothing now.
+func (d *downloader) keep(digest string, data []byte) {
+	if err := d.cache.PutBlob(digest, data); err != nil {
+		d.log.Warn("blob is not kept", "digest", digest, "error", err)
+	}
+}
+
+func (d *downloader) remember(key, digest string) {
+	if err := d.cache.PutRef(key, digest); err != nil {
+		d.log.Warn("reference is not kept", "reference", key, "error", err)
+	}
+}
+
+// tagged names a tag of this repository in the cache.
+func (d *downloader) tagged(tag string) string {
+	ref := d.ref
+	ref.Tag, ref.Digest = tag, ""
+	return ref.String()
+}
+
+func readAll(r io.ReadCloser, err error) ([]byte, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(r, maxSmall+1))
+	if err == nil && len(data) > maxSmall {
+		err = fmt.Errorf("a config of more than %d bytes: %w", maxSmall, layout.ErrContent)
+	}
+	return data, err
+}
+
+// declaredType is what a manifest says of itself; the registry's header
+// is not kept.
+func declaredType(raw []byte) string {
+	m, err := manifest.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	return m.MediaType
+}
+
+func digestOf(data []byte) string {
+	sum := sha256.Sum256(data)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+func isDigest(s string) bool { return strings.HasPrefix(s, "sha256:") }

@@ -1,0 +1,165 @@
+// Package mounting joins registry, snapshot, cache and fs: it turns a
+// reference into an open artifact whose files can be read, streamed or
+// mounted, with as little asked of the registry as can be.
+package mounting
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/cocoonstack/epochfs/cache"
+	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// Opened is an artifact with a place where its bytes come from. It
+// implements snapshot.Payloads. Its methods are safe for concurrent use.
+type Opened struct {
+	Reference registry.Reference // as it was given, with the digest it stands for
+	Artifact  *snapshot.Artifact
+	Registry  *registry.Registry
+	Cache     *cache.Cache
+	Notes     []string // what a user should know, one line each; maybe none
+
+	source cache.Source
+
+	mu    sync.Mutex
+	files map[*layout.File]*cache.File
+}
+
+// Open resolves a reference and reads its manifest and config, from the
+// cache where they are there. A tag is asked for at the registry; when it
+// cannot be reached, what the tag last stood for is used, with a note.
+func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
+	ref, err := cfg.Reference(reference)
+	if err != nil {
+		return nil, err
+	}
+	o := &Opened{files: map[*layout.File]*cache.File{}}
+	o.Registry, err = cfg.Registry(ref)
+	if err != nil {
+		return nil, err
+	}
+	o.Cache, err = cache.Open(cfg.CacheDir, cache.Options{
+		Concurrency: cfg.Concurrency,
+		ReadTimeout: cfg.ReadTimeout,
+		Log:         cfg.Log,
+	})
+	if err != nil {
+		o.Registry.Close()
+		return nil, err
+	}
+	if err := o.load(ctx, ref, cfg); err != nil {
+		return nil, errors.Join(err, o.Close())
+	}
+	return o, nil
+}
+
+func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config) error {
+	d := newDownloader(o.Registry, o.Cache, ref, cfg)
+	a, err := snapshot.Load(ctx, d, ref.Repository, ref.Identifier(), snapshot.LoadOptions{Platform: cfg.Platform})
+	if err != nil {
+		return fmt.Errorf("%s: %w", ref, err)
+	}
+	o.Artifact = a
+	o.Reference = ref.WithDigest(a.Digest)
+	o.source = source{o.Registry.Source(ref.Repository), o.Registry}
+	if cfg.Offline {
+		o.source = offline{}
+	}
+	o.Notes = d.notes
+	if a.Platform != "" {
+		o.Notes = append(o.Notes, fmt.Sprintf("%s is an index; took its child for %s", ref, a.Platform))
+	}
+	if known, served := o.Registry.Ranges(); known && !served {
+		o.Notes = append(o.Notes, fmt.Sprintf("%s ignores Range: the first read of a file fetches the file from its start", ref.Host))
+	}
+	return nil
+}
+
+// Reference parses a reference with the defaults of the environment.
+func (c *Config) Reference(s string) (registry.Reference, error) {
+	return registry.ParseReference(s, registry.ReferenceOptions{Server: c.EpochServer, PlainHTTP: c.PlainHTTP})
+}
+
+// Registry returns a client of the reference's host.
+func (c *Config) Registry(ref registry.Reference) (*registry.Registry, error) {
+	return registry.New(ref, registry.Options{
+		CACert:      c.CACert,
+		EpochServer: c.EpochServer,
+		EpochToken:  c.EpochToken,
+		PlainHTTP:   c.PlainHTTP,
+		Concurrency: c.Concurrency,
+		UserAgent:   c.UserAgent,
+		Log:         c.Log,
+	})
+}
+
+// File opens one of the artifact's files in the cache. It stays open
+// until o is closed; nothing is fetched yet.
+func (o *Opened) File(f *layout.File) (*cache.File, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if open, ok := o.files[f]; ok {
+		return open, nil
+	}
+	open, err := o.Cache.File(f, o.source)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Name, err)
+	}
+	o.files[f] = open
+	return open, nil
+}
+
+// OpenPayload streams a file's data segments; io.EOF comes only when all
+// of them were verified.
+func (o *Opened) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
+	open, err := o.File(f)
+	if err != nil {
+		return nil, err
+	}
+	return open.OpenPayload(ctx)
+}
+
+// Sizes are sums over the files of an artifact, in bytes.
+type Sizes struct {
+	Apparent int64 // holes included
+	Data     int64 // what is not a hole
+	Stored   int64 // what the registry has
+	Local    int64 // of Data, what is in the cache
+}
+
+// Sizes opens all files in the cache and adds up.
+func (o *Opened) Sizes() (Sizes, error) {
+	var s Sizes
+	for _, f := range o.Artifact.Files {
+		open, err := o.File(f)
+		if err != nil {
+			return Sizes{}, err
+		}
+		s.Apparent += f.Size()
+		s.Data += f.PayloadSize()
+		s.Stored += f.StoredSize()
+		s.Local += open.Cached()
+	}
+	return s, nil
+}
+
+// Close closes the files, the cache and the registry's connections. Reads
+// must have ended.
+func (o *Opened) Close() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var errs []error
+	for _, f := range o.files {
+		errs = append(errs, f.Close())
+	}
+	clear(o.files)
+	errs = append(errs, o.Cache.Close())
+	o.Registry.Close()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,37 @@
+// Package mounts asks the kernel about mounts: what is mounted on a
+// directory, and who uses it.
+package mounts
+
+import (
+	"fmt"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// Type is the file system type of our mounts in the kernel's table.
+const Type = "fuse.epochfs"
+
+// Mount is what is mounted on a directory.
+type Mount struct {
+	Dir          string // absolute, without symbolic links
+	Source       string // what is mounted; for ours the reference
+	Type         string // file system type
+	Major, Minor int    // device number
+}
+
+// Ours says whether epochfs made the mount.
+func (m *Mount) Ours() bool { return m.Type == Type }
+
+// Find returns the topmost mount on dir, an absolute path without symbolic
+// links; nil when dir is no mountpoint.
+func Find(dir string) (*Mount, error) {
+	all, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != dir, false })
+	if err != nil {
+		return nil, fmt.Errorf("read the table of mounts: %w", err)
+	}
+	if len(all) == 0 {
+		return nil, nil
+	}
+	top := all[len(all)-1]
+	return &Mount{Dir: dir, Source: top.Source, Type: top.FSType, Major: top.Major, Minor: top.Minor}, nil
+}
