@@ -1,0 +1,103 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cocoonstack/epochfs/internal/mounting"
+)
+
+type catOptions struct {
+	*globals
+	out       io.Writer
+	reference string
+	file      string
+	offset    int64
+	length    int64 // -1 for all
+}
+
+func newCatCmd(g *globals) *cobra.Command {
+	opts := catOptions{globals: g}
+	cmd := &cobra.Command{
+		Use:   "cat REF FILE",
+		Short: "Write a snapshot's file to stdout, without a mount",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.out = cmd.OutOrStdout()
+			opts.reference, opts.file = args[0], args[1]
+			if opts.offset < 0 || cmd.Flags().Changed("length") && opts.length < 0 {
+				return usagef("--offset and --length cannot be negative")
+			}
+			return runCat(cmd.Context(), opts)
+		},
+	}
+	cmd.Flags().Int64Var(&opts.offset, "offset", 0, "begin at this byte")
+	cmd.Flags().Int64Var(&opts.length, "length", -1, "write this many bytes at most (default to the end)")
+	return cmd
+}
+
+func runCat(ctx context.Context, opts catOptions) error {
+	o, err := opts.open(ctx, opts.reference, readTimeout)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	files, err := list(o, opts.file)
+	if err != nil {
+		return err
+	}
+	src, err := readerOf(ctx, o, files[0])
+	if err != nil {
+		return err
+	}
+	left := max(files[0].size-opts.offset, 0)
+	if opts.length >= 0 {
+		left = min(left, opts.length)
+	}
+	if err := copyRange(opts.out, src, opts.offset, left); err != nil {
+		return fmt.Errorf("%s: %s: %w", o.Reference, opts.file, err)
+	}
+	return nil
+}
+
+// readerOf reads a file as a mount would show it.
+func readerOf(ctx context.Context, o *mounting.Opened, f shown) (io.ReaderAt, error) {
+	if f.file == nil {
+		return bytes.NewReader(f.text), nil
+	}
+	open, err := o.File(f.file)
+	if err != nil {
+		return nil, err
+	}
+	return readerAt(func(p []byte, off int64) (int, error) { return open.ReadAt(ctx, p, off) }), nil
+}
+
+type readerAt func(p []byte, off int64) (int, error)
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) { return r(p, off) }
+
+// copyRange writes n bytes from off on, which lie within the file, in
+// steps that a reader of the pipe does not wait long for.
+func copyRange(w io.Writer, src io.ReaderAt, off, n int64) error {
+	buf := make([]byte, min(n, 1<<20))
+	for n > 0 {
+		p := buf[:min(n, int64(len(buf)))]
+		if got, err := src.ReadAt(p, off); got < len(p) {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		if _, err := w.Write(p); err != nil {
+			return err
+		}
+		off += int64(len(p))
+		n -= int64(len(p))
+	}
+	return nil
+}

@@ -1,0 +1,29 @@
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cocoonstack/epochfs/internal/demo"
+)
+
+func newDemoCmd(*globals) *cobra.Command {
+	var keep bool
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show what is fetched when, with a registry in this process",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			binary, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			return demo.Run(cmd.Context(), demo.Options{
+				Out: cmd.OutOrStdout(), Binary: binary, NoFUSE: exitNoFUSE, Keep: keep,
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&keep, "keep", false, "leave registry and mount up until Ctrl-C")
+	return cmd
+}

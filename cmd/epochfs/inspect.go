@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+type inspectOptions struct {
+	*globals
+	out       io.Writer
+	reference string
+}
+
+func newInspectCmd(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect REF",
+		Short: "Show a snapshot's envelope, files, sizes and digests",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runInspect(cmd.Context(), inspectOptions{globals: g, out: cmd.OutOrStdout(), reference: args[0]})
+		},
+	}
+}
+
+// inspected is the JSON output. Sizes are in bytes.
+type inspected struct {
+	Version     int               `json:"version"`
+	Reference   string            `json:"reference"`
+	Digest      string            `json:"digest"`
+	Kind        string            `json:"kind"`
+	Platform    string            `json:"platform,omitempty"`
+	Created     time.Time         `json:"created"`
+	BaseImage   string            `json:"base_image,omitempty"`
+	Source      string            `json:"source,omitempty"`
+	Revision    string            `json:"revision,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Envelope    json.RawMessage   `json:"envelope,omitempty"`
+	Size        int64             `json:"size"`
+	Data        int64             `json:"data"`
+	Stored      int64             `json:"stored"`
+	Files       []inspectedFile   `json:"files"`
+}
+
+type inspectedFile struct {
+	Name      string `json:"name"`
+	MediaType string `json:"media_type"`
+	Mode      uint32 `json:"mode"`
+	Size      int64  `json:"size"`
+	Data      int64  `json:"data"`
+	Stored    int64  `json:"stored"`
+	Parts     int    `json:"parts"`
+	Encoding  string `json:"encoding"`
+	Digest    string `json:"digest,omitempty"` // of the stored blob; a split file has none
+}
+
+func runInspect(ctx context.Context, opts inspectOptions) error {
+	o, err := opts.open(ctx, opts.reference, readTimeout)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	all := inspectionOf(o)
+	if opts.json {
+		return printJSON(opts.out, all)
+	}
+	return printInspected(opts.out, all)
+}
+
+func inspectionOf(o *mounting.Opened) inspected {
+	a := o.Artifact
+	notes := a.Manifest.Annotations
+	all := inspected{
+		Version:     1,
+		Reference:   o.Reference.String(),
+		Digest:      a.Digest,
+		Kind:        a.Kind.String(),
+		Platform:    a.Platform,
+		Created:     a.Created,
+		BaseImage:   notes[manifest.AnnotationSnapshotBaseImage],
+		Source:      notes[manifest.AnnotationSource],
+		Revision:    notes[manifest.AnnotationRevision],
+		Annotations: notes,
+		Envelope:    a.Envelope,
+		Files:       []inspectedFile{},
+	}
+	for _, f := range a.Files {
+		encoding := ""
+		if len(f.Parts) > 0 {
+			encoding = f.Parts[0].Encoding.String()
+		}
+		all.Files = append(all.Files, inspectedFile{
+			Name: f.Name, MediaType: f.MediaType, Mode: f.Mode,
+			Size: f.Size(), Data: f.PayloadSize(), Stored: f.StoredSize(),
+			Parts: len(f.Parts), Encoding: encoding, Digest: f.Digest(),
+		})
+		all.Size += f.Size()
+		all.Data += f.PayloadSize()
+		all.Stored += f.StoredSize()
+	}
+	return all
+}
+
+func printInspected(out io.Writer, all inspected) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(key, value string) {
+		if value = printable(value); value != "" {
+			fmt.Fprintf(w, "%s\t%s\n", key, value)
+		}
+	}
+	row("reference", all.Reference)
+	row("kind", all.Kind)
+	row("platform", all.Platform)
+	row("created", all.Created.Local().Format(time.RFC3339))
+	row("base image", all.BaseImage)
+	row("source", all.Source)
+	row("revision", all.Revision)
+	for _, field := range envelopeFields(all.Envelope) {
+		row(field[0], field[1])
+	}
+	row("size", fmt.Sprintf("%s, %s of data, %s in the registry", size(all.Size), size(all.Data), size(all.Stored)))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(out)
+	fmt.Fprintln(w, "FILE\tSIZE\tDATA\tSTORED\tPARTS\tDIGEST")
+	for _, f := range all.Files {
+		digest := f.Digest
+		if digest == "" {
+			digest = "split"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d %s\t%s\n", printable(f.Name), size(f.Size), size(f.Data),
+			size(f.Stored), f.Parts, f.Encoding, digest)
+	}
+	return w.Flush()
+}
+
+// envelopeFields are the envelope's values that are no objects, in its
+// order, by their keys.
+func envelopeFields(envelope []byte) [][2]string {
+	var env struct {
+		Config json.RawMessage `json:"config"`
+	}
+	if json.Unmarshal(envelope, &env) != nil {
+		return nil
+	}
+	dec := json.NewDecoder(strings.NewReader(string(env.Config)))
+	dec.UseNumber()
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return nil
+	}
+	var fields [][2]string
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return fields
+		}
+		var value any
+		if err := dec.Decode(&value); err != nil {
+			return fields
+		}
+		switch value.(type) {
+		case string, json.Number, bool:
+			fields = append(fields, [2]string{strings.ReplaceAll(fmt.Sprint(key), "_", " "), fmt.Sprint(value)})
+		}
+	}
+	return fields
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+type lsOptions struct {
+	*globals
+	out       io.Writer
+	long      bool
+	reference string
+	file      string // "" for all
+}
+
+func newLsCmd(g *globals) *cobra.Command {
+	opts := lsOptions{globals: g}
+	cmd := &cobra.Command{
+		Use:   "ls REF [FILE]",
+		Short: "List a snapshot's files, without a mount",
+		Args:  cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.out = cmd.OutOrStdout()
+			opts.reference = args[0]
+			if len(args) > 1 {
+				opts.file = args[1]
+			}
+			return runLs(cmd.Context(), opts)
+		},
+	}
+	cmd.Flags().BoolVarP(&opts.long, "long", "l", false, "modes, sizes, bytes of data and times too")
+	return cmd
+}
+
+// lsFile is one file in the JSON output.
+type lsFile struct {
+	Name string `json:"name"`
+	Mode uint32 `json:"mode"`
+	Size int64  `json:"size"`
+	Data int64  `json:"data"`
+}
+
+func runLs(ctx context.Context, opts lsOptions) error {
+	o, err := opts.open(ctx, opts.reference, readTimeout)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	files, err := list(o, opts.file)
+	if err != nil {
+		return err
+	}
+	if opts.json {
+		result := struct {
+			Version   int       `json:"version"`
+			Reference string    `json:"reference"`
+			Created   time.Time `json:"created"`
+			Files     []lsFile  `json:"files"`
+		}{1, o.Reference.String(), o.Artifact.Created, []lsFile{}}
+		for _, f := range files {
+			result.Files = append(result.Files, lsFile{f.name, f.mode, f.size, f.data})
+		}
+		return printJSON(opts.out, result)
+	}
+	w := tabwriter.NewWriter(opts.out, 0, 0, 2, ' ', 0)
+	for _, f := range files {
+		if !opts.long {
+			fmt.Fprintln(w, printable(f.name))
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s of data\t%s\t%s\n", modeText(f.mode), f.size, size(f.data),
+			o.Artifact.Created.Local().Format(time.DateTime), printable(f.name))
+	}
+	return w.Flush()
+}

@@ -1,0 +1,46 @@
+// Command epochfs mounts VM snapshots that lie in an OCI registry, and
+// moves them between registries and cocoon.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+func main() { os.Exit(run(os.Args)) }
+
+// run is the whole program but for the exit.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends what does not listen
+	root := newRootCmd()
+	if strings.HasPrefix(filepath.Base(args[0]), helperPrefix) {
+		helper, err := helperArgs(args[1:])
+		if err != nil {
+			return report(err)
+		}
+		args = append(args[:1:1], helper...)
+	}
+	root.SetArgs(args[1:])
+	if err := root.ExecuteContext(ctx); err != nil {
+		return report(err)
+	}
+	return exitOK
+}
+
+// report prints the one line of an error and returns its exit code.
+func report(err error) int {
+	line := message(err)
+	if code := exitCode(err); code != exitUsage {
+		fmt.Fprintln(os.Stderr, "epochfs: "+line)
+		return code
+	}
+	fmt.Fprintln(os.Stderr, "epochfs: "+line+" (see epochfs help)")
+	return exitUsage
+}

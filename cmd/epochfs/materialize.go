@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"syscall"
+
+	"github.com/google/renameio/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/cocoonstack/epochfs/cocoon"
+	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+type materializeOptions struct {
+	*globals
+	out         io.Writer
+	reference   string
+	name        string
+	description string
+	output      string // "" for cocoon, "-" for stdout
+}
+
+func newMaterializeCmd(g *globals) *cobra.Command {
+	opts := materializeOptions{globals: g}
+	cmd := &cobra.Command{
+		Use:   "materialize REF",
+		Short: "Import a snapshot into cocoon, or write it as a tar",
+		Long: `materialize streams the snapshot into "cocoon snapshot import", or with -o into
+a tar as cocoon would have exported it. A cloud image goes to "cocoon image
+import", or with -o is written as it is.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.out = cmd.OutOrStdout()
+			opts.reference = args[0]
+			return runMaterialize(cmd.Context(), opts)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&opts.name, "name", "", "name in cocoon (default the last part of the repository's path)")
+	f.StringVar(&opts.description, "description", "", "description in cocoon (default the snapshot's)")
+	f.StringVarP(&opts.output, "output", "o", "", "write a tar to this file, - for stdout, and leave cocoon alone")
+	return cmd
+}
+
+func runMaterialize(ctx context.Context, opts materializeOptions) error {
+	var runner *cocoon.Exec
+	if opts.output == "" { // said before the network is asked for anything
+		binary, err := cocoon.ResolveBinary(os.Getenv(cocoon.BinaryEnv))
+		if err != nil {
+			return err
+		}
+		runner = &cocoon.Exec{Binary: binary, Stderr: os.Stderr}
+	}
+	o, err := opts.open(ctx, opts.reference, readTimeout)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	if opts.name == "" {
+		opts.name = path.Base(o.Reference.Repository)
+	}
+	switch {
+	case opts.output == "-":
+		err = opts.write(ctx, o, os.Stdout)
+	case opts.output != "":
+		err = opts.writeFile(ctx, o)
+	default:
+		err = opts.intoCocoon(ctx, o, runner)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Reference, err)
+	}
+	return nil
+}
+
+// write writes the artifact as it goes into cocoon: a tar, or a disk.
+func (opts *materializeOptions) write(ctx context.Context, o *mounting.Opened, w io.Writer) error {
+	m, err := opts.meter(o)
+	if err != nil {
+		return err
+	}
+	defer m.finish()
+	if o.Artifact.Kind == manifest.KindCloudImage {
+		return writeImage(ctx, o, w, m.add)
+	}
+	return o.Artifact.WriteTar(ctx, w, o, opts.tarOptions(m))
+}
+
+func (opts *materializeOptions) meter(o *mounting.Opened) (*meter, error) {
+	sum, err := o.Sizes()
+	if err != nil {
+		return nil, err
+	}
+	return opts.startMeter("materialize "+o.Reference.Repository, sum.Data), nil
+}
+
+func (opts *materializeOptions) tarOptions(m *meter) snapshot.TarOptions {
+	return snapshot.TarOptions{LocalName: opts.name, Description: opts.description, OnBytes: m.add}
+}
+
+// writeFile makes the file at once, whole, or not at all. What is there
+// and no regular file is written to as it is.
+func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opened) error {
+	if st, err := os.Stat(opts.output); err == nil && !st.Mode().IsRegular() {
+		f, err := os.OpenFile(opts.output, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(opts.write(ctx, o, f), f.Close())
+	}
+	f, err := renameio.NewPendingFile(opts.output, renameio.WithPermissions(0o644))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	if err := opts.write(ctx, o, f); err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
+}
+
+// intoCocoon imports the artifact under opts.name. Either all of it gets
+// there, or nothing.
+func (opts *materializeOptions) intoCocoon(ctx context.Context, o *mounting.Opened, runner *cocoon.Exec) error {
+	if o.Artifact.Kind == manifest.KindCloudImage {
+		return opts.imageIntoCocoon(ctx, o, runner)
+	}
+	if err := runner.CheckFree(ctx, opts.name); err != nil {
+		return err
+	}
+	m, err := opts.meter(o)
+	if err != nil {
+		return err
+	}
+	err = o.Artifact.Import(ctx, runner, o, opts.tarOptions(m))
+	m.finish()
+	if err == nil {
+		opts.note("imported into cocoon as %s", opts.name)
+	}
+	return err
+}
+
+// imageIntoCocoon imports a disk. A stream that is cut short would be
+// taken for a disk, so cocoon is ended instead when something goes wrong.
+func (opts *materializeOptions) imageIntoCocoon(ctx context.Context, o *mounting.Opened, runner *cocoon.Exec) error {
+	running, end := context.WithCancel(ctx)
+	defer end()
+	w, wait, err := runner.ImageImport(running, opts.name)
+	if err != nil {
+		return err
+	}
+	if err := opts.write(ctx, o, w); err != nil {
+		end()
+		cocoonErr := wait()
+		if errors.Is(err, syscall.EPIPE) { // cocoon was the first to go
+			return cocoonErr
+		}
+		return err
+	}
+	if err := errors.Join(w.Close(), wait()); err != nil {
+		return err
+	}
+	opts.note("imported into cocoon as image %s", opts.name)
+	return nil
+}
+
+// writeImage writes a cloud image's disk. Its last byte comes when all of
+// it is verified.
+func writeImage(ctx context.Context, o *mounting.Opened, w io.Writer, onBytes func(int64)) error {
+	f := o.Artifact.Files[0]
+	payload, err := o.OpenPayload(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer payload.Close()
+	src := bufio.NewReaderSize(payload, 1<<20)
+	if n := f.PayloadSize() - 1; n > 0 {
+		if _, err := io.CopyN(counting{w, onBytes}, src, n); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("%s: %w", f.Name, err)
+		}
+	}
+	last, err := io.ReadAll(src)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	_, err = w.Write(last)
+	return err
+}
+
+// counting tells how much went through.
+type counting struct {
+	io.Writer
+	count func(int64)
+}
+
+func (c counting) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.count(int64(n))
+	return n, err
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// open opens a reference and tells the user what there is to know.
+func (g *globals) open(ctx context.Context, reference string, timeout time.Duration) (*mounting.Opened, error) {
+	cfg, err := g.config(timeout)
+	if err != nil {
+		return nil, err
+	}
+	o, err := mounting.Open(ctx, reference, cfg)
+	if err != nil {
+		return nil, err
+	}
+	for _, note := range o.Notes {
+		g.note("%s", note)
+	}
+	return o, nil
+}
+
+// note tells the user something that is neither result nor failure.
+func (g *globals) note(format string, args ...any) {
+	if !g.quiet {
+		fmt.Fprintln(os.Stderr, "epochfs: "+printable(fmt.Sprintf(format, args...)))
+	}
+}
+
+// shown is a file as a mount shows it: the envelope, or one of the
+// artifact's.
+type shown struct {
+	name string
+	mode uint32
+	size int64
+	data int64
+	file *layout.File // nil for the envelope
+	text []byte       // of the envelope
+}
+
+// list returns what a mount would show, in its order; with a name, that
+// file alone.
+func list(o *mounting.Opened, name string) ([]shown, error) {
+	var all []shown
+	if text := o.Artifact.Envelope; text != nil {
+		n := int64(len(text))
+		all = append(all, shown{name: snapshot.EnvelopeName, mode: 0o444, size: n, data: n, text: text})
+	}
+	for _, f := range o.Artifact.Files {
+		all = append(all, shown{name: f.Name, mode: f.Mode & 0o555, size: f.Size(), data: f.PayloadSize(), file: f})
+	}
+	if name == "" {
+		return all, nil
+	}
+	for _, f := range all {
+		if f.name == name {
+			return []shown{f}, nil
+		}
+	}
+	return nil, fmt.Errorf("%s has no file %q: %w", o.Reference, name, errNotFound)
+}
+
+// modeText is a file's mode as ls prints it.
+func modeText(mode uint32) string {
+	var b strings.Builder
+	b.WriteByte('-')
+	for i, letter := range "rwxrwxrwx" {
+		if mode&(1<<(8-i)) == 0 {
+			letter = '-'
+		}
+		b.WriteRune(letter)
+	}
+	return b.String()
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cocoonstack/epochfs/internal/mounting"
+)
+
+// readTimeout is how long one-off commands try to fetch.
+const readTimeout = 5 * time.Minute
+
+// globals are the flags of every command.
+type globals struct {
+	cacheDir    string
+	readTimeout time.Duration
+	offline     bool
+	plainHTTP   bool
+	platform    string
+	concurrency int
+	json        bool
+	quiet       bool
+	verbose     bool
+	logFormat   string
+	logFile     string
+
+	timeoutSet bool // whether --read-timeout was given
+	log        *slog.Logger
+}
+
+func newRootCmd() *cobra.Command {
+	g := &globals{}
+	root := &cobra.Command{
+		Use:   "epochfs",
+		Short: "Mount VM snapshots from an OCI registry",
+		Long: `epochfs mounts a VM snapshot that lies in an OCI registry. The mount is there
+at once; a file's bytes are fetched when somebody reads them, once.
+
+References are [host[:port]/]repo/path[:tag|@sha256:...]. Without a host,
+EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
+		Args:          cobra.ArbitraryArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("there is no command %q", args[0])
+			}
+			return cmd.Help()
+		},
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return g.prepare(cmd) },
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	g.addFlags(root)
+	root.AddCommand(
+		newMountCmd(g), newUmountCmd(), newMaterializeCmd(g), newPushCmd(g),
+		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newDemoCmd(g), newVersionCmd(g),
+	)
+	for _, cmd := range root.Commands() {
+		refuseWrongArgs(cmd)
+	}
+	return root
+}
+
+func (g *globals) addFlags(root *cobra.Command) {
+	f := root.PersistentFlags()
+	f.StringVar(&g.cacheDir, "cache-dir", "", "directory of the cache (default $"+mounting.CacheDirEnv+", /var/cache/epochfs for root, else the user's cache directory)")
+	f.DurationVar(&g.readTimeout, "read-timeout", 0, "how long a fetch is tried, 0 for ever (default 0 for mount, else 5m)")
+	f.BoolVar(&g.offline, "offline", false, "ask no registry")
+	f.BoolVar(&g.plainHTTP, "plain-http", false, "speak plain HTTP to registries that are not on this machine")
+	f.StringVar(&g.platform, "platform", "", "which child of an image index to take, as os/arch (default linux/amd64)")
+	f.IntVar(&g.concurrency, "concurrency", 0, "requests to the registry at a time (default as suits the link)")
+	f.BoolVar(&g.json, "json", false, "print results as JSON")
+	f.BoolVar(&g.quiet, "quiet", false, "no progress and no notes")
+	f.BoolVar(&g.verbose, "verbose", false, "say what is done")
+	f.StringVar(&g.logFormat, "log-format", "text", "form of log lines: text or json")
+	f.StringVar(&g.logFile, "log-file", "", "append log lines to this file, not to stderr")
+}
+
+// refuseWrongArgs makes a wrong number of arguments wrong usage.
+func refuseWrongArgs(cmd *cobra.Command) {
+	check := cmd.Args
+	if check == nil {
+		return
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usagef("usage: %s", cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// prepare checks the global flags and opens the log.
+func (g *globals) prepare(cmd *cobra.Command) error {
+	g.timeoutSet = cmd.Flags().Changed("read-timeout")
+	if g.readTimeout < 0 || g.concurrency < 0 {
+		return usagef("--read-timeout and --concurrency cannot be negative")
+	}
+	if g.quiet && g.verbose {
+		return usagef("--quiet and --verbose exclude each other")
+	}
+	var out io.Writer = os.Stderr
+	if g.logFile != "" {
+		f, err := os.OpenFile(g.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			return err
+		}
+		out = f // open until the process ends
+	}
+	opts := &slog.HandlerOptions{Level: slog.LevelWarn}
+	switch {
+	case g.verbose:
+		opts.Level = slog.LevelDebug
+	case g.quiet:
+		opts.Level = slog.LevelError
+	}
+	switch g.logFormat {
+	case "text":
+		g.log = slog.New(slog.NewTextHandler(out, opts))
+	case "json":
+		g.log = slog.New(slog.NewJSONHandler(out, opts))
+	default:
+		return usagef("--log-format is text or json, not %q", g.logFormat)
+	}
+	return nil
+}
+
+// config is what mounting needs to know; timeout is the command's own
+// default for --read-timeout.
+func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
+	cfg := mounting.Config{
+		Offline:     g.offline,
+		PlainHTTP:   g.plainHTTP,
+		Platform:    g.platform,
+		Concurrency: g.concurrency,
+		ReadTimeout: timeout,
+		UserAgent:   "epochfs/" + buildVersion(),
+		Log:         g.log,
+	}
+	if g.timeoutSet {
+		cfg.ReadTimeout = g.readTimeout
+	}
+	cfg.FromEnvironment(os.Getenv)
+	var err error
+	if g.cacheDir != "" {
+		// The process that serves a mount leaves this directory.
+		cfg.CacheDir, err = filepath.Abs(g.cacheDir)
+	} else {
+		cfg.CacheDir, err = mounting.DefaultCacheDir()
+	}
+	return cfg, err
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/mounts"
+)
+
+// mostUsers bounds how many users of a busy mount one line names.
+const mostUsers = 5
+
+func newUmountCmd() *cobra.Command {
+	var lazy bool
+	cmd := &cobra.Command{
+		Use:     "umount DIR",
+		Aliases: []string{"unmount"},
+		Short:   "Unmount a snapshot, also one whose process died",
+		Args:    cobra.ExactArgs(1),
+		RunE:    func(_ *cobra.Command, args []string) error { return runUmount(args[0], lazy) },
+	}
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "take it out of the tree now; it ends when nobody uses it any more")
+	return cmd
+}
+
+func runUmount(name string, lazy bool) error {
+	if fs.Stale(name) {
+		return fs.CleanStale(name)
+	}
+	dir, err := realPath(name)
+	if err != nil {
+		return err
+	}
+	m, err := mounts.Find(dir)
+	switch {
+	case err != nil:
+		return err
+	case m == nil:
+		return fmt.Errorf("nothing is mounted on %s: %w", dir, errNotFound)
+	case !m.Ours():
+		return fmt.Errorf("what is mounted on %s is %s, not ours: %w", dir, m.Type, errNotFound)
+	}
+	return explainBusy(dir, fs.Unmount(dir, lazy))
+}
+
+// explainBusy adds to an error of unmounting who keeps the mount busy.
+func explainBusy(dir string, err error) error {
+	if !errors.Is(err, syscall.EBUSY) {
+		return err
+	}
+	m, findErr := mounts.Find(dir)
+	if findErr != nil || m == nil {
+		return err
+	}
+	users := m.Users()
+	if len(users) == 0 {
+		return fmt.Errorf("%s is busy, used by somebody who cannot be seen from here; --lazy detaches it", dir)
+	}
+	var names []string
+	for _, u := range users[:min(len(users), mostUsers)] {
+		names = append(names, u.String())
+	}
+	if more := len(users) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return fmt.Errorf("%s is busy: %s; --lazy detaches it", dir, strings.Join(names, "; "))
+}

@@ -1,0 +1,281 @@
+// Package demo shows what epochfs does, on a machine that has nothing yet:
+// a registry in this process, a made-up snapshot, and the commands that a
+// person would type, with what each of them cost at the registry.
+package demo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+)
+
+// Options say how a demo runs.
+type Options struct {
+	Out    io.Writer
+	Binary string // the epochfs to show
+	NoFUSE int    // the exit code with which it says that there is no FUSE
+	Keep   bool   // leave registry and mount there until ctx ends
+}
+
+// show is one demo.
+type show struct {
+	Options
+	dir     string // all that the demo writes lies here
+	ref     string
+	server  *server
+	mounted bool
+}
+
+// Run runs the demo. It leaves nothing behind.
+func Run(ctx context.Context, opts Options) (err error) {
+	dir, err := os.MkdirTemp("", "epochfs-demo-")
+	if err != nil {
+		return err
+	}
+	s := &show{Options: opts, dir: dir}
+	defer func() { err = errors.Join(err, s.cleanUp()) }()
+	if err := s.prepare(ctx); err != nil {
+		return err
+	}
+	if err := s.play(ctx); err != nil {
+		return err
+	}
+	if opts.Keep {
+		s.keep(ctx)
+	}
+	return nil
+}
+
+// prepare makes the sample, and a PATH in which epochfs is Binary.
+func (s *show) prepare(ctx context.Context) error {
+	for _, name := range []string{"bin", "mnt", "cache", "docker"} {
+		if err := os.Mkdir(filepath.Join(s.dir, name), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := os.Symlink(s.Binary, filepath.Join(s.dir, "bin", "epochfs")); err != nil {
+		return err
+	}
+	s.say("A sample snapshot: memory-ranges of 1 GiB with 64 MiB of data, cow.raw of 2 GiB with an ext4.")
+	note, err := writeSample(ctx, s.dir, filepath.Join(s.dir, "vm.tar"))
+	if err != nil {
+		return fmt.Errorf("make the sample: %w", err)
+	}
+	if note != "" {
+		s.say("(%s)", note)
+	}
+	if s.server, err = startServer(filepath.Join(s.dir, "registry")); err != nil {
+		return fmt.Errorf("start the registry: %w", err)
+	}
+	s.ref = s.server.host + "/demo/vm:v1"
+	s.say("A registry in this process: %s. All files are in %s, and so is the cache.", s.server.host, s.dir)
+	return nil
+}
+
+func (s *show) play(ctx context.Context) error {
+	if err := s.step(ctx, "Upload it.", "epochfs push --input vm.tar "+s.ref); err != nil {
+		return err
+	}
+	if err := s.step(ctx, "What is in it? No file's data is needed for that.", "epochfs inspect "+s.ref); err != nil {
+		return err
+	}
+	err := s.step(ctx, "Mount it.", "epochfs mount "+s.ref+" mnt")
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		s.mounted = true
+		err = s.throughMount(ctx)
+	case errors.As(err, &exit) && exit.ExitCode() == s.NoFUSE:
+		s.say("\nNo FUSE on this machine: the same without a mount.")
+		err = s.withoutMount(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return s.materialize(ctx)
+}
+
+// offsets are pages that the memory's map has data in.
+func offsets() (pages []int64) {
+	segs := memoryMap()
+	const reads = 8
+	for i := range reads {
+		pages = append(pages, segs[(2*i+1)*len(segs)/(2*reads)].Offset/page)
+	}
+	return pages
+}
+
+func (s *show) throughMount(ctx context.Context) error {
+	if err := s.step(ctx, "The files are there; sizes cost nothing.", "ls -ls mnt"); err != nil {
+		return err
+	}
+	if err := s.step(ctx, "Read a small file.", "cat mnt/config.json"); err != nil {
+		return err
+	}
+	read := fmt.Sprintf("for page in %s; do dd if=mnt/memory-ranges bs=4096 count=1 skip=$page status=none; done | sha256sum",
+		strings.Trim(fmt.Sprint(offsets()), "[]"))
+	if err := s.step(ctx, "Scattered reads of the memory: what is around them is fetched, not the file.", read); err != nil {
+		return err
+	}
+	if err := s.step(ctx, "The same again.", read); err != nil {
+		return err
+	}
+	if err := s.step(ctx, "And again after a new mount, from the cache on disk.",
+		"epochfs umount mnt && epochfs mount "+s.ref+" mnt && "+read); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (s *show) withoutMount(ctx context.Context) error {
+	if err := s.step(ctx, "The files; sizes cost nothing.", "epochfs ls -l "+s.ref); err != nil {
+		return err
+	}
+	if err := s.step(ctx, "Read a small file.", "epochfs cat "+s.ref+" config.json"); err != nil {
+		return err
+	}
+	read := fmt.Sprintf("for page in %s; do epochfs cat --offset $((page * 4096)) --length 4096 %s memory-ranges; done | sha256sum",
+		strings.Trim(fmt.Sprint(offsets()), "[]"), s.ref)
+	if err := s.step(ctx, "Scattered reads of the memory: what is around them is fetched, not the file.", read); err != nil {
+		return err
+	}
+	return s.step(ctx, "The same again, from the cache on disk.", read)
+}
+
+// materialize writes the tar again and compares it with the first.
+func (s *show) materialize(ctx context.Context) error {
+	err := s.step(ctx, "All of it, as cocoon would import it: only what is not here yet is fetched.",
+		"epochfs materialize -o out.tar "+s.ref)
+	if err != nil {
+		return err
+	}
+	want, err := digests(filepath.Join(s.dir, "vm.tar"))
+	if err != nil {
+		return err
+	}
+	got, err := digests(filepath.Join(s.dir, "out.tar"))
+	if err != nil {
+		return err
+	}
+	s.say("\nThe tar that came back against the one that was pushed:")
+	if len(got) != len(want) {
+		return fmt.Errorf("materialize gave %d files, the snapshot has %d", len(got), len(want))
+	}
+	for i, w := range want {
+		if got[i] != w {
+			return fmt.Errorf("materialize gave %+v, the snapshot has %+v", got[i], w)
+		}
+		s.say("  %-14s %9s of data  sha256 %s…  same", w.name, humanize.IBytes(uint64(w.data)), w.sum[:16])
+	}
+	return nil
+}
+
+// step runs a command, shows it, what it says, and what it cost.
+func (s *show) step(ctx context.Context, title, command string) error {
+	s.say("\n%s\n$ %s", title, command)
+	before, begun := s.server.cost(), time.Now()
+	out, err := s.run(ctx, command)
+	took := time.Since(begun)
+	c := s.server.cost().since(before)
+	if text := strings.TrimRight(string(out), "\n"); text != "" {
+		s.say("%s", text)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	s.say("  -> %d requests, %s from the registry, %s to it, %d ms",
+		c.requests, humanize.IBytes(uint64(c.sent)), humanize.IBytes(uint64(c.received)), took.Milliseconds())
+	return nil
+}
+
+// run runs a command in the demo's directory, away from the settings of
+// the user.
+func (s *show) run(ctx context.Context, command string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "sh", "-c", command)
+	cmd.Dir = s.dir
+	cmd.WaitDelay = time.Second
+	cmd.Env = append(os.Environ(),
+		"PATH="+filepath.Join(s.dir, "bin")+string(os.PathListSeparator)+os.Getenv("PATH"),
+		"EPOCHFS_CACHE_DIR="+filepath.Join(s.dir, "cache"),
+		"DOCKER_CONFIG="+filepath.Join(s.dir, "docker"),
+		"EPOCH_SERVER=", "EPOCH_REGISTRY_TOKEN=", "EPOCH_CA_CERT=",
+	)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	return out.Bytes(), err
+}
+
+// keep leaves everything up until ctx ends.
+func (s *show) keep(ctx context.Context) {
+	s.say("\nRegistry%s stay up until Ctrl-C. To try, in another terminal:", map[bool]string{true: " and mount", false: ""}[s.mounted])
+	s.say("  export EPOCHFS_CACHE_DIR=%s", filepath.Join(s.dir, "cache"))
+	if s.mounted {
+		mnt := filepath.Join(s.dir, "mnt")
+		s.say("  ls -l %s", mnt)
+		s.say("  cp --sparse=always %s/memory-ranges /tmp/", mnt)
+		s.say("  mkdir -p /tmp/guest && mount -o ro,loop,noload %s/cow.raw /tmp/guest", mnt)
+	}
+	s.say("  %s inspect --json %s", s.Binary, s.ref)
+	s.say("  %s cat %s config.json", s.Binary, s.ref)
+	<-ctx.Done()
+}
+
+func (s *show) cleanUp() error {
+	var errs []error
+	if s.server != nil {
+		errs = append(errs, s.unmount())
+		s.server.close()
+	}
+	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
+}
+
+// unmount takes the mount away, whoever still looks at it, and waits for
+// its process.
+func (s *show) unmount() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if s.mounted {
+		if out, err := s.run(ctx, "epochfs umount mnt || epochfs umount --lazy mnt"); err != nil {
+			return fmt.Errorf("umount: %w: %s", err, bytes.TrimSpace(out))
+		}
+	}
+	return s.waitForProcesses(ctx)
+}
+
+// waitForProcesses returns when no process of ours is left that was
+// started in the demo's directory.
+func (s *show) waitForProcesses(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for s.running() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errors.New("a process of the demo does not end")
+		}
+	}
+	return nil
+}
+
+func (s *show) running() bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, file := range files {
+		env, err := os.ReadFile(file)
+		if err == nil && bytes.Contains(env, []byte("EPOCHFS_CACHE_DIR="+s.dir+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *show) say(format string, args ...any) { fmt.Fprintf(s.Out, format+"\n", args...) }
