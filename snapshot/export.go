@@ -1,0 +1,291 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+// maxTrailer is how much is read after a tar's end: tar itself pads to
+// 10 KiB, or to whatever block size it is told.
+const maxTrailer = 16 << 20
+
+var errNoEnvelope = errors.New("snapshot.json not found in export stream")
+
+// exportEntry is one file of an export.
+type exportEntry struct {
+	name       string
+	size       int64 // of the payload
+	mode       int64 // as the tar has it
+	mapText    string
+	sparseSize int64
+	body       io.Reader     // the payload
+	again      io.ReadSeeker // the payload, where it can be read twice
+}
+
+// exportReader goes through an export tar, checks each entry, and keeps
+// the envelope.
+type exportReader struct {
+	text     []byte // snapshot.json
+	envelope envelope
+
+	src   *position // the input itself
+	in    *position // the tar: src, or what gzip makes of it
+	tar   *tar.Reader
+	end   int64 // where the entry read last ends, padding and all
+	names map[string]bool
+
+	ahead bool           // all headers were read at once: list and sizes
+	list  []*exportEntry // files still to return
+	sizes []int64        // of all files
+}
+
+// openExport opens a tar, gzipped or not. One that can seek is gone
+// through for its headers at once.
+func openExport(in io.Reader) (*exportReader, error) {
+	at, canAt := in.(io.ReaderAt)
+	if s, ok := in.(io.Seeker); ok && canAt {
+		if start, err := s.Seek(0, io.SeekCurrent); err == nil && !isGzip(at, start) {
+			return readAhead(in, s, at, start)
+		}
+	}
+	src := &position{r: in}
+	buf := bufio.NewReaderSize(src, tarBuffer)
+	if magic, err := buf.Peek(2); err == nil && magic[0] == 0x1f && magic[1] == 0x8b {
+		z, err := gzip.NewReader(buf)
+		if err != nil {
+			return nil, fmt.Errorf("%w: gzip: %w", layout.ErrContent, err)
+		}
+		r := newExportReader(z)
+		r.src = src
+		return r, nil
+	}
+	return newExportReader(buf), nil
+}
+
+func isGzip(at io.ReaderAt, off int64) bool {
+	var magic [2]byte
+	n, _ := at.ReadAt(magic[:], off)
+	return n == 2 && magic[0] == 0x1f && magic[1] == 0x8b
+}
+
+func newExportReader(in io.Reader) *exportReader {
+	r := &exportReader{in: &position{r: in}, names: map[string]bool{}}
+	r.src = r.in
+	r.tar = tar.NewReader(r.in)
+	return r
+}
+
+// readAhead lists the files of a tar that can seek: headers are read,
+// bodies skipped.
+func readAhead(in io.Reader, s io.Seeker, at io.ReaderAt, start int64) (*exportReader, error) {
+	r := newExportReader(in)
+	r.tar = tar.NewReader(&seekPosition{position: r.in, s: s, start: start})
+	for {
+		e, err := r.next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		body := io.NewSectionReader(at, start+r.in.n, e.size)
+		e.body, e.again = body, body
+		r.list = append(r.list, e)
+		r.sizes = append(r.sizes, e.size)
+	}
+	r.ahead = true
+	return r, nil
+}
+
+// next returns the next file; its body must be read before the call
+// after it. io.EOF comes only after the marks of a tar's end.
+func (r *exportReader) next() (*exportEntry, error) {
+	if r.ahead {
+		if len(r.list) == 0 {
+			return nil, io.EOF
+		}
+		e := r.list[0]
+		r.list = r.list[1:]
+		return e, nil
+	}
+	for {
+		hdr, err := r.tar.Next()
+		if err == io.EOF {
+			return nil, r.checkEnd()
+		}
+		if err != nil {
+			return nil, r.readError(err)
+		}
+		r.end = r.in.n + (hdr.Size+tarBlock-1)/tarBlock*tarBlock
+		e, err := r.entry(hdr)
+		if e != nil || err != nil {
+			return e, err
+		}
+	}
+}
+
+// readError tells a tar that is none from an input that breaks.
+func (r *exportReader) readError(err error) error {
+	if r.src.err == nil {
+		err = fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	return &inputError{fmt.Errorf("read tar entry: %w", err)}
+}
+
+// checkEnd is io.EOF where the tar's end was marked. One that is cut
+// between entries looks whole to archive/tar.
+func (r *exportReader) checkEnd() error {
+	if r.in.n < r.end+tarBlock {
+		return &inputError{wrong("the tar is cut: it ends after %d bytes without its end mark", r.in.n)}
+	}
+	// What follows is padding. Reading it lets the writer end, and a gzip
+	// compare its checksum.
+	if _, err := io.Copy(io.Discard, io.LimitReader(r.in, maxTrailer)); err != nil {
+		return r.readError(err)
+	}
+	return io.EOF
+}
+
+// entry takes one header: the envelope is read and kept, a file is
+// returned, a directory is passed over.
+func (r *exportReader) entry(hdr *tar.Header) (*exportEntry, error) {
+	name := strings.TrimPrefix(hdr.Name, "./")
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return nil, &inputError{wrong("entry %q is sparse in a way that cocoon does not write", name)}
+		}
+	}
+	switch {
+	case hdr.Typeflag == tar.TypeDir:
+		return nil, nil
+	case hdr.Typeflag != tar.TypeReg:
+		return nil, &inputError{wrong("entry %q is no regular file", name)}
+	case r.names[name]:
+		return nil, &inputError{wrong("two entries are called %q", name)}
+	}
+	r.names[name] = true
+	if name == EnvelopeName {
+		if err := r.readEnvelope(hdr.Size); err != nil {
+			return nil, &inputError{err}
+		}
+		return nil, nil
+	}
+	e := &exportEntry{name: name, size: hdr.Size, mode: hdr.Mode, body: r.tar}
+	if err := e.check(hdr); err != nil {
+		return nil, &inputError{fmt.Errorf("entry %q: %w", name, err)}
+	}
+	return e, nil
+}
+
+// check refuses what could be pushed and never be read again.
+func (e *exportEntry) check(hdr *tar.Header) error {
+	if err := checkName(e.name); err != nil {
+		return err
+	}
+	if e.size > sparse.MaxSize {
+		return wrong("size %d", e.size)
+	}
+	var ok bool
+	if e.mapText, ok = hdr.PAXRecords[paxSparseMap]; !ok {
+		return nil
+	}
+	size, err := strconv.ParseInt(hdr.PAXRecords[paxSparseSize], 10, 64)
+	if err != nil || size <= 0 {
+		return wrong("record %s is %q", paxSparseSize, hdr.PAXRecords[paxSparseSize])
+	}
+	e.sparseSize = size
+	m, err := sparse.Parse(e.mapText, size)
+	if err != nil {
+		return fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	if m.DataSize() != e.size {
+		return wrong("the sparse map has %d bytes of data, the entry %d", m.DataSize(), e.size)
+	}
+	return nil
+}
+
+func (r *exportReader) readEnvelope(size int64) error {
+	if size > MaxEnvelope {
+		return wrong("%s has %d bytes, at most %d are kept", EnvelopeName, size, MaxEnvelope)
+	}
+	text, err := io.ReadAll(r.tar)
+	if err != nil {
+		return r.readError(err)
+	}
+	if !utf8.Valid(text) {
+		return wrong("%s is not UTF-8", EnvelopeName)
+	}
+	if _, err := findSpans(text); err != nil {
+		return fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&r.envelope); err != nil {
+		return fmt.Errorf("parse %s: %w: %w", EnvelopeName, layout.ErrContent, err)
+	}
+	r.text = text
+	return nil
+}
+
+// complete looks, after the last file, whether all is there that must
+// be.
+func (r *exportReader) complete() error {
+	if r.text == nil {
+		return &inputError{fmt.Errorf("%w: %w", layout.ErrContent, errNoEnvelope)}
+	}
+	if len(r.names) == 1 {
+		return &inputError{wrong("the export has no files")}
+	}
+	for _, name := range r.envelope.Files {
+		if !r.names[name] {
+			return &inputError{wrong("%s names a file %q that is not in the export", EnvelopeName, name)}
+		}
+	}
+	return nil
+}
+
+// position counts what is read.
+type position struct {
+	r   io.Reader
+	n   int64
+	err error // of r, other than io.EOF
+}
+
+func (p *position) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.n += int64(n)
+	if err != nil && err != io.EOF {
+		p.err = err
+	}
+	return n, err
+}
+
+// seekPosition is a position whose bodies need not be read to be passed.
+type seekPosition struct {
+	*position
+	s     io.Seeker
+	start int64
+}
+
+func (p *seekPosition) Seek(off int64, whence int) (int64, error) {
+	if whence == io.SeekStart {
+		off += p.start
+	}
+	at, err := p.s.Seek(off, whence)
+	if err != nil {
+		p.err = err
+		return 0, err
+	}
+	p.n = at - p.start
+	return p.n, nil
+}

@@ -1,0 +1,209 @@
+package snapshot
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+	"slices"
+
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+// Piece digests are all cut by one N: the smallest power of two with
+// which they all together stay short (maxPieceText). In a tar that can
+// seek all sizes are known beforehand and so is N. In a stream a file's
+// size is known when its bytes come, but not those of the files after
+// it, and sums over small pieces cannot be joined to sums over large
+// ones. So a streamed file is hashed for every N that is still possible:
+// at least what the files so far need, at most what they need together
+// with all memory and disk that the envelope tells of and that has not
+// come yet. That is mostly two or three. Where the range is wide, only
+// maxLevels of it are hashed; a file then gets the next larger one, and
+// where even the largest turns out too small, none: readers take a file
+// without piece digests, and another size for each.
+const maxLevels = 4
+
+// pieceSlack is what files may hold that the envelope does not tell of:
+// state, small disks, a qcow2's own tables.
+const pieceSlack = 64 << 20
+
+// piecePlan knows the sizes of files, as they become known.
+type piecePlan struct {
+	sizes []int64
+	whole bool // sizes has all there will be
+	seen  map[string]bool
+}
+
+// newPiecePlan begins with the sizes of all files, or with nil where they
+// are not known yet.
+func newPiecePlan(sizes []int64) *piecePlan {
+	return &piecePlan{sizes: sizes, whole: sizes != nil, seen: map[string]bool{}}
+}
+
+// levels is the piece sizes to hash the next file for.
+func (p *piecePlan) levels(name string, size int64, env *envelopeConfig) []int64 {
+	if !p.whole {
+		p.sizes = append(p.sizes, size)
+		p.seen[manifest.MediaTypeForCocoonFile(name)] = true
+	}
+	if size <= minPiece {
+		return nil // one piece, whatever the size
+	}
+	lo := fittingPiece(p.sizes)
+	if p.whole {
+		return []int64{lo}
+	}
+	rest := int64(pieceSlack)
+	if !p.seen[manifest.MediaTypeVMMemory] {
+		rest += min(max(env.Memory, 0), maxPiece)
+	}
+	if !p.seen[manifest.MediaTypeDiskRaw] && !p.seen[manifest.MediaTypeDiskQcow2] {
+		rest += min(max(env.Storage, 0), maxPiece)
+	}
+	return spread(lo, fittingPiece(append(slices.Clone(p.sizes), rest)))
+}
+
+// spread is lo, hi and powers of two between them, maxLevels at most.
+func spread(lo, hi int64) []int64 {
+	steps := 0
+	for lo<<steps < hi {
+		steps++
+	}
+	var levels []int64
+	for i := range min(steps+1, maxLevels) {
+		at := i
+		if steps >= maxLevels {
+			at = (i*steps + maxLevels - 2) / (maxLevels - 1)
+		}
+		levels = append(levels, lo<<at)
+	}
+	return levels
+}
+
+// fittingPiece is the smallest piece size with which the digests of
+// files of these sizes stay short together; maxPiece where none does.
+func fittingPiece(sizes []int64) int64 {
+	for n := int64(minPiece); n < maxPiece; n *= 2 {
+		var text int64
+		for _, size := range sizes {
+			text += pieceText(size, n)
+		}
+		if text < maxPieceText {
+			return n
+		}
+	}
+	return maxPiece
+}
+
+// choosePieces takes, of the sums that were made, those of the smallest
+// common piece size that stays short; where the files have none in
+// common, for each the next larger size.
+func choosePieces(files []*storedFile) map[string]manifest.SnapshotPieces {
+	for _, common := range []bool{true, false} {
+		for n := int64(minPiece); n <= maxPiece; n *= 2 {
+			if pieces, ok := piecesBy(files, n, common); ok {
+				return pieces
+			}
+		}
+	}
+	return nil
+}
+
+// piecesBy is the files' pieces of n bytes, or not much more where they
+// need not have that in common. It is false where that cannot be.
+func piecesBy(files []*storedFile, n int64, common bool) (map[string]manifest.SnapshotPieces, bool) {
+	pieces := make(map[string]manifest.SnapshotPieces)
+	var text int64
+	for _, f := range files {
+		if f.hashes.size == 0 {
+			continue
+		}
+		size, sums := f.hashes.pieces(n)
+		if size != n && common {
+			return nil, false
+		}
+		if sums != nil {
+			pieces[f.name] = manifest.SnapshotPieces{Size: size, SHA256: sums}
+			text += pieceText(f.hashes.size, size)
+		}
+	}
+	return pieces, text < maxPieceText
+}
+
+// blobHasher is the digest of a blob and those of its pieces, of one or
+// more sizes.
+type blobHasher struct {
+	size   int64 // of the blob, as announced
+	n      int64 // bytes hashed so far
+	whole  hash.Hash
+	levels []*pieceHasher // ascending
+}
+
+// pieceHasher sums up every size bytes.
+type pieceHasher struct {
+	size int64
+	room int64 // until the current piece is full
+	hash hash.Hash
+	sums []byte
+}
+
+func newBlobHasher(size int64, levels []int64) *blobHasher {
+	h := &blobHasher{size: size, whole: sha256.New()}
+	for _, n := range levels {
+		if n < size { // a blob of one piece has its own digest
+			h.levels = append(h.levels, &pieceHasher{size: n, room: n, hash: sha256.New()})
+		}
+	}
+	return h
+}
+
+// Write never fails.
+func (h *blobHasher) Write(p []byte) (int, error) {
+	h.whole.Write(p)
+	h.n += int64(len(p))
+	for _, l := range h.levels {
+		l.write(p)
+	}
+	return len(p), nil
+}
+
+func (l *pieceHasher) write(p []byte) {
+	for len(p) > 0 {
+		n := min(int64(len(p)), l.room)
+		l.hash.Write(p[:n])
+		p = p[n:]
+		if l.room -= n; l.room == 0 {
+			l.close()
+		}
+	}
+}
+
+// close ends a piece.
+func (l *pieceHasher) close() {
+	l.sums = l.hash.Sum(l.sums)
+	l.hash.Reset()
+	l.room = l.size
+}
+
+// digest is the blob's, once all of it was written.
+func (h *blobHasher) digest() string {
+	return "sha256:" + hex.EncodeToString(h.whole.Sum(nil))
+}
+
+// pieces is the sums over pieces of n bytes, or of the next larger size
+// that was hashed; nil where there is none.
+func (h *blobHasher) pieces(n int64) (size int64, sums []byte) {
+	if n >= h.size {
+		return n, h.whole.Sum(nil)
+	}
+	for _, l := range h.levels {
+		if l.size < n {
+			continue
+		}
+		if l.room < l.size {
+			l.close()
+		}
+		return l.size, l.sums
+	}
+	return 0, nil
+}

@@ -1,0 +1,85 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+// config writes and uploads the config blob.
+func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
+	env := &u.export.envelope.Config
+	text := string(u.export.text)
+	cfg := manifest.SnapshotConfig{
+		SchemaVersion: "v1",
+		SnapshotID:    env.ID, Description: env.Description,
+		Image: env.Image, ImageDigest: env.ImageDigest, ImageType: env.ImageType, ImageBlobIDs: env.ImageBlobIDs,
+		Hypervisor: env.Hypervisor, CPU: env.CPU, Memory: env.Memory, Storage: env.Storage,
+		NICs: env.NICs, Network: env.Network, Windows: env.Windows,
+		Files: map[string]manifest.SnapshotFile{}, CreatedAt: time.Now().UTC(),
+		Envelope: &text, Pieces: choosePieces(u.stored),
+	}
+	for _, f := range u.stored {
+		cfg.Files[f.name] = f.meta
+	}
+	data, err := json.Marshal(&cfg)
+	if err != nil {
+		return manifest.Descriptor{}, err
+	}
+	if len(data) > MaxConfig {
+		return manifest.Descriptor{}, wrong("config blob of %d bytes, readers take %d", len(data), MaxConfig)
+	}
+	if len(data) > smallConfig {
+		u.warn("the config blob has %d bytes: epoch v0.1.8 reads only %d of it and cannot pull this snapshot", len(data), smallConfig)
+	}
+	d := manifest.Descriptor{
+		MediaType: manifest.MediaTypeSnapshotConfig,
+		Digest:    digest.FromBytes(data).String(),
+		Size:      int64(len(data)),
+	}
+	if err := u.put(ctx, d.Digest, bytes.NewReader(data), d.Size); err != nil {
+		return manifest.Descriptor{}, err
+	}
+	return d, nil
+}
+
+// manifest is the manifest's bytes.
+func (u *push) manifest(cfg manifest.Descriptor) ([]byte, error) {
+	m := manifest.OCIManifest{
+		SchemaVersion: 2,
+		MediaType:     manifest.MediaTypeOCIManifest,
+		ArtifactType:  manifest.ArtifactTypeSnapshot,
+		Config:        cfg,
+		Annotations: map[string]string{
+			manifest.AnnotationCreated: time.Now().UTC().Format(time.RFC3339),
+		},
+	}
+	for key, value := range map[string]string{
+		manifest.AnnotationSnapshotBaseImage: u.opts.BaseImage,
+		manifest.AnnotationSource:            u.opts.Source,
+		manifest.AnnotationRevision:          u.opts.Revision,
+	} {
+		if value != "" {
+			m.Annotations[key] = value
+		}
+	}
+	maps.Copy(m.Annotations, u.opts.Annotations)
+	for _, f := range u.stored {
+		m.Layers = append(m.Layers, f.layers...)
+	}
+	raw, err := json.MarshalIndent(&m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) > MaxManifest {
+		return nil, fmt.Errorf("manifest of %d bytes, registries take %d", len(raw), MaxManifest)
+	}
+	return raw, nil
+}
