@@ -61,7 +61,7 @@ test-needs:
 # a demo goes on without them, tests do not.
 define need
 	PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
-	for n in $(1); do command -v $${n%%:*} >/dev/null || missing="$$missing $$(echo $${n\#*:} | tr + ' ')"; done; \
+	for n in $(1); do command -v $${n%%:*} >/dev/null || missing="$$missing $$(echo $${n#*:} | tr + ' ')"; done; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
