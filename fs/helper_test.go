@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,6 +31,7 @@ var helpers = map[string]func(args []string) error{
 	"seekat": helpSeekAt, "hold": helpHold, "writes": helpWrites, "stat": helpStat,
 	"xattr": helpXattr, "many": helpMany, "dir": helpDir, "serve": helpServe,
 	"nofuse": helpNoFUSE, "faults": helpFaults, "readat": helpReadAt,
+	"signalled": helpSignalled, "umount": helpUmount,
 }
 
 func runTestHelper(args []string) int {
@@ -374,8 +376,9 @@ func helpNoFUSE(args []string) error {
 	return nil
 }
 
-// helpFaults maps a file so that each page fault is one READ, and touches
-// a page while a timer sends it signals.
+// helpFaults maps a file so that each page fault is one READ, and has one
+// happen inside a system call, as those of a guest's memory happen inside
+// KVM_RUN, while its thread gets signals.
 func helpFaults(args []string) error {
 	b, _, err := mapFile(args[0])
 	if err != nil {
@@ -384,14 +387,68 @@ func helpFaults(args []string) error {
 	if err := unix.Madvise(b, unix.MADV_RANDOM); err != nil {
 		return err
 	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGALRM)
-	tick := unix.Itimerval{Interval: unix.Timeval{Usec: 2000}, Value: unix.Timeval{Usec: 2000}}
-	if _, err := unix.Setitimer(unix.ITIMER_REAL, tick); err != nil {
+	var pipe [2]int
+	if err := unix.Pipe(pipe[:]); err != nil {
+		return err
+	}
+	if args[1] == "signals" {
+		signalMyself()
+	} else if err := defaultAction(unix.SIGINT); err != nil {
 		return err
 	}
 	fmt.Println("ready")
-	fmt.Println(b[len(b)/2])
+	at := len(b) / 2
+	if _, err := unix.Write(pipe[1], b[at:at+1]); err != nil {
+		return err
+	}
+	fmt.Println(b[at])
+	return nil
+}
+
+// helpSignalled reads with O_DIRECT while its thread gets signals that do
+// not end it.
+func helpSignalled(args []string) error {
+	fd, err := unix.Open(args[0], unix.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	b, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return err
+	}
+	signalMyself()
+	_, err = unix.Read(fd, b)
+	fmt.Println(errnoName(err))
+	return nil
+}
+
+// signalMyself sends the calling thread a signal every 2 ms.
+func signalMyself() {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
+	runtime.LockOSThread()
+	pid, tid := os.Getpid(), unix.Gettid()
+	go func() {
+		for range time.Tick(2 * time.Millisecond) {
+			_ = unix.Tgkill(pid, tid, unix.SIGUSR1)
+		}
+	}()
+}
+
+// defaultAction makes a signal end the process at once, as in a program
+// that handles none. Go's runtime handles them all.
+func defaultAction(sig unix.Signal) error {
+	var action [32]byte // struct sigaction, SIG_DFL
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// helpUmount unmounts as another process would, and prints the outcome.
+func helpUmount(args []string) error {
+	err := Unmount(args[0], len(args) > 1)
+	fmt.Println(err == nil, errors.Is(err, unix.EBUSY))
 	return nil
 }
 
@@ -444,6 +501,19 @@ func help(t *testing.T, args ...string) string {
 		t.Fatalf("%v: %v: %s", args, err, out)
 	}
 	return string(out)
+}
+
+// helpAs is help as user and group 65534.
+func helpAs(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := asNobody(helperCmd(args...))
+	out, _ := cmd.Output()
+	return string(out)
+}
+
+func asNobody(cmd *exec.Cmd) *exec.Cmd {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	return cmd
 }
 
 // run runs a program to its end and returns what it printed.

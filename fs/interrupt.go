@@ -13,11 +13,12 @@ import (
 )
 
 // A signal for the reader interrupts its READ, whether it will end the
-// reader or not. Reads of cached handles that can be interrupted at all
-// come from page faults, and there EINTR means SIGBUS: a hypervisor would
-// die of a timer. So only a reader that is about to die gets EINTR there,
-// as with NFS and local disks. With O_DIRECT the caller of read(2) sees
-// the EINTR, and gets it for every signal.
+// reader or not. Where a handle is cached, the READs that can be
+// interrupted at all come from page faults, and there EINTR turns into
+// EFAULT (tried) or SIGBUS: a hypervisor would die of a timer. So only a
+// reader that is about to die gets EINTR there, as with NFS and local
+// disks. With O_DIRECT the caller of read(2) sees the EINTR, and gets it
+// for every signal.
 
 // leaveCheck is how often a read that goes on after a signal looks
 // whether its reader has to die: the kernel reports only the first.

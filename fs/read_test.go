@@ -1,0 +1,188 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// failing is a content whose reads fail, all or those past a limit.
+type failing struct {
+	bytesContent
+	err   error
+	reads atomic.Int64
+}
+
+func (c *failing) ReadAt(context.Context, []byte, int64) (int, error) {
+	c.reads.Add(1)
+	return 0, c.err
+}
+
+func TestFaultSurvivesSignals(t *testing.T) {
+	data := randomBytes(8<<20, 1)
+	c := newBlocked(data)
+	m := mounted(t, []File{fileOf("f", int64(len(data)), c)}, Options{})
+	reader := start(t, helperCmd("faults", filepath.Join(m.Dir(), "f"), "signals"))
+	eventually(t, "a read that was interrupted and goes on", func() bool {
+		return c.left.Load() >= 1 && c.entered.Load() > c.left.Load()
+	})
+	close(c.open)
+	line, _ := reader.out.ReadString('\n')
+	if want := fmt.Sprintln(data[len(data)/2]); line != want {
+		t.Errorf("the reader said %q, want %q", line, want)
+	}
+}
+
+// An interrupt must end whoever waits, however it reads, and must not
+// leave its read behind where the kernel tells of it.
+func TestInterrupt(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		reader func(path string) *exec.Cmd
+		ends   bool // its read ends with it; readahead does not
+	}{
+		{"read", func(p string) *exec.Cmd { return exec.Command("cat", p) }, false},
+		{"direct", func(p string) *exec.Cmd {
+			return exec.Command("dd", "if="+p, "of=/dev/null", "bs=1M", "iflag=direct")
+		}, true},
+		{"fault", func(p string) *exec.Cmd { return helperCmd("faults", p, "quiet") }, true},
+	} {
+		for _, sig := range []unix.Signal{unix.SIGINT, unix.SIGKILL} {
+			t.Run(fmt.Sprint(tc.name, " ", sig), func(t *testing.T) {
+				c := newBlocked(randomBytes(4<<20, 1))
+				m := mounted(t, []File{fileOf("f", 4<<20, c)}, Options{})
+				cmd := tc.reader(filepath.Join(m.Dir(), "f"))
+				check(t, cmd.Start())
+				eventually(t, "a read", func() bool { return c.entered.Load() > 0 })
+				began := time.Now()
+				check(t, cmd.Process.Signal(sig))
+				_ = cmd.Wait()
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("the reader took %v to end", took)
+				}
+				if tc.ends {
+					eventually(t, "the end of the read", func() bool { return c.left.Load() == c.entered.Load() })
+				}
+				close(c.open)
+			})
+		}
+	}
+}
+
+func TestDirectReadGetsEINTR(t *testing.T) {
+	c := newBlocked(randomBytes(1<<20, 1))
+	m := mounted(t, []File{fileOf("f", 1<<20, c)}, Options{})
+	if got := help(t, "signalled", filepath.Join(m.Dir(), "f")); got != "EINTR\n" {
+		t.Errorf("got %q", got)
+	}
+	if c.left.Load() != c.entered.Load() {
+		t.Error("the read was left behind")
+	}
+}
+
+// A mount that is taken away while somebody waits for bytes lets go of
+// all reads.
+func TestUnmountEndsReads(t *testing.T) {
+	c := newBlocked(randomBytes(4<<20, 1))
+	m := mounted(t, []File{fileOf("f", 4<<20, c)}, Options{})
+	reader := helperCmd("faults", filepath.Join(m.Dir(), "f"), "quiet")
+	check(t, reader.Start())
+	eventually(t, "a read", func() bool { return c.entered.Load() > 0 })
+	check(t, Unmount(m.Dir(), true))
+	check(t, reader.Process.Kill())
+	_ = reader.Wait()
+	m.Wait()
+	if c.left.Load() != c.entered.Load() {
+		t.Error("a read was left behind")
+	}
+}
+
+func TestFailedReads(t *testing.T) {
+	log := &testLog{t: t}
+	contents := map[string]*failing{
+		"EIO":       {err: errors.New("the blob is gone")},
+		"ETIMEDOUT": {err: fmt.Errorf("fetch: %w", context.DeadlineExceeded)},
+	}
+	// An error of a fetch that somebody else cancelled is no interrupt.
+	contents["EIO2"] = &failing{err: context.Canceled}
+	contents["EIO3"] = &failing{err: nil} // no bytes, no error
+	contents["EIO4"] = &failing{err: unix.EINTR}
+	var files []File
+	for name, c := range contents {
+		files = append(files, fileOf(name, 4096, c))
+	}
+	m := mounted(t, files, Options{Log: slog.New(slog.NewTextHandler(log, nil))})
+	for name, c := range contents {
+		path := filepath.Join(m.Dir(), name)
+		out, _ := helperCmd("sha", path).Output()
+		want := "error: " + strings.TrimRight(name, "234") + "\n"
+		if string(out) != want {
+			t.Errorf("%s: got %q, want %q", name, out, want)
+		}
+		lines := log.count("file=" + name + " ")
+		if reads := c.reads.Load(); reads == 0 || int(reads) != lines {
+			t.Errorf("%s: %d failed reads, %d lines in the log", name, reads, lines)
+		}
+	}
+}
+
+func TestLimiter(t *testing.T) {
+	var l limiter
+	now := time.Unix(1000, 0)
+	passed := 0
+	for range 100 {
+		if ok, _ := l.allow(now); ok {
+			passed++
+		}
+	}
+	if passed != limitBurst {
+		t.Errorf("%d lines at once, want %d", passed, limitBurst)
+	}
+	now = now.Add(limitEvery)
+	if ok, dropped := l.allow(now); !ok || dropped != 100-limitBurst {
+		t.Errorf("a second later: %v, %d dropped", ok, dropped)
+	}
+	if ok, _ := l.allow(now); ok {
+		t.Error("two lines in that second")
+	}
+	now = now.Add(time.Hour)
+	passed = 0
+	for range 100 {
+		if ok, _ := l.allow(now); ok {
+			passed++
+		}
+	}
+	if passed != limitBurst {
+		t.Errorf("%d lines an hour later, want %d", passed, limitBurst)
+	}
+}
+
+func TestKilled(t *testing.T) {
+	own, err := os.ReadFile("/proc/self/status")
+	check(t, err)
+	if killed(own) {
+		t.Error("this process is not about to die")
+	}
+	for status, want := range map[string]bool{
+		"Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n": false,
+		"Name:\tx\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n": true,
+		"Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000102\n": true,
+		"Name:\tx\nSigPnd:\t0000000000000200\nShdPnd:\t0000000000002000\n": false,
+		"Name:\tx\n": true,
+		"":           true,
+	} {
+		if killed([]byte(status)) != want {
+			t.Errorf("%q: want %v", status, want)
+		}
+	}
+}
