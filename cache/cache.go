@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -31,6 +32,8 @@ const (
 	// bufferBudget bounds the bytes that fetches hold in memory, for the
 	// process.
 	bufferBudget = 96 << 20
+	// rateBurst is how many bytes may pass at once under a rate limit.
+	rateBurst = 256 << 10
 	// defaultPatience is how long a fetch that another process has claimed
 	// may stand still before it is done here.
 	defaultPatience = 3 * time.Second
@@ -40,6 +43,7 @@ const (
 type Options struct {
 	Concurrency int           // requests in flight for all files; 0: 16
 	ReadTimeout time.Duration // how long a read waits for missing bytes; 0: for ever
+	LimitRate   int64         // bytes fetched per second, for the process; 0: no limit
 	Log         *slog.Logger  // nil: nothing is logged
 
 	patience time.Duration // tests shorten it
@@ -54,6 +58,7 @@ type Cache struct {
 	stop    context.CancelFunc
 	queue   *queue
 	buffers *semaphore.Weighted
+	rate    *rate.Limiter  // nil without a limit
 	work    sync.WaitGroup // all goroutines but the queue's jobs
 	checks  chan *entry    // files that may have become complete
 	index   index
@@ -92,6 +97,9 @@ func Open(dir string, opts Options) (*Cache, error) {
 		fetching: map[string]chan struct{}{},
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
+	if n := opts.LimitRate; n > 0 {
+		c.rate = rate.NewLimiter(rate.Limit(n), int(min(n, rateBurst)))
+	}
 	c.queue = newQueue(opts.Concurrency, c.run)
 	c.work.Go(c.verifyLoop)
 	return c, nil
@@ -153,7 +161,7 @@ func (c *Cache) File(f *layout.File, src Source) (*File, error) {
 	if e == nil {
 		l := c.links[src]
 		if l == nil {
-			l = newLink(src)
+			l = newLink(src, c.rate)
 			c.links[src] = l
 		}
 		var err error

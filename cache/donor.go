@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"os"
@@ -199,8 +200,8 @@ func (e *entry) donor(key string) *entry {
 
 // alone has one fetch of a part with a given digest at a time, for the
 // process: who comes second waits and copies. It returns what ends the
-// turn, or nil when the wait ended with the entry.
-func (c *Cache) alone(e *entry, part int) (done func()) {
+// turn, or nil when the wait ended with ctx.
+func (c *Cache) alone(ctx context.Context, e *entry, part int) (done func()) {
 	digest := e.file.Parts[part].Digest
 	for {
 		c.mu.Lock()
@@ -219,7 +220,7 @@ func (c *Cache) alone(e *entry, part int) (done func()) {
 		c.mu.Unlock()
 		select {
 		case <-other:
-		case <-e.ctx.Done():
+		case <-ctx.Done():
 			return nil
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 // run does one job, in a goroutine of its own. Every flight of the job has
 // landed or is queued again when it returns.
-func (c *Cache) run(j job) {
+func (c *Cache) run(j *job) {
 	e := j.entry
 	if j.stream {
 		e.stream(j, nil)
@@ -26,13 +26,13 @@ func (c *Cache) run(j job) {
 	}
 	var err error
 	if e.grid.whole(j.part) {
-		err = e.fetchOnce(j.part, from)
+		err = e.fetchOnce(j, from)
 	} else {
-		from, err = e.fetchPieces(j.part, from, to)
+		from, err = e.fetchPieces(j, from, to)
 	}
 	e.state.unlockPieces(j.from, j.to)
 	if err != nil {
-		e.failed(j.part, from, to, err)
+		e.failed(j, from, to, err)
 	} else {
 		e.requeue(from, to) // what fetchPieces left
 	}
@@ -42,7 +42,7 @@ func (c *Cache) run(j job) {
 // claim locks the job's pieces among processes and returns the run of
 // them that is still missing. The rest is queued again, or followed while
 // another process fetches it. ok is false when nothing is left to do.
-func (e *entry) claim(j job) (from, to int, ok bool) {
+func (e *entry) claim(j *job) (from, to int, ok bool) {
 	n := j.to - j.from
 	if !j.alone {
 		for ; n > 0; n /= 2 {
@@ -77,17 +77,18 @@ func (e *entry) claim(j job) (from, to int, ok bool) {
 
 // fetchOnce fetches a part that is one piece, unless the same bytes are
 // just being fetched as another part.
-func (e *entry) fetchOnce(part, piece int) error {
-	done := e.cache.alone(e, part)
+func (e *entry) fetchOnce(j *job, piece int) error {
+	part := j.part
+	done := e.cache.alone(j.ctx, e, part)
 	if done == nil {
-		return e.ctx.Err()
+		return context.Cause(j.ctx)
 	}
 	defer done()
 	e.copyPieces(part, piece, piece+1)
 	if e.state.has(piece) {
 		return nil
 	}
-	err := e.fetchWhole(part, piece)
+	err := e.fetchWhole(j.ctx, part, piece)
 	if err == nil {
 		e.cache.index.note(e, part)
 	}
@@ -96,13 +97,13 @@ func (e *entry) fetchOnce(part, piece int) error {
 
 // fetchWhole fetches a part that is one piece and checks it before a byte
 // of it is used.
-func (e *entry) fetchWhole(part, piece int) error {
+func (e *entry) fetchWhole(ctx context.Context, part, piece int) error {
 	p := &e.file.Parts[part]
 	weight := p.StoredSize
 	if p.Encoding != layout.Raw {
 		weight += p.Length
 	}
-	weight, err := e.reserve(weight)
+	weight, err := e.reserve(ctx, weight)
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func (e *entry) fetchWhole(part, piece int) error {
 
 	stored := getBuffer(p.StoredSize)
 	defer putBuffer(stored)
-	body, _, err := e.link.open(e.ctx, p.Digest, p.StoredSize, 0, p.StoredSize)
+	body, _, err := e.link.open(ctx, p.Digest, p.StoredSize, 0, p.StoredSize)
 	if err != nil {
 		return err
 	}
@@ -139,10 +140,11 @@ func (e *entry) fetchWhole(part, piece int) error {
 // each usable as soon as it is there. It returns the first piece that was
 // not fetched; that is no error when the registry sent the whole blob and
 // a stream goes on with it.
-func (e *entry) fetchPieces(part, from, to int) (int, error) {
+func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
+	part := j.part
 	p := &e.file.Parts[part]
 	size := e.grid.size[part]
-	if _, err := e.reserve(size); err != nil {
+	if _, err := e.reserve(j.ctx, size); err != nil {
 		return from, err
 	}
 	defer e.cache.buffers.Release(size)
@@ -150,7 +152,7 @@ func (e *entry) fetchPieces(part, from, to int) (int, error) {
 	first, _ := e.grid.extent(from)
 	last, n := e.grid.extent(to - 1)
 	length := last + n - first
-	body, whole, err := e.link.open(e.ctx, p.Digest, p.StoredSize, first-p.Offset, length)
+	body, whole, err := e.link.open(j.ctx, p.Digest, p.StoredSize, first-p.Offset, length)
 	if err != nil {
 		return from, err
 	}
@@ -190,29 +192,24 @@ func (e *entry) arrived(i int, payload []byte, verified bool) {
 
 // reserve waits for room for n bytes in memory. What is larger than all
 // the room there is gets all of it.
-func (e *entry) reserve(n int64) (int64, error) {
+func (e *entry) reserve(ctx context.Context, n int64) (int64, error) {
 	n = min(n, bufferBudget)
-	if err := e.cache.buffers.Acquire(e.ctx, n); err != nil {
+	if err := e.cache.buffers.Acquire(ctx, n); err != nil {
 		return 0, err
 	}
 	return n, nil
 }
 
 // failed ends or repeats what is left of a job: pieces that somebody
-// waits for are queued again after a pause, unless err is final.
-func (e *entry) failed(part, from, to int, err error) {
-	var wrong *contentError
-	e.mu.Lock()
-	last := final(err) || e.ctx.Err() != nil
-	if errors.As(err, &wrong) {
-		// Bytes may be damaged on the way once. The second time they are
-		// wrong where they come from; the next read asks again.
-		e.bad[part]++
-		if last = e.bad[part] > 1; last {
-			delete(e.bad, part)
-		}
+// waits for are queued again after a pause, unless err is final, and those
+// to be prefetched as well.
+func (e *entry) failed(j *job, from, to int, err error) {
+	slow := errors.Is(context.Cause(j.ctx), errSlow)
+	if slow {
+		err = errSlow
 	}
-	if last {
+	e.mu.Lock()
+	if e.lastTryLocked(j.part, err) {
 		for i := from; i < to; i++ {
 			e.landLocked(i, err, nil)
 		}
@@ -221,11 +218,35 @@ func (e *entry) failed(part, from, to int, err error) {
 	}
 	want := e.looseLocked(from, to, err)
 	e.mu.Unlock()
-	e.pushLater(e.link.pause(), want)
+	if slow {
+		e.cache.queue.push(demanded, want...)
+		return
+	}
+	pause := e.link.pause()
+	e.pushLater(demanded, pause, want)
+	if j.priority == prefetched {
+		e.pushLater(prefetched, pause, []span{{e, from, to}})
+	}
 }
 
-// pushLater queues spans as demand after a pause.
-func (e *entry) pushLater(pause time.Duration, want []span) {
+// lastTryLocked says that err ends the reads that wait. Bytes may be
+// damaged on the way once; the second time they are wrong where they come
+// from. The next read asks again.
+func (e *entry) lastTryLocked(part int, err error) bool {
+	var wrong *contentError
+	if errors.As(err, &wrong) {
+		e.bad[part]++
+		if e.bad[part] < 2 {
+			return false
+		}
+		delete(e.bad, part)
+		return true
+	}
+	return final(err) || e.ctx.Err() != nil
+}
+
+// pushLater queues spans after a pause.
+func (e *entry) pushLater(p priority, pause time.Duration, want []span) {
 	if len(want) == 0 || !e.use() {
 		return
 	}
@@ -235,7 +256,7 @@ func (e *entry) pushLater(pause time.Duration, want []span) {
 		defer t.Stop()
 		select {
 		case <-t.C:
-			e.cache.queue.push(demanded, want...)
+			e.cache.queue.push(p, want...)
 		case <-e.ctx.Done():
 		}
 	}()

@@ -77,6 +77,12 @@ func (e *entry) fetchAhead(from, to int64) {
 	e.queueMissing(ahead, e.grid.at(from), e.grid.at(to-1)+1)
 }
 
+// Prefetch has all that is missing fetched when nobody waits for other
+// bytes. It returns at once.
+func (f *File) Prefetch() {
+	f.entry.queueMissing(prefetched, 0, f.entry.grid.pieces())
+}
+
 // queueMissing queues what is missing of pieces [i, j).
 func (e *entry) queueMissing(p priority, i, j int) {
 	var want []span

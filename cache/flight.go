@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 )
 
 // ErrTimeout says that missing bytes did not come within the read timeout.
@@ -17,10 +18,12 @@ type flight struct {
 	err     error
 	data    []byte // the payload, when it could not be kept on disk
 	waiters int
+	job     *job  // the last that worked on it
 	running bool  // a job, a stream or a peer works on it; else it is queued
 	urgent  bool  // queued as demand
 	paused  bool  // queued only after a pause, because a try failed
 	alone   bool  // fetched without the lock among processes
+	hedged  bool  // a slow request for it was given up; the next is not
 	cause   error // why the last try failed
 }
 
@@ -112,11 +115,24 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 		return w.flight.err
 	default:
 	}
-	select {
-	case <-w.flight.done:
-		return w.flight.err
-	case <-ctx.Done():
+	_, size := e.grid.extent(w.piece)
+	slow := time.NewTimer(e.link.patience(size))
+	defer slow.Stop()
+	for {
+		select {
+		case <-w.flight.done:
+			return w.flight.err
+		case <-slow.C:
+			e.hedge(w)
+			continue
+		case <-ctx.Done():
+		}
+		return e.gaveUp(ctx, w)
 	}
+}
+
+// gaveUp takes a reader whose ctx has ended from those who wait.
+func (e *entry) gaveUp(ctx context.Context, w pending) error {
 	e.mu.Lock()
 	w.flight.waiters--
 	last := w.flight.cause
@@ -126,6 +142,26 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 		return fmt.Errorf("%w: %w", err, last)
 	}
 	return err
+}
+
+// errSlow ends a request that takes much longer than its like.
+var errSlow = errors.New("request is slow and is made again")
+
+// hedge gives up a request that a reader has waited for too long, once for
+// a piece: what it has brought is kept, the rest is asked for anew, on
+// another connection. A stream is never given up, it would begin again.
+func (e *entry) hedge(w pending) {
+	e.mu.Lock()
+	fl := w.flight
+	j := fl.job
+	give := fl.running && !fl.hedged && j != nil && !j.stream
+	if give {
+		fl.hedged = true
+	}
+	e.mu.Unlock()
+	if give {
+		j.cancel(errSlow)
+	}
 }
 
 // leave takes the caller from those who wait.

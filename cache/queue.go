@@ -1,7 +1,11 @@
 package cache
 
 import (
+	"context"
 	"sync"
+	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
 // priority says whose pieces go first: what a reader waits for, then what
@@ -15,15 +19,18 @@ const (
 	priorities
 )
 
-// reserved is how many of the requests in flight a priority leaves to
-// those above it.
-var reserved = [priorities]int{demanded: 0, ahead: 1, prefetched: 3}
-
 // Bounds of one request for raw pieces.
 const (
 	requestLeast = 1 << 20
 	requestMost  = 16 << 20
+	// prefetchMost is small, so that a reader who comes to wait for bytes
+	// of a prefetch, or for its connection, does not wait long.
+	prefetchMost = 4 << 20
 )
+
+// yieldFor is how long prefetching keeps to a few connections after a
+// reader had to wait.
+const yieldFor = 500 * time.Millisecond
 
 // span is a run of pieces [from, to) of one file that somebody wants.
 type span struct {
@@ -37,23 +44,27 @@ type job struct {
 	entry    *entry
 	part     int
 	from, to int
+	priority priority
 	stream   bool // the part is fetched from its start to its end
 	alone    bool // do not ask other processes
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
 }
 
 // queue decides what is fetched next and bounds how much at a time.
 type queue struct {
 	limit int
-	start func(job)
+	start func(*job)
 	jobs  sync.WaitGroup
 
 	mu      sync.Mutex
 	closed  bool
 	running int
+	waited  time.Time // when a reader last had to wait
 	spans   [priorities][]span
 }
 
-func newQueue(limit int, start func(job)) *queue {
+func newQueue(limit int, start func(*job)) *queue {
 	return &queue{limit: limit, start: start}
 }
 
@@ -64,6 +75,9 @@ func (q *queue) push(p priority, spans ...span) {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if p == demanded {
+		q.waited = time.Now()
+	}
 	q.spans[p] = append(q.spans[p], spans...)
 	q.dispatchLocked()
 }
@@ -83,18 +97,33 @@ func (q *queue) busy() bool {
 	return q.running > 0
 }
 
+// roomLocked is how many requests of a priority may start now. The lower
+// ones leave some to those above them.
+func (q *queue) roomLocked(p priority) int {
+	limit := q.limit
+	switch {
+	case p == ahead:
+		limit--
+	case p == prefetched && time.Since(q.waited) < yieldFor:
+		limit /= 4
+	case p == prefetched:
+		limit -= 3
+	}
+	return max(1, limit) - q.running
+}
+
 func (q *queue) dispatchLocked() {
 	for p := demanded; p < priorities && !q.closed; p++ {
-		for len(q.spans[p]) > 0 && q.running < max(1, q.limit-reserved[p]) {
+		for len(q.spans[p]) > 0 && q.roomLocked(p) > 0 {
 			s := q.spans[p][0]
-			j, rest, ok := s.entry.carve(s, max(1, q.limit-q.running))
+			j, rest := s.entry.carve(s, p, q.roomLocked(p))
 			if rest.from < rest.to {
 				q.spans[p][0] = rest
 			} else {
 				q.spans[p][0] = span{}
 				q.spans[p] = q.spans[p][1:]
 			}
-			if ok {
+			if j != nil {
 				q.running++
 				q.jobs.Go(func() { q.run(j) })
 			}
@@ -102,8 +131,9 @@ func (q *queue) dispatchLocked() {
 	}
 }
 
-func (q *queue) run(j job) {
+func (q *queue) run(j *job) {
 	q.start(j)
+	j.cancel(nil)
 	j.entry.unuse()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -111,43 +141,45 @@ func (q *queue) run(j job) {
 	q.dispatchLocked()
 }
 
-// carve takes one job from the beginning of a span. idle is the number of
-// requests that could start now: a span is shared among them.
-func (e *entry) carve(s span, idle int) (j job, rest span, ok bool) {
+// carve takes one job from the beginning of a span; nil when nothing of it
+// is to be done. idle is the number of requests that could start now: a
+// span is shared among them.
+func (e *entry) carve(s span, p priority, idle int) (j *job, rest span) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closing {
-		return job{}, span{}, false
+		return nil, span{}
 	}
 	i := s.from
 	for i < s.to && !e.wantedLocked(i) {
 		i++
 	}
 	if i == s.to {
-		return job{}, span{}, false
+		return nil, span{}
 	}
-	j = job{entry: e, part: e.grid.part(i), from: i, to: i}
+	j = &job{entry: e, part: e.grid.part(i), from: i, to: i, priority: p}
 	end := min(s.to, e.grid.first[j.part+1])
-	if e.streamed(j.part) {
-		j.to = end
-		for k := i; k < end; k++ {
-			if e.wantedLocked(k) {
-				e.startLocked(k, &j)
-			}
-		}
-		if e.streams[j.part] {
-			return job{}, span{e, end, s.to}, false // it will pass them
-		}
-		e.streams[j.part], j.stream = true, true
-	} else {
-		most := e.requestSize(end-i, j.part, idle)
-		for j.to < end && j.to-i < most && e.wantedLocked(j.to) {
-			e.startLocked(j.to, &j)
-			j.to++
-		}
+	j.stream = e.streamed(j.part)
+	most := end - i
+	if !j.stream {
+		most = e.requestSize(most, j.part, p, idle)
 	}
+	for j.to < end && j.to-i < most && (j.stream || e.wantedLocked(j.to)) {
+		if e.wantedLocked(j.to) {
+			e.startLocked(j.to, j)
+		}
+		j.to++
+	}
+	rest = span{e, j.to, s.to}
+	if j.stream {
+		if e.streams[j.part] {
+			return nil, rest // it will pass them
+		}
+		e.streams[j.part] = true
+	}
+	j.ctx, j.cancel = context.WithCancelCause(e.ctx)
 	e.jobs.Add(1)
-	return j, span{e, j.to, s.to}, true
+	return j, rest
 }
 
 // wantedLocked says that piece i is neither present nor on its way.
@@ -167,22 +199,26 @@ func (e *entry) startLocked(i int, j *job) {
 		fl = &flight{done: make(chan struct{})}
 		e.flights[i] = fl
 	}
-	fl.running = true
+	fl.running, fl.job = true, j
 	j.alone = j.alone || fl.alone
 }
 
 // streamed says that the part can only be had from its start: a large
 // frame, or a blob in pieces at a registry that ignores ranges.
 func (e *entry) streamed(part int) bool {
-	return !e.grid.whole(part) && (e.file.Parts[part].Encoding != 0 || e.link.ignoresRanges())
+	return !e.grid.whole(part) && (e.file.Parts[part].Encoding != layout.Raw || e.link.ignoresRanges())
 }
 
 // requestSize is how many of n wanted pieces of a part one request takes:
 // an even share for each connection that is idle, but enough that the
 // time to the first byte does not dominate.
-func (e *entry) requestSize(n, part, idle int) int {
+func (e *entry) requestSize(n, part int, p priority, idle int) int {
 	size := e.grid.size[part]
-	least := max(requestLeast, min(e.link.bandwidthDelay(), requestMost))
+	most := int64(requestMost)
+	if p == prefetched {
+		most = prefetchMost
+	}
+	least := max(requestLeast, min(e.link.bandwidthDelay(), most))
 	share := (int64(n)*size + int64(idle) - 1) / int64(idle)
-	return int(max(1, min(max(share, least), requestMost)/size))
+	return int(max(1, min(max(share, least), most)/size))
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Source reads stored blobs. It must be comparable, and safe for
@@ -36,6 +38,7 @@ type link struct {
 	// ranges is rangesUnknown until one ranged request was answered.
 	ranges  atomic.Int32
 	probing chan struct{} // holds one token; taken while ranges is unknown
+	rate    *rate.Limiter // of the process; nil without a limit
 
 	mu       sync.Mutex
 	failures int           // since the last byte that arrived; those of one moment count once
@@ -50,8 +53,26 @@ const (
 	rangesIgnored
 )
 
-func newLink(src Source) *link {
-	return &link{src: src, probing: make(chan struct{}, 1)}
+func newLink(src Source, r *rate.Limiter) *link {
+	return &link{src: src, probing: make(chan struct{}, 1), rate: r}
+}
+
+// slowed is a body that keeps to the process's rate.
+type slowed struct {
+	io.ReadCloser
+	ctx  context.Context
+	rate *rate.Limiter
+}
+
+func (s *slowed) Read(p []byte) (int, error) {
+	p = p[:min(len(p), s.rate.Burst())]
+	n, err := s.ReadCloser.Read(p)
+	if n > 0 {
+		if late := s.rate.WaitN(s.ctx, n); late != nil && err == nil {
+			err = late
+		}
+	}
+	return n, err
 }
 
 // open asks for a range and learns from the answer. As long as nobody
@@ -75,6 +96,9 @@ func (l *link) open(ctx context.Context, digest string, size, off, n int64) (io.
 	body, whole, err := l.src.OpenBlob(ctx, digest, size, off, n)
 	if err != nil {
 		return nil, false, err
+	}
+	if l.rate != nil {
+		body = &slowed{body, ctx, l.rate}
 	}
 	l.tookToFirstByte(time.Since(began))
 	if partial {
@@ -129,6 +153,26 @@ func (l *link) pause() time.Duration {
 	d = d/2 + rand.N(d/2+1)
 	l.retry = now.Add(d)
 	return d
+}
+
+// Bounds of the patience with one request.
+const (
+	patienceLeast = time.Second
+	patienceFirst = 10 * time.Second // while nothing is known of the link
+	patienceMost  = 30 * time.Second
+)
+
+// patience is how long to wait for a piece of n bytes before its request
+// must be taken for stuck: several times what the largest request takes
+// on this link.
+func (l *link) patience(n int64) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.speed == 0 {
+		return patienceFirst
+	}
+	usual := l.delay + time.Duration(float64(max(n, requestMost))/l.speed*float64(time.Second))
+	return min(max(4*usual, patienceLeast), patienceMost)
 }
 
 // bandwidthDelay is how many bytes one connection carries in the time a

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -30,8 +31,10 @@ func (e *entry) adoptStream(part int, body io.ReadCloser) {
 	}
 	go func() {
 		defer e.unuse()
-		first, end := e.grid.first[part], e.grid.first[part+1]
-		e.stream(job{entry: e, part: part, from: first, to: end, alone: true}, body)
+		j := &job{entry: e, part: part, from: e.grid.first[part], to: e.grid.first[part+1], stream: true, alone: true}
+		j.ctx, j.cancel = context.WithCancelCause(e.ctx)
+		defer j.cancel(nil)
+		e.stream(j, body)
 	}()
 }
 
@@ -39,7 +42,7 @@ func (e *entry) adoptStream(part int, body io.ReadCloser) {
 // pieces as it passes them. It goes on when nobody waits any more:
 // stopping would mean to begin again. body is nil unless it is there
 // already.
-func (e *entry) stream(j job, body io.ReadCloser) {
+func (e *entry) stream(j *job, body io.ReadCloser) {
 	first, end := e.grid.first[j.part], e.grid.first[j.part+1]
 	locked := false
 	if !j.alone {
@@ -57,14 +60,14 @@ func (e *entry) stream(j job, body io.ReadCloser) {
 	var next int
 	var err error
 	if body != nil || !e.state.hasAll(first, end) || e.undecided(j.part) {
-		next, err = e.passThrough(j.part, body)
+		next, err = e.passThrough(j.ctx, j.part, body)
 	}
 	if locked {
 		e.state.unlockPieces(first, end)
 	}
 	e.streamEnded(j.part)
 	if err != nil {
-		e.failed(j.part, next, end, err)
+		e.failed(j, next, end, err)
 	}
 	e.requeue(first, end) // nothing, unless a piece was dropped behind the stream
 	e.checkComplete()
@@ -84,16 +87,16 @@ func (e *entry) streamEnded(part int) {
 
 // passThrough reads all of a blob, keeps its pieces and compares its
 // digest at the end. It returns the first piece that was not reached.
-func (e *entry) passThrough(part int, body io.ReadCloser) (next int, err error) {
+func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (next int, err error) {
 	p := &e.file.Parts[part]
 	next = e.grid.first[part]
-	weight, err := e.reserve(e.grid.size[part])
+	weight, err := e.reserve(ctx, e.grid.size[part])
 	if err != nil {
 		return next, err
 	}
 	defer e.cache.buffers.Release(weight)
 	if body == nil {
-		if body, _, err = e.link.open(e.ctx, p.Digest, p.StoredSize, 0, p.StoredSize); err != nil {
+		if body, _, err = e.link.open(ctx, p.Digest, p.StoredSize, 0, p.StoredSize); err != nil {
 			return next, err
 		}
 	}

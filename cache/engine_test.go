@@ -1,0 +1,178 @@
+package cache
+
+import (
+	"context"
+	"io"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+// TestPrefetch fills a file with nobody reading, over a link that breaks.
+func TestPrefetch(t *testing.T) {
+	for _, k := range kinds {
+		src := &fakeSource{}
+		var calls atomic.Int64
+		src.mangle = func(_ string, _ int64, b []byte) ([]byte, error) {
+			if calls.Add(1)%3 == 1 {
+				return b[:len(b)/2], errCut
+			}
+			return b, nil
+		}
+		a := makeFile(t, newRand(t), src, k, 5<<20)
+		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+		h.Prefetch()
+		eventually(t, "all is there and sealed", func() bool { _, ok := h.Backing(); return ok })
+		src.reset()
+		checkRead(t, h, a.flat, 0, len(a.flat))
+		if n, _ := src.reset(); n != 0 {
+			t.Errorf("%s: %d requests for what was prefetched", k.name, n)
+		}
+	}
+}
+
+// TestDemandOvertakes reads a piece at the end of a file while all of the
+// connections but the reserved ones are held by a prefetch.
+func TestDemandOvertakes(t *testing.T) {
+	src := &fakeSource{gate: make(chan struct{}, 100)}
+	a := makeFile(t, newRand(t), src, kinds[1], 64<<20)
+	src.gate <- struct{}{} // the request that finds out about ranges
+	h := openFile(t, openCache(t, t.TempDir(), Options{Concurrency: 8}), a.file, src)
+	checkRead(t, h, a.flat, int(a.file.Map.Segments()[0].Offset), 1)
+	h.Prefetch()
+	e := h.entry
+	running := func() (n int) {
+		e.cache.queue.mu.Lock()
+		defer e.cache.queue.mu.Unlock()
+		return e.cache.queue.running
+	}
+	eventually(t, "the prefetch runs", func() bool { return running() >= 2 })
+	before := running()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		last := a.file.Map.Segments()[a.file.Map.Len()-1]
+		checkRead(t, h, a.flat, int(last.Offset), 1)
+	}()
+	eventually(t, "the read has a request of its own", func() bool { return running() == before+1 })
+	close(src.gate)
+	<-done
+}
+
+// TestSlowRequestIsMadeAgain has one request that never answers.
+func TestSlowRequestIsMadeAgain(t *testing.T) {
+	src := &stuckOnce{fakeSource: &fakeSource{}}
+	a := makeFile(t, newRand(t), src.fakeSource, kinds[1], 4<<20)
+	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+	h.entry.link.moved(1<<30, time.Second) // a fast link: patience is short
+	src.stuck.Store(true)
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	if src.stuck.Load() {
+		t.Error("no request was stuck")
+	}
+}
+
+type stuckOnce struct {
+	*fakeSource
+	stuck atomic.Bool
+}
+
+func (s *stuckOnce) OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error) {
+	if s.stuck.Swap(false) {
+		<-ctx.Done()
+		return nil, false, ctx.Err()
+	}
+	return s.fakeSource.OpenBlob(ctx, digest, size, off, n)
+}
+
+// TestRateLimit bounds what is fetched, not how it is asked for.
+func TestRateLimit(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 3<<20)
+	h := openFile(t, openCache(t, t.TempDir(), Options{LimitRate: 8 << 20}), a.file, src)
+	began := time.Now()
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	if took, least := time.Since(began), 300*time.Millisecond; took < least {
+		t.Errorf("3 MiB at 8 MiB/s took %v", took)
+	}
+}
+
+// TestSequentialReadIsFetchedOnce reads a file from its start in small
+// steps, as the kernel does, and counts.
+func TestSequentialReadIsFetchedOnce(t *testing.T) {
+	for _, k := range kinds[:4] {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, k, 24<<20)
+		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+		for off := 0; off < len(a.flat); off += 128 << 10 {
+			checkRead(t, h, a.flat, off, 128<<10)
+		}
+		n, fetched := src.reset()
+		if stored := a.file.StoredSize(); fetched > stored {
+			t.Errorf("%s: fetched %d bytes of %d", k.name, fetched, stored)
+		}
+		if most := 24 + 16; n > most {
+			t.Errorf("%s: %d requests for 24 MiB", k.name, n)
+		}
+	}
+}
+
+func TestTracker(t *testing.T) {
+	const size = 1 << 30
+	var k tracker
+	var fetched int64
+	for i := range int64(500) { // random reads, a page each
+		off := (i*7_919 + 13) * 104_729 % size / 4096 * 4096
+		if a, b := k.saw(off, off+4096, size); a < b {
+			fetched += b - a
+		}
+	}
+	if fetched > 32<<20 {
+		t.Errorf("random reads: %d bytes were to be fetched ahead", fetched)
+	}
+	var upTo int64
+	for off := int64(0); off < 256<<20; off += 128 << 10 {
+		if a, b := k.saw(off, off+128<<10, size); a < b {
+			if a < upTo {
+				t.Fatalf("[%d,%d) after %d", a, b, upTo)
+			}
+			upTo = b
+		}
+		if off > 8<<20 && upTo < off+aheadFirst/2 {
+			t.Fatalf("at %d only fetched ahead up to %d", off, upTo)
+		}
+	}
+	if upTo < 256<<20+aheadMost/2 {
+		t.Errorf("sequential: fetched ahead up to %d", upTo)
+	}
+}
+
+// TestLargeMapReadsAreCheap counts nothing but allocations and bytes: a
+// map of 30,000 segments is no different from one of ten.
+func TestLargeMapReads(t *testing.T) {
+	src := &fakeSource{}
+	var segs []sparse.Segment
+	var data, flat []byte
+	for i := range 30_000 {
+		segs = append(segs, sparse.Segment{Offset: int64(i) * 300, Length: 100})
+		run := []byte{byte(i), byte(i >> 8), 1}
+		for len(run) < 100 {
+			run = append(run, run...)
+		}
+		data = append(data, run[:100]...)
+		flat = append(append(flat, run[:100]...), make([]byte, 200)...)
+	}
+	m, err := sparse.New(segs, int64(len(flat)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := makeFile(t, newRand(t), src, kinds[0], 1)
+	a.file.Map = m
+	a.file.Parts[0] = storePart(t, src, kinds[0], data, 0)
+	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+	for off := 0; off < len(flat); off += 90_001 {
+		checkRead(t, h, flat, off, 50_000)
+	}
+}
