@@ -3,7 +3,6 @@ package snapshot
 import (
 	"archive/tar"
 	"bufio"
-	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
@@ -141,13 +140,25 @@ func (r *exportReader) readError(err error) error {
 	if r.src.err == nil {
 		err = fmt.Errorf("%w: %w", layout.ErrContent, err)
 	}
-	return &inputError{fmt.Errorf("read tar entry: %w", err)}
+	return &inputError{fmt.Errorf("read tar: %w", err)}
 }
 
-// checkEnd is io.EOF where the tar's end was marked. One that is cut
-// between entries looks whole to archive/tar.
+// entryBody is the current entry's payload.
+type entryBody struct{ r *exportReader }
+
+func (b *entryBody) Read(p []byte) (int, error) {
+	n, err := b.r.tar.Read(p)
+	if err != nil && err != io.EOF {
+		err = b.r.readError(err)
+	}
+	return n, err
+}
+
+// checkEnd is io.EOF where the tar's end was marked, by a block of zeros
+// after the last entry. One that is cut between entries, or between the
+// headers of one, looks whole to archive/tar.
 func (r *exportReader) checkEnd() error {
-	if r.in.n < r.end+tarBlock {
+	if r.in.n < r.end+tarBlock || r.in.last != [tarBlock]byte{} {
 		return &inputError{wrong("the tar is cut: it ends after %d bytes without its end mark", r.in.n)}
 	}
 	// What follows is padding. Reading it lets the writer end, and a gzip
@@ -177,12 +188,9 @@ func (r *exportReader) entry(hdr *tar.Header) (*exportEntry, error) {
 	}
 	r.names[name] = true
 	if name == EnvelopeName {
-		if err := r.readEnvelope(hdr.Size); err != nil {
-			return nil, &inputError{err}
-		}
-		return nil, nil
+		return nil, r.readEnvelope(hdr.Size)
 	}
-	e := &exportEntry{name: name, size: hdr.Size, mode: hdr.Mode, body: r.tar}
+	e := &exportEntry{name: name, size: hdr.Size, mode: hdr.Mode, body: &entryBody{r}}
 	if err := e.check(hdr); err != nil {
 		return nil, &inputError{fmt.Errorf("entry %q: %w", name, err)}
 	}
@@ -216,22 +224,23 @@ func (e *exportEntry) check(hdr *tar.Header) error {
 	return nil
 }
 
+// readEnvelope keeps the envelope's text, after it was parsed.
 func (r *exportReader) readEnvelope(size int64) error {
 	if size > MaxEnvelope {
-		return wrong("%s has %d bytes, at most %d are kept", EnvelopeName, size, MaxEnvelope)
+		return &inputError{wrong("%s has %d bytes, at most %d are kept", EnvelopeName, size, MaxEnvelope)}
 	}
-	text, err := io.ReadAll(r.tar)
+	text, err := io.ReadAll(&entryBody{r})
 	if err != nil {
-		return r.readError(err)
+		return err
 	}
 	if !utf8.Valid(text) {
-		return wrong("%s is not UTF-8", EnvelopeName)
+		return &inputError{wrong("%s is not UTF-8", EnvelopeName)}
 	}
-	if _, err := findSpans(text); err != nil {
-		return fmt.Errorf("%w: %w", layout.ErrContent, err)
+	if _, err = findSpans(text); err == nil {
+		err = json.Unmarshal(text, &r.envelope)
 	}
-	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&r.envelope); err != nil {
-		return fmt.Errorf("parse %s: %w: %w", EnvelopeName, layout.ErrContent, err)
+	if err != nil {
+		return &inputError{fmt.Errorf("parse %s: %w: %w", EnvelopeName, layout.ErrContent, err)}
 	}
 	r.text = text
 	return nil
@@ -254,16 +263,23 @@ func (r *exportReader) complete() error {
 	return nil
 }
 
-// position counts what is read.
+// position counts what is read, and keeps the end of it.
 type position struct {
-	r   io.Reader
-	n   int64
-	err error // of r, other than io.EOF
+	r    io.Reader
+	n    int64
+	last [tarBlock]byte // the bytes before n
+	err  error          // of r, other than io.EOF
 }
 
 func (p *position) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
 	p.n += int64(n)
+	if n >= tarBlock {
+		copy(p.last[:], b[n-tarBlock:n])
+	} else {
+		copy(p.last[:], p.last[n:])
+		copy(p.last[tarBlock-n:], b[:n])
+	}
 	if err != nil && err != io.EOF {
 		p.err = err
 	}

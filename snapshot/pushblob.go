@@ -91,7 +91,7 @@ func (u *push) putStream(ctx context.Context, up StreamUploader, e *exportEntry,
 	in := &inputReader{r: e.body}
 	got, size, err := up.UploadBlob(ctx, u.opts.Name, u.counted(io.TeeReader(in, h)))
 	if in.err != nil {
-		return &inputError{in.err} // what the uploader made of it is a consequence
+		return in.err // what the uploader made of it is a consequence
 	}
 	if err != nil {
 		return fmt.Errorf("upload blob: %w", err)
@@ -132,6 +132,9 @@ func fill(ctx context.Context, h *blobHasher, e *exportEntry, w io.Writer) error
 		}
 		if err == io.EOF {
 			break
+		}
+		if err != nil && isInput(err) {
+			return err
 		}
 		if err != nil {
 			return &inputError{err}
