@@ -44,6 +44,9 @@ func runTestHelper(args []string) int {
 }
 
 func errnoName(err error) string {
+	if err == nil {
+		return "none"
+	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
 		return unix.ErrnoName(errno)
@@ -225,11 +228,7 @@ func helpWrites(args []string) error {
 		{"setxattr", func() error { return unix.Setxattr(file, "user.x", []byte("1"), 0) }},
 		{"removexattr", func() error { return unix.Removexattr(file, "user.epochfs.data") }},
 	} {
-		name := "none"
-		if err := op.do(); err != nil {
-			name = errnoName(err)
-		}
-		fmt.Printf("%s=%s\n", op.name, name)
+		fmt.Printf("%s=%s\n", op.name, errnoName(op.do()))
 	}
 	return nil
 }
