@@ -121,7 +121,7 @@ func TestSequentialReadIsFetchedOnce(t *testing.T) {
 
 func TestTracker(t *testing.T) {
 	const size = 1 << 30
-	var k tracker
+	k := tracker{}
 	var fetched int64
 	for i := range int64(500) { // random reads, a page each
 		off := (i*7_919 + 13) * 104_729 % size / 4096 * 4096
@@ -132,6 +132,7 @@ func TestTracker(t *testing.T) {
 	if fetched > 32<<20 {
 		t.Errorf("random reads: %d bytes were to be fetched ahead", fetched)
 	}
+	k = tracker{}
 	var upTo int64
 	for off := int64(0); off < 256<<20; off += 128 << 10 {
 		if a, b := k.saw(off, off+128<<10, size); a < b {
@@ -149,8 +150,7 @@ func TestTracker(t *testing.T) {
 	}
 }
 
-// TestLargeMapReadsAreCheap counts nothing but allocations and bytes: a
-// map of 30,000 segments is no different from one of ten.
+// TestLargeMapReads reads through a map of 30,000 segments.
 func TestLargeMapReads(t *testing.T) {
 	src := &fakeSource{}
 	var segs []sparse.Segment

@@ -23,7 +23,6 @@ type flight struct {
 	urgent  bool  // queued as demand
 	paused  bool  // queued only after a pause, because a try failed
 	alone   bool  // fetched without the lock among processes
-	hedged  bool  // a slow request for it was given up; the next is not
 	cause   error // why the last try failed
 }
 
@@ -116,7 +115,8 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 	default:
 	}
 	_, size := e.grid.extent(w.piece)
-	slow := time.NewTimer(e.link.patience(size))
+	patience := e.link.patience(size)
+	slow := time.NewTimer(patience)
 	defer slow.Stop()
 	for {
 		select {
@@ -124,6 +124,8 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 			return w.flight.err
 		case <-slow.C:
 			e.hedge(w)
+			patience *= 2 // a link may be slower than it was
+			slow.Reset(patience)
 			continue
 		case <-ctx.Done():
 		}
@@ -147,17 +149,14 @@ func (e *entry) gaveUp(ctx context.Context, w pending) error {
 // errSlow ends a request that takes much longer than its like.
 var errSlow = errors.New("request is slow and is made again")
 
-// hedge gives up a request that a reader has waited for too long, once for
-// a piece: what it has brought is kept, the rest is asked for anew, on
-// another connection. A stream is never given up, it would begin again.
+// hedge gives up a request that a reader has waited for too long: what it
+// has brought is kept, the rest is asked for anew, on another connection.
+// A stream is never given up, it would begin again.
 func (e *entry) hedge(w pending) {
 	e.mu.Lock()
 	fl := w.flight
 	j := fl.job
-	give := fl.running && !fl.hedged && j != nil && !j.stream
-	if give {
-		fl.hedged = true
-	}
+	give := fl.running && j != nil && !j.stream
 	e.mu.Unlock()
 	if give {
 		j.cancel(errSlow)

@@ -62,18 +62,24 @@ func (t *tracker) saw(from, to, size int64) (a, b int64) {
 	return a, b
 }
 
-// find returns the sequence that a read at from continues. The kernel may
-// have swapped or skipped a read or two of the same size.
-func (t *tracker) find(from, to int64) *sequence {
+// find returns the sequence that a read at from continues, the nearest if
+// several. The kernel may have swapped or skipped a read or two of the
+// same size.
+func (t *tracker) find(from, to int64) (best *sequence) {
 	slack := 2 * (to - from)
 	for i := range t.reads {
 		s := &t.reads[i]
-		if s.used != 0 && from >= s.next-slack && from <= s.next+slack {
-			return s
+		if s.used == 0 || from < s.next-slack || from > s.next+slack {
+			continue
+		}
+		if best == nil || abs(from-s.next) < abs(from-best.next) {
+			best = s
 		}
 	}
-	return nil
+	return best
 }
+
+func abs(n int64) int64 { return max(n, -n) }
 
 func (t *tracker) oldest() *sequence {
 	s := &t.reads[0]

@@ -82,9 +82,12 @@ func (s *slowed) Read(p []byte) (int, error) {
 func (l *link) open(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
 	partial := off > 0 || n < size
 	if partial && l.ranges.Load() == rangesUnknown {
+		stuck := time.NewTimer(l.patience(0))
+		defer stuck.Stop()
 		select {
 		case l.probing <- struct{}{}:
 			defer func() { <-l.probing }()
+		case <-stuck.C: // who is to find out does not get to it
 		case <-ctx.Done():
 			return nil, false, ctx.Err()
 		}
