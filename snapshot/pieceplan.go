@@ -99,11 +99,18 @@ func fittingPiece(sizes []int64) int64 {
 // common piece size that stays short; where the files have none in
 // common, for each the next larger size.
 func choosePieces(files []*storedFile) map[string]manifest.SnapshotPieces {
-	for _, common := range []bool{true, false} {
-		for n := int64(minPiece); n <= maxPiece; n *= 2 {
-			if pieces, ok := piecesBy(files, n, common); ok {
-				return pieces
-			}
+	largest := int64(minPiece)
+	for _, f := range files {
+		largest = max(largest, f.hashes.size)
+	}
+	for n := int64(minPiece); n == minPiece || n < largest; n *= 2 {
+		if pieces, ok := piecesBy(files, n, true); ok {
+			return pieces
+		}
+	}
+	for n := int64(minPiece); n <= maxPiece; n *= 2 {
+		if pieces, ok := piecesBy(files, n, false); ok {
+			return pieces
 		}
 	}
 	return nil

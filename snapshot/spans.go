@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // span is a stretch of a text.
@@ -17,11 +18,12 @@ type edit struct {
 	text string
 }
 
-// spans is where the values that a tar may change stand in an envelope.
-type spans struct {
-	open   int    // after the brace that opens config
+// configSpans is where, in one config object of an envelope, the values
+// stand that a tar may change.
+type configSpans struct {
+	open   int    // after the brace that opens it
 	blank  string // what stands between that brace and the first key
-	empty  bool   // config has no keys
+	empty  bool   // it has no keys
 	values map[string][]span
 }
 
@@ -33,32 +35,40 @@ func editEnvelope(text []byte, name, description string) ([]byte, error) {
 	if name == "" && description == "" {
 		return text, nil
 	}
-	s, err := findSpans(text)
+	configs, err := findSpans(text)
 	if err != nil {
 		return nil, err
 	}
 	var edits []edit
+	for _, c := range configs {
+		edits = append(edits, c.edits([][2]string{{"name", name}, {"description", description}})...)
+	}
+	return apply(text, edits), nil
+}
+
+// edits sets each key that has a value to set.
+func (c *configSpans) edits(set [][2]string) []edit {
+	var edits []edit
 	insert := ""
-	for _, kv := range [][2]string{{"name", name}, {"description", description}} {
+	for _, kv := range set {
 		key, value := kv[0], kv[1]
 		if value == "" {
 			continue
 		}
-		at := s.values[key]
-		for _, v := range at {
+		for _, v := range c.values[key] {
 			edits = append(edits, edit{v, quote(value)})
 		}
-		if len(at) == 0 {
-			insert += s.blank + quote(key) + ": " + quote(value) + ","
+		if len(c.values[key]) == 0 {
+			insert += c.blank + quote(key) + ": " + quote(value) + ","
 		}
+	}
+	if c.empty {
+		insert = strings.TrimSuffix(insert, ",")
 	}
 	if insert != "" {
-		if s.empty {
-			insert = insert[:len(insert)-1]
-		}
-		edits = append(edits, edit{span{s.open, s.open}, insert})
+		edits = append(edits, edit{span{c.open, c.open}, insert})
 	}
-	return apply(text, edits), nil
+	return edits
 }
 
 // apply makes edits that do not overlap.
@@ -87,50 +97,47 @@ func quote(s string) string {
 }
 
 // findSpans checks that the text is one JSON object with an object
-// "config" in it, and finds the values in that. A key that is there
-// twice counts twice, since readers differ on which they take; of two
-// configs the last counts, as it does for cocoon, and keys in the others
-// are changed too.
-func findSpans(text []byte) (*spans, error) {
+// "config" in it, and finds the values in that. What is there twice
+// counts twice, since readers differ on which they take.
+func findSpans(text []byte) ([]*configSpans, error) {
 	if !json.Valid(text) {
 		return nil, errors.New(EnvelopeName + " is not JSON")
 	}
-	s := &spans{values: map[string][]span{}}
-	found := false
+	var configs []*configSpans
 	err := eachKey(text, func(key string, value span) error {
 		if key != "config" {
 			return nil
 		}
-		found = true
-		return s.config(text, value)
+		c, err := findConfig(text, value)
+		configs = append(configs, c)
+		return err
 	})
-	if err == nil && !found {
+	if err == nil && len(configs) == 0 {
 		err = errors.New("it has no config")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", EnvelopeName, err)
 	}
-	return s, nil
+	return configs, nil
 }
 
-// config takes the spans of one config object.
-func (s *spans) config(text []byte, at span) error {
+// findConfig takes the spans of the config object at a place.
+func findConfig(text []byte, at span) (*configSpans, error) {
+	c := &configSpans{open: at.from + 1, empty: true, values: map[string][]span{}}
 	body := text[at.from:at.to]
-	s.empty = true
 	err := eachKey(body, func(key string, value span) error {
-		s.empty = false
+		c.empty = false
 		if key == "name" || key == "description" {
-			s.values[key] = append(s.values[key], span{at.from + value.from, at.from + value.to})
+			c.values[key] = append(c.values[key], span{at.from + value.from, at.from + value.to})
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("config: %w", err)
+		return nil, fmt.Errorf("config: %w", err)
 	}
-	s.open = at.from + 1
 	rest := bytes.TrimLeft(body[1:], " \t\r\n")
-	s.blank = string(body[1 : len(body)-len(rest)])
-	return nil
+	c.blank = string(body[1 : len(body)-len(rest)])
+	return c, nil
 }
 
 // eachKey calls f for each key of the JSON object that text, which is
