@@ -70,6 +70,7 @@ var kinds = []struct {
 	{syscall.EDQUOT, exitDisk},
 	{syscall.EROFS, exitDisk},
 	{fs.ErrPermission, exitDisk},
+	{mounting.ErrCache, exitDisk},
 }
 
 // exitCode is the one place where errors become exit codes.

@@ -34,13 +34,15 @@ func run(args []string) int {
 	return exitOK
 }
 
-// report prints the one line of an error and returns its exit code.
+// report prints the one line of an error and returns its exit code. An
+// error without words has been told by another process.
 func report(err error) int {
-	line := message(err)
-	if code := exitCode(err); code != exitUsage {
+	code := exitCode(err)
+	if line := message(err); line != "" {
+		if code == exitUsage {
+			line += " (see epochfs help)"
+		}
 		fmt.Fprintln(os.Stderr, "epochfs: "+line)
-		return code
 	}
-	fmt.Fprintln(os.Stderr, "epochfs: "+line+" (see epochfs help)")
-	return exitUsage
+	return code
 }

@@ -189,6 +189,9 @@ func (s *show) step(ctx context.Context, title, command string) error {
 	if text := strings.TrimRight(string(out), "\n"); text != "" {
 		s.say("%s", text)
 	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}

@@ -55,3 +55,13 @@ func DefaultCacheDir() (string, error) {
 // ErrOffline is in the chain of errors about what --offline forbids to
 // fetch.
 var ErrOffline = errors.New("not in the cache, and --offline forbids to ask the registry")
+
+// ErrCache is in the chain of an error that says: the cache directory
+// cannot be used.
+var ErrCache = errors.New("no cache")
+
+// cacheError is an ErrCache with the cache's own words.
+type cacheError struct{ error }
+
+func (e *cacheError) Is(target error) bool { return target == ErrCache }
+func (e *cacheError) Unwrap() error        { return e.error }

@@ -51,7 +51,7 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 	})
 	if err != nil {
 		o.Registry.Close()
-		return nil, err
+		return nil, &cacheError{err}
 	}
 	if err := o.load(ctx, ref, cfg); err != nil {
 		return nil, errors.Join(err, o.Close())

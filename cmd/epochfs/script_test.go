@@ -1,0 +1,203 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/cocoonstack/epochfs/internal/cocoontest"
+	"github.com/cocoonstack/epochfs/internal/epochlike"
+	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/internal/registrytest"
+)
+
+const epochToken = "epoch-token-of-the-test"
+
+// patience bounds every wait for something that must come.
+const patience = 20 * time.Second
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"epochfs":            main,
+		"mount.fuse.epochfs": main,
+		"cocoon":             cocoontest.Main,
+	})
+}
+
+// registries are the registries that a script runs against, where they are not
+// only the one in memory.
+var registries = map[string][]string{
+	"flow.txtar":      {"memory", "debian", "epoch"},
+	"artifacts.txtar": {"memory", "epoch"},
+}
+
+func TestScript(t *testing.T) {
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, file := range files {
+		name := filepath.Base(file)
+		on := registries[name]
+		if on == nil {
+			on = []string{"memory"}
+		}
+		for _, kind := range on {
+			t.Run(kind+"/"+name, func(t *testing.T) { runScript(t, file, kind) })
+		}
+	}
+}
+
+// world is what a script has around it.
+type world struct {
+	t     *testing.T
+	work  string
+	front *registrytest.Front
+	held  *os.File // by the command hold
+}
+
+func runScript(t *testing.T, file, kind string) {
+	w := &world{t: t, front: startRegistry(t, kind)}
+	testscript.Run(t, testscript.Params{
+		Files:               []string{file},
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               w.setup,
+		Cmds:                w.commands(),
+		Condition:           condition,
+	})
+}
+
+func startRegistry(t *testing.T, kind string) *registrytest.Front {
+	switch kind {
+	case "debian":
+		return registrytest.Before(t, registrytest.Debian(t, registrytest.DebianOptions{}).URL)
+	case "epoch":
+		return registrytest.NewFront(t, &epochlike.Server{Token: epochToken})
+	}
+	return registrytest.InMemory(t)
+}
+
+func (w *world) setup(env *testscript.Env) error {
+	w.work = env.WorkDir
+	fixtures, err := filepath.Abs("../../snapshot/testdata")
+	if err != nil {
+		return err
+	}
+	for key, value := range map[string]string{
+		"REG":                  w.front.Host,
+		"FIXTURES":             fixtures,
+		"HOME":                 filepath.Join(w.work, ".home"),
+		"DOCKER_CONFIG":        filepath.Join(w.work, ".docker"),
+		mounting.CacheDirEnv:   w.cacheDir(),
+		cocoontest.DirEnv:      filepath.Join(w.work, ".cocoon"),
+		"EPOCH_SERVER":         w.front.URL,
+		"EPOCH_REGISTRY_TOKEN": epochToken,
+		"GORACE":               "atexit_sleep_ms=0",
+	} {
+		env.Setenv(key, value)
+	}
+	env.Defer(w.cleanUp)
+	return nil
+}
+
+func (w *world) cacheDir() string { return filepath.Join(w.work, ".cache") }
+
+// cleanUp takes away what a script left, and a script that did not fail
+// must have left nothing.
+func (w *world) cleanUp() {
+	w.front.Clear()
+	var left []string
+	for _, dir := range w.mounts() {
+		left = append(left, "mount "+dir)
+		_ = syscall.Unmount(dir, syscall.MNT_DETACH)
+	}
+	if len(left) > 0 && !w.t.Failed() {
+		w.t.Errorf("left behind: %v", left)
+	}
+	if !poll(func() bool { return len(w.processes()) == 0 }) {
+		for _, pid := range w.processes() {
+			if !w.t.Failed() {
+				w.t.Errorf("process %d does not end", pid)
+			}
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+// mounts are the mounts in the script's directory, the last one first.
+func (w *world) mounts() (dirs []string) {
+	table, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 2 && strings.HasPrefix(f[1], w.work+"/") {
+			dirs = append(dirs, f[1])
+		}
+	}
+	slices.Reverse(dirs)
+	return dirs
+}
+
+// processes are those behind mounts: ours, by the environment they got.
+func (w *world) processes() (pids []int) {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	mark := []byte("\x00" + mounting.CacheDirEnv + "=" + w.cacheDir())
+	for _, file := range files {
+		var pid int
+		_, _ = fmt.Sscanf(file, "/proc/%d/", &pid)
+		if env, err := os.ReadFile(file); err == nil && pid != os.Getpid() && bytes.Contains(env, mark) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func condition(cond string) (bool, error) {
+	switch cond {
+	case "root":
+		return os.Geteuid() == 0, nil
+	case "fuse":
+		f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+		if err == nil {
+			f.Close()
+		}
+		return err == nil, nil
+	case "loop":
+		_, err := os.Stat("/dev/loop-control")
+		return os.Geteuid() == 0 && err == nil, nil
+	}
+	return false, fmt.Errorf("unknown condition %q", cond)
+}
+
+// poll asks until it is so, or patience has run out.
+func poll(so func() bool) bool {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); !so(); <-tick.C {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+// tree lists the files below dir, but for the cache and what the system
+// keeps there.
+func tree(dir string) (names []string, err error) {
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), ".") {
+			return filepath.SkipDir
+		}
+		names = append(names, path)
+		return err
+	})
+	return names, err
+}
