@@ -124,13 +124,14 @@ func (t *tarWriter) file(ctx context.Context, f *layout.File) error {
 	}
 	defer payload.Close()
 	hdr := &tar.Header{Name: f.Name, Size: f.PayloadSize(), Mode: int64(f.Mode), ModTime: t.time}
-	full := len(f.MapText) > maxPAXMap
+	text := mapText(f)
+	full := len(text) > maxPAXMap
 	switch {
 	case full:
 		hdr.Size = f.Size()
-	case f.MapText != "":
+	case text != "":
 		hdr.PAXRecords = map[string]string{
-			paxSparseMap:  f.MapText,
+			paxSparseMap:  text,
 			paxSparseSize: strconv.FormatInt(f.Size(), 10),
 		}
 	}
@@ -155,6 +156,17 @@ func (t *tarWriter) file(ctx context.Context, f *layout.File) error {
 	}
 	t.open = false
 	return t.tar.Flush() // pads the entry
+}
+
+// mapText is the file's map as it goes into a header: as everybody
+// writes it, and not as the artifact may have it. Readers of JSON differ
+// on repeated keys and on keys in other case, and a map that cocoon read
+// in another way would make another file.
+func mapText(f *layout.File) string {
+	if f.MapText == "" || f.MapText == "null" {
+		return f.MapText
+	}
+	return f.Map.Text()
 }
 
 // copyExactly copies the next n bytes of the payload.

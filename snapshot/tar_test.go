@@ -11,6 +11,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
@@ -222,5 +223,26 @@ func TestTarIsTheSameEachTime(t *testing.T) {
 	}
 	if !bytes.Equal(a.Bytes(), b.Bytes()) {
 		t.Error("two tars of one snapshot differ")
+	}
+}
+
+// A map in another form is written in the usual one; null, which cocoon
+// writes for a file that is all hole, stays.
+func TestMapIsWrittenInTheUsualForm(t *testing.T) {
+	for text, want := range map[string]string{
+		`[{"o":0,"l":16}]`:                     `[{"o":0,"l":16}]`,
+		` [ {"L":16, "o":5, "O":2, "x":""} ] `: `[{"o":2,"l":16}]`,
+	} {
+		art, store := mustLoad(t, artifacttest.Snapshot(cow(), artifacttest.Options{Edit: meta(func(f *manifest.SnapshotFile) { f.SparseMap, f.SparseSize = text, 32 })}))
+		files, _ := extract(t, tarOf(t, store, "vm", "latest"))
+		if got := files["cow.raw"].PAX["COCOON.sparse.map"]; got != want || art.Files[0].MapText != text {
+			t.Errorf("%s was written as %s", text, got)
+		}
+	}
+	holes := artifacttest.Snapshot([]artifacttest.File{{Name: "cow.raw"}}, artifacttest.Options{Edit: meta(func(f *manifest.SnapshotFile) { f.SparseMap, f.SparseSize = "null", 32 })})
+	_, store := mustLoad(t, holes)
+	files, _ := extract(t, tarOf(t, store, "vm", "latest"))
+	if f := files["cow.raw"]; len(f.Data) != 32 || f.PAX["COCOON.sparse.map"] != "null" || store.Calls("GetBlob") != 2 {
+		t.Errorf("all hole: %d bytes, %v, %d blobs read", len(f.Data), f.PAX, store.Calls("GetBlob"))
 	}
 }
