@@ -1,0 +1,127 @@
+// Package deptest pins which package may import which.
+package deptest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/cocoonstack/epochfs"
+
+// allowed are the packages of this module that each may import, not in
+// tests. Imports go downwards only; a package that is not here is an
+// error, so that a new one gets its place by decision.
+var allowed = map[string][]string{
+	// Leaves: each knows one thing, and others build on it.
+	"cocoon":             nil,
+	"registry":           nil, // implements interfaces of snapshot and cache without knowing them
+	"snapshot/manifest":  nil,
+	"snapshot/sparse":    nil,
+	"internal/mounts":    nil,
+	"internal/shaping":   nil,
+	"internal/zstdframe": nil,
+
+	// The form of a parsed artifact, and its parser. No HTTP, no FUSE: it
+	// is a library for whoever has a Downloader.
+	"snapshot/layout": {"snapshot/sparse"},
+	"snapshot":        {"cocoon", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+
+	// The cache asks an interface for bytes: no registry, no FUSE.
+	"cache": {"internal/zstdframe", "snapshot/layout", "snapshot/sparse"},
+	// The tree asks an interface for contents: no registry, no cache.
+	"fs": {"snapshot/sparse"},
+
+	// Where everything is joined.
+	"internal/mounting": {"cache", "fs", "registry", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+	"internal/demo":     nil, // shows the program from outside
+	"cmd/epochfs": {
+		"cocoon", "fs", "internal/demo", "internal/mounting", "internal/mounts", "registry",
+		"snapshot", "snapshot/layout", "snapshot/manifest",
+	},
+
+	// For tests.
+	"internal/artifacttest": {"snapshot/manifest", "snapshot/sparse"},
+	"internal/bench":        {"*"}, // measures all of them
+	"internal/cocoontest":   nil,
+	"internal/epochlike":    nil,
+	"internal/registrytest": nil,
+}
+
+// forbidden are packages of others that must not be reached from here,
+// however indirectly.
+var forbidden = []struct {
+	from, prefix, why string
+}{
+	{"snapshot", "net/http", "a snapshot comes through a Downloader"},
+	{"snapshot", "github.com/google/go-containerregistry", "a snapshot comes through a Downloader"},
+	{"snapshot", "github.com/hanwen/go-fuse", "a library without FUSE"},
+	{"cache", "net/http", "bytes come through a Source"},
+	{"cache", "github.com/hanwen/go-fuse", "a cache without a mount"},
+	{"fs", "net/http", "contents come through an interface"},
+	{"fs", "github.com/klauspost/compress", "contents come decoded"},
+	{"registry", "github.com/hanwen/go-fuse", "a client without a mount"},
+	{"cocoon", "net/http", "it only runs a program"},
+	{"snapshot/sparse", "github.com/", "a leaf of the standard library"},
+	{"snapshot/manifest", "github.com/", "a leaf of the standard library"},
+}
+
+// commandOnly may be imported by cmd/epochfs alone.
+var commandOnly = []string{"github.com/spf13/cobra", "github.com/spf13/pflag"}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func list(t *testing.T) map[string]listed {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", module+"/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]listed{}
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		err := dec.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[strings.TrimPrefix(p.ImportPath, module+"/")] = p
+	}
+}
+
+func TestImports(t *testing.T) {
+	all := list(t)
+	for name, p := range all {
+		may, known := allowed[name]
+		if !known && len(p.Imports) > 0 {
+			t.Errorf("package %s has no place yet", name)
+		}
+		for _, path := range p.Imports {
+			ours, isOurs := strings.CutPrefix(path, module+"/")
+			if isOurs && !slices.Contains(may, ours) && !slices.Contains(may, "*") {
+				t.Errorf("%s may not import %s", name, ours)
+			}
+			if slices.Contains(commandOnly, path) && name != "cmd/epochfs" {
+				t.Errorf("%s may not import %s: only the command line may", name, path)
+			}
+		}
+	}
+	for _, f := range forbidden {
+		for _, path := range all[f.from].Deps {
+			if path == f.prefix || strings.HasPrefix(path, f.prefix) && !strings.HasPrefix(path, module) {
+				t.Errorf("%s depends on %s: %s", f.from, path, f.why)
+			}
+		}
+	}
+}
