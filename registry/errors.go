@@ -114,12 +114,18 @@ func (t target) broken(err error) error {
 	case errors.Is(err, errPlainHTTP):
 		e.again = false
 		e.kind = ErrDenied
-	case errors.Is(err, http.ErrSchemeMismatch):
+	case speaksPlain(err):
 		e.Hint = "it speaks plain HTTP, which --plain-http allows"
 	case isCertificate(err):
 		e.Hint = "EPOCH_CA_CERT names a file with further root certificates"
 	}
 	return e
+}
+
+// speaksPlain tells whether a TLS handshake was answered in HTTP.
+func speaksPlain(err error) bool {
+	var h tls.RecordHeaderError
+	return errors.As(err, &h) && string(h.RecordHeader[:]) == "HTTP/"
 }
 
 func isCertificate(err error) bool {

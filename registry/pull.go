@@ -214,7 +214,8 @@ func (r *Registry) Source(repository string) *Source { return &Source{r, reposit
 
 // OpenBlob opens bytes [off, off+n) of a stored blob that has size bytes.
 // start tells where body begins: off, or 0 where the registry ignores
-// ranges; then body is the whole blob. Body ends with io.EOF only after
+// ranges; then body is the whole blob, which for off 0 means: it may have
+// size bytes and not n. Body ends with io.EOF only after
 // its last byte, and it may end early with an error that is Temporary.
 // Its bytes are not compared with the digest. Closing it early is fine,
 // also while it is read, and it must be closed.
