@@ -30,8 +30,9 @@ const (
 	page       = 4 << 10
 )
 
-// sampleTime stands in everything that has a time, so that two demos show
-// the same digests.
+// sampleTime stands where we can choose a time, so that two demos show the
+// same digests; only the disk's inodes remember when they were made, where
+// mkfs.ext4 is too old for SOURCE_DATE_EPOCH.
 var sampleTime = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
 
 // segment is a stretch of data in a sparse file, as cocoon writes it.
@@ -196,7 +197,8 @@ func makeDisk(ctx context.Context, dir, disk string) (note string, err error) {
 	const id = "c0c00000-0000-4000-8000-000000000001"
 	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", "4096", "-U", id, "-L", "demo",
 		"-E", "hash_seed="+id+",root_owner=0:0", "-O", "^has_journal", "-d", root, disk, strconv.Itoa(diskSize/mib)+"M")
-	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME="+strconv.FormatInt(sampleTime.Unix(), 10))
+	epoch := strconv.FormatInt(sampleTime.Unix(), 10)
+	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME="+epoch, "SOURCE_DATE_EPOCH="+epoch)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("mkfs.ext4: %w: %s", err, bytes.TrimSpace(out))
 	}
