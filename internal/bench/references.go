@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errNoReference is in the chain of errors that say that a program to
+// compare with cannot be had here.
+var errNoReference = errors.New("not here")
+
+// curl downloads a URL to a file, which is removed, and returns the
+// seconds it took.
+func (b *bench) curl(ctx context.Context, urls ...string) (float64, error) {
+	binary, err := exec.LookPath("curl")
+	if err != nil {
+		return 0, fmt.Errorf("curl: %w", errNoReference)
+	}
+	dir, err := os.MkdirTemp(b.dir, "curl-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	args := []string{"-sSf", "--no-progress-meter", "--parallel"}
+	for i, u := range urls {
+		args = append(args, "-o", filepath.Join(dir, fmt.Sprint(i)), u)
+	}
+	if len(urls) == 1 {
+		args = append(args[:2], args[3:]...)
+	}
+	began := time.Now()
+	if out, err := exec.CommandContext(ctx, binary, args...).CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("curl: %w: %s", err, out)
+	}
+	return time.Since(began).Seconds(), nil
+}
+
+// fileServer serves a directory with listings, as rclone's http remote
+// wants it.
+func fileServer(dir string) (addr string, stop func(), err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	s := &http.Server{Handler: http.FileServer(http.Dir(dir)), ReadHeaderTimeout: time.Minute}
+	go func() { _ = s.Serve(l) }() // ends with Close
+	return l.Addr().String(), func() { s.Close() }, nil
+}
+
+// foreign is a mount that another program serves.
+type foreign struct {
+	dir string
+	cmd *exec.Cmd
+}
+
+// startForeign starts a program that mounts on dir and stays in the
+// foreground, and waits for the mount.
+func (b *bench) startForeign(ctx context.Context, binary string, args func(dir string) []string) (*foreign, error) {
+	dir, err := os.MkdirTemp(b.dir, "foreign-")
+	if err != nil {
+		return nil, err
+	}
+	before, err := device(dir)
+	if err != nil {
+		return nil, err
+	}
+	f := &foreign{dir: dir, cmd: exec.CommandContext(ctx, binary, args(dir)...)}
+	f.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	var out strings.Builder
+	f.cmd.Stdout, f.cmd.Stderr = &out, &out
+	f.cmd.Env = append(os.Environ(), "RCLONE_CONFIG=/dev/null")
+	if err := f.cmd.Start(); err != nil {
+		return nil, err
+	}
+	err = eventually(20*time.Second, func() error {
+		now, err := device(dir)
+		if err == nil && now == before {
+			err = errors.New("nothing was mounted")
+		}
+		return err
+	})
+	if err != nil {
+		f.stop()
+		return nil, fmt.Errorf("%s: %w: %s", filepath.Base(binary), err, out.String())
+	}
+	return f, nil
+}
+
+func (f *foreign) stop() {
+	_ = unix.Unmount(f.dir, unix.MNT_DETACH)
+	_ = f.cmd.Process.Signal(syscall.SIGTERM)
+	_ = f.cmd.Wait() // what it says of its end is not of interest
+	_ = os.Remove(f.dir)
+}
+
+func device(dir string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Stat(dir, &st)
+	return st.Dev, err
+}
+
+// rclone mounts what a web server at addr lists.
+func (b *bench) rclone(ctx context.Context, addr string) (*foreign, error) {
+	binary, err := exec.LookPath("rclone")
+	if err != nil {
+		return nil, fmt.Errorf("rclone: %w", errNoReference)
+	}
+	return b.startForeign(ctx, binary, func(dir string) []string {
+		return []string{"mount", ":http:", dir, "--http-url", "http://" + addr, "--read-only"}
+	})
+}
+
+// loopback shows a directory through go-fuse's loopback file system.
+func (b *bench) loopback(ctx context.Context, orig string) (*foreign, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return b.startForeign(ctx, self, func(dir string) []string { return []string{loopingBack, dir, orig} })
+}
