@@ -76,7 +76,8 @@ type handle struct {
 }
 
 // Usage is how often a file is open, by mode. A mapping counts as open
-// until it is gone.
+// until it is gone; one made in passthrough does not, for it is one of
+// the backing file.
 type Usage struct {
 	Cached, Direct, Passthrough int
 }

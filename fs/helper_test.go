@@ -31,7 +31,7 @@ var helpers = map[string]func(args []string) error{
 	"seekat": helpSeekAt, "hold": helpHold, "writes": helpWrites, "stat": helpStat,
 	"xattr": helpXattr, "many": helpMany, "dir": helpDir, "serve": helpServe,
 	"nofuse": helpNoFUSE, "faults": helpFaults, "readat": helpReadAt,
-	"signalled": helpSignalled, "umount": helpUmount,
+	"signalled": helpSignalled, "umount": helpUmount, "drain": helpDrain,
 }
 
 func runTestHelper(args []string) int {
@@ -460,7 +460,8 @@ type child struct {
 
 func helperCmd(args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), helperEnv+"=1")
+	// The race detector would let each of them sleep a second at its end.
+	cmd.Env = append(os.Environ(), helperEnv+"=1", "GORACE=atexit_sleep_ms=0")
 	cmd.Dir = "/"
 	return cmd
 }

@@ -151,8 +151,8 @@ func (t *tree) dropBacking(n *node) {
 	}
 }
 
-// Release comes when the last descriptor and the last mapping of an open
-// file are gone.
+// Release comes when the last descriptor of an open file is gone, and the
+// last mapping that reads through it.
 func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	n := t.node(in.NodeId)
 	if n == nil {

@@ -90,20 +90,32 @@ func TestDirectReadGetsEINTR(t *testing.T) {
 	}
 }
 
-// A mount that is taken away while somebody waits for bytes lets go of
-// all reads.
-func TestUnmountEndsReads(t *testing.T) {
+// A connection that is aborted lets go of all reads, though their readers
+// live.
+func TestAbortEndsReads(t *testing.T) {
+	needRoot(t)
 	c := newBlocked(randomBytes(4<<20, 1))
 	m := mounted(t, []File{fileOf("f", 4<<20, c)}, Options{})
-	reader := helperCmd("faults", filepath.Join(m.Dir(), "f"), "quiet")
-	check(t, reader.Start())
-	eventually(t, "a read", func() bool { return c.entered.Load() > 0 })
-	check(t, Unmount(m.Dir(), true))
-	check(t, reader.Process.Kill())
-	_ = reader.Wait()
+	path := filepath.Join(m.Dir(), "f")
+	fault := start(t, helperCmd("faults", path, "signals")) // it goes on after a signal
+	eventually(t, "a read that was interrupted and goes on", func() bool {
+		return c.left.Load() >= 1 && c.entered.Load() > c.left.Load()
+	})
+	plain := exec.Command("cat", path)
+	check(t, plain.Start())
+	eventually(t, "another read", func() bool { return c.entered.Load() >= 3 })
+	if err := unix.Unmount(m.Dir(), unix.MNT_FORCE); err != nil && err != unix.EBUSY {
+		t.Fatal(err)
+	}
 	m.Wait()
 	if c.left.Load() != c.entered.Load() {
 		t.Error("a read was left behind")
+	}
+	if line, _ := fault.out.ReadString('\n'); line != "error: EFAULT\n" {
+		t.Errorf("the fault: %q", line)
+	}
+	if plain.Wait() == nil {
+		t.Error("cat succeeded")
 	}
 }
 
