@@ -43,6 +43,7 @@ const (
 type Options struct {
 	Concurrency int           // requests in flight for all files; 0: 16
 	ReadTimeout time.Duration // how long a read waits for missing bytes; 0: for ever
+	Size        int64         // bytes on disk; 0: as much as leaves a tenth of its file system free
 	LimitRate   int64         // bytes fetched per second, for the process; 0: no limit
 	Log         *slog.Logger  // nil: nothing is logged
 
@@ -62,6 +63,8 @@ type Cache struct {
 	work    sync.WaitGroup // all goroutines but the queue's jobs
 	checks  chan *entry    // files that may have become complete
 	index   index
+	room    room
+	spare   spare
 
 	mu       sync.Mutex
 	closed   bool

@@ -254,7 +254,7 @@ func (e *entry) copyPiece(part, i int, d *donated) {
 	buf := getBuffer(n)
 	defer putBuffer(buf)
 	verified, ok := d.read(buf, off-e.file.Parts[part].Offset)
-	if !ok {
+	if !ok || e.unkept {
 		return
 	}
 	if !verified {

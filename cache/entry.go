@@ -30,6 +30,7 @@ type entry struct {
 	stop context.CancelFunc
 	jobs sync.WaitGroup // what works with the files; see use
 
+	unkept   bool        // its files are in memory and take no data: the disk refused them
 	complete atomic.Bool // all pieces present; saves looking at each
 	asked    atomic.Bool // waits in Cache.checks
 	reading  tracker     // who reads how, for readahead
@@ -62,6 +63,10 @@ func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 		_ = c.root.Remove(e.path(".data"))
 		err = e.openFiles()
 	}
+	if diskRefuses(err) {
+		c.log.Warn("cache cannot keep a file", "file", f.Name, "cause", err)
+		err = e.openUnkept()
+	}
 	if err != nil {
 		e.stop()
 		return nil, err
@@ -75,13 +80,8 @@ func (e *entry) path(suffix string) string { return path.Join(dirFiles, e.key+su
 
 func (e *entry) openFiles() error {
 	root := e.cache.root
-	sf, err := e.openLinked(".state")
+	sf, err := e.openInUse()
 	if err != nil {
-		return err
-	}
-	// Whoever holds this lock uses the file; nobody evicts it meanwhile.
-	if err := lock(sf, unix.F_RDLCK, lockInUse, 1); err != nil {
-		_ = sf.Close()
 		return err
 	}
 	e.state, err = openState(sf, e.key, e.grid.pieces())
@@ -98,28 +98,74 @@ func (e *entry) openFiles() error {
 	}
 	if err != nil {
 		e.closeFiles()
+		return err
+	}
+	e.touch()
+	return nil
+}
+
+// openInUse opens the state file and takes the lock that says so: nobody
+// evicts a file under it. One that was evicted just before is made again.
+func (e *entry) openInUse() (*os.File, error) {
+	for {
+		f, err := e.cache.root.OpenFile(e.path(".state"), os.O_RDWR|os.O_CREATE|openFlags, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		err = lock(f, unix.F_RDLCK, lockInUse, 1)
+		var st unix.Stat_t
+		if err == nil {
+			err = os.NewSyscallError("fstat", unix.Fstat(int(f.Fd()), &st))
+		}
+		if err == nil && st.Nlink > 0 {
+			return f, nil
+		}
+		_ = f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// diskRefuses says that err is about the disk, not about the file.
+func diskRefuses(err error) bool {
+	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EACCES, unix.EPERM, unix.EIO, unix.EMFILE, unix.ENFILE} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// openUnkept gives the entry files in memory that stay empty: what is
+// fetched passes through to the readers.
+func (e *entry) openUnkept() error {
+	e.unkept = true
+	var err error
+	if e.data, err = memoryFile("epochfs data"); err != nil {
+		return err
+	}
+	f, err := memoryFile("epochfs state")
+	if err == nil {
+		err = e.data.Truncate(e.file.Size())
+	}
+	if err == nil {
+		if e.state, err = openState(f, e.key, e.grid.pieces()); err != nil {
+			_ = f.Close()
+		}
+	}
+	if err != nil {
+		e.closeFiles()
 	}
 	return err
 }
 
-// openLinked opens the state file and makes sure that it was not
-// unlinked meanwhile by somebody who evicts.
-func (e *entry) openLinked(suffix string) (*os.File, error) {
-	for {
-		f, err := e.cache.root.OpenFile(e.path(suffix), os.O_RDWR|os.O_CREATE|openFlags, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		var st unix.Stat_t
-		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-			_ = f.Close()
-			return nil, os.NewSyscallError("fstat", err)
-		}
-		if st.Nlink > 0 {
-			return f, nil
-		}
-		_ = f.Close()
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
 	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // checkData gives a new data file its size. One that has lost its bytes
@@ -177,6 +223,10 @@ func (e *entry) shut() {
 func (e *entry) close() {
 	e.shut()
 	e.jobs.Wait()
+	e.cache.spare.forget(e)
+	if !e.unkept {
+		e.touch()
+	}
 	for _, d := range e.donors.open {
 		if d != nil {
 			d.closeFiles()

@@ -183,8 +183,7 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 // disk that does not take it does not fail the readers.
 func (e *entry) arrived(i int, payload []byte, verified bool) {
 	if err := e.store(i, payload, verified); err != nil {
-		e.cache.log.Warn("cache cannot keep what was fetched", "file", e.file.Name, "cause", err)
-		e.land(i, payload)
+		e.land(i, e.cache.spare.put(e, i, payload))
 		return
 	}
 	e.land(i, nil)

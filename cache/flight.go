@@ -47,7 +47,8 @@ func (e *entry) demand(ctx context.Context, from, to int) (unkept map[int][]byte
 				e.recheck(i)
 			}
 		}
-		waits, err := e.join(from, to, unkept)
+		var waits []pending
+		waits, unkept, err = e.join(from, to, unkept)
 		if err != nil || len(waits) == 0 {
 			return unkept, err
 		}
@@ -67,17 +68,25 @@ func (e *entry) demand(ctx context.Context, from, to int) (unkept map[int][]byte
 }
 
 // join finds or starts the flights of what is missing of [from, to) and
-// counts the caller among those who wait.
-func (e *entry) join(from, to int, unkept map[int][]byte) ([]pending, error) {
+// counts the caller among those who wait. What is held in memory only is
+// added to unkept.
+func (e *entry) join(from, to int, unkept map[int][]byte) ([]pending, map[int][]byte, error) {
 	var waits []pending
 	var want []span
 	e.mu.Lock()
 	if e.closing {
 		e.mu.Unlock()
-		return nil, fs.ErrClosed
+		return nil, unkept, fs.ErrClosed
 	}
 	for i := from; i < to; i++ {
 		if _, have := unkept[i]; have || e.state.has(i) {
+			continue
+		}
+		if data := e.cache.spare.get(e, i); data != nil {
+			if unkept == nil {
+				unkept = map[int][]byte{}
+			}
+			unkept[i] = data
 			continue
 		}
 		fl := e.flights[i]
@@ -95,7 +104,7 @@ func (e *entry) join(from, to int, unkept map[int][]byte) ([]pending, error) {
 	}
 	e.mu.Unlock()
 	e.cache.queue.push(demanded, want...)
-	return waits, nil
+	return waits, unkept, nil
 }
 
 // appendPiece adds piece i to the last span where it follows it, else a
@@ -184,17 +193,10 @@ func (e *entry) landLocked(i int, err error, data []byte) {
 }
 
 // land ends the flight of piece i well. data is its payload if it could
-// not be kept; it is copied.
+// not be kept.
 func (e *entry) land(i int, data []byte) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if data != nil {
-		if fl := e.flights[i]; fl == nil || fl.waiters == 0 {
-			data = nil // nobody to hand it to
-		} else {
-			data = append(make([]byte, 0, len(data)), data...)
-		}
-	}
 	e.landLocked(i, nil, data)
 }
 

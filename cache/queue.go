@@ -188,6 +188,10 @@ func (e *entry) wantedLocked(i int) bool {
 		e.landLocked(i, nil, nil)
 		return false
 	}
+	if data := e.cache.spare.get(e, i); data != nil {
+		e.landLocked(i, nil, data)
+		return false
+	}
 	fl := e.flights[i]
 	return fl == nil || !fl.running
 }

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -15,10 +16,18 @@ import (
 // for it. An error means that the piece could not be kept, not that it is
 // wrong.
 func (e *entry) store(i int, payload []byte, verified bool) error {
+	if e.unkept {
+		return errNotKept
+	}
+	if !e.cache.take(e.onDisk(i, int64(len(payload)))) {
+		return errNotKept
+	}
 	off, _ := e.grid.extent(i)
 	rest := payload
 	for run := range e.file.Map.Payload(off, int64(len(payload))) {
 		if _, err := e.data.WriteAt(rest[:run.Length], run.Offset); err != nil {
+			e.cache.noRoom()
+			e.cache.log.Warn("cache cannot keep what was fetched", "file", e.file.Name, "cause", err)
 			return err
 		}
 		rest = rest[run.Length:]
@@ -26,6 +35,23 @@ func (e *entry) store(i int, payload []byte, verified bool) error {
 	e.state.set(i, xxhash.Sum64(payload), verified)
 	return nil
 }
+
+// errNotKept says that there is no room for a piece on disk.
+var errNotKept = errors.New("no room in the cache")
+
+// onDisk is how many bytes of blocks a piece of n bytes may take: a page
+// at each end of each of its runs may be new.
+func (e *entry) onDisk(i int, n int64) int64 {
+	off, _ := e.grid.extent(i)
+	var runs int64
+	for range e.file.Map.Payload(off, n) {
+		runs++
+	}
+	return n + runs*pageSize
+}
+
+// pageSize is the block size that file systems use, in general.
+const pageSize = 4096
 
 // load reads the payload of piece i from the data file into buf, which
 // has the piece's length.

@@ -1,0 +1,213 @@
+package cache
+
+import (
+	"cmp"
+	"errors"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// freeShare is the part of the file system that is left free where no
+	// size was given: one tenth.
+	freeShare = 10
+	// lookShare says how much may be written before the disk is looked at
+	// again, as a part of the limit.
+	lookShare   = 64
+	lookLeast   = 1 << 20
+	reserveMost = 64 << 20
+	// lookAgain is how long a look is good for.
+	lookAgain = time.Second
+)
+
+// room is what this process knows of the space that the cache may take.
+type room struct {
+	mu      sync.Mutex
+	left    int64     // bytes that may be written before the next look
+	looked  time.Time // when; zero: never
+	refused bool      // the last look found no room
+	said    bool      // and that was logged
+}
+
+// take reserves n bytes on disk for a piece that is about to be kept. What
+// nobody uses is evicted for it, the least recently used first. It
+// reports false when there is no room: then the piece is not kept.
+func (c *Cache) take(n int64) bool {
+	r := &c.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.left >= n {
+		r.left -= n
+		return true
+	}
+	if r.refused && time.Since(r.looked) < lookAgain {
+		return false
+	}
+	c.lookLocked(n)
+	if r.left < n {
+		r.refused = true
+		if !r.said {
+			r.said = true
+			c.log.Warn("cache is full of files in use: what is fetched is not kept", "dir", c.root.Name())
+		}
+		return false
+	}
+	r.refused, r.said = false, false
+	r.left -= n
+	return true
+}
+
+// noRoom is told when the disk was full although the cache was not.
+func (c *Cache) noRoom() {
+	r := &c.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.left = 0
+}
+
+// lookLocked measures the cache, evicts what is over the limit with n
+// bytes more, and says how much may be written until the next look. It
+// does its I/O under room.mu: who fetches has to wait for room anyway.
+func (c *Cache) lookLocked(n int64) {
+	r := &c.room
+	r.looked = time.Now()
+	files, used := c.usage()
+	limit := c.limit(used)
+	step := max(limit/lookShare, lookLeast, n)
+	// Other processes may still write what their last look allowed them,
+	// and nobody counts the small files.
+	reserve := max(2*step, min(limit/8, reserveMost))
+	if over := used + step + reserve - limit; over > 0 {
+		used -= c.evict(files, over)
+	}
+	r.left = min(step, limit-used-reserve)
+}
+
+// limit is how many bytes the cache may take, given how many it takes now.
+func (c *Cache) limit(used int64) int64 {
+	if c.opts.Size > 0 {
+		return c.opts.Size
+	}
+	var st unix.Statfs_t
+	dir, err := c.root.Open(".")
+	if err != nil {
+		return math.MaxInt64 / 2
+	}
+	defer dir.Close()
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+		return math.MaxInt64 / 2
+	}
+	block := int64(st.Bsize)
+	return used + int64(st.Bavail)*block - int64(st.Blocks)*block/freeShare
+}
+
+// stored is a cached file as it lies on disk.
+type stored struct {
+	key  string
+	disk int64     // bytes of blocks of its three files
+	used time.Time // when it was last opened or written
+}
+
+// usage lists the cached files and adds up the blocks of everything.
+func (c *Cache) usage() (files []stored, total int64) {
+	byKey := map[string]*stored{}
+	for _, d := range []string{dirFiles, dirBlobs, dirRefs} {
+		dir, err := c.root.Open(d)
+		if err != nil {
+			continue
+		}
+		names, _ := dir.Readdirnames(-1) // as many as can be read
+		_ = dir.Close()
+		for _, name := range names {
+			info, err := c.root.Lstat(path.Join(d, name))
+			if err != nil {
+				continue // gone meanwhile
+			}
+			disk := blocks(info)
+			total += disk
+			key, _, ok := strings.Cut(name, ".")
+			if d != dirFiles || !ok || len(key) != 64 {
+				continue
+			}
+			s := byKey[key]
+			if s == nil {
+				s = &stored{key: key}
+				byKey[key] = s
+			}
+			s.disk += disk
+			if used := info.ModTime(); used.After(s.used) {
+				s.used = used
+			}
+		}
+	}
+	for _, s := range byKey {
+		files = append(files, *s)
+	}
+	slices.SortFunc(files, func(a, b stored) int {
+		return cmp.Or(a.used.Compare(b.used), strings.Compare(a.key, b.key))
+	})
+	return files, total
+}
+
+// blocks is what a file takes on disk.
+func blocks(info fs.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return info.Size()
+}
+
+// evict removes files that nobody uses, in the order given, until over
+// bytes are free. It returns how many are.
+func (c *Cache) evict(files []stored, over int64) (freed int64) {
+	for _, s := range files {
+		if freed >= over {
+			break
+		}
+		if c.remove(s.key) == nil {
+			freed += s.disk
+		}
+	}
+	return freed
+}
+
+// errInUse says that a cached file is used by this or another process.
+var errInUse = errors.New("in use")
+
+// remove unlinks a cached file that nobody uses. Nothing is truncated, so
+// who opened it meanwhile reads on.
+func (c *Cache) remove(key string) error {
+	name := path.Join(dirFiles, key)
+	f, err := c.root.OpenFile(name+".state", os.O_RDWR|os.O_CREATE|openFlags, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if ok, err := tryLock(f, unix.F_WRLCK, lockInUse, 1); err != nil || !ok {
+		return errors.Join(errInUse, err)
+	}
+	// The state goes first: data without it counts as missing.
+	return errors.Join(c.unlink(name+".state"), c.unlink(name+".data"), c.unlink(name+".meta"))
+}
+
+func (c *Cache) unlink(name string) error {
+	if err := c.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// touch notes that the file is being used, for the order of eviction.
+func (e *entry) touch() {
+	now := unix.NsecToTimeval(time.Now().UnixNano())
+	_ = unix.Futimes(int(e.state.file.Fd()), []unix.Timeval{now, now}) // only the order of eviction hangs on it
+}
