@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 
@@ -292,6 +293,13 @@ func TestDockerConfig(t *testing.T) {
 	writeHelper(t, home, reg.Host, registrytest.User, registrytest.Password)
 	if err := put(); err != nil {
 		t.Error("with a credential helper:", err)
+	}
+	config := `{"credHelpers":{"` + reg.Host + `":"epochfs-no-such"}}`
+	if err := os.WriteFile(home+"/config.json", []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if e := wantError(t, put(), ErrDenied, false); !strings.Contains(e.Hint, "credential helper") {
+		t.Error("a credential helper that is not there:", e)
 	}
 	if _, err := New(Reference{Scheme: "https", Host: "h.io"}, Options{CACert: home + "/none"}); err == nil || errors.Is(err, ErrReference) {
 		t.Error("a root certificate that is not there:", err)
