@@ -201,6 +201,9 @@ func TestTree(t *testing.T) {
 	if got := run(t, "ls", m.Dir()); got != "empty\nmemory-ranges\nsnapshot.json\n" {
 		t.Errorf("ls: %q", got)
 	}
+	if got := run(t, "ls", "-lan", m.Dir()); !strings.Contains(got, " 12 34 1048579 ") {
+		t.Errorf("ls -la: %s", got)
+	}
 	want := shaLine(flat)
 	path := filepath.Join(m.Dir(), "memory-ranges")
 	for _, how := range []string{"sha", "mmap", "odirect"} {
