@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -53,7 +52,7 @@ func newTransport(o Options, lim limits, dial dialFunc) (*http.Transport, error)
 		dial = (&net.Dialer{Timeout: lim.dial, KeepAlive: 30 * time.Second}).DialContext
 	}
 	t := &http.Transport{
-		Proxy:                  proxy,
+		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            dial,
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    lim.dial,
@@ -70,16 +69,6 @@ func newTransport(o Options, lim limits, dial dialFunc) (*http.Transport, error)
 	}
 	t.Protocols.SetHTTP1(true)
 	return t, nil
-}
-
-// proxy is http.ProxyFromEnvironment with errors that do not repeat the
-// variable, which may hold a password.
-func proxy(req *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(req)
-	if err != nil {
-		return nil, errors.New("HTTP_PROXY or HTTPS_PROXY is not the URL of a proxy")
-	}
-	return u, nil
 }
 
 // rootCAs are the system's, and those of a PEM file where one is named.
