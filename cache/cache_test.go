@@ -282,6 +282,9 @@ func TestPayloadStream(t *testing.T) {
 			src := &fakeSource{noRange: noRange}
 			size := 5<<20 + 77
 			if k.name == "large frame" {
+				if noRange {
+					continue // no range of it is asked for
+				}
 				size += wholeLimit
 			}
 			a := makeFile(t, newRand(t), src, k, size)

@@ -41,12 +41,15 @@ func TestQuotaHolds(t *testing.T) {
 	src := &fakeSource{}
 	dir := t.TempDir()
 	caches := []*Cache{openCache(t, dir, Options{Size: quota}), openCache(t, dir, Options{Size: quota})}
+	var sets [2][]artifact
+	for i := range sets {
+		for j := range 6 {
+			sets[i] = append(sets[i], makeFile(t, rng, src, kinds[j%4], 3<<20+i<<10))
+		}
+	}
 	var wg sync.WaitGroup
 	for i, c := range caches {
-		var files []artifact
-		for j := range 6 {
-			files = append(files, makeFile(t, rng, src, kinds[j%4], 3<<20+i<<10))
-		}
+		files := sets[i]
 		wg.Go(func() {
 			for _, a := range files {
 				h, err := c.File(a.file, src)
@@ -120,7 +123,7 @@ func TestFullDisk(t *testing.T) {
 	for _, size := range []int64{0, 1 << 30} { // as much as is free; more than there is
 		for _, k := range kinds[:4] {
 			src := &fakeSource{}
-			a := makeFile(t, newRand(t), src, k, 20<<20)
+			a := makeFile(t, newRand(t), src, k, 10<<20)
 			c := openCache(t, dir, Options{Size: size})
 			h := openFile(t, c, a.file, src)
 			for off := 0; off < len(a.flat); off += 1 << 20 {

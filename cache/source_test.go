@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -157,11 +158,10 @@ func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) a
 
 // fillRandom makes bytes that compress, but are nowhere the same.
 func fillRandom(rng *rand.Rand, data []byte) {
+	var word [8]byte
 	for i := 0; i < len(data); i += 64 {
-		word := rng.Uint64()
-		for j := i; j < min(i+64, len(data)); j++ {
-			data[j] = byte(word >> (8 * (j % 8)))
-		}
+		binary.LittleEndian.PutUint64(word[:], rng.Uint64())
+		copy(data[i:], bytes.Repeat(word[:], 8))
 	}
 }
 
