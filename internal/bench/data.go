@@ -75,23 +75,23 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// fillPage makes a page as a guest's memory has them: a fifth cannot be
-// compressed, a third is pointers and small numbers, a third is text or
+// fillPage makes a page as a guest's memory has them: a seventh cannot
+// be compressed, a third is pointers and small numbers, a third is text or
 // code, the rest is nearly empty. zstd makes it about 2.5 times smaller.
 func fillPage(p []byte, seed uint64) {
 	switch kind := seed % 100; {
-	case kind < 20:
+	case kind < 15:
 		for i := 0; i < pageSize; i += 8 {
 			seed = mix(seed)
 			binary.LittleEndian.PutUint64(p[i:], seed)
 		}
-	case kind < 53:
+	case kind < 45:
 		for i := 0; i < pageSize; i += 16 {
 			seed = mix(seed)
 			binary.LittleEndian.PutUint64(p[i:], 0xffff888000000000|seed&0x1fffff8)
 			binary.LittleEndian.PutUint64(p[i+8:], seed>>40&0xff)
 		}
-	case kind < 87:
+	case kind < 80:
 		for i := 0; i < pageSize; i += 128 {
 			seed = mix(seed)
 			copy(p[i:i+128], prose[seed%(proseSize-128):])

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"runtime"
 	"syscall"
 	"time"
@@ -15,16 +16,19 @@ import (
 // loopback file system.
 const loopingBack = "loopback"
 
-// serveLoopback is go-fuse's loopback example, but for one thing: when
-// it has mounted it gives up CAP_SYS_ADMIN. Otherwise it would hand its
-// files to the kernel, and not be a file system in a process any more.
+// serveLoopback is go-fuse's loopback example, but for two things that
+// would make it something else than a file system in a process with its
+// data at hand: it does not hand its files to the kernel (having mounted,
+// it gives up CAP_SYS_ADMIN), and it does not pass O_DIRECT on to the disk.
 func serveLoopback(dir, orig string) error {
-	root, err := fs.NewLoopbackRoot(orig)
-	if err != nil {
+	var st syscall.Stat_t
+	if err := syscall.Stat(orig, &st); err != nil {
 		return err
 	}
+	data := &fs.LoopbackRoot{Path: orig, Dev: uint64(st.Dev)}
+	data.RootNode = &buffered{fs.LoopbackNode{RootData: data}}
 	second := time.Second
-	server, err := fs.Mount(dir, root, &fs.Options{
+	server, err := fs.Mount(dir, data.RootNode, &fs.Options{
 		AttrTimeout:  &second,
 		EntryTimeout: &second,
 		MountOptions: fuse.MountOptions{FsName: orig, Name: "loopback", Options: []string{"ro"}},
@@ -37,6 +41,23 @@ func serveLoopback(dir, orig string) error {
 	}
 	server.Wait()
 	return nil
+}
+
+// buffered is a loopback node whose reads come from the page cache of the
+// file below.
+type buffered struct{ fs.LoopbackNode }
+
+var (
+	_ fs.NodeOpener      = (*buffered)(nil)
+	_ fs.NodeWrapChilder = (*buffered)(nil)
+)
+
+func (n *buffered) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.InodeEmbedder {
+	return &buffered{fs.LoopbackNode{RootData: child.(*fs.LoopbackNode).RootData}}
+}
+
+func (n *buffered) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return n.LoopbackNode.Open(ctx, flags&^unix.O_DIRECT)
 }
 
 // dropAdmin takes CAP_SYS_ADMIN from all threads.

@@ -42,6 +42,38 @@ func sequential(path string, off, end int64) (float64, error) {
 	return time.Since(began).Seconds(), nil
 }
 
+// sequentialData reads what lseek calls data, as programs do that copy
+// sparse files, and returns the seconds it took.
+func sequentialData(path string) (float64, error) {
+	began := time.Now()
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	buf := aligned(1 << 20)
+	defer unix.Munmap(buf)
+	for off := int64(0); ; {
+		from, err := f.Seek(off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return time.Since(began).Seconds(), nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		if off, err = f.Seek(from, unix.SEEK_HOLE); err != nil {
+			return 0, err
+		}
+		for from < off {
+			n, err := f.ReadAt(buf[:min(int64(len(buf)), off-from)], from)
+			if err != nil {
+				return 0, err
+			}
+			from += int64(n)
+		}
+	}
+}
+
 // randomly reads 4 KiB at each offset and returns the seconds that all of
 // them took, and the median of one in microseconds.
 func randomly(path string, offsets []int64, flags int) (total, p50 float64, err error) {

@@ -48,6 +48,10 @@ var allRows = []row{
 	{"seq-cpu", func(ctx context.Context, b *bench) ([]*line, error) {
 		return b.sequentialRow(ctx, "cold sequential read, loopback as it is", "v1", memory, nil, 1.15)
 	}},
+	{"seq-data", func(ctx context.Context, b *bench) ([]*line, error) {
+		r := reading{"cold sequential read, holes left out by lseek, loopback as it is", "v1", memory, nil, 0, sequentialData}
+		return b.readingRow(ctx, r)
+	}},
 	{"seq-v2", func(ctx context.Context, b *bench) ([]*line, error) {
 		return b.sequentialRow(ctx, "cold sequential read, v2 in zstd chunks of 4 MiB, shaped", "v2", memory, &shaped, 0.2)
 	}},
@@ -132,23 +136,39 @@ func (b *bench) pair(ctx context.Context, ours, theirs func() (float64, error)) 
 // sequentialRow reads all of a file, with its holes, through a cold mount,
 // against curl of the raw blob.
 func (b *bench) sequentialRow(ctx context.Context, work, tag string, d *dataset, opts *shaping.Options, limit float64) ([]*line, error) {
-	if err := b.prepare(ctx, tag); err != nil {
+	return b.readingRow(ctx, reading{work, tag, d, opts, limit, func(path string) (float64, error) {
+		return sequential(path, 0, d.m.Size())
+	}})
+}
+
+// reading is a way to read one file of an artifact, cold.
+type reading struct {
+	work  string
+	tag   string
+	d     *dataset
+	link  *shaping.Options // nil: the registry itself
+	limit float64          // of the time curl takes; 0: no goal
+	read  func(path string) (seconds float64, err error)
+}
+
+func (b *bench) readingRow(ctx context.Context, r reading) ([]*line, error) {
+	if err := b.prepare(ctx, r.tag); err != nil {
 		return nil, err
 	}
-	addr, proxy, err := b.link(opts)
+	addr, proxy, err := b.link(r.link)
 	if err != nil {
 		return nil, err
 	}
 	if proxy != nil {
 		defer proxy.Close()
 	}
-	url, err := b.blobURL(ctx, addr, d)
+	url, err := b.blobURL(ctx, addr, r.d)
 	if err != nil {
 		return nil, err
 	}
 	var fetched, requests sample
 	ours, theirs, err := b.pair(ctx, func() (float64, error) {
-		m, err := b.mount(ctx, addr, tag)
+		m, err := b.mount(ctx, addr, r.tag)
 		if err != nil {
 			return 0, err
 		}
@@ -157,7 +177,7 @@ func (b *bench) sequentialRow(ctx context.Context, work, tag string, d *dataset,
 		if proxy != nil {
 			before = proxy.Counts()
 		}
-		seconds, err := sequential(m.path(d.name), 0, d.m.Size())
+		seconds, err := r.read(m.path(r.d.name))
 		if proxy != nil {
 			c := proxy.Counts().Sub(before)
 			fetched = append(fetched, float64(c.Body)/1e6)
@@ -169,10 +189,10 @@ func (b *bench) sequentialRow(ctx context.Context, work, tag string, d *dataset,
 		return nil, err
 	}
 	sense := atMost
-	if limit == 0 {
+	if r.limit == 0 {
 		sense = no
 	}
-	l := timed(work, ours, "curl of the raw blob", theirs, sense, limit)
+	l := timed(r.work, ours, "curl of the raw blob", theirs, sense, r.limit)
 	if proxy != nil {
 		l.Note = fmt.Sprintf("%s requests, %s MB", number(requests.median()), number(fetched.median()))
 	}
