@@ -127,7 +127,7 @@ func TestTracker(t *testing.T) {
 	var fetched int64
 	for i := range int64(500) { // random reads, a page each
 		off := (i*7_919 + 13) * 104_729 % size / 4096 * 4096
-		if a, b := k.saw(off, off+4096, size); a < b {
+		if a, b := k.saw(off, off+4096, size, true, 0); a < b {
 			fetched += b - a
 		}
 	}
@@ -137,18 +137,24 @@ func TestTracker(t *testing.T) {
 	k = tracker{}
 	var upTo int64
 	for off := int64(0); off < 256<<20; off += 128 << 10 {
-		if a, b := k.saw(off, off+128<<10, size); a < b {
+		if a, b := k.saw(off, off+128<<10, size, true, 0); a < b {
 			if a < upTo {
 				t.Fatalf("[%d,%d) after %d", a, b, upTo)
 			}
 			upTo = b
 		}
-		if off > 8<<20 && upTo < off+aheadFirst/2 {
+		if off > 2*steady && upTo < off+steady {
 			t.Fatalf("at %d only fetched ahead up to %d", off, upTo)
 		}
 	}
 	if upTo < 256<<20+aheadMost/2 {
 		t.Errorf("sequential: fetched ahead up to %d", upTo)
+	}
+	k = tracker{}
+	for off := int64(0); off < 256<<20; off += 128 << 10 {
+		if a, b := k.saw(off, off+128<<10, size, false, 0); a < b {
+			t.Fatalf("fetches [%d,%d) for a reader of what is here", a, b)
+		}
 	}
 }
 

@@ -111,7 +111,7 @@ func (e *entry) fetchWhole(ctx context.Context, part, piece int) error {
 
 	stored := getBuffer(p.StoredSize)
 	defer putBuffer(stored)
-	body, _, err := e.link.open(ctx, p.Digest, p.StoredSize, 0, p.StoredSize)
+	body, _, err := e.link.open(ctx, p.Digest, p.StoredSize, 0, p.StoredSize, nil)
 	if err != nil {
 		return err
 	}
@@ -152,12 +152,17 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 	first, _ := e.grid.extent(from)
 	last, n := e.grid.extent(to - 1)
 	length := last + n - first
-	body, whole, err := e.link.open(j.ctx, p.Digest, p.StoredSize, first-p.Offset, length)
-	if err != nil {
+	body, whole, err := e.link.open(j.ctx, p.Digest, p.StoredSize, first-p.Offset, length, func() { j.adopted = e.beginStream(part) })
+	switch {
+	case err != nil:
 		return from, err
-	}
-	if whole && length < p.StoredSize {
-		e.adoptStream(part, body)
+	case j.adopted:
+		e.adopt(j, body)
+		return from, nil
+	case whole && length < p.StoredSize:
+		if body != nil {
+			_ = body.Close() // it is being streamed already
+		}
 		return from, nil
 	}
 	defer body.Close()

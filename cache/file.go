@@ -63,10 +63,11 @@ func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
 // sequential reader will want next.
 func (e *entry) ensure(ctx context.Context, from, to int64) (map[int][]byte, error) {
 	i, j := e.grid.at(from), e.grid.at(to-1)+1
-	if a, b := e.reading.saw(from, to, e.file.PayloadSize()); a < b {
+	here := e.state.hasAll(i, j)
+	if a, b := e.reading.saw(from, to, e.file.PayloadSize(), !here, e.link.roundTrip()); a < b {
 		e.fetchAhead(a, b)
 	}
-	if e.state.hasAll(i, j) {
+	if here {
 		return nil, nil
 	}
 	return e.demand(ctx, i, j)

@@ -49,6 +49,7 @@ type job struct {
 	alone    bool // do not ask other processes
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
+	adopted  bool // its body lives on in a stream, and ctx with it
 }
 
 // queue decides what is fetched next and bounds how much at a time.
@@ -133,7 +134,9 @@ func (q *queue) dispatchLocked() {
 
 func (q *queue) run(j *job) {
 	q.start(j)
-	j.cancel(nil)
+	if !j.adopted {
+		j.cancel(nil)
+	}
 	j.entry.unuse()
 	q.mu.Lock()
 	defer q.mu.Unlock()

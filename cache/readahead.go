@@ -1,16 +1,25 @@
 package cache
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 const (
 	// trackedReads is how many readers of one file are told apart.
 	trackedReads = 8
-	// aheadFirst is what is fetched beyond the second of two reads in a
-	// row, aheadMost what a steady reader has fetched beyond it: enough for
+	// aheadMost is what a steady reader has fetched beyond it: enough for
 	// 16 connections of 16 MB/s and half a second.
-	aheadFirst  = 4 << 20
-	aheadMost   = 64 << 20
-	aheadGrowth = 4
+	aheadMost = 64 << 20
+	// steady is how much in a row makes a reader a steady one, who gets
+	// growth times as much ahead as has been read. Before that it is half
+	// of it: who looks at a megabyte does not pay for many. Where every
+	// request takes long, less is enough to say so.
+	steady     = 4 << 20
+	steadyFar  = 1 << 20
+	growth     = 4
+	farAway    = 100 * time.Millisecond
+	aheadLeast = 512 << 10 // less than this is not worth a request of its own
 )
 
 // tracker recognises who reads a file in sequence. The kernel asks in its
@@ -26,40 +35,60 @@ type tracker struct {
 type sequence struct {
 	next   int64  // where it will read on
 	ahead  int64  // up to where was fetched ahead
-	window int64  // how far ahead to be next
+	read   int64  // how much it has read in a row
+	missed bool   // some of that was missing, or fetched ahead for it
 	used   uint64 // the tracker's clock at its last read; 0: none
 }
 
-// saw notes a read of payload [from, to) of size bytes in all and returns
-// what to fetch ahead, which may be nothing.
-func (t *tracker) saw(from, to, size int64) (a, b int64) {
+// saw notes a read of payload [from, to) of size bytes in all, whether
+// something of it was missing, and how long a request takes. It returns
+// what to fetch ahead, which may be nothing: nothing for those who read
+// what is here.
+func (t *tracker) saw(from, to, size int64, missing bool, delay time.Duration) (a, b int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.clock++
 	s := t.find(from, to)
 	if s == nil {
 		s = t.oldest()
-		*s = sequence{next: to, ahead: to, used: t.clock}
+		*s = sequence{next: to, ahead: to, read: to - from, missed: missing, used: t.clock}
 		return 0, 0
 	}
 	s.used = t.clock
+	s.missed = s.missed || missing
 	if to <= s.next {
 		return 0, 0 // one that was overtaken
 	}
+	s.read += to - s.next
 	s.next = to
-	if s.window == 0 {
-		s.window = aheadFirst
+	if !s.missed {
+		return 0, 0
 	}
-	goal := min(s.next+s.window, size)
+	window := s.window(delay)
+	goal := min(s.next+window, size)
 	a, b = max(s.ahead, s.next), goal
 	// Few large requests rather than many small ones: only when half of
 	// the window has been read.
-	if b-a < s.window/2 && goal < size || a >= b {
+	if b-a < max(window/2, aheadLeast) && goal < size || a >= b {
 		return 0, 0
 	}
 	s.ahead = goal
-	s.window = min(s.window*aheadGrowth, aheadMost)
 	return a, b
+}
+
+// window is how far ahead of the reader to fetch.
+func (s *sequence) window(delay time.Duration) int64 {
+	enough := int64(steady)
+	if delay >= farAway {
+		enough = steadyFar
+	}
+	if s.read < enough {
+		return s.read / 2
+	}
+	if delay >= farAway {
+		return aheadMost
+	}
+	return min(s.read*growth, aheadMost)
 }
 
 // find returns the sequence that a read at from continues, the nearest if

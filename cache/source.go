@@ -78,8 +78,10 @@ func (s *slowed) Read(p []byte) (int, error) {
 // open asks for a range and learns from the answer. As long as nobody
 // knows whether ranges are honoured, one request at a time finds out: a
 // registry that ignores them would answer each with the whole blob. Where
-// they are known to be ignored, whole is true and there is no body.
-func (l *link) open(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
+// they are known to be ignored, whole is true and there is no body. adopt
+// is called when a whole blob came for a range, before anybody learns of
+// that and asks for the same blob.
+func (l *link) open(ctx context.Context, digest string, size, off, n int64, adopt func()) (io.ReadCloser, bool, error) {
 	partial := off > 0 || n < size
 	if partial && l.ranges.Load() == rangesUnknown {
 		stuck := time.NewTimer(l.patience(0))
@@ -106,6 +108,7 @@ func (l *link) open(ctx context.Context, digest string, size, off, n int64) (io.
 	l.tookToFirstByte(time.Since(began))
 	if partial {
 		if whole {
+			adopt()
 			l.ranges.Store(rangesIgnored)
 		} else {
 			l.ranges.Store(rangesHonoured)
@@ -176,6 +179,13 @@ func (l *link) patience(n int64) time.Duration {
 	}
 	usual := l.delay + time.Duration(float64(max(n, requestMost))/l.speed*float64(time.Second))
 	return min(max(4*usual, patienceLeast), patienceMost)
+}
+
+// roundTrip is how long a request takes to be answered; 0 while unknown.
+func (l *link) roundTrip() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.delay
 }
 
 // bandwidthDelay is how many bytes one connection carries in the time a

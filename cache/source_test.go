@@ -73,16 +73,20 @@ func (s *fakeSource) OpenBlob(ctx context.Context, digest string, size, off, n i
 			end = err
 		}
 	}
-	return &fakeBody{s, bytes.NewReader(body), end}, whole, nil
+	return &fakeBody{ctx, s, bytes.NewReader(body), end}, whole, nil
 }
 
 type fakeBody struct {
+	ctx context.Context // a real body ends with its request's
 	s   *fakeSource
 	r   *bytes.Reader
 	end error
 }
 
 func (b *fakeBody) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := b.r.Read(p)
 	b.s.mu.Lock()
 	b.s.bytes += int64(n)

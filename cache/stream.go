@@ -13,26 +13,29 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// adoptStream goes on with a body that turned out to be a whole blob. The
-// flights of the job that asked for a range wait for it to pass.
-func (e *entry) adoptStream(part int, body io.ReadCloser) {
+// beginStream claims the stream of a part for the caller, who must adopt a
+// body for it. It reports whether that was free.
+func (e *entry) beginStream(part int) bool {
 	e.mu.Lock()
-	taken := body != nil && !e.streams[part] && !e.closing
-	if taken {
-		e.streams[part] = true
-		e.jobs.Add(1)
+	defer e.mu.Unlock()
+	if e.streams[part] || e.closing {
+		return false
 	}
-	e.mu.Unlock()
-	if !taken {
-		if body != nil {
-			_ = body.Close()
-		}
-		return
+	e.streams[part] = true
+	e.jobs.Add(1)
+	return true
+}
+
+// adopt goes on with a body that turned out to be a whole blob. The
+// flights of the job that asked for a range wait for it to pass.
+func (e *entry) adopt(asked *job, body io.ReadCloser) {
+	part := asked.part
+	j := &job{
+		entry: e, part: part, from: e.grid.first[part], to: e.grid.first[part+1],
+		stream: true, alone: true, ctx: asked.ctx, cancel: asked.cancel,
 	}
 	go func() {
 		defer e.unuse()
-		j := &job{entry: e, part: part, from: e.grid.first[part], to: e.grid.first[part+1], stream: true, alone: true}
-		j.ctx, j.cancel = context.WithCancelCause(e.ctx)
 		defer j.cancel(nil)
 		e.stream(j, body)
 	}()
@@ -96,7 +99,7 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	}
 	defer e.cache.buffers.Release(weight)
 	if body == nil {
-		if body, _, err = e.link.open(ctx, p.Digest, p.StoredSize, 0, p.StoredSize); err != nil {
+		if body, _, err = e.link.open(ctx, p.Digest, p.StoredSize, 0, p.StoredSize, nil); err != nil {
 			return next, err
 		}
 	}

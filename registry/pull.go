@@ -191,11 +191,11 @@ func (r *Registry) GetBlobRange(ctx context.Context, name, digest string, off, n
 	if err != nil {
 		return nil, err
 	}
-	body, start, err := r.openRange(ctx, q, -1, off, n)
-	if err != nil || start == off {
+	body, whole, err := r.openRange(ctx, q, -1, off, n)
+	if err != nil || !whole {
 		return body, err
 	}
-	if _, err := io.CopyN(io.Discard, body, off-start); err != nil {
+	if _, err := io.CopyN(io.Discard, body, off); err != nil {
 		body.Close()
 		return nil, q.broken(err)
 	}
@@ -219,25 +219,25 @@ func (r *Registry) Source(repository string) *Source { return &Source{r, reposit
 // its last byte, and it may end early with an error that is Temporary.
 // Its bytes are not compared with the digest. Closing it early is fine,
 // also while it is read, and it must be closed.
-func (s *Source) OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, start int64, err error) {
+func (s *Source) OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error) {
 	q, err := s.r.blobRequest("read blob", http.MethodGet, s.name, digest)
 	if err != nil {
-		return nil, 0, err
+		return nil, false, err
 	}
 	if size < 0 {
-		return nil, 0, q.wrong("a blob of %d bytes was asked for", size)
+		return nil, false, q.wrong("a blob of %d bytes was asked for", size)
 	}
 	return s.r.openRange(ctx, q, size, off, n)
 }
 
 // openRange opens [off, off+n) of a blob; size is -1 where nobody knows.
-func (r *Registry) openRange(ctx context.Context, q request, size, off, n int64) (io.ReadCloser, int64, error) {
+func (r *Registry) openRange(ctx context.Context, q request, size, off, n int64) (io.ReadCloser, bool, error) {
 	const most = 1 << 61
 	if off < 0 || n < 0 || off > most || n > most || size >= 0 && off+n > size {
-		return nil, 0, q.wrong("bytes %d+%d are not in a blob of %d bytes", off, n, size)
+		return nil, false, q.wrong("bytes %d+%d are not in a blob of %d bytes", off, n, size)
 	}
 	if n == 0 {
-		return http.NoBody, off, nil
+		return http.NoBody, false, nil
 	}
 	part := off != 0 || n != size
 	if part {
@@ -245,7 +245,7 @@ func (r *Registry) openRange(ctx context.Context, q request, size, off, n int64)
 	}
 	resp, err := r.openBlob(ctx, q)
 	if err != nil {
-		return nil, 0, err
+		return nil, false, err
 	}
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && part:
@@ -258,17 +258,17 @@ func (r *Registry) openRange(ctx context.Context, q request, size, off, n int64)
 		return r.whole(resp, q.target, size, off+n)
 	case resp.StatusCode == http.StatusPartialContent:
 		resp.Body.Close()
-		return nil, 0, q.wrong("a part came where all was asked for")
+		return nil, false, q.wrong("a part came where all was asked for")
 	}
-	return nil, 0, q.status(resp)
+	return nil, false, q.status(resp)
 }
 
 // partial checks a 206. Fewer bytes than asked for are taken for what
 // they are; others are wrong.
-func (r *Registry) partial(resp *http.Response, t target, size, off, n int64) (io.ReadCloser, int64, error) {
-	refuse := func(format string, args ...any) (io.ReadCloser, int64, error) {
+func (r *Registry) partial(resp *http.Response, t target, size, off, n int64) (io.ReadCloser, bool, error) {
+	refuse := func(format string, args ...any) (io.ReadCloser, bool, error) {
 		resp.Body.Close()
-		return nil, 0, t.wrong(format, args...)
+		return nil, false, t.wrong(format, args...)
 	}
 	start, end, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	switch {
@@ -285,24 +285,24 @@ func (r *Registry) partial(resp *http.Response, t target, size, off, n int64) (i
 	}
 	// A server may send less than it was asked for: then the body ends
 	// early, which is worth another request for the rest.
-	return &exact{rc: resp.Body, left: n, t: t}, off, nil
+	return &exact{rc: resp.Body, left: n, t: t}, false, nil
 }
 
 // whole checks a 200. need is how many bytes of it are wanted where the
 // size is not known.
-func (r *Registry) whole(resp *http.Response, t target, size, need int64) (io.ReadCloser, int64, error) {
+func (r *Registry) whole(resp *http.Response, t target, size, need int64) (io.ReadCloser, bool, error) {
 	have := resp.ContentLength
 	switch {
 	case size < 0 && have >= 0 && have < need:
 		resp.Body.Close()
-		return nil, 0, t.wrong("the registry has %d bytes, %d are needed", have, need)
+		return nil, false, t.wrong("the registry has %d bytes, %d are needed", have, need)
 	case size < 0:
 		size = need
 	case have >= 0 && have != size:
 		resp.Body.Close()
-		return nil, 0, t.wrong("the registry has %d bytes, the artifact says %d", have, size)
+		return nil, false, t.wrong("the registry has %d bytes, the artifact says %d", have, size)
 	}
-	return &exact{rc: resp.Body, left: size, t: t}, 0, nil
+	return &exact{rc: resp.Body, left: size, t: t}, true, nil
 }
 
 // parseContentRange reads "bytes start-end/total"; total is -1 for "*".

@@ -67,7 +67,7 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config) e
 	}
 	o.Artifact = a
 	o.Reference = ref.WithDigest(a.Digest)
-	o.source = source{o.Registry.Source(ref.Repository), o.Registry}
+	o.source = o.Registry.Source(ref.Repository)
 	if cfg.Offline {
 		o.source = offline{}
 	}
