@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -17,6 +18,7 @@ import (
 const (
 	maxRedirects = 5
 	maxTries     = 4               // of a small request
+	maxSessions  = 8               // of an upload, each from its first byte
 	maxQuickWait = 5 * time.Second // longer waits are the caller's to decide on
 )
 
@@ -26,11 +28,12 @@ type request struct {
 	method string
 	url    *url.URL // on the registry's own host
 	header http.Header
-	body   []byte        // can be sent again
-	stream io.Reader     // instead of body; sent once
-	size   int64         // of stream
-	access access        // what it needs
-	wait   time.Duration // for the answer; 0 is limits.answer
+	body   []byte          // can be sent again
+	closed *sync.WaitGroup // where set, waits until no connection reads body any more
+	stream io.ReadCloser   // instead of body; sent once
+	size   int64           // of stream
+	access access          // what it needs
+	wait   time.Duration   // for the answer; 0 is limits.answer
 }
 
 // do sends a request and, where the registry asks for it, sends it again
@@ -100,6 +103,9 @@ func (r *Registry) follow(ctx context.Context, q request, authz string) (*http.R
 		}
 		resp, err := r.send(req, wait)
 		if err != nil {
+			if errors.Is(err, errPlainHTTP) && req.Body != nil {
+				req.Body.Close() // nobody else has seen it
+			}
 			return nil, err
 		}
 		if !isRedirect(resp.StatusCode) || q.method != http.MethodGet && q.method != http.MethodHead {
@@ -132,11 +138,15 @@ func (r *Registry) newRequest(ctx context.Context, q request, u *url.URL) (*http
 	req.Header.Set("User-Agent", r.agent)
 	switch {
 	case q.stream != nil:
-		req.Body = io.NopCloser(q.stream)
+		req.Body = q.stream
 		req.ContentLength = q.size
 		req.Header.Set("Expect", "100-continue")
 	case len(q.body) > 0:
 		req.GetBody = func() (io.ReadCloser, error) {
+			if q.closed != nil {
+				q.closed.Add(1)
+				return &lent{Reader: bytes.NewReader(q.body), back: sync.OnceFunc(q.closed.Done)}, nil
+			}
 			return io.NopCloser(bytes.NewReader(q.body)), nil
 		}
 		req.Body, _ = req.GetBody()
@@ -145,6 +155,18 @@ func (r *Registry) newRequest(ctx context.Context, q request, u *url.URL) (*http
 		req.Body = http.NoBody // announces a length of 0
 	}
 	return req, nil
+}
+
+// lent is a request's body whose bytes are used again when it is closed.
+// The transport closes each body, but maybe after the answer has come.
+type lent struct {
+	*bytes.Reader
+	back func()
+}
+
+func (l *lent) Close() error {
+	l.back()
+	return nil
 }
 
 func isRedirect(status int) bool {
@@ -203,6 +225,17 @@ func (q *quick) NextBackOff() time.Duration {
 // retry runs something that can be repeated until it succeeds or fails
 // for good, a few times at most. Only an *Error can be worth another try.
 func retry[T any](ctx context.Context, r *Registry, t target, try func() (T, error)) (T, error) {
+	return retryTimes(ctx, r, t, maxTries, try)
+}
+
+// retryErr is retryTimes for what has no result.
+func retryErr(ctx context.Context, r *Registry, t target, tries uint, try func() error) error {
+	_, err := retryTimes(ctx, r, t, tries, func() (struct{}, error) { return struct{}{}, try() })
+	return err
+}
+
+// retryTimes is retry with another number of tries.
+func retryTimes[T any](ctx context.Context, r *Registry, t target, tries uint, try func() (T, error)) (T, error) {
 	b := &quick{ExponentialBackOff: backoff.NewExponentialBackOff()}
 	b.InitialInterval = r.limits.first
 	b.Multiplier = 2
@@ -216,7 +249,7 @@ func retry[T any](ctx context.Context, r *Registry, t target, try func() (T, err
 			b.asked = e.RetryAfter()
 		}
 		return v, err
-	}, backoff.WithBackOff(b), backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(0),
+	}, backoff.WithBackOff(b), backoff.WithMaxTries(tries), backoff.WithMaxElapsedTime(0),
 		backoff.WithNotify(func(err error, wait time.Duration) {
 			r.stats.retries.Add(1)
 			r.log.Debug("registry: trying again", "error", err, "wait", wait)

@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"sync"
 )
 
 // BlobExists asks whether a repository has a blob. Storage behind a
@@ -54,51 +55,92 @@ func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Rea
 		}
 		return r.putBytes(ctx, t, name, digest, data)
 	}
-	u := uploader{r: r, t: t, name: name, digest: digest, size: size}
-	err := u.run(ctx, body, nil)
+	h := newHashed(body)
+	u := uploader{r: r, t: t, name: name, known: digest, size: size, sum: h.digest}
+	err := u.run(ctx, h.reader(), nil)
 	if u.refused {
-		src := &verified{src: body, left: size, hash: sha256.New(), digest: digest, t: t}
-		return r.putPlain(ctx, t, name, digest, nil, src, size)
+		return r.putPlainStream(ctx, t, name, digest, body, size)
 	}
 	return err
+}
+
+// PutBytes uploads a blob that is in memory, in one request whatever its
+// size, again where that breaks off. That data has this digest is the
+// caller's word. Nothing reads data any more when it has returned.
+func (r *Registry) PutBytes(ctx context.Context, name, digest string, data []byte) error {
+	t := r.target("upload blob", name, digest)
+	if !validRepository(name) || !digestForm.MatchString(digest) {
+		return t.wrong("a repository and a sha256 digest are needed")
+	}
+	return r.putBytes(ctx, t, name, digest, data)
 }
 
 // UploadBlob uploads all of body, whose digest and size nobody has to
 // know before, and returns them. A blob of up to 16 MiB is looked for
 // first. A session that breaks off is begun anew where body can seek.
 func (r *Registry) UploadBlob(ctx context.Context, name string, body io.Reader) (digest string, size int64, err error) {
+	h := newHashed(body)
+	size, err = r.UploadStream(ctx, name, h.reader(), h.digest)
+	return h.digest(), size, err
+}
+
+// UploadStream is UploadBlob for a body whose reader knows its digest: it
+// is asked for when body has been read to its end, and must be that of
+// all bytes read since body's start, or since the last Seek to it. Body
+// is read ahead of what is sent. A registry that has no upload sessions
+// is given a body that can seek after it was read once for its digest.
+func (r *Registry) UploadStream(ctx context.Context, name string, body io.Reader, digest func() string) (size int64, err error) {
 	t := r.target("upload blob", name, "")
 	if !validRepository(name) {
-		return "", 0, fmt.Errorf("%w: %s", ErrReference, t.what)
+		return 0, fmt.Errorf("%w: %s", ErrReference, t.what)
 	}
 	again := rewinder(body)
 	buf := chunks.Get().(*[]byte)
+	defer chunks.Put(buf)
 	n, err := io.ReadFull(body, *buf)
 	switch {
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		return r.uploadSmall(ctx, t, name, (*buf)[:n])
+		return int64(n), r.uploadSmall(ctx, t, name, digest(), (*buf)[:n])
 	case err != nil:
-		return "", 0, fmt.Errorf("read blob to upload: %w", err)
+		return 0, fmt.Errorf("read blob to upload: %w", err)
 	}
-	u := uploader{r: r, t: t, name: name, size: -1, again: again}
-	if err := u.run(ctx, body, *buf); err != nil {
-		return "", 0, err
+	u := uploader{r: r, t: t, name: name, size: -1, sum: digest, again: again}
+	err = u.run(ctx, body, *buf)
+	if u.refused {
+		return r.uploadPlain(ctx, &u, body)
 	}
-	chunks.Put(buf)
-	return u.digest, u.sent, nil
+	return u.sent, err
 }
 
 // uploadSmall uploads a blob that is in memory unless it is there.
-func (r *Registry) uploadSmall(ctx context.Context, t target, name string, data []byte) (string, int64, error) {
-	digest := digestOf(data)
+func (r *Registry) uploadSmall(ctx context.Context, t target, name, digest string, data []byte) error {
 	there, err := r.BlobExists(ctx, name, digest)
 	if err == nil && !there {
 		err = r.putBytes(ctx, t, name, digest, data)
 	}
-	if err != nil {
-		return "", 0, err
+	return err
+}
+
+// uploadPlain uploads what no session was opened for: it is read once
+// for its digest and once to be sent.
+func (r *Registry) uploadPlain(ctx context.Context, u *uploader, body io.Reader) (size int64, err error) {
+	if u.again == nil {
+		return 0, u.t.fail(ErrUnreachable, errors.New("the registry has no upload sessions and wants the digest first, but what is uploaded can be read only once"))
 	}
-	return digest, int64(len(data)), nil
+	if _, err := u.again(); err != nil {
+		return 0, fmt.Errorf("read blob to upload again: %w", err)
+	}
+	if size, err = io.Copy(io.Discard, body); err != nil {
+		return 0, fmt.Errorf("read blob to upload: %w", err)
+	}
+	digest := u.sum()
+	if there, err := r.BlobExists(ctx, u.name, digest); there || err != nil {
+		return size, err
+	}
+	if _, err := u.again(); err != nil {
+		return 0, fmt.Errorf("read blob to upload again: %w", err)
+	}
+	return size, r.putPlainStream(ctx, u.t, u.name, digest, body, size)
 }
 
 // readBlob reads a blob into memory that must be what is announced.
@@ -118,43 +160,89 @@ func readBlob(body io.Reader, digest string, size int64, t target) ([]byte, erro
 
 // putBytes uploads a blob that is in memory: two requests.
 func (r *Registry) putBytes(ctx context.Context, t target, name, digest string, data []byte) error {
-	u := uploader{r: r, t: t, name: name, digest: digest, size: int64(len(data))}
-	_, err := retry(ctx, r, t, func() (struct{}, error) {
+	u := uploader{r: r, t: t, name: name, known: digest, size: int64(len(data))}
+	_, err := retryTimes(ctx, r, t, maxSessions, func() (struct{}, error) {
 		err := u.begin(ctx)
 		if err == nil {
-			err = u.finish(ctx, data)
+			err = u.finish(ctx, digest, data)
 		}
 		return struct{}{}, err
 	})
 	if u.refused {
-		return r.putPlain(ctx, t, name, digest, data, nil, 0)
+		return r.putPlain(ctx, t, name, digest, data)
 	}
 	return err
 }
 
-// putPlain uploads a blob with epoch's own PUT to the blob's URL, for
-// servers without upload sessions. Either data or stream is the blob.
-func (r *Registry) putPlain(ctx context.Context, t target, name, digest string, data []byte, stream *verified, size int64) error {
-	q := request{
+// plainRequest is epoch's own PUT to the blob's URL, for servers without
+// upload sessions.
+func (r *Registry) plainRequest(t target, name, digest string) request {
+	return request{
 		target: t,
 		method: http.MethodPut,
 		url:    r.at(name + "/blobs/" + digest),
 		header: http.Header{"Content-Type": {"application/octet-stream"}},
-		body:   data,
 		access: access{name: name, push: true},
 		wait:   r.limits.finish,
 	}
-	if stream != nil {
-		q.stream, q.size = stream, size
+}
+
+// putPlain uploads bytes with epoch's own PUT.
+func (r *Registry) putPlain(ctx context.Context, t target, name, digest string, data []byte) error {
+	q := r.plainRequest(t, name, digest)
+	q.body = data
+	return retryErr(ctx, r, t, maxTries, func() error {
+		q.closed = new(sync.WaitGroup)
+		defer q.closed.Wait()
+		resp, err := r.do(ctx, q)
+		if err != nil {
+			return err
+		}
+		return t.stored(resp, digest)
+	})
+}
+
+// putPlainStream uploads a stream with epoch's own PUT; one that breaks
+// off again where the stream can seek.
+func (r *Registry) putPlainStream(ctx context.Context, t target, name, digest string, body io.Reader, size int64) error {
+	q := r.plainRequest(t, name, digest)
+	again := rewinder(body)
+	tries := uint(maxSessions)
+	if again == nil {
+		tries = 1
 	}
-	resp, err := r.do(ctx, q)
-	if stream != nil && stream.err != nil && err != nil {
-		return stream.err
-	}
-	if err != nil {
+	begun := false
+	return retryErr(ctx, r, t, tries, func() error {
+		if begun {
+			if _, err := again(); err != nil {
+				return fmt.Errorf("read blob to upload again: %w", err)
+			}
+		}
+		begun = true
+		src := &verified{src: body, left: size, hash: sha256.New(), digest: digest, t: t}
+		gone := make(chan struct{})
+		q.stream, q.size = &leased{src, sync.OnceFunc(func() { close(gone) })}, size
+		resp, err := r.do(ctx, q)
+		if err == nil {
+			err = t.stored(resp, digest)
+		}
+		<-gone // before body is read again, or src.err looked at
+		if src.err != nil && err != nil {
+			return src.err
+		}
 		return err
-	}
-	return t.stored(resp, digest)
+	})
+}
+
+// leased is a stream that says when the transport has done with it.
+type leased struct {
+	io.Reader
+	back func()
+}
+
+func (l *leased) Close() error {
+	l.back()
+	return nil
 }
 
 // stored takes the answer that ends an upload.

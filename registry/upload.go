@@ -6,20 +6,22 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 )
 
 // uploadChunk is the body of one PATCH, in bytes. It is in memory before
 // it is sent, so a slow source keeps no request waiting.
 const uploadChunk = 16 << 20
 
-// chunks are buffers of uploadChunk bytes. One goes back only after a
-// success: else a connection may still read it.
+// chunks are buffers of uploadChunk bytes.
 var chunks = sync.Pool{New: func() any {
 	b := make([]byte, uploadChunk)
 	return &b
@@ -30,8 +32,9 @@ type uploader struct {
 	r       *Registry
 	t       target
 	name    string
-	digest  string                    // "" until all bytes have passed
+	known   string                    // the digest it must have; "" where only sum will tell
 	size    int64                     // -1 where it is not known
+	sum     func() string             // the digest, once all bytes were read
 	again   func() (io.Reader, error) // the source from its start; nil where it has one run only
 	where   *url.URL                  // of the session
 	sent    int64
@@ -54,6 +57,43 @@ func rewinder(body io.Reader) func() (io.Reader, error) {
 	}
 }
 
+// hashed is a body with the digest of what was read of it since its start.
+type hashed struct {
+	src  io.Reader
+	hash hash.Hash
+}
+
+func newHashed(src io.Reader) *hashed { return &hashed{src, sha256.New()} }
+
+func (h *hashed) Read(p []byte) (int, error) {
+	n, err := h.src.Read(p)
+	h.hash.Write(p[:n])
+	return n, err
+}
+
+func (h *hashed) digest() string { return "sha256:" + hex.EncodeToString(h.hash.Sum(nil)) }
+
+// reader is h, and can seek to its start where the source can.
+func (h *hashed) reader() io.Reader {
+	if s, ok := h.src.(io.Seeker); ok {
+		return &hashedSeeker{h, s}
+	}
+	return h
+}
+
+type hashedSeeker struct {
+	*hashed
+	s io.Seeker
+}
+
+func (h *hashedSeeker) Seek(off int64, whence int) (int64, error) {
+	at, err := h.s.Seek(off, whence)
+	if whence == io.SeekStart {
+		h.hash.Reset()
+	}
+	return at, err
+}
+
 // run uploads body. first is a whole chunk that was read of it, or nil.
 func (u *uploader) run(ctx context.Context, body io.Reader, first []byte) error {
 	if u.again == nil && first == nil {
@@ -62,17 +102,17 @@ func (u *uploader) run(ctx context.Context, body io.Reader, first []byte) error 
 	if u.again == nil {
 		return u.session(ctx, body, first)
 	}
-	_, err := retry(ctx, u.r, u.t, func() (struct{}, error) {
-		err := u.session(ctx, body, first)
-		if err != nil && !u.refused {
+	begun := false
+	return retryErr(ctx, u.r, u.t, maxSessions, func() error {
+		if begun {
 			first = nil
-			if _, seekErr := u.again(); seekErr != nil {
-				err = fmt.Errorf("read blob to upload again: %w", seekErr)
+			if _, err := u.again(); err != nil {
+				return fmt.Errorf("read blob to upload again: %w", err)
 			}
 		}
-		return struct{}{}, err
+		begun = true
+		return u.session(ctx, body, first)
 	})
-	return err
 }
 
 // session uploads body in one session, from its first byte to its last.
@@ -80,54 +120,54 @@ func (u *uploader) session(ctx context.Context, body io.Reader, first []byte) er
 	if err := u.begin(ctx); err != nil {
 		return err
 	}
-	digest, err := u.patches(ctx, body, first)
+	err := u.patches(ctx, body, first)
 	if err == nil && u.size >= 0 && u.sent != u.size {
 		err = u.t.wrong("%d bytes were announced, %d or more given", u.size, u.sent)
 	}
-	if err == nil && u.digest != "" && u.digest != digest {
-		err = u.t.wrong("the bytes given have digest %s", digest)
+	digest := ""
+	if err == nil {
+		digest = u.sum()
+		if u.known != "" && u.known != digest {
+			err = u.t.wrong("the bytes given have digest %s", digest)
+		}
 	}
 	if err != nil {
 		u.abandon()
 		return err
 	}
-	known := u.digest
-	u.digest = digest
-	if err = u.finish(ctx, nil); err != nil {
-		u.digest = known
-	}
-	return err
+	broken := false
+	return retryErr(ctx, u.r, u.t, maxTries, func() error {
+		if broken && !u.resume(ctx) {
+			return backoff.Permanent(err)
+		}
+		err = u.finish(ctx, digest, nil)
+		broken = err != nil
+		return err
+	})
 }
 
-// patches sends body in chunks and returns its digest.
-func (u *uploader) patches(ctx context.Context, body io.Reader, first []byte) (string, error) {
-	hash := sha256.New()
-	send := func(p []byte) error {
-		hash.Write(p)
-		return u.patch(ctx, p)
-	}
+// patches sends body in chunks. The next is read while one is sent.
+func (u *uploader) patches(ctx context.Context, body io.Reader, first []byte) error {
 	if first != nil {
-		if err := send(first); err != nil {
-			return "", err
+		if err := u.patch(ctx, first); err != nil {
+			return err
 		}
 	}
-	buf := chunks.Get().(*[]byte)
+	ahead := readAhead(body)
+	defer ahead.close()
 	for {
-		n, err := io.ReadFull(body, *buf)
-		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-			return "", fmt.Errorf("read blob to upload: %w", err)
+		p := ahead.next()
+		if p.err != nil && p.err != io.EOF && p.err != io.ErrUnexpectedEOF {
+			return fmt.Errorf("read blob to upload: %w", p.err)
 		}
-		if n > 0 {
-			if err := send((*buf)[:n]); err != nil {
-				return "", err
+		if p.n > 0 {
+			if err := u.patch(ctx, (*p.buf)[:p.n]); err != nil {
+				return err
 			}
 		}
-		if err != nil {
-			chunks.Put(buf)
-			return "sha256:" + hex.EncodeToString(hash.Sum(nil)), nil
-		}
-		if u.size >= 0 && u.sent > u.size {
-			return "", nil // the caller says what is wrong with it
+		ahead.free <- p.buf
+		if p.err != nil || u.size >= 0 && u.sent > u.size {
+			return nil // the caller says what is wrong with too much
 		}
 	}
 }
@@ -180,11 +220,25 @@ func (u *uploader) moved(from *url.URL, resp *http.Response) error {
 	return nil
 }
 
-// patch appends a chunk. It is never sent twice to one session: some
-// registries append it again, some end the session.
+// patch appends a chunk. It is never sent blindly twice to one session:
+// some registries append it again, some end the session. Only one that
+// says that it has nothing of it is sent it again.
 func (u *uploader) patch(ctx context.Context, p []byte) error {
+	var err error
+	return retryErr(ctx, u.r, u.t, maxTries, func() error {
+		if err != nil && !u.resume(ctx) {
+			return backoff.Permanent(err)
+		}
+		err = u.patchOnce(ctx, p)
+		return err
+	})
+}
+
+func (u *uploader) patchOnce(ctx context.Context, p []byte) error {
 	q := u.request(http.MethodPatch, u.where)
 	q.body = p
+	q.closed = new(sync.WaitGroup)
+	defer q.closed.Wait()
 	q.header.Set("Content-Type", "application/octet-stream")
 	q.header.Set("Content-Range", fmt.Sprintf("%d-%d", u.sent, u.sent+int64(len(p))-1))
 	resp, err := u.r.do(ctx, q)
@@ -195,11 +249,33 @@ func (u *uploader) patch(ctx context.Context, p []byte) error {
 		return u.lost(u.t.status(resp))
 	}
 	drain(resp)
-	u.sent += int64(len(p))
-	if last, ok := lastByte(resp.Header.Get("Range")); ok && last != u.sent-1 {
-		return u.lost(u.t.wrong("the registry has %d bytes of it, %d were sent", last+1, u.sent))
+	sent := u.sent + int64(len(p))
+	if last, ok := lastByte(resp.Header.Get("Range")); ok && last != sent-1 {
+		return u.lost(u.t.wrong("the registry has %d bytes of it, %d were sent", last+1, sent))
 	}
-	return u.moved(q.url, resp)
+	if err := u.moved(q.url, resp); err != nil {
+		return err
+	}
+	u.sent = sent
+	return nil
+}
+
+// resume asks how much of the session's blob the registry has, and tells
+// whether that is just what it has acknowledged. "0-0" stands for no byte
+// as well as for one, so an upload that has none yet begins anew.
+func (u *uploader) resume(ctx context.Context) bool {
+	if u.sent == 0 {
+		return false
+	}
+	q := u.request(http.MethodGet, u.where)
+	q.wait = 0
+	resp, err := u.r.do(ctx, q)
+	if err != nil {
+		return false
+	}
+	drain(resp)
+	last, ok := lastByte(resp.Header.Get("Range"))
+	return resp.StatusCode == http.StatusNoContent && ok && last == u.sent-1 && u.moved(q.url, resp) == nil
 }
 
 // lastByte reads an upload's "0-N", with or without a unit.
@@ -227,24 +303,26 @@ func (u *uploader) lost(err error) error {
 }
 
 // finish ends the session with the digest; rest is appended before.
-func (u *uploader) finish(ctx context.Context, rest []byte) error {
+func (u *uploader) finish(ctx context.Context, digest string, rest []byte) error {
 	to := *u.where
 	if to.RawQuery != "" {
 		to.RawQuery += "&"
 	}
-	to.RawQuery += "digest=" + url.QueryEscape(u.digest)
+	to.RawQuery += "digest=" + url.QueryEscape(digest)
 	q := u.request(http.MethodPut, &to)
 	q.body = rest
+	q.closed = new(sync.WaitGroup)
+	defer q.closed.Wait()
 	q.wait = u.r.limits.finish
 	q.header.Set("Content-Type", "application/octet-stream")
 	resp, err := u.r.do(ctx, q)
 	if err == nil {
-		err = u.lost(u.t.stored(resp, u.digest))
+		err = u.lost(u.t.stored(resp, digest))
 	}
 	var e *Error
 	if errors.As(err, &e) && e.Temporary() && e.kind == ErrUnreachable {
 		// The answer may have been lost and not the blob.
-		if there, _ := u.r.BlobExists(ctx, u.name, u.digest); there {
+		if there, _ := u.r.BlobExists(ctx, u.name, digest); there {
 			return nil
 		}
 	}

@@ -1,0 +1,82 @@
+package registry
+
+import "io"
+
+// piece is what was read of a body into a chunk buffer.
+type piece struct {
+	buf *[]byte
+	n   int
+	err error // what ended the body; of io.ReadFull
+}
+
+// ahead reads a body in chunks, one chunk ahead of who takes them.
+type ahead struct {
+	full chan piece
+	free chan *[]byte // buffers whose bytes were used
+	stop chan struct{}
+}
+
+// readAhead begins to read. The caller gives buffers back to free, and
+// calls close before anybody else reads or seeks body.
+func readAhead(body io.Reader) *ahead {
+	a := &ahead{full: make(chan piece), free: make(chan *[]byte, 2), stop: make(chan struct{})}
+	a.free <- chunks.Get().(*[]byte)
+	a.free <- chunks.Get().(*[]byte)
+	go a.run(body)
+	return a
+}
+
+func (a *ahead) run(body io.Reader) {
+	defer close(a.full)
+	for {
+		p := piece{}
+		select {
+		case p.buf = <-a.free:
+		case <-a.stop:
+			return
+		}
+		p.n, p.err = io.ReadFull(&interrupted{body, a.stop}, *p.buf)
+		select {
+		case a.full <- p:
+		case <-a.stop:
+			chunks.Put(p.buf)
+			return
+		}
+		if p.err != nil {
+			return
+		}
+	}
+}
+
+// next returns the next chunk, or what was read before the body ended.
+func (a *ahead) next() piece { return <-a.full }
+
+// close ends reading and returns when nothing reads any more.
+func (a *ahead) close() {
+	close(a.stop)
+	for range a.full {
+	}
+	for {
+		select {
+		case buf := <-a.free:
+			chunks.Put(buf)
+		default:
+			return
+		}
+	}
+}
+
+// interrupted is a reader that ends between two reads.
+type interrupted struct {
+	r    io.Reader
+	stop <-chan struct{}
+}
+
+func (i *interrupted) Read(p []byte) (int, error) {
+	select {
+	case <-i.stop:
+		return 0, io.ErrClosedPipe
+	default:
+		return i.r.Read(p)
+	}
+}
