@@ -18,30 +18,34 @@ const maxSingle = 32 << 20
 // Encoder makes zstd frames, each with its content size in the header.
 // Equal content makes equal frames. It is safe for concurrent use.
 type Encoder struct {
-	level zstd.EncoderLevel
-	z     *zstd.Encoder
+	level  zstd.EncoderLevel
+	single *zstd.Encoder // up to maxSingle
+	large  *zstd.Encoder // above
 }
 
-// NewEncoder makes an encoder for contents of up to size bytes, of which
-// workers are encoded at a time. Level is one of zstd's; the next that
-// there is here is taken.
-func NewEncoder(level int, size int64, workers int) (*Encoder, error) {
+// NewEncoder makes an encoder that encodes up to workers contents at a
+// time. Level is one of zstd's; the next that there is here is taken.
+func NewEncoder(level, workers int) (*Encoder, error) {
 	if level < 1 || level > MaxLevel {
 		return nil, fmt.Errorf("zstd level %d is not one of 1 to %d", level, MaxLevel)
 	}
 	e := &Encoder{level: zstd.EncoderLevelFromZstd(level)}
 	opts := []zstd.EOption{zstd.WithEncoderLevel(e.level), zstd.WithEncoderConcurrency(workers), zstd.WithZeroFrames(true)}
-	if size <= maxSingle {
-		opts = append(opts, zstd.WithSingleSegment(true))
-	}
 	var err error
-	e.z, err = zstd.NewWriter(nil, opts...)
+	if e.large, err = zstd.NewWriter(nil, opts...); err == nil {
+		e.single, err = zstd.NewWriter(nil, append(opts, zstd.WithSingleSegment(true))...)
+	}
 	return e, err
 }
 
 // Encode appends the frame of src to dst[:0], or to new memory where that
 // is too small.
-func (e *Encoder) Encode(dst, src []byte) []byte { return e.z.EncodeAll(src, dst[:0]) }
+func (e *Encoder) Encode(dst, src []byte) []byte {
+	if len(src) > maxSingle {
+		return e.large.EncodeAll(src, dst[:0])
+	}
+	return e.single.EncodeAll(src, dst[:0])
+}
 
 // Stream is the frame of what src reads, which must be size bytes: it is
 // encoded as it is read, within the memory of a window.

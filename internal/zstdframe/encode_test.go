@@ -22,7 +22,7 @@ func content(n int, seed uint64) []byte {
 // they are made: a chunk that did not change must not be sent again.
 func TestEncode(t *testing.T) {
 	for _, level := range []int{1, 3, 7, 19, MaxLevel} {
-		e, err := NewEncoder(level, 1<<20, 2)
+		e, err := NewEncoder(level, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,14 +48,14 @@ func TestEncode(t *testing.T) {
 		}
 	}
 	for _, level := range []int{-1, 0, MaxLevel + 1} {
-		if _, err := NewEncoder(level, 1, 1); err == nil {
+		if _, err := NewEncoder(level, 1); err == nil {
 			t.Errorf("level %d", level)
 		}
 	}
 }
 
 func TestStream(t *testing.T) {
-	e, err := NewEncoder(3, 64<<20, 1)
+	e, err := NewEncoder(3, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
