@@ -97,13 +97,13 @@ func (e *entry) fetchOnce(j *job, piece int) error {
 
 // fetchWhole fetches a part that is one piece and checks it before a byte
 // of it is used.
-func (e *entry) fetchWhole(ctx context.Context, part, piece int) error {
+func (e *entry) fetchWhole(ctx context.Context, part, piece int) (err error) {
 	p := &e.file.Parts[part]
 	weight := p.StoredSize
 	if p.Encoding != layout.Raw {
 		weight += p.Length
 	}
-	weight, err := e.reserve(ctx, weight)
+	weight, err = e.reserve(ctx, weight)
 	if err != nil {
 		return err
 	}
@@ -111,11 +111,12 @@ func (e *entry) fetchWhole(ctx context.Context, part, piece int) error {
 
 	stored := getBuffer(p.StoredSize)
 	defer putBuffer(stored)
-	body, _, err := e.link.open(ctx, p.Digest, p.StoredSize, 0, p.StoredSize, nil)
+	body, _, err := e.link.open(ctx, p, 0, p.StoredSize, true, nil)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
+	defer func() { e.link.blame(p.Digest, body, err) }()
 	began := time.Now()
 	if _, err := io.ReadFull(body, stored); err != nil {
 		return noEOF(err)
@@ -129,7 +130,7 @@ func (e *entry) fetchWhole(ctx context.Context, part, piece int) error {
 		decoded := getBuffer(p.Length)
 		defer putBuffer(decoded)
 		if payload, err = zstdframe.Decode(decoded[:0], stored, p.Length); err != nil {
-			return &contentError{errors.Join(e.wrong(part, "frame"), err)}
+			return &contentError{error: errors.Join(e.wrong(part, "frame"), err)}
 		}
 	}
 	e.arrived(piece, payload, true)
@@ -152,7 +153,7 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 	first, _ := e.grid.extent(from)
 	last, n := e.grid.extent(to - 1)
 	length := last + n - first
-	body, whole, err := e.link.open(j.ctx, p.Digest, p.StoredSize, first-p.Offset, length, func() { j.adopted = e.beginStream(part) })
+	body, whole, err := e.link.open(j.ctx, p, first-p.Offset, length, e.checked(part), func() { j.adopted = e.beginStream(part) })
 	switch {
 	case err != nil:
 		return from, err
@@ -176,6 +177,7 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 		}
 		verified, err := e.checkPiece(from, buf[:n])
 		if err != nil {
+			e.link.blame(p.Digest, body, err)
 			return from, err
 		}
 		e.arrived(from, buf[:n], verified)
@@ -226,7 +228,7 @@ func (e *entry) failed(j *job, from, to int, err error) {
 		e.cache.queue.push(demanded, want...)
 		return
 	}
-	pause := e.link.pause()
+	pause := e.link.pause(err)
 	e.pushLater(demanded, pause, want)
 	if j.priority == prefetched {
 		e.pushLater(prefetched, pause, []span{{e, from, to}})
@@ -239,6 +241,9 @@ func (e *entry) failed(j *job, from, to int, err error) {
 func (e *entry) lastTryLocked(part int, err error) bool {
 	var wrong *contentError
 	if errors.As(err, &wrong) {
+		if wrong.elsewhere {
+			return e.ctx.Err() != nil
+		}
 		e.bad[part]++
 		if e.bad[part] < 2 {
 			return false

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
 // Source reads stored blobs. It must be comparable, and safe for
@@ -25,10 +27,25 @@ type Source interface {
 	OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error)
 }
 
+// Mirrored is a Source with several places to get bytes from.
+type Mirrored interface {
+	Source
+	// OpenTrusted is OpenBlob for bytes that readers get before a digest
+	// has vouched for them: only from places that prove who they are.
+	OpenTrusted(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error)
+	// Blame tells that bytes of a blob did not have their digest. body is
+	// what they came in, nil where that is not known any more. Their place
+	// is not asked for this blob again as long as there are others; more
+	// says that there are.
+	Blame(digest string, body io.ReadCloser) (more bool)
+}
+
 // Bounds of the wait between two tries at a link that fails.
 const (
 	backoffFirst = 100 * time.Millisecond
 	backoffMost  = 10 * time.Second
+	// askedMost bounds the wait that a registry can ask for.
+	askedMost = 5 * time.Minute
 )
 
 // link is what has been learned about one source.
@@ -43,6 +60,7 @@ type link struct {
 	mu       sync.Mutex
 	failures int           // since the last byte that arrived; those of one moment count once
 	retry    time.Time     // when the pause after the last failure ends
+	asked    time.Time     // before this the source does not want requests
 	delay    time.Duration // smoothed time from request to first byte
 	speed    float64       // smoothed bytes per second of one connection
 }
@@ -80,9 +98,13 @@ func (s *slowed) Read(p []byte) (int, error) {
 // registry that ignores them would answer each with the whole blob. Where
 // they are known to be ignored, whole is true and there is no body. adopt
 // is called when a whole blob came for a range, before anybody learns of
-// that and asks for the same blob.
-func (l *link) open(ctx context.Context, digest string, size, off, n int64, adopt func()) (io.ReadCloser, bool, error) {
-	partial := off > 0 || n < size
+// that and asks for the same blob. checked says that the bytes have a
+// digest to be compared with before they are used.
+func (l *link) open(ctx context.Context, p *layout.Part, off, n int64, checked bool, adopt func()) (io.ReadCloser, bool, error) {
+	if err := l.keepAway(ctx); err != nil {
+		return nil, false, err
+	}
+	partial := off > 0 || n < p.StoredSize
 	if partial && l.ranges.Load() == rangesUnknown {
 		stuck := time.NewTimer(l.patience(0))
 		defer stuck.Stop()
@@ -98,7 +120,11 @@ func (l *link) open(ctx context.Context, digest string, size, off, n int64, adop
 		return nil, true, nil
 	}
 	began := time.Now()
-	body, whole, err := l.src.OpenBlob(ctx, digest, size, off, n)
+	ask := l.src.OpenBlob
+	if m, ok := l.src.(Mirrored); ok && !checked {
+		ask = m.OpenTrusted
+	}
+	body, whole, err := ask(ctx, p.Digest, p.StoredSize, off, n)
 	if err != nil {
 		return nil, false, err
 	}
@@ -115,6 +141,38 @@ func (l *link) open(ctx context.Context, digest string, size, off, n int64, adop
 		}
 	}
 	return body, whole, nil
+}
+
+// keepAway waits for as long as the source has asked to be left alone.
+func (l *link) keepAway(ctx context.Context) error {
+	l.mu.Lock()
+	left := time.Until(l.asked)
+	l.mu.Unlock()
+	if left <= 0 {
+		return nil
+	}
+	t := time.NewTimer(left)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// blame tells the source where wrong bytes came from, if it has several
+// places. err is what was found, and learns whether there is another.
+func (l *link) blame(digest string, body io.ReadCloser, err error) {
+	var wrong *contentError
+	m, ok := l.src.(Mirrored)
+	if !ok || !errors.As(err, &wrong) {
+		return
+	}
+	if s, ok := body.(*slowed); ok {
+		body = s.ReadCloser
+	}
+	wrong.elsewhere = m.Blame(digest, body)
 }
 
 // ignoresRanges says that the source was seen to send whole blobs only.
@@ -145,12 +203,23 @@ func (l *link) moved(n int64, d time.Duration) {
 }
 
 // pause counts a failure and returns how long to wait before the next
-// try: doubling, with jitter, bounded. Requests that fail while another's
-// pause lasts share it.
-func (l *link) pause() time.Duration {
+// try: doubling, with jitter, bounded; or as long as the source asks for
+// with an error that has RetryAfter() time.Duration. Requests that fail
+// while another's pause lasts share it.
+func (l *link) pause(err error) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
+	var later interface{ RetryAfter() time.Duration }
+	if errors.As(err, &later) && later.RetryAfter() > 0 {
+		l.failures++
+		d := min(later.RetryAfter(), askedMost)
+		d += rand.N(d/10 + 1) // a thousand nodes were told the same
+		if until := now.Add(d); until.After(l.asked) {
+			l.asked = until
+		}
+		return l.asked.Sub(now)
+	}
 	if left := l.retry.Sub(now); left > 0 {
 		return left
 	}

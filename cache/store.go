@@ -99,14 +99,27 @@ func (e *entry) checkPiece(i int, payload []byte) (verified bool, err error) {
 	return true, nil
 }
 
+// checked says that each piece of a part is compared with a digest before
+// it is used.
+func (e *entry) checked(part int) bool {
+	if e.grid.whole(part) {
+		return true
+	}
+	_, ok := e.grid.sum(e.grid.first[part])
+	return ok
+}
+
 // wrong makes the error for bytes that their digest does not vouch for.
 func (e *entry) wrong(part int, what string) error {
-	return &contentError{fmt.Errorf("%q, blob %s, %s: digest does not agree: %w",
+	return &contentError{error: fmt.Errorf("%q, blob %s, %s: digest does not agree: %w",
 		e.file.Name, e.file.Parts[part].Digest, what, layout.ErrContent)}
 }
 
 // contentError is an error of the bytes, not of the way to them.
-type contentError struct{ error }
+type contentError struct {
+	error
+	elsewhere bool // the source knows another place to try
+}
 
 func (e *contentError) Unwrap() error { return e.error }
 

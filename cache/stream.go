@@ -99,11 +99,12 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	}
 	defer e.cache.buffers.Release(weight)
 	if body == nil {
-		if body, _, err = e.link.open(ctx, p.Digest, p.StoredSize, 0, p.StoredSize, nil); err != nil {
+		if body, _, err = e.link.open(ctx, p, 0, p.StoredSize, e.checked(part), nil); err != nil {
 			return next, err
 		}
 	}
 	defer body.Close()
+	defer func() { e.link.blame(p.Digest, body, err) }()
 
 	began := time.Now()
 	hash := sha256.New()
@@ -120,7 +121,7 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	if next, err = e.fill(part, payload); err != nil {
 		if errors.Is(err, zstdframe.ErrFrame) {
 			e.drop(part)
-			return e.grid.first[part], &contentError{fmt.Errorf("%w: %w", e.wrong(part, "frame"), err)}
+			return e.grid.first[part], &contentError{error: fmt.Errorf("%w: %w", e.wrong(part, "frame"), err)}
 		}
 		return next, err
 	}

@@ -83,6 +83,7 @@ func (e *entry) check() {
 		}
 		if !ok {
 			e.drop(part)
+			e.link.blame(e.file.Parts[part].Digest, nil, e.wrong(part, "whole"))
 			return
 		}
 		e.vouch(part)
