@@ -12,8 +12,8 @@ const (
 	// 16 connections of 16 MB/s and half a second.
 	aheadMost = 64 << 20
 	// steady is how much in a row makes a reader a steady one, who gets
-	// growth times as much ahead as has been read. Before that it is half
-	// of it: who looks at a megabyte does not pay for many. Where every
+	// growth times as much ahead as has been read. Before that it is a
+	// quarter of it: who looks at a megabyte does not pay for many. Where every
 	// request takes long, less is enough to say so.
 	steady     = 4 << 20
 	steadyFar  = 1 << 20
@@ -83,7 +83,7 @@ func (s *sequence) window(delay time.Duration) int64 {
 		enough = steadyFar
 	}
 	if s.read < enough {
-		return s.read / 2
+		return s.read / 4
 	}
 	if delay >= farAway {
 		return aheadMost

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/registrytest"
 )
@@ -266,6 +267,7 @@ func (w *world) waitFor(ts *testscript.TestScript, _ bool, args []string) {
 			stat, err := os.ReadFile("/proc/" + args[1] + "/stat")
 			return err != nil || strings.Contains(string(stat), ") Z ") // who should reap it may be slow
 		},
+		"local": func() bool { return attr(ts, args[1], "cached") == attr(ts, args[1], "data") },
 		"blobs": func() bool {
 			n, err := strconv.Atoi(args[1])
 			return err == nil && w.front.Counts().Blobs >= n
@@ -274,6 +276,14 @@ func (w *world) waitFor(ts *testscript.TestScript, _ bool, args []string) {
 	if so == nil || !poll(so) {
 		ts.Fatalf("did not come: %q", args)
 	}
+}
+
+// attr is an xattr of a file of a mount.
+func attr(ts *testscript.TestScript, name, which string) string {
+	var b [64]byte
+	n, err := unix.Getxattr(ts.MkAbs(name), "user.epochfs."+which, b[:])
+	ts.Check(err)
+	return string(b[:n])
 }
 
 // hold FILE: the test has it open, until release or the script's end.

@@ -26,7 +26,7 @@ type mountOptions struct {
 	foreground bool
 	allowOther bool
 	uid, gid   uint32
-	prefetch   string
+	prefetch   mounting.Prefetch
 	sloppy     bool // ignore mount options nobody knows
 	fake       bool // check, but do not mount
 }
@@ -43,9 +43,6 @@ mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
 			opts.reference, opts.dir = args[0], args[1]
-			if opts.prefetch != "none" {
-				return usagef("--prefetch is none, not %q", opts.prefetch)
-			}
 			return runMount(cmd.Context(), *opts)
 		},
 	}
@@ -54,7 +51,8 @@ mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
 	f.BoolVar(&opts.allowOther, "allow-other", false, "let other users look too")
 	f.Uint32Var(&opts.uid, "uid", uint32(os.Getuid()), "owner of the files")
 	f.Uint32Var(&opts.gid, "gid", uint32(os.Getgid()), "group of the files")
-	f.StringVar(&opts.prefetch, "prefetch", "none", "what to fetch before somebody reads it: none")
+	opts.prefetch = mounting.PrefetchSmall
+	f.Var(&opts.prefetch, "prefetch", "what to fetch before somebody reads it: small is all files under 1 MiB")
 	f.BoolVar(&opts.sloppy, "sloppy", false, "ignore mount options nobody knows")
 	f.BoolVar(&opts.fake, "fake", false, "check, but do not mount")
 	f.VarP(&optionList{flags: f, sloppy: &opts.sloppy}, "options", "o", "mount options, named as the flags are")
@@ -168,6 +166,9 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 	}
 	if err != nil { // nobody is there to be told: nobody wants the mount
 		return errors.Join(err, fs.Unmount(opts.dir, true))
+	}
+	if err := o.Prefetch(opts.prefetch); err != nil {
+		opts.log.Warn("nothing is prefetched", "cause", err)
 	}
 	opts.untilGone(ctx, m)
 	return nil

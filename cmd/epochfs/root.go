@@ -23,6 +23,8 @@ type globals struct {
 	plainHTTP   bool
 	platform    string
 	concurrency int
+	cacheSize   byteSize
+	limitRate   byteSize
 	json        bool
 	quiet       bool
 	verbose     bool
@@ -74,6 +76,8 @@ func (g *globals) addFlags(root *cobra.Command) {
 	f.BoolVar(&g.plainHTTP, "plain-http", false, "speak plain HTTP to registries that are not on this machine")
 	f.StringVar(&g.platform, "platform", "", "which child of an image index to take, as os/arch (default linux/amd64)")
 	f.IntVar(&g.concurrency, "concurrency", 0, "requests to the registry at a time (default as suits the link)")
+	f.Var(&g.cacheSize, "cache-size", "how much the cache may keep on disk, such as 50GiB (default all but a tenth of its file system)")
+	f.Var(&g.limitRate, "limit-rate", "bytes per second to fetch at most, such as 100MB (default no limit)")
 	f.BoolVar(&g.json, "json", false, "print results as JSON")
 	f.BoolVar(&g.quiet, "quiet", false, "no progress and no notes")
 	f.BoolVar(&g.verbose, "verbose", false, "say what is done")
@@ -138,6 +142,8 @@ func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
 		PlainHTTP:   g.plainHTTP,
 		Platform:    g.platform,
 		Concurrency: g.concurrency,
+		CacheSize:   int64(g.cacheSize),
+		LimitRate:   int64(g.limitRate),
 		ReadTimeout: timeout,
 		UserAgent:   "epochfs/" + buildVersion(),
 		Log:         g.log,

@@ -16,6 +16,8 @@ type Config struct {
 	PlainHTTP   bool          // plain HTTP to hosts that are not loopback
 	Platform    string        // which child of an image index, "os/arch"; "" for the usual one
 	Concurrency int           // requests at a time; 0 for the usual number
+	CacheSize   int64         // bytes the cache may take; 0: all but a tenth of its file system
+	LimitRate   int64         // bytes fetched per second; 0 for no limit
 	ReadTimeout time.Duration // how long a fetch is tried; 0 for ever
 	UserAgent   string        // what the registry is told; "" for the usual
 	Log         *slog.Logger  // nil for nobody

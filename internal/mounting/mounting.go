@@ -47,6 +47,8 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 	o.Cache, err = cache.Open(cfg.CacheDir, cache.Options{
 		Concurrency: cfg.Concurrency,
 		ReadTimeout: cfg.ReadTimeout,
+		Size:        cfg.CacheSize,
+		LimitRate:   cfg.LimitRate,
 		Log:         cfg.Log,
 	})
 	if err != nil {
