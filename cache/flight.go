@@ -148,6 +148,9 @@ func (e *entry) gaveUp(ctx context.Context, w pending) error {
 	w.flight.waiters--
 	last := w.flight.cause
 	e.mu.Unlock()
+	if last == nil {
+		last = e.link.trouble()
+	}
 	err := context.Cause(ctx)
 	if errors.Is(err, ErrTimeout) && last != nil {
 		return fmt.Errorf("%w: %w", err, last)

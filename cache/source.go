@@ -60,6 +60,7 @@ type link struct {
 	mu       sync.Mutex
 	failures int           // since the last byte that arrived; those of one moment count once
 	retry    time.Time     // when the pause after the last failure ends
+	last     error         // the last failure, until a byte arrived
 	asked    time.Time     // before this the source does not want requests
 	delay    time.Duration // smoothed time from request to first byte
 	speed    float64       // smoothed bytes per second of one connection
@@ -101,9 +102,6 @@ func (s *slowed) Read(p []byte) (int, error) {
 // that and asks for the same blob. checked says that the bytes have a
 // digest to be compared with before they are used.
 func (l *link) open(ctx context.Context, p *layout.Part, off, n int64, checked bool, adopt func()) (io.ReadCloser, bool, error) {
-	if err := l.keepAway(ctx); err != nil {
-		return nil, false, err
-	}
 	partial := off > 0 || n < p.StoredSize
 	if partial && l.ranges.Load() == rangesUnknown {
 		stuck := time.NewTimer(l.patience(0))
@@ -118,6 +116,9 @@ func (l *link) open(ctx context.Context, p *layout.Part, off, n int64, checked b
 	}
 	if partial && l.ignoresRanges() {
 		return nil, true, nil
+	}
+	if err := l.keepAway(ctx); err != nil {
+		return nil, false, err
 	}
 	began := time.Now()
 	ask := l.src.OpenBlob
@@ -191,7 +192,7 @@ func (l *link) tookToFirstByte(d time.Duration) {
 func (l *link) moved(n int64, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.failures = 0
+	l.failures, l.last = 0, nil
 	if n < 256<<10 || d <= 0 {
 		return // too short to say anything about speed
 	}
@@ -210,6 +211,7 @@ func (l *link) pause(err error) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
+	l.last = err
 	var later interface{ RetryAfter() time.Duration }
 	if errors.As(err, &later) && later.RetryAfter() > 0 {
 		l.failures++
@@ -228,6 +230,13 @@ func (l *link) pause(err error) time.Duration {
 	d = d/2 + rand.N(d/2+1)
 	l.retry = now.Add(d)
 	return d
+}
+
+// trouble is why the link does not bring bytes just now; nil if it does.
+func (l *link) trouble() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
 }
 
 // Bounds of the patience with one request.
