@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"strconv"
 	"strings"
@@ -31,6 +32,11 @@ type exportEntry struct {
 	sparseSize int64
 	body       io.Reader     // the payload
 	again      io.ReadSeeker // the payload, where it can be read twice
+
+	// What was read of the payload by a stream, to be compared with a
+	// second export.
+	read int64
+	sum  hash.Hash
 }
 
 // exportReader goes through an export tar, checks each entry, and keeps

@@ -164,14 +164,31 @@ func newBlobHasher(size int64, levels []int64) *blobHasher {
 	return h
 }
 
+// apart is how many bytes are worth hashing on two processors.
+const apart = 64 << 10
+
 // Write never fails.
 func (h *blobHasher) Write(p []byte) (int, error) {
-	h.whole.Write(p)
 	h.n += int64(len(p))
+	if len(h.levels) == 0 || len(p) < apart {
+		h.whole.Write(p)
+		h.pieceWrite(p)
+		return len(p), nil
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h.pieceWrite(p)
+	}()
+	h.whole.Write(p)
+	<-done
+	return len(p), nil
+}
+
+func (h *blobHasher) pieceWrite(p []byte) {
 	for _, l := range h.levels {
 		l.write(p)
 	}
-	return len(p), nil
 }
 
 func (l *pieceHasher) write(p []byte) {

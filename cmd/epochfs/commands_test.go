@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sync/errgroup"
@@ -266,6 +267,11 @@ func (w *world) waitFor(ts *testscript.TestScript, _ bool, args []string) {
 		"exit": func() bool {
 			stat, err := os.ReadFile("/proc/" + args[1] + "/stat")
 			return err != nil || strings.Contains(string(stat), ") Z ") // who should reap it may be slow
+		},
+		"idle": func() bool { // what the kernel reads ahead comes after the reader is done
+			before := w.front.Counts()
+			time.Sleep(100 * time.Millisecond)
+			return w.front.Counts() == before
 		},
 		"local": func() bool { return attr(ts, args[1], "cached") == attr(ts, args[1], "data") },
 		"blobs": func() bool {
