@@ -1,0 +1,192 @@
+package hosts
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+)
+
+// ErrInvalid is in the chain of errors about a hosts.toml that cannot be
+// understood.
+var ErrInvalid = errors.New("invalid hosts.toml")
+
+const (
+	maxMirrors = 32
+	maxCA      = 16 // files for one host
+	maxUnknown = 8
+)
+
+// text is a host's part of the file. The same keys at the top are about
+// the server.
+type text struct {
+	Capabilities []string `toml:"capabilities"`
+	CA           any      `toml:"ca"` // a string, or several
+	SkipVerify   bool     `toml:"skip_verify"`
+	OverridePath bool     `toml:"override_path"`
+}
+
+type document struct {
+	text
+	Server string          `toml:"server"`
+	Host   map[string]text `toml:"host"`
+}
+
+// Parse reads a hosts.toml. Paths in it are relative to dir. Errors wrap
+// ErrInvalid.
+func Parse(raw []byte, dir string) (*Config, error) {
+	if len(raw) > maxFile {
+		return nil, fmt.Errorf("%w: more than %d bytes", ErrInvalid, maxFile)
+	}
+	if err := checkDepth(raw); err != nil {
+		return nil, err
+	}
+	var doc document
+	meta, err := toml.Decode(string(raw), &doc)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", ErrInvalid, position(err))
+	}
+	c := &Config{}
+	for _, key := range order(meta) {
+		if len(c.Mirrors) == maxMirrors {
+			return nil, fmt.Errorf("%w: more than %d hosts", ErrInvalid, maxMirrors)
+		}
+		part := doc.Host[key]
+		h, err := part.host(key, dir)
+		if err != nil {
+			return nil, err
+		}
+		c.Mirrors = append(c.Mirrors, *h)
+	}
+	if doc.Server != "" {
+		if c.Server, err = doc.text.host(doc.Server, dir); err != nil {
+			return nil, err
+		}
+	}
+	for _, key := range meta.Undecoded() {
+		if len(c.Unknown) < maxUnknown {
+			c.Unknown = append(c.Unknown, key.String())
+		}
+	}
+	return c, nil
+}
+
+// maxDepth bounds arrays and tables within each other: the parser calls
+// itself for each.
+const maxDepth = 64
+
+func checkDepth(raw []byte) error {
+	depth := 0
+	for _, b := range raw {
+		switch b {
+		case '[', '{':
+			depth++
+		case ']', '}':
+			depth = max(0, depth-1)
+		}
+		if depth > maxDepth {
+			return fmt.Errorf("%w: too many brackets within each other", ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// position is where the parser gave up. Its own text may quote the file.
+func position(err error) string {
+	var p toml.ParseError
+	if errors.As(err, &p) {
+		return fmt.Sprintf("line %d cannot be understood", p.Position.Line)
+	}
+	return "a value has the wrong type"
+}
+
+// order is the hosts' keys as they stand in the file.
+func order(meta toml.MetaData) []string {
+	var keys []string
+	for _, k := range meta.Keys() {
+		if len(k) >= 2 && k[0] == "host" && !slices.Contains(keys, k[1]) {
+			keys = append(keys, k[1])
+		}
+	}
+	return keys
+}
+
+// host makes a Host of a key and what stands below it.
+func (t *text) host(key, dir string) (*Host, error) {
+	h, err := parseURL(key, t.OverridePath)
+	if err != nil {
+		return nil, err
+	}
+	h.SkipVerify = t.SkipVerify
+	h.Pull, h.Resolve = t.Capabilities == nil, t.Capabilities == nil
+	for _, c := range t.Capabilities {
+		switch c {
+		case "pull":
+			h.Pull = true
+		case "resolve":
+			h.Resolve = true
+		case "push":
+		default:
+			return nil, fmt.Errorf("%w: %s: capabilities are pull, resolve and push", ErrInvalid, h.Host)
+		}
+	}
+	if h.CA, err = paths(t.CA, dir); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, h.Host, err)
+	}
+	return h, nil
+}
+
+// parseURL reads [scheme://]host[:port][/path].
+func parseURL(s string, override bool) (*Host, error) {
+	if !strings.Contains(s, "://") {
+		s = "https://" + s
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: a host is not a URL", ErrInvalid)
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, fmt.Errorf("%w: a host is neither http:// nor https://", ErrInvalid)
+	case u.User != nil:
+		return nil, fmt.Errorf("%w: a host must not hold credentials", ErrInvalid)
+	case u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" || u.Opaque != "":
+		return nil, fmt.Errorf("%w: a host must be scheme://host[:port][/path] and nothing more", ErrInvalid)
+	}
+	h := &Host{Scheme: u.Scheme, Host: strings.ToLower(u.Host), Path: strings.TrimRight(u.Path, "/")}
+	if !override && !strings.HasSuffix(h.Path, "/v2") {
+		h.Path += "/v2"
+	}
+	return h, nil
+}
+
+// paths reads a string or a list of them.
+func paths(v any, dir string) ([]string, error) {
+	var names []any
+	switch v := v.(type) {
+	case nil:
+		return nil, nil
+	case []any:
+		names = v
+	default:
+		names = []any{v}
+	}
+	if len(names) > maxCA {
+		return nil, fmt.Errorf("more than %d ca files", maxCA)
+	}
+	var files []string
+	for _, n := range names {
+		name, ok := n.(string)
+		if !ok || name == "" {
+			return nil, errors.New("ca is the name of a file, or a list of them")
+		}
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(dir, name)
+		}
+		files = append(files, name)
+	}
+	return files, nil
+}
