@@ -40,8 +40,11 @@ var allowed = map[string][]string{
 	// The tree asks an interface for contents: no registry, no cache.
 	"fs": {"snapshot/sparse"},
 
+	// Payloads in order, straight from the same kind of interface.
+	"internal/direct": {"internal/zstdframe", "snapshot/layout"},
+
 	// Where everything is joined.
-	"internal/mounting": {"cache", "fs", "registry", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+	"internal/mounting": {"cache", "fs", "internal/direct", "registry", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
 		"cocoon", "fs", "internal/demo", "internal/mounting", "internal/mounts", "registry",

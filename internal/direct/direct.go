@@ -1,0 +1,225 @@
+package direct
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// Source reads stored blobs. It is safe for concurrent use.
+type Source interface {
+	// OpenBlob opens bytes [off, off+n) of a stored blob of the given
+	// size. Where the registry ignores Range, whole is true and the body is
+	// all of the blob. A body that ends early ends with an error other
+	// than io.EOF.
+	//
+	// An error in whose chain a method Temporary() bool answers false is
+	// final. Any other is tried again.
+	OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error)
+}
+
+// Options tell how to read. The zero value is usable.
+type Options struct {
+	Memory      int64         // bytes that may be fetched and not yet read; 0: 160 MiB; at least LeastMemory
+	Concurrency int           // requests at a time; 0: 16
+	ReadTimeout time.Duration // how long a request is tried without a byte coming; 0: for ever
+	LimitRate   int64         // bytes per second; 0: no limit
+	// Local opens the payload of a file's part that need not be fetched,
+	// verified already. It returns nil where there is none. It may be nil.
+	Local func(file, part int) io.Reader
+}
+
+const (
+	// LeastMemory is the smallest bound on memory that can be kept to.
+	LeastMemory        = 8 << 20
+	defaultMemory      = 160 << 20
+	defaultConcurrency = 16
+	// unitMost is a unit's usual size: on a link with 20 ms and 100 MB/s a
+	// connection it takes three times the delay.
+	unitMost  = 4 << 20
+	unitLeast = 256 << 10
+	// window is how many units the head's stream may be ahead of what was
+	// read; the reserve holds them.
+	window = 3
+	// rateBurst is how many bytes may pass at once under a rate limit.
+	rateBurst = 256 << 10
+)
+
+// ErrTimeout says that no byte came within the read timeout.
+var ErrTimeout = errors.New("registry did not answer in time")
+
+// Payloads are the payloads of some files, to be read in their order.
+type Payloads struct {
+	src     Source
+	opts    Options
+	files   []*layout.File
+	first   []int // index of each file's first part in parts; one more at the end
+	ctx     context.Context
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+	rate    *rate.Limiter // nil without a limit
+	reserve int64         // of memory, for the head
+	memory  memory
+
+	mu      sync.Mutex
+	changed *sync.Cond // a unit was begun, or all is over
+	closed  bool
+	parts   []*part
+	head    int   // the part that is being read
+	next    int   // the file that is to be opened next
+	free    int64 // memory
+	running int   // requests and streams
+	ranges  ranges
+}
+
+// ranges is what is known of the registry's answers to Range.
+type ranges int
+
+const (
+	unknown ranges = iota
+	asking         // one request is finding out
+	honoured
+	ignored
+)
+
+// New begins to fetch the payloads of files. Close ends it.
+func New(src Source, files []*layout.File, opts Options) *Payloads {
+	if opts.Memory <= 0 {
+		opts.Memory = defaultMemory
+	}
+	if opts.Concurrency <= 0 {
+		opts.Concurrency = defaultConcurrency
+	}
+	opts.Memory = max(opts.Memory, LeastMemory)
+	d := &Payloads{src: src, opts: opts, files: files, free: opts.Memory, first: []int{0}}
+	d.memory.most = opts.Memory
+	d.changed = sync.NewCond(&d.mu)
+	d.ctx, d.stop = context.WithCancel(context.Background())
+	if n := opts.LimitRate; n > 0 {
+		d.rate = rate.NewLimiter(rate.Limit(n), int(min(n, rateBurst)))
+	}
+	for i, f := range files {
+		for j := range f.Parts {
+			p := d.plan(&f.Parts[j], f.Name)
+			if opts.Local != nil {
+				if p.local = opts.Local(i, j); p.local != nil {
+					p.count = 0
+				}
+			}
+			d.parts = append(d.parts, p)
+			if p.count > 0 {
+				d.reserve = max(d.reserve, min(window, int64(p.count))*p.weight(0))
+			}
+		}
+		d.first = append(d.first, len(d.parts))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dispatchLocked()
+	return d
+}
+
+// OpenPayload opens the payload of f, which must be the file after the
+// one that was opened last. It ends with io.EOF only when every byte was
+// verified.
+func (d *Payloads) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.next == len(d.files) || d.files[d.next] != f {
+		return nil, fmt.Errorf("%q is read out of order", f.Name)
+	}
+	r := &reader{d: d, ctx: ctx, part: d.first[d.next], end: d.first[d.next+1]}
+	d.next++
+	return r, nil
+}
+
+// Close ends all requests and waits for them.
+func (d *Payloads) Close() error {
+	d.stop()
+	d.mu.Lock()
+	d.closed = true
+	d.changed.Broadcast()
+	d.mu.Unlock()
+	d.work.Wait()
+	return nil
+}
+
+// dispatchLocked begins what can be begun now, in order.
+func (d *Payloads) dispatchLocked() {
+	for i := d.head; i < len(d.parts) && !d.closed; i++ {
+		if !d.beginLocked(d.parts[i], i == d.head) {
+			return
+		}
+	}
+}
+
+// beginLocked begins the next units of a part. It returns false when
+// nothing behind them may begin before they have.
+func (d *Payloads) beginLocked(p *part, head bool) bool {
+	for p.next < p.count {
+		streamed := p.streamed || p.partial() && d.ranges == ignored
+		if head && streamed && p.next-p.read >= window {
+			return true
+		}
+		need, free := p.weight(p.next), d.free
+		if !head {
+			free -= d.reserve
+		}
+		if need > free {
+			return false
+		}
+		if !p.streamed {
+			if d.running >= d.opts.Concurrency || p.partial() && d.ranges == asking {
+				return false
+			}
+			if p.partial() && d.ranges == unknown {
+				d.ranges = asking
+			}
+			d.running++
+		}
+		d.free -= need
+		i := p.next
+		p.units[i] = &unit{done: make(chan struct{}), weight: need}
+		p.next++
+		if p.streamed {
+			d.changed.Broadcast()
+			continue
+		}
+		p.streamed = streamed
+		f := &fetcher{d: d, p: p, stream: streamed, then: i + 1}
+		d.work.Go(func() { f.run(i) })
+	}
+	return true
+}
+
+// ended takes back the place of a request or stream.
+func (d *Payloads) ended() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.running--
+	d.dispatchLocked()
+}
+
+// answered notes how the registry took a request for a range of p. Where
+// all of the blob came, and no other stream fills p, the answer is to go
+// on as one: stream is true, and then is the first unit for it to fill.
+func (d *Payloads) answered(p *part, whole bool) (then int, stream bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ranges = honoured
+	if whole {
+		d.ranges = ignored
+		stream = !p.streamed
+		p.streamed = true
+	}
+	then = p.next
+	d.dispatchLocked()
+	return then, stream
+}

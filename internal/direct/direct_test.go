@@ -1,0 +1,444 @@
+package direct
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"go.uber.org/goleak"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// source is a registry in memory.
+type source struct {
+	blobs    map[string][]byte
+	noRange  bool
+	fail     func(n int64, off int64) fault // of the nth request
+	requests atomic.Int64
+	sent     atomic.Int64
+
+	mu       sync.Mutex
+	open     int
+	mostOpen int
+}
+
+// fault is what goes wrong with a request.
+type fault struct {
+	err   error
+	cut   int64 // end after so many bytes
+	flip  bool  // change the first byte
+	stall bool
+}
+
+func (s *source) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
+	nth := s.requests.Add(1)
+	var f fault
+	if s.fail != nil {
+		f = s.fail(nth, off)
+	}
+	if f.err != nil {
+		return nil, false, f.err
+	}
+	data := s.blobs[digest]
+	if data == nil || int64(len(data)) != size {
+		return nil, false, final1{errors.New("no such blob")}
+	}
+	whole := s.noRange && n < size
+	if !s.noRange {
+		data = data[off : off+n]
+	}
+	if f.flip {
+		data = append([]byte{data[0] ^ 1}, data[1:]...)
+	}
+	var r io.Reader = bytes.NewReader(data)
+	if f.cut > 0 {
+		r = io.MultiReader(io.LimitReader(r, f.cut), iotest.ErrReader(errors.New("cut")))
+	}
+	if f.stall {
+		r = io.MultiReader(io.LimitReader(r, 10), &stuck{ctx})
+	}
+	s.mu.Lock()
+	s.open++
+	s.mostOpen = max(s.mostOpen, s.open)
+	s.mu.Unlock()
+	return &body{s: s, r: r}, whole, nil
+}
+
+type body struct {
+	s *source
+	r io.Reader
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	runtime.Gosched()
+	n, err := b.r.Read(p[:min(len(p), 64<<10)])
+	b.s.sent.Add(int64(n))
+	return n, err
+}
+
+func (b *body) Close() error {
+	b.s.mu.Lock()
+	defer b.s.mu.Unlock()
+	b.s.open--
+	return nil
+}
+
+type stuck struct{ ctx context.Context }
+
+func (s *stuck) Read([]byte) (int, error) {
+	<-s.ctx.Done()
+	return 0, s.ctx.Err()
+}
+
+type final1 struct{ error }
+
+func (final1) Temporary() bool { return false }
+
+// stock makes files and the source that has them.
+type stock struct {
+	t     *testing.T
+	rng   *rand.Rand
+	src   *source
+	files []*layout.File
+	want  [][]byte
+}
+
+func newStock(t *testing.T) *stock {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	return &stock{t: t, rng: rand.New(rand.NewPCG(seed, 0)), src: &source{blobs: map[string][]byte{}}}
+}
+
+func (s *stock) bytes(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(s.rng.Uint32()) & 0x3f
+	}
+	return b
+}
+
+func (s *stock) put(b []byte) string {
+	sum := sha256.Sum256(b)
+	digest := "sha256:" + hex.EncodeToString(sum[:])
+	s.src.blobs[digest] = b
+	return digest
+}
+
+// raw adds a file of one raw blob, with digests of pieces if piece > 0.
+func (s *stock) raw(size int, piece int64) {
+	data := s.bytes(size)
+	p := layout.Part{Digest: s.put(data), StoredSize: int64(size), Length: int64(size)}
+	if piece > 0 {
+		p.Pieces = &layout.Pieces{Size: piece}
+		for off := 0; off < size; off += int(piece) {
+			sum := sha256.Sum256(data[off:min(off+int(piece), size)])
+			p.Pieces.Sums = append(p.Pieces.Sums, sum[:]...)
+		}
+	}
+	s.add([]layout.Part{p}, data)
+}
+
+// frames adds a file of zstd frames of chunk bytes.
+func (s *stock) frames(size, chunk int) {
+	data := s.bytes(size)
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer enc.Close()
+	var parts []layout.Part
+	for off := 0; off < size; off += chunk {
+		piece := data[off:min(off+chunk, size)]
+		frame := enc.EncodeAll(piece, nil)
+		parts = append(parts, layout.Part{
+			Digest: s.put(frame), StoredSize: int64(len(frame)), Encoding: layout.Zstd,
+			Offset: int64(off), Length: int64(len(piece)),
+		})
+	}
+	s.add(parts, data)
+}
+
+func (s *stock) add(parts []layout.Part, data []byte) {
+	s.files = append(s.files, &layout.File{
+		Name: fmt.Sprint("file", len(s.files)), Parts: parts, Map: sparse.Dense(int64(len(data))),
+	})
+	s.want = append(s.want, data)
+}
+
+// everything adds a file of each kind.
+func (s *stock) everything() {
+	s.raw(100, 0)
+	s.raw(5<<20+17, 0)
+	s.frames(3<<20+1, 1<<20)
+	s.raw(0, 0)
+	s.raw(6<<20+3, 256<<10)
+	s.frames(9<<20, 9<<20)
+	s.raw(7<<20, 0)
+}
+
+// read compares all files with what they must be.
+func (s *stock) read(opts Options) error {
+	d := New(s.src, s.files, opts)
+	defer d.Close()
+	for i, f := range s.files {
+		r, err := d.OpenPayload(s.t.Context(), f)
+		if err != nil {
+			return err
+		}
+		got, err := io.ReadAll(r)
+		r.Close()
+		if err != nil {
+			if !bytes.HasPrefix(s.want[i], got) && !errors.Is(err, layout.ErrContent) {
+				s.t.Errorf("%s: wrong bytes before %v", f.Name, err)
+			}
+			return err
+		}
+		if !bytes.Equal(got, s.want[i]) {
+			s.t.Fatalf("%s: wrong bytes", f.Name)
+		}
+	}
+	return nil
+}
+
+func (s *stock) stored() (n int64) {
+	for _, f := range s.files {
+		n += f.StoredSize()
+	}
+	return n
+}
+
+func TestRead(t *testing.T) {
+	for _, noRange := range []bool{false, true} {
+		for _, conc := range []int{1, 2, 16} {
+			for _, mem := range []int64{LeastMemory, 64 << 20} {
+				t.Run(fmt.Sprint(noRange, conc, mem>>20), func(t *testing.T) {
+					s := newStock(t)
+					s.everything()
+					s.src.noRange = noRange
+					if err := s.read(Options{Concurrency: conc, Memory: mem}); err != nil {
+						t.Fatal(err)
+					}
+					if got := s.src.sent.Load(); got != s.stored() {
+						t.Errorf("%d bytes were sent, not %d", got, s.stored())
+					}
+					if s.src.mostOpen > conc {
+						t.Errorf("%d requests at a time", s.src.mostOpen)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestBlobsAreStreamedSideBySide(t *testing.T) {
+	s := newStock(t)
+	s.src.noRange = true
+	for range 3 {
+		s.raw(2<<20, 0)
+	}
+	d := New(s.src, s.files, Options{Memory: 64 << 20})
+	defer d.Close()
+	for end := time.Now().Add(10 * time.Second); s.src.sent.Load() < 3<<20; {
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes came while nobody read", s.src.sent.Load())
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	for _, noRange := range []bool{false, true} {
+		s := newStock(t)
+		s.src.noRange = noRange
+		for range 4 {
+			s.raw(12<<20, 0)
+		}
+		const mem = 16 << 20
+		d := New(s.src, s.files, Options{Memory: mem})
+		// Nobody reads: the fetches must come to rest within the bound.
+		last, since := int64(-1), time.Now()
+		for time.Since(since) < 200*time.Millisecond {
+			if n := s.src.sent.Load(); n != last {
+				last, since = n, time.Now()
+			}
+			time.Sleep(time.Millisecond)
+		}
+		d.memory.mu.Lock()
+		held := d.memory.held
+		d.memory.mu.Unlock()
+		// A body may have come to a buffer's length of the socket's.
+		if last > mem+4*(64<<10) || held > mem {
+			t.Errorf("no ranges %v: %d bytes came, %d are held", noRange, last, held)
+		}
+		d.Close()
+	}
+}
+
+func TestFaultsAreMended(t *testing.T) {
+	for name, fail := range map[string]func(n, off int64) fault{
+		"error": func(n, _ int64) (f fault) {
+			if n%3 == 0 {
+				f.err = errors.New("refused")
+			}
+			return f
+		},
+		"cut": func(n, _ int64) (f fault) {
+			if n%3 == 0 {
+				f.cut = 70000
+			}
+			return f
+		},
+		"stall": func(n, _ int64) (f fault) {
+			f.stall = n == 2
+			return f
+		},
+	} {
+		for _, noRange := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, noRange), func(t *testing.T) {
+				s := newStock(t)
+				s.everything()
+				s.src.noRange, s.src.fail = noRange, fail
+				opts := Options{Concurrency: 4}
+				if name == "stall" {
+					opts.ReadTimeout = 2 * time.Second
+				}
+				if err := s.read(opts); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+func TestDamageOnTheWayOnce(t *testing.T) {
+	s := newStock(t)
+	s.frames(3<<20, 1<<20)
+	s.raw(3<<20, 256<<10)
+	var flipped sync.Map
+	s.src.fail = func(n, off int64) (f fault) {
+		_, again := flipped.LoadOrStore(off, true)
+		f.flip = !again && n%2 == 0
+		return f
+	}
+	if err := s.read(Options{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWrongBytes(t *testing.T) {
+	for name, add := range map[string]func(*stock){
+		"raw":    func(s *stock) { s.raw(3<<20, 0) },
+		"pieces": func(s *stock) { s.raw(3<<20, 256<<10) },
+		"small":  func(s *stock) { s.raw(300, 0) },
+		"chunks": func(s *stock) { s.frames(3<<20, 1<<20) },
+		"frame":  func(s *stock) { s.frames(9<<20, 9<<20) },
+	} {
+		for _, noRange := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, noRange), func(t *testing.T) {
+				s := newStock(t)
+				add(s)
+				s.src.noRange = noRange
+				s.src.fail = func(int64, int64) fault { return fault{flip: true} }
+				if err := s.read(Options{Memory: LeastMemory}); !errors.Is(err, layout.ErrContent) {
+					t.Fatalf("read: %v", err)
+				}
+			})
+		}
+	}
+}
+
+func TestFinalErrorEndsAtOnce(t *testing.T) {
+	s := newStock(t)
+	s.raw(3<<20, 0)
+	s.src.fail = func(int64, int64) fault { return fault{err: final1{errors.New("gone")}} }
+	if err := s.read(Options{Concurrency: 1}); !errors.As(err, &final1{}) {
+		t.Fatal(err)
+	}
+	if n := s.src.requests.Load(); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+func TestReadTimeout(t *testing.T) {
+	for name, f := range map[string]fault{"errors": {err: errors.New("refused")}, "stalls": {stall: true}} {
+		t.Run(name, func(t *testing.T) {
+			s := newStock(t)
+			s.raw(3<<20, 0)
+			s.src.fail = func(int64, int64) fault { return f }
+			opts := Options{ReadTimeout: 300 * time.Millisecond}
+			done := make(chan error, 1)
+			go func() { done <- s.read(opts) }()
+			select {
+			case err := <-done:
+				if err == nil {
+					t.Fatal("read went well")
+				}
+				if name == "errors" && !errors.Is(err, ErrTimeout) {
+					t.Fatal(err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("the timeout has no effect")
+			}
+		})
+	}
+}
+
+func TestOrderAndCancel(t *testing.T) {
+	s := newStock(t)
+	s.raw(10, 0)
+	s.raw(3<<20, 0)
+	s.src.fail = func(n, _ int64) fault { return fault{stall: n > 1} }
+	d := New(s.src, s.files, Options{})
+	defer d.Close()
+	if _, err := d.OpenPayload(t.Context(), s.files[1]); err == nil {
+		t.Fatal("the second file was opened first")
+	}
+	if _, err := d.OpenPayload(t.Context(), s.files[0]); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	r, err := d.OpenPayload(ctx, s.files[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, err := io.ReadAll(r); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+}
+
+func TestLocalPartsAreNotFetched(t *testing.T) {
+	s := newStock(t)
+	s.raw(3<<20, 0)
+	s.frames(3<<20, 1<<20)
+	s.raw(10, 0)
+	opts := Options{Local: func(file, part int) io.Reader {
+		if file != 1 || part == 1 {
+			return nil
+		}
+		p := s.files[1].Parts[part]
+		return bytes.NewReader(s.want[1][p.Offset:p.End()])
+	}}
+	if err := s.read(opts); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.src.sent.Load(), 3<<20+10+s.files[1].Parts[1].StoredSize; got != want {
+		t.Errorf("%d bytes were sent, not %d", got, want)
+	}
+}

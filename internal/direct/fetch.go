@@ -1,0 +1,225 @@
+package direct
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+)
+
+const (
+	// Bounds of the wait between two tries.
+	backoffFirst = 100 * time.Millisecond
+	backoffMost  = 5 * time.Second
+	// stallAfter is how long a request may bring nothing before it is
+	// given up and made again.
+	stallAfter = 10 * time.Second
+)
+
+var errStalled = errors.New("request brought nothing for a while")
+
+// fetcher fetches units of one part: one, or as a stream all from some
+// unit on.
+type fetcher struct {
+	d      *Payloads
+	p      *part
+	stream bool
+	then   int // of a stream: the unit after the one it is at
+
+	body io.ReadCloser      // nil without a connection
+	at   int64              // where the body's next byte lies in the blob
+	end  context.CancelFunc // of the request
+
+	since  time.Time // when a byte last came
+	failed int       // tries in a row that brought none
+	bad    int       // times that the bytes were wrong
+}
+
+// run begins with unit i and goes on while there is something to fill.
+func (f *fetcher) run(i int) {
+	defer f.d.ended()
+	defer f.hangUp()
+	for i >= 0 {
+		f.since = time.Now()
+		data, err := f.unit(i)
+		f.d.arrived(f.p, i, data, err)
+		if err != nil || !f.stream {
+			return
+		}
+		i = f.d.awaitBegun(f.p, f.then)
+		f.then++
+	}
+}
+
+// arrived hands unit i to who reads it.
+func (d *Payloads) arrived(p *part, i int, data []byte, err error) {
+	d.mu.Lock()
+	u := p.units[i]
+	d.mu.Unlock()
+	u.data, u.err = data, err
+	close(u.done)
+}
+
+// awaitBegun waits until unit i may be filled; -1 when it never will.
+func (d *Payloads) awaitBegun(p *part, i int) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i < p.count {
+		if d.closed {
+			return -1
+		}
+		if i < p.next {
+			return i
+		}
+		d.changed.Wait()
+	}
+	return -1
+}
+
+// unit fetches one unit and checks it, as often as it takes.
+func (f *fetcher) unit(i int) ([]byte, error) {
+	off, n := f.p.extent(i)
+	stored := f.d.memory.get(n)
+	got := 0
+	for {
+		more, err := f.read(off+int64(got), stored[got:])
+		got += more
+		if err == nil {
+			var data []byte
+			if data, err = f.p.finish(i, stored, &f.d.memory); err == nil {
+				if !f.stream {
+					f.hangUp()
+				}
+				return data, nil
+			}
+			got = 0
+		}
+		f.hangUp()
+		if err := f.again(err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// read fills p with the blob's bytes from off on and says how many it got
+// before something went wrong.
+func (f *fetcher) read(off int64, p []byte) (got int, err error) {
+	if f.body == nil {
+		if err := f.connect(off, int64(len(p))); err != nil {
+			return 0, err
+		}
+	}
+	for f.at < off { // what a stream has passed, or a blob's beginning
+		skipped, err := io.CopyN(io.Discard, f.body, min(off-f.at, unitLeast))
+		f.moved(int(skipped))
+		if err != nil {
+			return 0, early(err)
+		}
+	}
+	for got < len(p) {
+		n, err := f.body.Read(p[got:])
+		got += n
+		f.moved(n)
+		if err != nil && got < len(p) {
+			return got, early(err)
+		}
+	}
+	return got, nil
+}
+
+func (f *fetcher) moved(n int) {
+	f.at += int64(n)
+	if n > 0 {
+		f.since, f.failed = time.Now(), 0
+	}
+}
+
+// connect asks for [off, off+n) of the blob, or for all of it where that
+// is known to be what comes.
+func (f *fetcher) connect(off, n int64) error {
+	if f.stream {
+		off, n = 0, f.p.StoredSize
+	}
+	ctx, cancel := context.WithCancelCause(f.d.ctx)
+	body, whole, err := f.d.open(ctx, cancel, f.p, off, n)
+	if err != nil {
+		cancel(nil)
+		return err
+	}
+	f.body, f.at, f.end = body, off, func() { cancel(nil) }
+	if whole {
+		f.at = 0
+	}
+	if n < f.p.StoredSize && f.p.partial() {
+		f.then, f.stream = f.d.answered(f.p, whole)
+	}
+	return nil
+}
+
+// open makes a request that ends when nothing comes for too long.
+func (d *Payloads) open(ctx context.Context, cancel context.CancelCauseFunc, p *part, off, n int64) (io.ReadCloser, bool, error) {
+	stall := stallAfter
+	if t := d.opts.ReadTimeout; t > 0 {
+		stall = min(stall, t/3) // it is for more than one try
+	}
+	w := &watched{ctx: ctx, rate: d.rate, stall: stall, timer: time.AfterFunc(stall, func() { cancel(errStalled) })}
+	body, whole, err := d.src.OpenBlob(ctx, p.Digest, p.StoredSize, off, n)
+	if err != nil {
+		w.timer.Stop()
+		return nil, false, w.cause(err)
+	}
+	w.body = body
+	return w, whole, nil
+}
+
+// hangUp gives the connection back.
+func (f *fetcher) hangUp() {
+	if f.body != nil {
+		_ = f.body.Close() // what was read was checked
+		f.end()
+		f.body = nil
+	}
+}
+
+// again waits before the next try, or says why there is none: bytes may
+// be damaged on the way once.
+func (f *fetcher) again(err error) error {
+	var wrong *contentError
+	if errors.As(err, &wrong) {
+		if f.bad++; f.bad > 1 {
+			return err
+		}
+		return nil
+	}
+	if f.d.ctx.Err() != nil || final(err) {
+		return err
+	}
+	pause := min(backoffFirst<<min(f.failed, 10), backoffMost)
+	f.failed++
+	pause = pause/2 + rand.N(pause/2+1)
+	if t := f.d.opts.ReadTimeout; t > 0 && time.Since(f.since)+pause > t {
+		return fmt.Errorf("%w: %w", ErrTimeout, err)
+	}
+	select {
+	case <-time.After(pause):
+		return nil
+	case <-f.d.ctx.Done():
+		return f.d.ctx.Err()
+	}
+}
+
+// final says that trying again cannot help.
+func final(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.As(err, &t) && !t.Temporary()
+}
+
+// early makes the end of a body that came too soon an error.
+func early(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,216 @@
+package direct
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// reader is one file's payload.
+type reader struct {
+	d         *Payloads
+	ctx       context.Context
+	part, end int // the part that is being read, and where the file's parts end
+	open      *partReader
+	err       error // sticky
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	for r.err == nil {
+		if len(p) == 0 {
+			return 0, nil
+		}
+		if r.open == nil {
+			if r.part == r.end {
+				r.err = io.EOF
+				break
+			}
+			r.open, r.err = r.d.openPart(r.ctx, r.part)
+			continue
+		}
+		n, err := r.open.Read(p)
+		if err == io.EOF {
+			r.err = r.endPart()
+		} else {
+			r.err = err
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+	return 0, r.err
+}
+
+// endPart goes on to the next part when all of this one was right.
+func (r *reader) endPart() error {
+	if err := r.open.finish(); err != nil {
+		return err
+	}
+	r.open.close()
+	r.open = nil
+	r.part++
+	r.d.passed(r.part)
+	return nil
+}
+
+// Close does not end the requests: they are for the files after this one
+// too.
+func (r *reader) Close() error {
+	if r.open != nil {
+		r.open.close()
+		r.open = nil
+	}
+	if r.err == nil {
+		r.err = errors.New("read of a closed payload")
+	}
+	return nil
+}
+
+// passed makes part i the head.
+func (d *Payloads) passed(i int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.head = i
+	d.dispatchLocked()
+}
+
+// partReader is one part's payload.
+type partReader struct {
+	units   *unitReader
+	payload io.Reader
+	decoder io.Closer // nil where units are payload, or stored as they are
+	hash    hash.Hash // over the stored bytes; nil where each unit was checked
+	left    int64     // of the payload
+}
+
+func (d *Payloads) openPart(ctx context.Context, i int) (*partReader, error) {
+	p := d.parts[i]
+	u := &unitReader{d: d, p: p, ctx: ctx}
+	r := &partReader{units: u, payload: u, left: p.Length}
+	if p.local != nil {
+		r.payload = p.local
+		return r, nil
+	}
+	if p.cut && !p.sums {
+		r.hash = sha256.New()
+		r.payload = io.TeeReader(u, r.hash)
+	}
+	if p.cut && p.Encoding != layout.Raw {
+		z, err := zstdframe.NewReader(r.payload, p.Length)
+		if err != nil {
+			return nil, u.blame(err)
+		}
+		r.payload, r.decoder = z, z
+	}
+	return r, nil
+}
+
+func (r *partReader) Read(p []byte) (int, error) {
+	n, err := r.payload.Read(p)
+	r.left -= int64(n)
+	if err != nil && err != io.EOF {
+		err = r.units.blame(err)
+	}
+	return n, err
+}
+
+// finish says whether what was read to its end was all, and right.
+func (r *partReader) finish() error {
+	p := r.units.p
+	if r.left != 0 {
+		return p.wrong()
+	}
+	if r.hash != nil && "sha256:"+hex.EncodeToString(r.hash.Sum(nil)) != p.Digest {
+		return p.wrong()
+	}
+	return nil
+}
+
+func (r *partReader) close() {
+	if r.decoder != nil {
+		_ = r.decoder.Close() // it only gives memory back
+	}
+	r.units.release()
+}
+
+// unitReader goes through the units of a part.
+type unitReader struct {
+	d    *Payloads
+	p    *part
+	ctx  context.Context
+	i    int
+	unit *unit // unit i, when it has come
+	data []byte
+}
+
+func (u *unitReader) Read(p []byte) (int, error) {
+	for len(u.data) == 0 {
+		u.release()
+		if u.i == u.p.count {
+			return 0, io.EOF
+		}
+		unit, err := u.d.await(u.ctx, u.p, u.i)
+		if err != nil {
+			return 0, err
+		}
+		u.unit, u.data = unit, unit.data
+	}
+	n := copy(p, u.data)
+	u.data = u.data[n:]
+	return n, nil
+}
+
+// await waits for unit i, which is or will be begun, as it is the next to
+// be read.
+func (d *Payloads) await(ctx context.Context, p *part, i int) (*unit, error) {
+	d.mu.Lock()
+	u := p.units[i]
+	d.mu.Unlock()
+	if u == nil {
+		return nil, fmt.Errorf("%q is read after the end: %w", p.name, context.Canceled)
+	}
+	select {
+	case <-u.done:
+		return u, u.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-d.ctx.Done():
+		return nil, d.ctx.Err()
+	}
+}
+
+// release gives back the memory of the unit that was read.
+func (u *unitReader) release() {
+	if u.unit == nil {
+		return
+	}
+	d, p := u.d, u.p
+	d.memory.put(u.unit.data)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(p.units, u.i)
+	d.free += u.unit.weight
+	u.i++
+	p.read = u.i
+	u.unit, u.data = nil, nil
+	d.dispatchLocked()
+}
+
+// blame says which blob it was, and that a bad frame is wrong content.
+func (u *unitReader) blame(err error) error {
+	var wrong *contentError
+	if errors.As(err, &wrong) {
+		return err // says so itself
+	}
+	if errors.Is(err, zstdframe.ErrFrame) {
+		err = fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	return fmt.Errorf("%q, blob %s: %w", u.p.name, u.p.Digest, err)
+}
