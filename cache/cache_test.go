@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -278,6 +279,58 @@ func TestWrongWhole(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOutOfService has a blob without piece digests that is wrong wherever
+// it comes from: its bytes reach readers until it is complete, twice, and
+// then no more.
+func TestOutOfService(t *testing.T) {
+	src := &fakeSource{mangle: func(_ string, _ int64, b []byte) ([]byte, error) {
+		b[0] ^= 1
+		return b, nil
+	}}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+	var told atomic.Int64
+	h.OnDrop(func() { told.Add(1) })
+	p := make([]byte, len(a.flat))
+	for i := range int64(strikesMost) {
+		if _, err := h.ReadAt(context.Background(), p, 0); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is found out and told", func() bool { return told.Load() == i+1 })
+	}
+	src.reset()
+	if _, err := h.ReadAt(context.Background(), p, 0); !errors.Is(err, layout.ErrContent) {
+		t.Errorf("read of what is out of service: %v", err)
+	}
+	if n, _ := src.reset(); n != 0 {
+		t.Errorf("%d more requests for it", n)
+	}
+}
+
+// TestStreamVouchesForItself has wrong pieces in the cache, from a source
+// that honours ranges and lies, and then the right blob as a stream.
+func TestStreamVouchesForItself(t *testing.T) {
+	src := &fakeSource{mangle: func(_ string, _ int64, b []byte) ([]byte, error) {
+		b[0] ^= 1
+		return b, nil
+	}}
+	a := makeFile(t, newRand(t), src, kinds[0], 4<<20)
+	dir := t.TempDir()
+	c := openCache(t, dir, Options{})
+	h := openFile(t, c, a.file, src)
+	if _, err := h.ReadAt(context.Background(), make([]byte, 4096), a.file.Map.Segments()[3].Offset); err != nil {
+		t.Fatal(err)
+	}
+	_ = h.Close()
+	_ = c.Close()
+	right := &fakeSource{blobs: src.blobs, noRange: true}
+	h = openFile(t, openCache(t, dir, Options{}), a.file, right)
+	last := a.file.Map.Segments()[a.file.Map.Len()-1]
+	checkRead(t, h, a.flat, int(last.Offset), 1)
+	eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
+	checkRead(t, h, a.flat, 0, len(a.flat))
 }
 
 func TestPayloadStream(t *testing.T) {

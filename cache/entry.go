@@ -40,12 +40,15 @@ type entry struct {
 		open map[string]*donor // by key; nil for one that cannot be had
 	}
 
-	mu      sync.Mutex
-	closing bool
-	flights map[int]*flight // by piece
-	streams map[int]bool    // parts that are being streamed
-	bad     map[int]int     // parts whose bytes were wrong, how often
-	backing *os.File        // read-only, for the kernel; opened once
+	mu        sync.Mutex
+	closing   bool
+	flights   map[int]*flight // by piece
+	streams   map[int]bool    // parts that are being streamed
+	bad       map[int]int     // parts whose bytes were wrong, how often
+	strikes   map[int]int     // parts that were wrong as a whole, how often
+	condemned map[int]error   // parts that are out of service, why
+	dropped   []func()        // called when bytes that were handed out were wrong
+	backing   *os.File        // read-only, for the kernel; opened once
 }
 
 // openEntry opens or makes the three files of an entry. What is damaged
@@ -53,7 +56,7 @@ type entry struct {
 func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 	e := &entry{
 		cache: c, key: key, file: f, grid: newGrid(f), link: l,
-		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{},
+		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{}, strikes: map[int]int{}, condemned: map[int]error{},
 	}
 	e.ctx, e.stop = context.WithCancel(c.ctx)
 	err := e.openFiles()

@@ -78,6 +78,14 @@ func (e *entry) fetchAhead(from, to int64) {
 	e.queueMissing(ahead, e.grid.at(from), e.grid.at(to-1)+1)
 }
 
+// OnDrop has call called when bytes that may have been handed out turned
+// out to be wrong: whoever keeps copies must forget them.
+func (f *File) OnDrop(call func()) {
+	f.entry.mu.Lock()
+	defer f.entry.mu.Unlock()
+	f.entry.dropped = append(f.entry.dropped, call)
+}
+
 // Prefetch has all that is missing fetched when nobody waits for other
 // bytes. It returns at once.
 func (f *File) Prefetch() {

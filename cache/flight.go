@@ -78,6 +78,10 @@ func (e *entry) join(from, to int, unkept map[int][]byte) ([]pending, map[int][]
 		e.mu.Unlock()
 		return nil, unkept, fs.ErrClosed
 	}
+	if err := e.condemnedLocked(from, to); err != nil {
+		e.mu.Unlock()
+		return nil, unkept, err
+	}
 	for i := from; i < to; i++ {
 		if _, have := unkept[i]; have || e.state.has(i) {
 			continue

@@ -101,8 +101,7 @@ func (r *payloadReader) endPart() error {
 	e := r.entry
 	if r.hash != nil {
 		if "sha256:"+hex.EncodeToString(r.hash.Sum(nil)) != e.file.Parts[r.part].Digest {
-			e.drop(r.part)
-			return e.wrong(r.part, "whole")
+			return e.drop(r.part, nil, "whole")
 		}
 		e.vouch(r.part)
 		return nil

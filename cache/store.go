@@ -110,7 +110,7 @@ func (e *entry) checked(part int) bool {
 }
 
 // wrong makes the error for bytes that their digest does not vouch for.
-func (e *entry) wrong(part int, what string) error {
+func (e *entry) wrong(part int, what string) *contentError {
 	return &contentError{error: fmt.Errorf("%q, blob %s, %s: digest does not agree: %w",
 		e.file.Name, e.file.Parts[part].Digest, what, layout.ErrContent)}
 }

@@ -9,6 +9,8 @@ import (
 	"io"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -104,7 +106,6 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 		}
 	}
 	defer body.Close()
-	defer func() { e.link.blame(p.Digest, body, err) }()
 
 	began := time.Now()
 	hash := sha256.New()
@@ -120,9 +121,9 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	}
 	if next, err = e.fill(part, payload); err != nil {
 		if errors.Is(err, zstdframe.ErrFrame) {
-			e.drop(part)
-			return e.grid.first[part], &contentError{error: fmt.Errorf("%w: %w", e.wrong(part, "frame"), err)}
+			return e.grid.first[part], e.drop(part, body, fmt.Sprintf("frame (%v)", err))
 		}
+		e.link.blame(p.Digest, body, err)
 		return next, err
 	}
 	if _, err := io.Copy(io.Discard, stored); err != nil {
@@ -133,8 +134,7 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	}
 	e.link.moved(p.StoredSize, time.Since(began))
 	if "sha256:"+hex.EncodeToString(hash.Sum(nil)) != p.Digest {
-		e.drop(part)
-		return e.grid.first[part], e.wrong(part, "whole")
+		return e.grid.first[part], e.drop(part, body, "whole")
 	}
 	e.vouch(part)
 	return next, nil
@@ -150,7 +150,7 @@ func (e *entry) fill(part int, payload io.Reader) (next int, err error) {
 		if _, err := io.ReadFull(payload, buf[:n]); err != nil {
 			return next, noEOF(err)
 		}
-		if e.state.has(next) {
+		if e.keptAs(next, buf[:n]) {
 			e.land(next, nil)
 			continue
 		}
@@ -170,10 +170,48 @@ func (e *entry) vouch(part int) {
 	}
 }
 
-// drop takes a part whose bytes are wrong out of the cache.
-func (e *entry) drop(part int) {
+// keptAs says that piece i is present with this payload. The digest of the
+// stream will vouch for what the stream brings, and for nothing that came
+// before it from elsewhere.
+func (e *entry) keptAs(i int, payload []byte) bool {
+	return e.state.has(i) && e.state.word(i)&wordSum == xxhash.Sum64(payload)&wordSum
+}
+
+// strikesMost is how often a part may turn out wrong as a whole, after its
+// bytes were handed out, before it is handed out no more.
+const strikesMost = 2
+
+// drop takes a part whose bytes are wrong out of the cache, tells their
+// source, and returns what to tell readers. body is what they came in, nil
+// where that is not known. The second time the part goes out of service,
+// unless it can be had elsewhere.
+func (e *entry) drop(part int, body io.ReadCloser, what string) error {
+	err := e.wrong(part, what)
+	e.link.blame(e.file.Parts[part].Digest, body, err)
 	e.forget(part)
-	e.cache.log.Error("bytes did not have their digest and were dropped", "file", e.file.Name, "digest", e.file.Parts[part].Digest)
+	e.mu.Lock()
+	e.strikes[part]++
+	out := e.strikes[part] >= strikesMost && !err.elsewhere
+	if out {
+		e.condemned[part] = err
+	}
+	tell := e.dropped
+	e.mu.Unlock()
+	e.cache.log.Error("wrong bytes were dropped", "file", e.file.Name, "digest", e.file.Parts[part].Digest, "cause", err, "out_of_service", out)
+	for _, f := range tell {
+		f()
+	}
+	return err
+}
+
+// condemnedLocked is why one of pieces [from, to) is out of service.
+func (e *entry) condemnedLocked(from, to int) error {
+	for part, err := range e.condemned {
+		if from < e.grid.first[part+1] && to > e.grid.first[part] {
+			return err
+		}
+	}
+	return nil
 }
 
 // forget makes all of a part missing.

@@ -82,8 +82,7 @@ func (e *entry) check() {
 			return // closing, or the disk does not give it back
 		}
 		if !ok {
-			e.drop(part)
-			e.link.blame(e.file.Parts[part].Digest, nil, e.wrong(part, "whole"))
+			_ = e.drop(part, nil, "whole") // it is logged; no reader waits
 			return
 		}
 		e.vouch(part)

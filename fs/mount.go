@@ -28,10 +28,11 @@ const (
 
 // Mounted is a live mount.
 type Mounted struct {
-	dir  string // absolute, without symlinks
-	dev  string // "major:minor"
-	tree *tree
-	done chan struct{} // closed when the kernel has let go
+	dir    string // absolute, without symlinks
+	dev    string // "major:minor"
+	tree   *tree
+	server *fuse.Server
+	done   chan struct{} // closed when the kernel has let go
 }
 
 // Mount mounts files on the directory dir. It returns when the mount is
@@ -57,6 +58,7 @@ func Mount(dir string, files []File, opts Options) (*Mounted, error) {
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", m.dir, err), Unmount(m.dir, true))
 	}
 	t.kernel = &connection{Server: server, fd: fd}
+	m.server = server
 	go func() {
 		defer close(m.done)
 		server.Serve()
@@ -132,6 +134,18 @@ func (m *Mounted) Usage(name string) Usage {
 	}
 	u, _ := m.tree.handles.usage(n.ino)
 	return u
+}
+
+// Forget has the kernel drop the pages it keeps of a file. It waits for
+// reads of the file that are being answered.
+func (m *Mounted) Forget(name string) {
+	n := m.tree.byName[name]
+	if n == nil {
+		return
+	}
+	if status := m.server.InodeNotify(n.ino, 0, 0); !status.Ok() && status != fuse.ENOENT {
+		m.tree.log.Warn("the kernel may keep pages of a file", "file", name, "status", status)
+	}
 }
 
 // Wait returns when the mount has ended, whoever ended it, and no request

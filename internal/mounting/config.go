@@ -19,6 +19,8 @@ type Config struct {
 	CacheSize   int64         // bytes the cache may take; 0: all but a tenth of its file system
 	LimitRate   int64         // bytes fetched per second; 0 for no limit
 	ReadTimeout time.Duration // how long a fetch is tried; 0 for ever
+	NoCache     bool          // keep nothing; files can only be read once, in order
+	Memory      int64         // with NoCache, bytes that the process may take; 0 for the usual number
 	UserAgent   string        // what the registry is told; "" for the usual
 	Log         *slog.Logger  // nil for nobody
 

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cocoonstack/epochfs/cache"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -28,7 +27,7 @@ const maxSmall = 64 << 20
 // registry cannot be reached another day.
 type downloader struct {
 	reg     *registry.Registry
-	cache   *cache.Cache
+	cache   keeper
 	ref     registry.Reference
 	offline bool
 	log     *slog.Logger
@@ -37,7 +36,7 @@ type downloader struct {
 	notes []string
 }
 
-func newDownloader(reg *registry.Registry, c *cache.Cache, ref registry.Reference, cfg Config) *downloader {
+func newDownloader(reg *registry.Registry, c keeper, ref registry.Reference, cfg Config) *downloader {
 	log := cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

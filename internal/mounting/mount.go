@@ -43,7 +43,7 @@ func (o *Opened) Mount(dir string, opts MountOptions) (*fs.Mounted, error) {
 			Content:   open,
 		})
 	}
-	return fs.Mount(dir, files, fs.Options{
+	m, err := fs.Mount(dir, files, fs.Options{
 		AllowOther: opts.AllowOther,
 		UID:        opts.UID,
 		GID:        opts.GID,
@@ -51,4 +51,15 @@ func (o *Opened) Mount(dir string, opts MountOptions) (*fs.Mounted, error) {
 		FSName:     o.Reference.String(),
 		Log:        opts.Log,
 	})
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range o.Artifact.Files {
+		if open, err := o.File(f); err == nil {
+			// Not waited for: the reads that Forget waits for may wait for
+			// those who tell us.
+			open.OnDrop(func() { go m.Forget(f.Name) })
+		}
+	}
+	return m, nil
 }

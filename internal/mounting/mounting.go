@@ -22,10 +22,11 @@ type Opened struct {
 	Reference registry.Reference // as it was given, with the digest it stands for
 	Artifact  *snapshot.Artifact
 	Registry  *registry.Registry
-	Cache     *cache.Cache
+	Cache     *cache.Cache // nil where nothing is kept
 	Notes     []string // what a user should know, one line each; maybe none
 
-	source cache.Source
+	source   cache.Source
+	uncached *uncached // nil with a cache
 
 	mu    sync.Mutex
 	files map[*layout.File]*cache.File
@@ -44,6 +45,14 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.NoCache {
+		if err := o.load(ctx, ref, cfg, nowhere{}); err != nil {
+			o.Registry.Close()
+			return nil, err
+		}
+		o.uncached = newUncached(o, cfg)
+		return o, nil
+	}
 	o.Cache, err = cache.Open(cfg.CacheDir, cache.Options{
 		Concurrency: cfg.Concurrency,
 		ReadTimeout: cfg.ReadTimeout,
@@ -55,14 +64,14 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 		o.Registry.Close()
 		return nil, &cacheError{err}
 	}
-	if err := o.load(ctx, ref, cfg); err != nil {
+	if err := o.load(ctx, ref, cfg, o.Cache); err != nil {
 		return nil, errors.Join(err, o.Close())
 	}
 	return o, nil
 }
 
-func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config) error {
-	d := newDownloader(o.Registry, o.Cache, ref, cfg)
+func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, keep keeper) error {
+	d := newDownloader(o.Registry, keep, ref, cfg)
 	a, err := snapshot.Load(ctx, d, ref.Repository, ref.Identifier(), snapshot.LoadOptions{Platform: cfg.Platform})
 	if err != nil {
 		return fmt.Errorf("%s: %w", ref, err)
@@ -120,6 +129,9 @@ func (o *Opened) File(f *layout.File) (*cache.File, error) {
 // OpenPayload streams a file's data segments; io.EOF comes only when all
 // of them were verified.
 func (o *Opened) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
+	if o.uncached != nil {
+		return o.uncached.open(ctx, f)
+	}
 	open, err := o.File(f)
 	if err != nil {
 		return nil, err
@@ -138,14 +150,18 @@ type Sizes struct {
 // Sizes opens all files in the cache and adds up.
 func (o *Opened) Sizes() (Sizes, error) {
 	var s Sizes
-	for _, f := range o.Artifact.Files {
+	for i, f := range o.Artifact.Files {
+		s.Apparent += f.Size()
+		s.Data += f.PayloadSize()
+		s.Stored += f.StoredSize()
+		if o.uncached != nil {
+			s.Local += o.uncached.has(i, f)
+			continue
+		}
 		open, err := o.File(f)
 		if err != nil {
 			return Sizes{}, err
 		}
-		s.Apparent += f.Size()
-		s.Data += f.PayloadSize()
-		s.Stored += f.StoredSize()
 		s.Local += open.Cached()
 	}
 	return s, nil
@@ -161,7 +177,11 @@ func (o *Opened) Close() error {
 		errs = append(errs, f.Close())
 	}
 	clear(o.files)
-	errs = append(errs, o.Cache.Close())
+	if o.uncached != nil {
+		o.uncached.close()
+	} else {
+		errs = append(errs, o.Cache.Close())
+	}
 	o.Registry.Close()
 	return errors.Join(errs...)
 }

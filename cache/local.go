@@ -1,0 +1,102 @@
+package cache
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// Local is a cached file as it is found, for reading only: nothing is
+// made, fetched or changed. It is safe for concurrent use.
+type Local struct {
+	entry *entry // with file, grid, state and data alone
+}
+
+// OpenLocal opens the cached form of f in the cache at dir. Where there
+// is none that can be used, the error says fs.ErrNotExist.
+func OpenLocal(dir string, f *layout.File) (*Local, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	key := f.Key()
+	e := &entry{file: f, grid: newGrid(f), key: key}
+	l := &Local{e}
+	sf, err := root.OpenFile(e.path(".state"), os.O_RDONLY|openFlags, 0)
+	if err != nil {
+		return nil, err
+	}
+	if e.state, err = mapState(sf, key, e.grid.pieces()); err != nil {
+		_ = sf.Close()
+		return nil, err
+	}
+	if e.data, err = root.OpenFile(path.Join(dirFiles, key+".data"), os.O_RDONLY|openFlags, 0); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	if info, err := e.data.Stat(); err != nil || info.Size() != f.Size() {
+		_ = l.Close()
+		return nil, fmt.Errorf("cached %q: %w", f.Name, fs.ErrNotExist)
+	}
+	return l, nil
+}
+
+// mapState maps a state file to read it. One that cannot be believed as
+// it is, being damaged or from before the last boot, is as good as none.
+func mapState(f *os.File, key string, pieces int) (*state, error) {
+	if err := lock(f, unix.F_RDLCK, lockInUse, 1); err != nil {
+		return nil, err
+	}
+	size := int64(stateHeader + 8*pieces)
+	if info, err := f.Stat(); err != nil || info.Size() != size {
+		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	s := &state{file: f, mem: mem, words: unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), size/8)[stateHeader/8:]}
+	id := bootID()
+	if head := header(key, pieces); string(mem[:len(head)]) != string(head) ||
+		string(mem[offBoot:offBoot+len(id)]) != string(id[:]) && !s.sealed() {
+		s.unmap()
+		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
+	}
+	return s, nil
+}
+
+// Part returns the payload of a part of the file when all of it is there
+// and was verified, else nil.
+func (l *Local) Part(part int) io.Reader {
+	e := l.entry
+	if !e.partVerified(part) {
+		return nil
+	}
+	p := &e.file.Parts[part]
+	return io.NewSectionReader(l, p.Offset, p.Length)
+}
+
+// ReadAt reads the file's payload.
+func (l *Local) ReadAt(p []byte, off int64) (int, error) {
+	if n := l.entry.file.PayloadSize() - off; n < int64(len(p)) {
+		return 0, io.ErrUnexpectedEOF // Part never asks for it
+	}
+	if err := l.entry.loadPayload(off, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Close lets go of the file.
+func (l *Local) Close() error {
+	l.entry.closeFiles()
+	return nil
+}

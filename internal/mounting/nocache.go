@@ -1,0 +1,93 @@
+package mounting
+
+import (
+	"context"
+	"io"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/cocoonstack/epochfs/cache"
+	"github.com/cocoonstack/epochfs/internal/direct"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// keeper is what a downloader keeps manifests, configs and references in.
+type keeper interface {
+	Blob(digest string) ([]byte, error)
+	PutBlob(digest string, data []byte) error
+	Ref(reference string) (digest string, seen time.Time, err error)
+	PutRef(reference, digest string) error
+}
+
+// nowhere is a keeper that keeps nothing.
+type nowhere struct{}
+
+func (nowhere) Blob(string) ([]byte, error)           { return nil, fs.ErrNotExist }
+func (nowhere) PutBlob(string, []byte) error          { return nil }
+func (nowhere) Ref(string) (string, time.Time, error) { return "", time.Time{}, fs.ErrNotExist }
+func (nowhere) PutRef(string, string) error           { return nil }
+
+// overhead is what a process takes beside the bytes that it holds for a
+// payload: the program, stacks, connections' buffers and decoders.
+const overhead = 72 << 20
+
+// LeastMemory is the smallest Config.Memory that can be kept to.
+const LeastMemory = overhead + direct.LeastMemory
+
+// uncached is what an artifact is read from when nothing is kept: the
+// registry, and what the cache happens to have.
+type uncached struct {
+	local []*cache.Local // by file; nil where the cache has nothing of it
+	start func() *direct.Payloads
+}
+
+func newUncached(o *Opened, cfg Config) *uncached {
+	u := &uncached{local: make([]*cache.Local, len(o.Artifact.Files))}
+	for i, f := range o.Artifact.Files {
+		if l, err := cache.OpenLocal(cfg.CacheDir, f); err == nil {
+			u.local[i] = l
+		}
+	}
+	// Nothing is fetched before the first file is opened.
+	u.start = sync.OnceValue(func() *direct.Payloads {
+		return direct.New(o.source, o.Artifact.Files, direct.Options{
+			Memory:      max(cfg.Memory-overhead, 0),
+			Concurrency: cfg.Concurrency,
+			ReadTimeout: cfg.ReadTimeout,
+			LimitRate:   cfg.LimitRate,
+			Local:       u.part,
+		})
+	})
+	return u
+}
+
+func (u *uncached) part(file, part int) io.Reader {
+	if l := u.local[file]; l != nil {
+		return l.Part(part)
+	}
+	return nil
+}
+
+// has is how many bytes of the payload of file i need not be fetched.
+func (u *uncached) has(i int, f *layout.File) (n int64) {
+	for p := range f.Parts {
+		if u.part(i, p) != nil {
+			n += f.Parts[p].Length
+		}
+	}
+	return n
+}
+
+func (u *uncached) open(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
+	return u.start().OpenPayload(ctx, f)
+}
+
+func (u *uncached) close() {
+	_ = u.start().Close() // it only ends requests
+	for _, l := range u.local {
+		if l != nil {
+			_ = l.Close() // it was only read
+		}
+	}
+}
