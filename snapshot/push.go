@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
@@ -27,23 +30,42 @@ type PushOptions struct {
 	BaseImage string       // annotation cocoonstack.snapshot.baseimage, where set
 	Source    string       // annotation org.opencontainers.image.source, where set
 	Revision  string       // annotation org.opencontainers.image.revision, where set
-	Progress  func(string) // a line for each file; may be nil
+	Progress  func(string) // a line for each file that is stored, from any goroutine; may be nil
 
 	Snapshot    string            // the snapshot's name in cocoon where it is not Name
 	Annotations map[string]string // further ones; they win over those above
 	Warn        func(string)      // what works but may trouble somebody; may be nil
 
 	// Input is an export tar to push in place of cocoon's, maybe gzipped.
-	// One that can seek (a file) is read twice, so that blobs which the
-	// registry has are not sent and broken uploads begin anew.
+	// One that can seek (a file) is read again where that is of use, so
+	// that blobs which the registry has are not sent and broken uploads
+	// begin anew.
 	Input io.Reader
 
-	// SpoolDir holds one blob at a time, unnamed, when neither the input
-	// can seek nor the Uploader is a StreamUploader. Empty: os.TempDir.
+	// Spool keeps a copy of the blob that is being sent where the Input
+	// cannot seek, so that a broken upload can begin anew. Without it, it
+	// ends the push. A cocoon is asked for a second export instead.
+	Spool bool
+
+	// SpoolDir holds that copy, one blob at a time, unnamed; also where
+	// the Uploader is no StreamUploader. Empty: os.TempDir.
 	SpoolDir string
 
-	// OnBytes gets the number of bytes of files sent since the last call,
-	// negative when a blob is begun anew; may be nil.
+	// Zstd is the level, 1 to 22, with which files are compressed; 0: not
+	// at all. Chunk is the size in bytes, a multiple of 1 MiB, by which
+	// files are split; 0: with Zstd as small as keeps the manifest small,
+	// else not at all. What makes use of either is of format v2.
+	Zstd  int
+	Chunk int64
+
+	Memory      int64  // bytes that the push may take, 96 MiB at least; 0: 256 MiB
+	Concurrency int    // chunks uploaded at a time; 0: 8
+	MountFrom   string // repository of the same registry that blobs are taken over from
+	DryRun      bool   // everything is read and looked for, nothing is sent
+
+	// OnBytes gets the number of bytes of blobs that were sent, or found
+	// to be there, since the last call; negative when a blob is begun
+	// anew. Several goroutines may call it. May be nil.
 	OnBytes func(delta int64)
 }
 
@@ -55,6 +77,10 @@ type PushResult struct {
 	ManifestBytes  []byte
 	TotalSize      int64 // stored bytes of files and config
 	LayerCount     int
+
+	SentBytes  int64 // of blobs that were sent, or would be in a dry run
+	ThereBytes int64 // of blobs that the registry had, or took over
+	Format     string
 }
 
 // Push exports a snapshot from cocoon, or takes the tar in opts.Input,
@@ -71,14 +97,24 @@ func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error
 	if opts.Snapshot == "" {
 		opts.Snapshot = opts.Name
 	}
-	export, done, err := p.open(ctx, &opts)
+	if err := opts.checkFormat(); err != nil {
+		return nil, err
+	}
+	src, err := p.source(&opts)
 	if err != nil {
 		return nil, err
 	}
-	u := &push{up: p.Uploader, opts: &opts, export: export, plan: newPiecePlan(export.sizes)}
+	defer src.spool.close()
+	if err := src.start(ctx); err != nil {
+		return nil, err
+	}
+	u := &push{
+		up: p.Uploader, opts: &opts, src: src, blobs: newBlobSet(),
+		plan: newPiecePlan(src.export.sizes), chunks: newChunkPlan(opts.Chunk, src.export.sizes),
+	}
 	readErr := u.files(ctx)
 	// Closing first lets a cocoon end that is still writing.
-	waitErr := done()
+	waitErr := src.done()
 	if readErr != nil && (waitErr == nil || !isInput(readErr)) {
 		return nil, readErr
 	}
@@ -88,64 +124,180 @@ func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error
 	return u.finish(ctx)
 }
 
-// open starts the export. done ends it and says how it went.
-func (p *Pusher) open(ctx context.Context, opts *PushOptions) (*exportReader, func() error, error) {
+// source finds what is pushed: a cocoon, which can export again, or an
+// input, which can be read again where it can seek.
+func (p *Pusher) source(opts *PushOptions) (*source, error) {
 	nothing := func() error { return nil }
-	if opts.Input != nil {
+	if opts.Input == nil {
+		if p.Cocoon == nil {
+			return nil, errors.New("snapshot push: neither a cocoon nor an input")
+		}
+		return &source{open: p.export(opts.Snapshot), again: true}, nil
+	}
+	s := &source{}
+	seeker, ok := opts.Input.(io.Seeker)
+	var start int64
+	if ok {
+		var err error
+		start, err = seeker.Seek(0, io.SeekCurrent)
+		s.again = err == nil
+	}
+	begun := false
+	s.open = func(context.Context) (*exportReader, func() error, error) {
+		if begun {
+			if _, err := seeker.Seek(start, io.SeekStart); err != nil {
+				return nil, nil, err
+			}
+		}
+		begun = true
 		export, err := openExport(opts.Input)
 		return export, nothing, err
 	}
-	if p.Cocoon == nil {
-		return nil, nil, errors.New("snapshot push: neither a cocoon nor an input")
+	var err error
+	if opts.Spool && !s.again {
+		s.spool, err = newSpool(opts.SpoolDir)
 	}
-	stream, wait, err := p.Cocoon.Export(ctx, opts.Snapshot)
-	if err != nil {
-		return nil, nil, fmt.Errorf("cocoon export %s: %w", opts.Snapshot, err)
+	return s, err
+}
+
+// export starts a cocoon. The function it returns ends it and says how it
+// went.
+func (p *Pusher) export(name string) func(ctx context.Context) (*exportReader, func() error, error) {
+	return func(ctx context.Context) (*exportReader, func() error, error) {
+		stream, wait, err := p.Cocoon.Export(ctx, name)
+		if err != nil {
+			return nil, nil, fmt.Errorf("cocoon export %s: %w", name, err)
+		}
+		done := func() error {
+			stream.Close()
+			return wait()
+		}
+		return newExportReader(stream), done, nil
 	}
-	done := func() error {
-		stream.Close()
-		return wait()
-	}
-	return newExportReader(stream), done, nil
 }
 
 // push is one push under way.
 type push struct {
 	up     Uploader
 	opts   *PushOptions
-	export *exportReader
+	src    *source
 	plan   *piecePlan
+	chunks *chunkPlan
+	blobs  *blobSet
 	stored []*storedFile
+
+	telling sync.Mutex // held while Progress is called
 }
 
-// storedFile is a file that is in the registry: its layers, and what the
-// config blob says of it.
+// storedFile is a file that is in the registry, or on its way there: its
+// layers, and what the config blob says of it.
 type storedFile struct {
-	name   string
-	layers []manifest.Descriptor
-	meta   manifest.SnapshotFile
-	hashes *blobHasher
+	name    string
+	size    int64 // of the payload
+	layers  []manifest.Descriptor
+	meta    manifest.SnapshotFile
+	hashes  *blobHasher // nil where it is encoded or split
+	split   bool        // into layers that are chunks
+	encoded bool
+	left    atomic.Int64 // layers on their way, of a file that is split or encoded
 }
+
+// failed says which file an upload that failed was of.
+func (f *storedFile) failed(err error) error { return fmt.Errorf("upload %s: %w", f.name, err) }
 
 // files uploads every file of the export.
 func (u *push) files(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return u.read(ctx, g) })
+	return g.Wait()
+}
+
+// progress tells that a file is in the registry.
+func (u *push) progress(f *storedFile) {
+	if u.opts.Progress == nil {
+		return
+	}
+	line := fmt.Sprintf("  %s -> %s (%d bytes)", f.name, f.layers[0].Digest, f.layers[0].Size)
+	if f.split {
+		line = fmt.Sprintf("  %s -> %d chunks (%d bytes)", f.name, len(f.layers), f.stored())
+	}
+	u.telling.Lock()
+	defer u.telling.Unlock()
+	u.opts.Progress(line)
+}
+
+// stored is what the file's layers take in the registry.
+func (f *storedFile) stored() (n int64) {
+	for i := range f.layers {
+		n += f.layers[i].Size
+	}
+	return n
+}
+
+// read goes through the export and has each file stored; g waits until
+// all of them are.
+func (u *push) read(ctx context.Context, g *errgroup.Group) error {
+	c, err := newChunker(ctx, g, u)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	places := make(chan struct{}, filesAtATime)
 	for {
-		e, err := u.export.next()
+		e, err := u.src.next()
 		if err == io.EOF {
-			return u.export.complete()
+			return u.src.export.complete()
 		}
 		if err != nil {
 			return err
 		}
-		f, err := u.store(ctx, e)
-		if err != nil {
-			return fmt.Errorf("upload %s: %w", e.name, err)
-		}
+		f := &storedFile{name: e.name, size: e.size, meta: manifest.SnapshotFile{
+			Mode: e.mode, SparseMap: e.mapText, SparseSize: e.sparseSize,
+		}}
 		u.stored = append(u.stored, f)
-		if u.opts.Progress != nil {
-			u.opts.Progress(fmt.Sprintf("  %s -> %s (%d bytes)", e.name, f.layers[0].Digest, f.layers[0].Size))
+		if err := u.one(ctx, g, c, places, f, e); err != nil {
+			return err
 		}
 	}
+}
+
+// filesAtATime is how many files of a tar that can seek are sent at a
+// time as they are.
+const filesAtATime = 2
+
+// one has a file stored in the form that the options and its size ask
+// for.
+func (u *push) one(ctx context.Context, g *errgroup.Group, c *chunker, places chan struct{}, f *storedFile, e *exportEntry) error {
+	env := &u.src.export.envelope.Config
+	levels := u.plan.levels(e.name, e.size, env)
+	if u.opts.v2() {
+		chunk, err := u.chunks.next(e.name, e.size, env)
+		if err != nil {
+			return err
+		}
+		if e.size >= minEncoded && (u.opts.Zstd > 0 || e.size > chunk) {
+			return c.store(f, e, chunk)
+		}
+	}
+	if e.again == nil {
+		if err := u.store(ctx, f, e, levels); err != nil {
+			return f.failed(err)
+		}
+		return nil
+	}
+	select {
+	case places <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	g.Go(func() error {
+		defer func() { <-places }()
+		if err := u.store(ctx, f, e, levels); err != nil {
+			return f.failed(err)
+		}
+		return nil
+	})
+	return nil
 }
 
 // finish uploads config and manifest.
@@ -158,20 +310,31 @@ func (u *push) finish(ctx context.Context) (*PushResult, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build manifest: %w", err)
 	}
-	if err := u.up.PutManifest(ctx, u.opts.Name, u.opts.Tag, raw, manifest.MediaTypeOCIManifest); err != nil {
-		return nil, fmt.Errorf("put manifest %s:%s: %w", u.opts.Name, u.opts.Tag, err)
+	if !u.opts.DryRun {
+		if err := u.up.PutManifest(ctx, u.opts.Name, u.opts.Tag, raw, manifest.MediaTypeOCIManifest); err != nil {
+			return nil, fmt.Errorf("put manifest %s:%s: %w", u.opts.Name, u.opts.Tag, err)
+		}
 	}
 	res := &PushResult{
 		Name: u.opts.Name, Tag: u.opts.Tag,
 		ManifestDigest: digest.FromBytes(raw).String(), ManifestBytes: raw, TotalSize: cfg.Size,
+		SentBytes: u.blobs.sent, ThereBytes: u.blobs.there, Format: u.format(),
 	}
 	for _, f := range u.stored {
-		for _, l := range f.layers {
-			res.TotalSize += l.Size
-			res.LayerCount++
-		}
+		res.TotalSize += f.stored()
+		res.LayerCount += len(f.layers)
 	}
 	return res, nil
+}
+
+// format is v2 where a file makes use of it.
+func (u *push) format() string {
+	for _, f := range u.stored {
+		if f.split || f.encoded {
+			return "v2"
+		}
+	}
+	return "v1"
 }
 
 func (u *push) warn(format string, args ...any) {

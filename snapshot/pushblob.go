@@ -3,162 +3,223 @@ package snapshot
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
 // smallBlob is what is held in memory rather than spooled or streamed, in
 // bytes: its digest is then known before it is sent.
-const smallBlob = 4 << 20
+const smallBlob = 16 << 20
 
 // store uploads one file as format v1 has it: one blob, as it is.
-func (u *push) store(ctx context.Context, e *exportEntry) (*storedFile, error) {
-	h := newBlobHasher(e.size, u.plan.levels(e.name, e.size, &u.export.envelope.Config))
+func (u *push) store(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
 	var err error
-	stream, streams := u.up.(StreamUploader)
 	switch {
-	case e.again != nil:
-		err = u.putTwice(ctx, e, h)
 	case e.size <= smallBlob:
-		err = u.putSmall(ctx, e, h)
-	case streams:
-		err = u.putStream(ctx, stream, e, h)
+		err = u.putSmall(ctx, f, e, levels)
+	case e.again != nil:
+		err = u.putTwice(ctx, f, e, levels)
 	default:
-		err = u.putSpooled(ctx, e, h)
+		p := u.src.newPayload(ctx, e, e.size, levels)
+		err = u.putStream(ctx, p, p.body(), func() string { return p.h.digest() })
+		p.finish()
+		f.hashes = p.h
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &storedFile{
-		name: e.name,
-		layers: []manifest.Descriptor{{
-			MediaType:   manifest.MediaTypeForCocoonFile(e.name),
-			Digest:      h.digest(),
-			Size:        e.size,
-			Annotations: map[string]string{manifest.AnnotationTitle: e.name},
-		}},
-		meta:   manifest.SnapshotFile{Mode: e.mode, SparseMap: e.mapText, SparseSize: e.sparseSize},
-		hashes: h,
-	}, nil
+	f.layers = []manifest.Descriptor{{
+		MediaType:   manifest.MediaTypeForCocoonFile(e.name),
+		Digest:      f.hashes.digest(),
+		Size:        e.size,
+		Annotations: map[string]string{manifest.AnnotationTitle: e.name},
+	}}
+	u.progress(f)
+	return nil
+}
+
+// putSmall takes a file into memory.
+func (u *push) putSmall(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
+	p := u.src.newPayload(ctx, e, e.size, levels)
+	data := make([]byte, e.size)
+	if _, err := io.ReadFull(p, data); err != nil && e.size > 0 {
+		return err
+	}
+	p.finish()
+	f.hashes = p.h
+	return u.putBytes(ctx, p.h.digest(), data)
 }
 
 // putTwice reads a file's place in a seekable tar once to hash it and
 // once to send it.
-func (u *push) putTwice(ctx context.Context, e *exportEntry, h *blobHasher) error {
-	if err := fill(ctx, h, e, nil); err != nil {
+func (u *push) putTwice(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
+	p := u.src.newPayload(ctx, e, e.size, levels)
+	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{p}, make([]byte, payloadRead)); err != nil {
 		return err
 	}
+	f.hashes = p.h
+	digest := p.h.digest()
 	if _, err := e.again.Seek(0, io.SeekStart); err != nil {
-		return err
+		return asInput(err)
 	}
-	return u.put(ctx, h.digest(), e.again, e.size)
+	return u.put(ctx, digest, e.size, func() error {
+		body := u.counted(e.again)
+		stream, ok := u.up.(digestUploader)
+		if !ok {
+			return u.up.PutBlob(ctx, u.opts.Name, digest, body, e.size)
+		}
+		size, err := stream.UploadStream(ctx, u.opts.Name, body, func() string { return digest })
+		if err == nil && size != e.size {
+			err = &inputError{wrong("%s has %d bytes now and had %d", e.name, size, e.size)}
+		}
+		return err
+	})
 }
 
-func (u *push) putSmall(ctx context.Context, e *exportEntry, h *blobHasher) error {
-	var buf bytes.Buffer
-	if err := fill(ctx, h, e, &buf); err != nil {
-		return err
+// putStream sends a stretch of a file, or what body makes of it, as it
+// comes. digest is that of body once it was read to its end.
+func (u *push) putStream(ctx context.Context, p *payload, body io.Reader, digest func() string) error {
+	counted := u.counted(body)
+	var size int64
+	var err error
+	switch up := u.up.(type) {
+	case digestUploader:
+		if u.opts.DryRun {
+			return u.wouldStream(ctx, body, digest)
+		}
+		size, err = up.UploadStream(ctx, u.opts.Name, counted, digest)
+	case StreamUploader:
+		if u.opts.DryRun {
+			return u.wouldStream(ctx, body, digest)
+		}
+		var got string
+		got, size, err = up.UploadBlob(ctx, u.opts.Name, counted)
+		if err == nil && got != digest() {
+			err = fmt.Errorf("the registry took %d bytes as %s, sent were %d as %s", size, got, p.h.n, digest())
+		}
+	default:
+		return u.putSpooled(ctx, body, digest)
 	}
-	return u.put(ctx, h.digest(), bytes.NewReader(buf.Bytes()), e.size)
+	if p.err != nil {
+		return p.err // what the uploader made of it is a consequence
+	}
+	if err != nil {
+		return u.onlyOnce(p, fmt.Errorf("upload blob: %w", err))
+	}
+	if p.h.n != p.size {
+		return fmt.Errorf("the registry took %d bytes, but the source gave %d of %d", size, p.h.n, p.size)
+	}
+	u.blobs.count(digest(), size, true)
+	return nil
 }
 
-// putSpooled writes a file to disk first, for an Uploader that wants to
+// onlyOnce adds what to do about an upload that could not begin anew.
+func (u *push) onlyOnce(p *payload, err error) error {
+	var t interface{ Temporary() bool }
+	if _, ok := p.body().(io.Seeker); ok || !errors.As(err, &t) || !t.Temporary() {
+		return err
+	}
+	return fmt.Errorf("%w; %w", err, errReadOnce)
+}
+
+// wouldStream reads what a dry run does not send.
+func (u *push) wouldStream(ctx context.Context, body io.Reader, digest func() string) error {
+	size, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{u.counted(body)}, make([]byte, payloadRead))
+	if err != nil {
+		return err
+	}
+	there, err := u.there(ctx, digest())
+	if err == nil {
+		u.blobs.count(digest(), size, !there)
+	}
+	return err
+}
+
+// putSpooled writes a blob to disk first, for an Uploader that wants to
 // know the digest.
-func (u *push) putSpooled(ctx context.Context, e *exportEntry, h *blobHasher) error {
-	tmp, err := os.CreateTemp(u.opts.SpoolDir, "epochfs-push-*")
+func (u *push) putSpooled(ctx context.Context, body io.Reader, digest func() string) error {
+	tmp, err := newSpool(u.opts.SpoolDir)
 	if err != nil {
-		return fmt.Errorf("spool: %w", err)
-	}
-	defer tmp.Close()
-	if err := os.Remove(tmp.Name()); err != nil {
-		return fmt.Errorf("spool: %w", err)
-	}
-	if err := fill(ctx, h, e, tmp); err != nil {
 		return err
 	}
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+	defer tmp.close()
+	n, err := io.CopyBuffer(struct{ io.Writer }{tmp.f}, struct{ io.Reader }{body}, make([]byte, payloadRead))
+	if err != nil && !isInput(err) {
 		return fmt.Errorf("spool: %w", err)
 	}
-	return u.put(ctx, h.digest(), tmp, e.size)
-}
-
-// putStream sends a file as it comes and compares digests afterwards.
-func (u *push) putStream(ctx context.Context, up StreamUploader, e *exportEntry, h *blobHasher) error {
-	in := &inputReader{r: e.body}
-	got, size, err := up.UploadBlob(ctx, u.opts.Name, u.counted(io.TeeReader(in, h)))
-	if in.err != nil {
-		return in.err // what the uploader made of it is a consequence
-	}
 	if err != nil {
-		return fmt.Errorf("upload blob: %w", err)
+		return err
 	}
-	if h.n != e.size || size != e.size || got != h.digest() {
-		return fmt.Errorf("the registry took %d bytes as %s, sent were %d of %d as %s", size, got, h.n, e.size, h.digest())
-	}
-	return nil
+	return u.put(ctx, digest(), n, func() error {
+		return u.up.PutBlob(ctx, u.opts.Name, digest(), u.counted(io.NewSectionReader(tmp.f, 0, n)), n)
+	})
 }
 
-// inputReader remembers the input's own error.
-type inputReader struct {
-	r   io.Reader
-	err error
+// putBytes uploads a blob that is in memory and not there yet. Nothing
+// reads data any more when it returns.
+func (u *push) putBytes(ctx context.Context, digest string, data []byte) error {
+	return u.put(ctx, digest, int64(len(data)), func() error {
+		var err error
+		if lender, ok := u.up.(bytesUploader); ok {
+			err = lender.PutBytes(ctx, u.opts.Name, digest, data)
+		} else {
+			err = u.up.PutBlob(ctx, u.opts.Name, digest, bytes.NewReader(data), int64(len(data)))
+		}
+		if err == nil {
+			u.onBytes(int64(len(data)))
+		}
+		return err
+	})
 }
 
-func (i *inputReader) Read(p []byte) (int, error) {
-	n, err := i.r.Read(p)
-	if err != nil && err != io.EOF {
-		i.err = err
-	}
-	return n, err
-}
-
-// fill reads an entry to its end into the hasher and w, which may be nil.
-func fill(ctx context.Context, h *blobHasher, e *exportEntry, w io.Writer) error {
-	buf := make([]byte, min(e.size, tarBuffer)+1)
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := e.body.Read(buf)
-		h.Write(buf[:n])
-		if w != nil && n > 0 {
-			if _, err := w.Write(buf[:n]); err != nil {
-				return fmt.Errorf("spool: %w", err)
-			}
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil && isInput(err) {
-			return err
-		}
+// put uploads a blob once, unless the registry has it or can take it over
+// from another repository.
+func (u *push) put(ctx context.Context, digest string, size int64, send func() error) error {
+	return u.blobs.once(ctx, digest, func() error {
+		there, err := u.there(ctx, digest)
 		if err != nil {
-			return &inputError{err}
+			return err
 		}
-	}
-	if h.n != e.size {
-		return &inputError{fmt.Errorf("%d bytes of %d: %w", h.n, e.size, io.ErrUnexpectedEOF)}
-	}
-	return nil
+		if there || u.opts.DryRun {
+			u.onBytes(size)
+		} else if err := send(); err != nil {
+			return fmt.Errorf("put blob %s: %w", digest, err)
+		}
+		u.blobs.count(digest, size, !there)
+		return nil
+	})
 }
 
-// put uploads a blob that the registry does not have yet.
-func (u *push) put(ctx context.Context, dgst string, body io.ReadSeeker, size int64) error {
-	exists, err := u.up.BlobExists(ctx, u.opts.Name, dgst)
+// there asks for a blob, and makes it be there where another repository
+// has it; a dry run only looks.
+func (u *push) there(ctx context.Context, digest string) (bool, error) {
+	exists, err := u.up.BlobExists(ctx, u.opts.Name, digest)
 	if err != nil {
-		return fmt.Errorf("check blob %s: %w", dgst, err)
+		return false, fmt.Errorf("check blob %s: %w", digest, err)
 	}
-	if exists {
-		return nil
+	if exists || u.opts.MountFrom == "" {
+		return exists, nil
 	}
-	if err := u.up.PutBlob(ctx, u.opts.Name, dgst, u.counted(body), size); err != nil {
-		return fmt.Errorf("put blob %s: %w", dgst, err)
+	if u.opts.DryRun {
+		exists, err = u.up.BlobExists(ctx, u.opts.MountFrom, digest)
+	} else if m, ok := u.up.(BlobMounter); ok {
+		exists, err = m.MountBlob(ctx, u.opts.Name, digest, u.opts.MountFrom)
 	}
-	return nil
+	if err != nil {
+		return false, fmt.Errorf("mount blob %s from %s: %w", digest, u.opts.MountFrom, err)
+	}
+	return exists, nil
+}
+
+func (u *push) onBytes(n int64) {
+	if u.opts.OnBytes != nil {
+		u.opts.OnBytes(n)
+	}
 }
 
 // counted tells OnBytes what is read. What can seek still can.
@@ -202,13 +263,7 @@ func (c *countingSeeker) Seek(off int64, whence int) (int64, error) {
 	return at, err
 }
 
-// inputError says that it was the export that failed, not the registry.
-type inputError struct{ err error }
-
-func (e *inputError) Error() string { return "read export: " + e.err.Error() }
-func (e *inputError) Unwrap() error { return e.err }
-
-func isInput(err error) bool {
-	var e *inputError
-	return errors.As(err, &e)
+func digestOf(data []byte) string {
+	sum := sha256.Sum256(data)
+	return "sha256:" + hex.EncodeToString(sum[:])
 }

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,20 +14,18 @@ import (
 
 // config writes and uploads the config blob.
 func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
-	env := &u.export.envelope.Config
-	text := string(u.export.text)
+	env := &u.src.export.envelope.Config
+	text := string(u.src.export.text)
 	cfg := manifest.SnapshotConfig{
-		SchemaVersion: "v1",
+		SchemaVersion: u.format(),
 		SnapshotID:    env.ID, Description: env.Description,
 		Image: env.Image, ImageDigest: env.ImageDigest, ImageType: env.ImageType, ImageBlobIDs: env.ImageBlobIDs,
 		Hypervisor: env.Hypervisor, CPU: env.CPU, Memory: env.Memory, Storage: env.Storage,
 		NICs: env.NICs, Network: env.Network, Windows: env.Windows,
 		Files: map[string]manifest.SnapshotFile{}, CreatedAt: time.Now().UTC(),
-		Envelope: &text, Pieces: choosePieces(u.stored),
+		Envelope: &text,
 	}
-	for _, f := range u.stored {
-		cfg.Files[f.name] = f.meta
-	}
+	u.describeFiles(&cfg)
 	data, err := json.Marshal(&cfg)
 	if err != nil {
 		return manifest.Descriptor{}, err
@@ -44,10 +41,31 @@ func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 		Digest:    digest.FromBytes(data).String(),
 		Size:      int64(len(data)),
 	}
-	if err := u.put(ctx, d.Digest, bytes.NewReader(data), d.Size); err != nil {
+	if err := u.putBytes(ctx, d.Digest, data); err != nil {
 		return manifest.Descriptor{}, err
 	}
 	return d, nil
+}
+
+// describeFiles says of each file what the format has of it.
+func (u *push) describeFiles(cfg *manifest.SnapshotConfig) {
+	v2 := u.format() == "v2"
+	if !v2 {
+		cfg.Pieces = choosePieces(u.stored)
+	}
+	for _, f := range u.stored {
+		meta := f.meta
+		if v2 {
+			meta.Size = f.size
+		}
+		if f.split {
+			meta.Chunks = make([]string, len(f.layers))
+			for i := range f.layers {
+				meta.Chunks[i] = f.layers[i].Digest
+			}
+		}
+		cfg.Files[f.name] = meta
+	}
 }
 
 // manifest is the manifest's bytes.
@@ -71,6 +89,9 @@ func (u *push) manifest(cfg manifest.Descriptor) ([]byte, error) {
 		}
 	}
 	maps.Copy(m.Annotations, u.opts.Annotations)
+	if u.format() == "v2" {
+		m.ArtifactType = manifest.ArtifactTypeSnapshotV2
+	}
 	for _, f := range u.stored {
 		m.Layers = append(m.Layers, f.layers...)
 	}

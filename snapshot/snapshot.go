@@ -79,6 +79,26 @@ type StreamUploader interface {
 	UploadBlob(ctx context.Context, name string, body io.Reader) (digest string, size int64, err error)
 }
 
+// digestUploader is a StreamUploader whose caller knows the digest once
+// body was read to its end; it is of what was read since body's start, or
+// since the last Seek to it.
+type digestUploader interface {
+	UploadStream(ctx context.Context, name string, body io.Reader, digest func() string) (size int64, err error)
+}
+
+// bytesUploader is what an Uploader may be besides: it sends bytes that
+// are in memory, and does not read them any more when it has returned.
+type bytesUploader interface {
+	PutBytes(ctx context.Context, name, digest string, data []byte) error
+}
+
+// BlobMounter is what an Uploader may be besides: it asks the registry to
+// take a blob over from another of its repositories, and tells whether it
+// did.
+type BlobMounter interface {
+	MountBlob(ctx context.Context, name, digest, from string) (bool, error)
+}
+
 // CocoonRunner is the local cocoon. The functions it returns wait for
 // cocoon to end, after the stream has been closed, and say how it went.
 type CocoonRunner interface {

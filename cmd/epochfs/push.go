@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
+	"strings"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/cocoon"
@@ -23,6 +26,14 @@ type pushOptions struct {
 	baseImage string
 	source    string
 	revision  string
+
+	annotations []string // K=V
+	zstd        int
+	chunk       string
+	mountFrom   string
+	memory      string
+	dryRun      bool
+	spool       bool
 }
 
 func newPushCmd(g *globals) *cobra.Command {
@@ -31,7 +42,12 @@ func newPushCmd(g *globals) *cobra.Command {
 		Use:   "push SNAPSHOT REF",
 		Short: "Export a snapshot from cocoon and upload it",
 		Long: `push uploads the snapshot and prints the reference with its digest. With
---input an export tar takes the place of cocoon, and SNAPSHOT can be left out.`,
+--input an export tar takes the place of cocoon, and SNAPSHOT can be left out.
+
+Files are stored as they are (format v1), unless --zstd or --chunk ask for
+format v2. Chunks that the registry has are not sent again. Nothing is kept on
+disk: an upload that breaks off begins anew by reading the file, or asking
+cocoon, once more. Standard input can do so with --spool only.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
@@ -49,6 +65,13 @@ func newPushCmd(g *globals) *cobra.Command {
 	f.StringVar(&opts.baseImage, "base-image", "", "the image the VM began with (an annotation)")
 	f.StringVar(&opts.source, "source", "", "where the snapshot comes from (an annotation)")
 	f.StringVar(&opts.revision, "revision", "", "its revision there (an annotation)")
+	f.StringArrayVar(&opts.annotations, "annotation", nil, "an annotation of the manifest, KEY=VALUE; may be given again")
+	f.IntVar(&opts.zstd, "zstd", 0, "compress with this level of zstd, 1 to 22 (format v2)")
+	f.StringVar(&opts.chunk, "chunk", "", "split files by this size, such as 4MiB (format v2; default with --zstd: as small as keeps the manifest small)")
+	f.StringVar(&opts.mountFrom, "mount-from", "", "repository of the same registry to take over blobs from")
+	f.StringVar(&opts.memory, "memory", "256MiB", "how much memory to take")
+	f.BoolVar(&opts.dryRun, "dry-run", false, "send nothing, tell what would be sent")
+	f.BoolVar(&opts.spool, "spool", false, "copy standard input to a file in the cache directory, so that an upload can begin anew")
 	return cmd
 }
 
@@ -64,8 +87,19 @@ func runPush(ctx context.Context, opts pushOptions) error {
 	if ref.Digest != "" {
 		return usagef("%s: push names a tag, the digest comes of what is pushed", ref)
 	}
+	push, err := opts.push(ref)
+	if err != nil {
+		return err
+	}
+	if opts.spool {
+		push.SpoolDir = cfg.CacheDir
+		if err := os.MkdirAll(cfg.CacheDir, 0o700); err != nil {
+			return err
+		}
+	}
 	p := snapshot.Pusher{}
-	in, total, err := opts.from(&p)
+	var total int64
+	push.Input, total, err = opts.from(&p)
 	if err != nil {
 		return err
 	}
@@ -75,17 +109,55 @@ func runPush(ctx context.Context, opts pushOptions) error {
 	}
 	defer reg.Close()
 	p.Uploader = reg
+	// Buffers take most of it; the garbage collector must not take as
+	// much again.
+	debug.SetMemoryLimit(push.Memory / 8 * 7)
 	m := opts.startMeter("push "+ref.Repository, total)
-	result, err := p.Push(ctx, snapshot.PushOptions{
-		Name: ref.Repository, Tag: ref.Tag, Snapshot: opts.name, Input: in,
-		BaseImage: opts.baseImage, Source: opts.source, Revision: opts.revision,
-		OnBytes: m.add, Warn: func(s string) { opts.note("%s", s) },
-	})
+	push.OnBytes = m.add
+	result, err := p.Push(ctx, push)
 	m.finish()
 	if err != nil {
 		return fmt.Errorf("%s: %w", ref, err)
 	}
 	return opts.print(ref.WithDigest(result.ManifestDigest), result)
+}
+
+// push turns flags into what the library wants.
+func (opts *pushOptions) push(ref registry.Reference) (snapshot.PushOptions, error) {
+	p := snapshot.PushOptions{
+		Name: ref.Repository, Tag: ref.Tag, Snapshot: opts.name,
+		BaseImage: opts.baseImage, Source: opts.source, Revision: opts.revision,
+		Zstd: opts.zstd, Concurrency: opts.concurrency, Spool: opts.spool, DryRun: opts.dryRun,
+		// Who mounts from a repository may have its whole name at hand.
+		MountFrom: strings.TrimPrefix(opts.mountFrom, ref.Host+"/"),
+		Warn:      func(s string) { opts.note("%s", s) },
+	}
+	if p.Zstd < 0 || p.Zstd > 22 {
+		return p, usagef("--zstd is a level from 1 to 22, not %d", p.Zstd)
+	}
+	if opts.chunk != "" {
+		n, err := humanize.ParseBytes(opts.chunk)
+		if err != nil || n == 0 || n%(1<<20) != 0 || n > 1<<40 {
+			return p, usagef("--chunk is a multiple of 1MiB, such as 4MiB, not %q", opts.chunk)
+		}
+		p.Chunk = int64(n)
+	}
+	n, err := humanize.ParseBytes(opts.memory)
+	if err != nil || n < 96<<20 || n > 1<<40 {
+		return p, usagef("--memory is a size of 96MiB at least, not %q", opts.memory)
+	}
+	p.Memory = int64(n)
+	for _, kv := range opts.annotations {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok || k == "" {
+			return p, usagef("--annotation is KEY=VALUE, not %q", kv)
+		}
+		if p.Annotations == nil {
+			p.Annotations = map[string]string{}
+		}
+		p.Annotations[k] = v
+	}
+	return p, nil
 }
 
 // from finds what is to be pushed: a tar, whose size is told where it is
@@ -115,10 +187,16 @@ func (opts *pushOptions) from(p *snapshot.Pusher) (in io.Reader, total int64, er
 func (opts *pushOptions) print(ref registry.Reference, r *snapshot.PushResult) error {
 	if opts.json {
 		return printJSON(opts.out, map[string]any{
-			"version": 1, "reference": ref.String(), "digest": r.ManifestDigest,
-			"size": r.TotalSize, "layers": r.LayerCount,
+			"version": 1, "reference": ref.String(), "digest": r.ManifestDigest, "format": r.Format,
+			"size": r.TotalSize, "layers": r.LayerCount, "sent": r.SentBytes, "there": r.ThereBytes, "dry_run": opts.dryRun,
 		})
 	}
+	if opts.dryRun {
+		_, err := fmt.Fprintf(opts.out, "%s: format %s, %s in %d layers; %s would be sent (%d bytes), %s are there already\n",
+			ref.Host+"/"+ref.Repository, r.Format, size(r.TotalSize), r.LayerCount, size(r.SentBytes), r.SentBytes, size(r.ThereBytes))
+		return err
+	}
+	opts.note("sent %d bytes (%s), %d bytes (%s) were there already", r.SentBytes, size(r.SentBytes), r.ThereBytes, size(r.ThereBytes))
 	_, err := fmt.Fprintln(opts.out, ref)
 	return err
 }

@@ -1,0 +1,270 @@
+package snapshot
+
+import (
+	"context"
+	"io"
+	"runtime"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+const (
+	defaultMemory  = 256 << 20 // bytes, where PushOptions do not say
+	minMemory      = 96 << 20
+	baseMemory     = 56 << 20 // bytes that a push takes besides its buffers
+	defaultUploads = 8
+
+	annotationChunkIndex = "cocoonstack.chunk.index"
+	annotationChunkCount = "cocoonstack.chunk.count"
+)
+
+// chunker uploads files as format v2 has them. One goroutine reads, some
+// encode, more upload; each chunk is in a buffer of the two pools, and
+// what they hold together is the memory that a push takes.
+type chunker struct {
+	u   *push
+	ctx context.Context
+	g   *errgroup.Group
+	enc *zstdframe.Encoder // nil: chunks stay as they are
+
+	size    int64       // of the chunks that the pools are made for
+	raws    chan []byte // buffers to read into; nil ones are not made yet
+	frames  chan []byte // buffers to encode into
+	encode  chan *chunk
+	upload  chan *chunk
+	workers sync.WaitGroup // that serve the current pools
+}
+
+// chunk is a stretch of a file's payload on its way.
+type chunk struct {
+	f     *storedFile
+	index int
+	raw   []byte // a buffer of raws; nil when it was given back
+	n     int    // bytes of it
+	frame []byte // a buffer of frames with the encoded chunk, or nil
+}
+
+// newChunker makes one whose goroutines belong to g and end with close.
+func newChunker(ctx context.Context, g *errgroup.Group, u *push) (*chunker, error) {
+	c := &chunker{u: u, ctx: ctx, g: g}
+	var err error
+	if u.opts.Zstd > 0 {
+		c.enc, err = zstdframe.NewEncoder(u.opts.Zstd, runtime.GOMAXPROCS(0))
+	}
+	return c, err
+}
+
+// buffers is how many buffers of a chunk's size there are to read into
+// and to encode into, none where not even one of each fits.
+func (c *chunker) buffers(size int64) (raws, frames int) {
+	encoders, uploads := runtime.GOMAXPROCS(0), defaultUploads
+	if n := c.u.opts.Concurrency; n > 0 {
+		uploads = n
+	}
+	memory := c.u.opts.Memory
+	if memory == 0 {
+		memory = defaultMemory
+	}
+	// A quarter is for what the garbage collector leaves lying.
+	fit := (memory - memory/4 - baseMemory) / size
+	if c.enc == nil {
+		n := int(min(fit, int64(uploads+encoders+1)))
+		return n, n
+	}
+	if fit < 2 {
+		return 0, 0
+	}
+	raws = int(min(max(fit/3, 1), int64(encoders+2)))
+	frames = int(min(fit-int64(raws), int64(encoders+uploads)))
+	return raws, frames
+}
+
+// prepare makes pools for chunks of this size, and false where memory is
+// too small for them.
+func (c *chunker) prepare(size int64) bool {
+	if size == c.size {
+		return c.raws != nil
+	}
+	c.close()
+	c.size = size
+	raws, frames := c.buffers(size)
+	if raws == 0 {
+		return false
+	}
+	c.raws, c.frames = make(chan []byte, raws), make(chan []byte, frames)
+	for range raws {
+		c.raws <- nil
+	}
+	for range frames {
+		c.frames <- nil
+	}
+	c.encode, c.upload = make(chan *chunk), make(chan *chunk)
+	encode, upload := c.encode, c.upload
+	var encoders sync.WaitGroup
+	for range min(raws, runtime.GOMAXPROCS(0)) {
+		encoders.Add(1)
+		c.run(func() error { defer encoders.Done(); return c.encoding(encode, upload) })
+	}
+	c.run(func() error { encoders.Wait(); close(upload); return nil })
+	for range frames {
+		c.run(func() error { return c.uploading(upload) })
+	}
+	return true
+}
+
+// run starts a goroutine of the current pools.
+func (c *chunker) run(f func() error) {
+	c.workers.Add(1)
+	c.g.Go(func() error {
+		defer c.workers.Done()
+		return f()
+	})
+}
+
+// close waits until all chunks are where they belong, or ctx has ended.
+func (c *chunker) close() {
+	if c.encode != nil {
+		close(c.encode)
+		c.workers.Wait()
+	}
+	c.encode, c.raws, c.frames = nil, nil, nil
+}
+
+// take gets a buffer of a pool, of size bytes.
+func (c *chunker) take(pool chan []byte, size int64) ([]byte, error) {
+	select {
+	case buf := <-pool:
+		if buf == nil {
+			buf = make([]byte, size)
+		}
+		return buf, nil
+	case <-c.ctx.Done():
+		return nil, context.Cause(c.ctx)
+	}
+}
+
+// store reads a file and sends its chunks on their way. The file's layers
+// are complete after close.
+func (c *chunker) store(f *storedFile, e *exportEntry, size int64) error {
+	count := int(layerCount(e.size, size))
+	f.split = count > 1
+	f.encoded = c.enc != nil
+	f.layers = make([]manifest.Descriptor, count)
+	f.left.Store(int64(count))
+	if !c.prepare(size) {
+		return c.storeStreams(f, e, size)
+	}
+	for i := range count {
+		raw, err := c.take(c.raws, size)
+		if err != nil {
+			return err
+		}
+		n := min(size, e.size-int64(i)*size)
+		if _, err := io.ReadFull(e.body, raw[:n]); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return asInput(err)
+		}
+		select {
+		case c.encode <- &chunk{f: f, index: i, raw: raw, n: int(n)}:
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		}
+	}
+	return nil
+}
+
+// encoding encodes and hashes chunks.
+func (c *chunker) encoding(in <-chan *chunk, out chan<- *chunk) error {
+	for k := range in {
+		data := k.raw[:k.n]
+		if c.enc != nil {
+			buf, err := c.take(c.frames, c.size+c.size/256+1<<10)
+			if err != nil {
+				return err
+			}
+			data = c.enc.Encode(buf, data)
+			k.frame = data
+			c.raws <- k.raw
+			k.raw = nil
+		}
+		k.f.layers[k.index] = k.f.layer(k.index, digestOf(data), int64(len(data)))
+		select {
+		case out <- k:
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		}
+	}
+	return nil
+}
+
+// uploading uploads chunks and gives their buffers back.
+func (c *chunker) uploading(in <-chan *chunk) error {
+	for k := range in {
+		l := &k.f.layers[k.index]
+		data, pool := k.frame, c.frames
+		if k.frame == nil {
+			data, pool = k.raw[:k.n], c.raws
+		}
+		if err := c.u.putBytes(c.ctx, l.Digest, data); err != nil {
+			return k.f.failed(err)
+		}
+		pool <- data[:cap(data)]
+		c.u.arrived(k.f)
+	}
+	return nil
+}
+
+// storeStreams sends chunks that are larger than memory, one after
+// another.
+func (c *chunker) storeStreams(f *storedFile, e *exportEntry, size int64) error {
+	for i := range f.layers {
+		p := c.u.src.newPayload(c.ctx, e, min(size, e.size-int64(i)*size), nil)
+		b := &frameBody{p: p, enc: c.enc}
+		if err := b.begin(); err != nil {
+			return err
+		}
+		var body io.Reader = b
+		if _, ok := p.body().(io.Seeker); ok {
+			body = frameSeeker{b}
+		}
+		if err := c.u.putStream(c.ctx, p, body, b.digest); err != nil {
+			return f.failed(err)
+		}
+		p.finish()
+		f.layers[i] = f.layer(i, b.digest(), b.n)
+		c.u.arrived(f)
+	}
+	return nil
+}
+
+// arrived counts a layer that is in the registry.
+func (u *push) arrived(f *storedFile) {
+	if f.left.Add(-1) == 0 {
+		u.progress(f)
+	}
+}
+
+// layer describes a chunk, or a file that is one.
+func (f *storedFile) layer(index int, digest string, size int64) manifest.Descriptor {
+	d := manifest.Descriptor{
+		MediaType:   manifest.MediaTypeForCocoonFile(f.name),
+		Digest:      digest,
+		Size:        size,
+		Annotations: map[string]string{manifest.AnnotationTitle: f.name},
+	}
+	if f.encoded {
+		d.MediaType += manifest.SuffixZstd
+	}
+	if f.split {
+		d.Annotations[annotationChunkIndex] = strconv.Itoa(index)
+		d.Annotations[annotationChunkCount] = strconv.Itoa(len(f.layers))
+	}
+	return d
+}

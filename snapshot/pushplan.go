@@ -1,0 +1,110 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+const (
+	// fewLayers is what an artifact whose chunk size nobody chose stays
+	// below.
+	fewLayers = 2000
+
+	// mostLayers is what fits into a manifest of 4 MiB for sure.
+	mostLayers = 8000
+
+	// layersAside are kept free in a stream for files not known of yet.
+	layersAside = 50
+
+	// minEncoded is the payload below which a file is left as it is, in
+	// bytes.
+	minEncoded = 1 << 20
+
+	maxChunk = int64(1) << 40 // bytes; what a chosen chunk size may be at most
+)
+
+// checkFormat checks what the options say of format v2.
+func (o *PushOptions) checkFormat() error {
+	switch {
+	case o.Zstd < 0 || o.Zstd > zstdframe.MaxLevel:
+		return fmt.Errorf("snapshot push: zstd level %d is not one of 1 to %d", o.Zstd, zstdframe.MaxLevel)
+	case o.Chunk < 0 || o.Chunk%chunkUnit != 0 || o.Chunk > maxChunk:
+		return fmt.Errorf("snapshot push: chunks of %d bytes: a multiple of 1 MiB is needed", o.Chunk)
+	case o.Memory < 0 || o.Memory > 0 && o.Memory < minMemory:
+		return fmt.Errorf("snapshot push: %d bytes of memory: at least %d are needed", o.Memory, minMemory)
+	case o.Concurrency < 0:
+		return errors.New("snapshot push: a negative number of uploads at a time")
+	}
+	return nil
+}
+
+// v2 tells whether files may be compressed or split.
+func (o *PushOptions) v2() bool { return o.Zstd > 0 || o.Chunk > 0 }
+
+// chunkPlan chooses the chunk size. One that was asked for is taken; else
+// it is the smallest power of two MiB with which the artifact has fewer
+// than fewLayers layers. In a tar that can seek all sizes are known, and
+// all files get the same. In a stream each file gets what it needs
+// together with what came before it and all that the envelope lets
+// expect.
+type chunkPlan struct {
+	asked  int64
+	sizes  []int64
+	whole  bool // sizes has all there will be
+	layers int64
+	seen   map[string]bool // media types
+}
+
+func newChunkPlan(asked int64, sizes []int64) *chunkPlan {
+	return &chunkPlan{asked: asked, sizes: sizes, whole: sizes != nil, seen: map[string]bool{}}
+}
+
+// next returns the chunk size for the next file.
+func (p *chunkPlan) next(name string, size int64, env *envelopeConfig) (int64, error) {
+	p.seen[manifest.MediaTypeForCocoonFile(name)] = true
+	chunk := p.asked
+	if chunk == 0 {
+		chunk = p.choose(size, env)
+	}
+	p.layers += layerCount(size, chunk)
+	if p.layers > mostLayers {
+		return 0, fmt.Errorf("chunks of %d MiB are too small: the manifest would have more than %d layers", chunk>>20, mostLayers)
+	}
+	return chunk, nil
+}
+
+func (p *chunkPlan) choose(size int64, env *envelopeConfig) int64 {
+	for chunk := int64(chunkUnit); ; chunk *= 2 {
+		n := p.layers + layersAside
+		if p.whole {
+			n = 0
+			for _, s := range p.sizes {
+				n += layerCount(s, chunk)
+			}
+		} else {
+			n += layerCount(size, chunk) + layerCount(p.rest(env), chunk)
+		}
+		if n < fewLayers || chunk >= maxChunk {
+			return chunk
+		}
+	}
+}
+
+// rest is what may still come after the current file.
+func (p *chunkPlan) rest(env *envelopeConfig) int64 {
+	rest := int64(pieceSlack)
+	if !p.seen[manifest.MediaTypeVMMemory] {
+		rest += min(max(env.Memory, 0), sparse.MaxSize)
+	}
+	if !p.seen[manifest.MediaTypeDiskRaw] && !p.seen[manifest.MediaTypeDiskQcow2] {
+		rest += min(max(env.Storage, 0), sparse.MaxSize)
+	}
+	return rest
+}
+
+// layerCount is how many layers a file of size bytes becomes.
+func layerCount(size, chunk int64) int64 { return max(1, (size+chunk-1)/chunk) }
