@@ -65,6 +65,7 @@ var kinds = []struct {
 	{cocoon.ErrNameTaken, exitCocoon},
 	{registry.ErrUnreachable, exitUnreachable},
 	{mounting.ErrOffline, exitUnreachable},
+	{mounting.ErrTimeout, exitUnreachable},
 	{context.DeadlineExceeded, exitUnreachable},
 	{syscall.ENOSPC, exitDisk},
 	{syscall.EDQUOT, exitDisk},

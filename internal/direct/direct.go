@@ -2,7 +2,6 @@ package direct
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -52,8 +51,14 @@ const (
 	rateBurst = 256 << 10
 )
 
-// ErrTimeout says that no byte came within the read timeout.
-var ErrTimeout = errors.New("registry did not answer in time")
+// ErrTimeout says that no byte came within the read timeout. It is a
+// context.DeadlineExceeded too.
+var ErrTimeout error = timeoutError{}
+
+type timeoutError struct{}
+
+func (timeoutError) Error() string        { return "registry did not answer in time" }
+func (timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
 // Payloads are the payloads of some files, to be read in their order.
 type Payloads struct {
@@ -89,7 +94,8 @@ const (
 	ignored
 )
 
-// New begins to fetch the payloads of files. Close ends it.
+// New returns the payloads of files. They are fetched from when the first
+// is opened; Close ends it.
 func New(src Source, files []*layout.File, opts Options) *Payloads {
 	if opts.Memory <= 0 {
 		opts.Memory = defaultMemory
@@ -120,9 +126,6 @@ func New(src Source, files []*layout.File, opts Options) *Payloads {
 		}
 		d.first = append(d.first, len(d.parts))
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.dispatchLocked()
 	return d
 }
 
@@ -137,6 +140,7 @@ func (d *Payloads) OpenPayload(ctx context.Context, f *layout.File) (io.ReadClos
 	}
 	r := &reader{d: d, ctx: ctx, part: d.first[d.next], end: d.first[d.next+1]}
 	d.next++
+	d.dispatchLocked()
 	return r, nil
 }
 

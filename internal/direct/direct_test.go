@@ -71,7 +71,7 @@ func (s *source) OpenBlob(ctx context.Context, digest string, size, off, n int64
 		r = io.MultiReader(io.LimitReader(r, f.cut), iotest.ErrReader(errors.New("cut")))
 	}
 	if f.stall {
-		r = io.MultiReader(io.LimitReader(r, 10), &stuck{ctx})
+		r = &stuck{ctx}
 	}
 	s.mu.Lock()
 	s.open++
@@ -254,6 +254,9 @@ func TestBlobsAreStreamedSideBySide(t *testing.T) {
 	}
 	d := New(s.src, s.files, Options{Memory: 64 << 20})
 	defer d.Close()
+	if _, err := d.OpenPayload(t.Context(), s.files[0]); err != nil {
+		t.Fatal(err)
+	}
 	for end := time.Now().Add(10 * time.Second); s.src.sent.Load() < 3<<20; {
 		if time.Now().After(end) {
 			t.Fatalf("%d bytes came while nobody read", s.src.sent.Load())
@@ -271,6 +274,9 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 		const mem = 16 << 20
 		d := New(s.src, s.files, Options{Memory: mem})
+		if _, err := d.OpenPayload(t.Context(), s.files[0]); err != nil {
+			t.Fatal(err)
+		}
 		// Nobody reads: the fetches must come to rest within the bound.
 		last, since := int64(-1), time.Now()
 		for time.Since(since) < 200*time.Millisecond {

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/cocoonstack/epochfs/cache"
 )
 
 // Config is what opening a reference needs to know besides the reference.
@@ -59,6 +61,10 @@ func DefaultCacheDir() (string, error) {
 // ErrOffline is in the chain of errors about what --offline forbids to
 // fetch.
 var ErrOffline = errors.New("not in the cache, and --offline forbids to ask the registry")
+
+// ErrTimeout is in the chain of errors about bytes that did not come to
+// the cache within the read timeout.
+var ErrTimeout = cache.ErrTimeout
 
 // ErrCache is in the chain of an error that says: the cache directory
 // cannot be used.

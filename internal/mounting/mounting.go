@@ -23,7 +23,7 @@ type Opened struct {
 	Artifact  *snapshot.Artifact
 	Registry  *registry.Registry
 	Cache     *cache.Cache // nil where nothing is kept
-	Notes     []string // what a user should know, one line each; maybe none
+	Notes     []string     // what a user should know, one line each; maybe none
 
 	source   cache.Source
 	uncached *uncached // nil with a cache

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"io/fs"
-	"sync"
 	"time"
 
 	"github.com/cocoonstack/epochfs/cache"
@@ -38,8 +37,8 @@ const LeastMemory = overhead + direct.LeastMemory
 // uncached is what an artifact is read from when nothing is kept: the
 // registry, and what the cache happens to have.
 type uncached struct {
-	local []*cache.Local // by file; nil where the cache has nothing of it
-	start func() *direct.Payloads
+	payloads *direct.Payloads
+	local    []*cache.Local // by file; nil where the cache has nothing of it
 }
 
 func newUncached(o *Opened, cfg Config) *uncached {
@@ -49,15 +48,12 @@ func newUncached(o *Opened, cfg Config) *uncached {
 			u.local[i] = l
 		}
 	}
-	// Nothing is fetched before the first file is opened.
-	u.start = sync.OnceValue(func() *direct.Payloads {
-		return direct.New(o.source, o.Artifact.Files, direct.Options{
-			Memory:      max(cfg.Memory-overhead, 0),
-			Concurrency: cfg.Concurrency,
-			ReadTimeout: cfg.ReadTimeout,
-			LimitRate:   cfg.LimitRate,
-			Local:       u.part,
-		})
+	u.payloads = direct.New(o.source, o.Artifact.Files, direct.Options{
+		Memory:      max(cfg.Memory-overhead, 0),
+		Concurrency: cfg.Concurrency,
+		ReadTimeout: cfg.ReadTimeout,
+		LimitRate:   cfg.LimitRate,
+		Local:       u.part,
 	})
 	return u
 }
@@ -80,11 +76,11 @@ func (u *uncached) has(i int, f *layout.File) (n int64) {
 }
 
 func (u *uncached) open(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
-	return u.start().OpenPayload(ctx, f)
+	return u.payloads.OpenPayload(ctx, f)
 }
 
 func (u *uncached) close() {
-	_ = u.start().Close() // it only ends requests
+	_ = u.payloads.Close() // it only ends requests
 	for _, l := range u.local {
 		if l != nil {
 			_ = l.Close() // it was only read
