@@ -83,30 +83,27 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// TestDependenciesHaveReasons compares the table of dependencies with
-// go.mod.
+// TestDependenciesHaveReasons compares the table of dependencies with the
+// modules in go.mod that this one imports, or runs as a tool.
 func TestDependenciesHaveReasons(t *testing.T) {
 	out, err := exec.Command("go", "mod", "edit", "-json", filepath.Join(top, "go.mod")).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var mod struct {
-		Require []struct {
-			Path     string
-			Indirect bool
-		}
-		Tool []struct{ Path string }
+		Require, Tool []struct{ Path string }
 	}
 	if err := json.Unmarshal(out, &mod); err != nil {
 		t.Fatal(err)
 	}
+	source := goSource(t, ".", true) + goSource(t, ".", false)
 	var want []string
 	for _, r := range mod.Require {
-		tool := false
-		for _, x := range mod.Tool {
-			tool = tool || strings.HasPrefix(x.Path, r.Path+"/")
+		used := regexp.MustCompile(`"` + regexp.QuoteMeta(r.Path) + `(/[^"\n]*)?"\n`).MatchString(source)
+		for _, tool := range mod.Tool {
+			used = used || strings.HasPrefix(tool.Path, r.Path+"/")
 		}
-		if !r.Indirect || tool {
+		if used {
 			want = append(want, r.Path)
 		}
 	}
