@@ -99,6 +99,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 		links:    map[Source]*link{},
 		fetching: map[string]chan struct{}{},
 	}
+	c.sweep()
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	if n := opts.LimitRate; n > 0 {
 		c.rate = rate.NewLimiter(rate.Limit(n), int(min(n, rateBurst)))

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -190,6 +191,7 @@ func (e *entry) checkData() error {
 			return fmt.Errorf("%w: data has %d bytes, not %d", errDamaged, info.Size(), size)
 		}
 	}
+	crashpoint.Reach("data made")
 	return e.data.Truncate(size)
 }
 

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -108,19 +109,49 @@ func (c *Cache) readFile(name string) ([]byte, error) {
 	return data, err
 }
 
+// tmpMark is in the names of files that are being written; one that is
+// older than tmpAge was left by a process that died.
+const (
+	tmpMark = ".tmp-"
+	tmpAge  = time.Hour
+)
+
+// sweep removes what dead processes were writing.
+func (c *Cache) sweep() {
+	for _, d := range []string{dirFiles, dirBlobs, dirRefs} {
+		dir, err := c.root.Open(d)
+		if err != nil {
+			continue
+		}
+		names, _ := dir.Readdirnames(-1) // as many as can be read
+		_ = dir.Close()
+		for _, name := range names {
+			if !strings.Contains(name, tmpMark) {
+				continue
+			}
+			name = path.Join(d, name)
+			if info, err := c.root.Lstat(name); err == nil && time.Since(info.ModTime()) > tmpAge {
+				_ = c.root.Remove(name) // the next one tries again
+			}
+		}
+	}
+}
+
 // writeFile puts a small file in place: whole, or as it was.
 func (c *Cache) writeFile(name string, data []byte) error {
 	if old, err := c.readFile(name); err == nil && bytes.Equal(old, data) {
 		return nil
 	}
-	tmp := name + ".tmp-" + rand.Text()
+	tmp := name + tmpMark + rand.Text()
 	f, err := c.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|openFlags, 0o600)
 	if err != nil {
 		return err
 	}
+	crashpoint.Reach("temporary file made")
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
+		crashpoint.Reach("temporary file written")
 		err = c.root.Rename(tmp, name)
 	}
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
 )
 
 const (
@@ -196,7 +198,12 @@ func (c *Cache) remove(key string) error {
 		return errors.Join(errInUse, err)
 	}
 	// The state goes first: data without it counts as missing.
-	return errors.Join(c.unlink(name+".state"), c.unlink(name+".data"), c.unlink(name+".meta"))
+	var errs []error
+	for _, suffix := range []string{".state", ".data", ".meta"} {
+		errs = append(errs, c.unlink(name+suffix))
+		crashpoint.Reach("unlinked")
+	}
+	return errors.Join(errs...)
 }
 
 func (c *Cache) unlink(name string) error {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -21,7 +22,13 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(crashDirEnv); dir != "" {
+		crashingProcess(dir)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // fakeSource has blobs in memory, counts what is asked of it, and fails
 // as told.

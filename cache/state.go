@@ -15,6 +15,8 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
 )
 
 // The state file, mapped by every process that has the file open. All
@@ -93,6 +95,7 @@ func openState(f *os.File, key string, pieces int) (*state, error) {
 	head := header(key, pieces)
 	switch {
 	case fresh:
+		crashpoint.Reach("state sized")
 		copy(mem, head)
 	case !bytes.Equal(mem[:len(head)], head):
 		s.unmap()
@@ -229,7 +232,9 @@ func (s *state) seal() error {
 	if err := unix.Msync(s.mem, unix.MS_SYNC); err != nil {
 		return os.NewSyscallError("msync", err)
 	}
+	crashpoint.Reach("words synced")
 	atomic.OrUint32(s.flags(), flagSealed)
+	crashpoint.Reach("sealed")
 	return os.NewSyscallError("msync", unix.Msync(s.mem[:stateHeader], unix.MS_SYNC))
 }
 

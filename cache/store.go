@@ -8,6 +8,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -31,7 +32,9 @@ func (e *entry) store(i int, payload []byte, verified bool) error {
 			return err
 		}
 		rest = rest[run.Length:]
+		crashpoint.Reach("run written")
 	}
+	crashpoint.Reach("piece written")
 	e.state.set(i, xxhash.Sum64(payload), verified)
 	return nil
 }

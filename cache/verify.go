@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -94,6 +95,7 @@ func (e *entry) check() {
 		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 		return
 	}
+	crashpoint.Reach("data synced")
 	if err := e.state.seal(); err != nil {
 		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 	}

@@ -36,7 +36,7 @@ var allowed = map[string][]string{
 	"snapshot":        {"cocoon", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 
 	// The cache asks an interface for bytes: no registry, no FUSE.
-	"cache": {"internal/zstdframe", "snapshot/layout", "snapshot/sparse"},
+	"cache": {"internal/crashpoint", "internal/zstdframe", "snapshot/layout", "snapshot/sparse"},
 	// The tree asks an interface for contents: no registry, no cache.
 	"fs": {"snapshot/sparse"},
 
