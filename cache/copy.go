@@ -18,28 +18,45 @@ const copyStep = 64 << 20
 // dst as it was, unless all of the file is present and verified. onBytes
 // is told of payload as it is copied.
 func (f *File) CopyTo(ctx context.Context, dst *os.File, onBytes func(int64)) (ok bool, err error) {
-	e := f.entry
-	if e.unkept || !f.Complete() || !f.Verified() {
+	if !f.Kept() || !f.Complete() || !f.Verified() {
 		return false, nil
 	}
+	return true, f.entry.copyTo(ctx, dst, onBytes)
+}
+
+// Kept says whether what is fetched of the file can be kept on disk, as
+// far as is known.
+func (f *File) Kept() bool { return !f.entry.unkept }
+
+// CopyTo is File.CopyTo for a file as it was found.
+func (l *Local) CopyTo(ctx context.Context, dst *os.File, onBytes func(int64)) (ok bool, err error) {
+	for part := range l.entry.file.Parts {
+		if !l.entry.partVerified(part) {
+			return false, nil
+		}
+	}
+	return true, l.entry.copyTo(ctx, dst, onBytes)
+}
+
+func (e *entry) copyTo(ctx context.Context, dst *os.File, onBytes func(int64)) error {
 	if err := unix.IoctlFileClone(int(dst.Fd()), int(e.data.Fd())); err == nil {
 		onBytes(e.file.PayloadSize())
-		return true, nil
+		return nil
 	}
 	for _, s := range e.file.Map.Segments() {
 		for off, end := s.Offset, s.Offset+s.Length; off < end; {
 			if err := ctx.Err(); err != nil {
-				return true, err
+				return err
 			}
 			n, err := copyRange(dst, e.data, off, min(copyStep, end-off))
 			if err != nil {
-				return true, err
+				return err
 			}
 			off += n
 			onBytes(n)
 		}
 	}
-	return true, nil
+	return nil
 }
 
 // copyRange copies at most n bytes from off on to the same place of dst.
@@ -60,7 +77,3 @@ func copyRange(dst, src *os.File, off, n int64) (int64, error) {
 		return 0, os.NewSyscallError("copy_file_range", err)
 	}
 }
-
-// Kept says whether what is fetched of the file can be kept on disk, as
-// far as is known.
-func (f *File) Kept() bool { return !f.entry.unkept }

@@ -130,18 +130,33 @@ func New(src Source, files []*layout.File, opts Options) *Payloads {
 }
 
 // OpenPayload opens the payload of f, which must be the file after the
-// one that was opened last. It ends with io.EOF only when every byte was
+// one that was opened last; files that need not be fetched may be left
+// out. It ends with io.EOF only when every byte was
 // verified.
 func (d *Payloads) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for d.next < len(d.files) && d.files[d.next] != f && d.allLocalLocked(d.next) {
+		d.next++
+	}
 	if d.next == len(d.files) || d.files[d.next] != f {
 		return nil, fmt.Errorf("%q is read out of order", f.Name)
 	}
 	r := &reader{d: d, ctx: ctx, part: d.first[d.next], end: d.first[d.next+1]}
+	d.head = r.part
 	d.next++
 	d.dispatchLocked()
 	return r, nil
+}
+
+// allLocalLocked says that nothing of a file is fetched.
+func (d *Payloads) allLocalLocked(file int) bool {
+	for _, p := range d.parts[d.first[file]:d.first[file+1]] {
+		if p.count > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Close ends all requests and waits for them.

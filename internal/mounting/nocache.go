@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/cocoonstack/epochfs/cache"
@@ -77,6 +78,13 @@ func (u *uncached) has(i int, f *layout.File) (n int64) {
 
 func (u *uncached) open(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
 	return u.payloads.OpenPayload(ctx, f)
+}
+
+func (u *uncached) copyFile(ctx context.Context, dst *os.File, i int, onBytes func(int64)) (bool, error) {
+	if l := u.local[i]; l != nil {
+		return l.CopyTo(ctx, dst, onBytes)
+	}
+	return false, nil
 }
 
 func (u *uncached) close() {

@@ -1,0 +1,206 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+// FileCopier is what Payloads may offer beside: to make a file without
+// its bytes passing through this process, as a file system can that shares
+// them between files.
+type FileCopier interface {
+	// CopyFile makes dst, which is empty and has the file's size, hold f,
+	// every byte verified, holes kept. ok is false where that cannot be
+	// had; then dst is as it was. onBytes is told of payload as it comes.
+	CopyFile(ctx context.Context, dst *os.File, f *layout.File, onBytes func(int64)) (ok bool, err error)
+}
+
+// DirOptions says how a directory differs from the artifact, and who
+// listens.
+type DirOptions struct {
+	LocalName   string            // config.name of the envelope; empty: as it is
+	Description string            // config.description of the envelope; empty: as it is
+	OnBytes     func(delta int64) // bytes of data that are done since the last call; may be nil
+}
+
+// ErrNotEmpty is in the chain of WriteDir's error about a directory that
+// has something in it already.
+var ErrNotEmpty = errors.New("directory is not empty")
+
+// WriteDir makes dir hold the snapshot as plain files with the artifact's
+// modes, sparse where they are, snapshot.json among them: what cocoon
+// starts a VM from. dir may be an empty directory, else there must be
+// nothing of that name. It comes into being at once, complete, verified
+// and on disk, or not at all.
+func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts DirOptions) (err error) {
+	if a.Kind != manifest.KindSnapshot {
+		return &kindError{a.Kind}
+	}
+	text, err := editEnvelope(a.Envelope, opts.LocalName, opts.Description)
+	if err != nil {
+		return fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	mode, err := checkTarget(dir)
+	if err != nil {
+		return err
+	}
+	parent, name := filepath.Split(filepath.Clean(dir))
+	if parent == "" {
+		parent = "."
+	}
+	temp, err := os.MkdirTemp(parent, "."+name+".")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(temp))
+		}
+	}()
+	w := &dirWriter{dir: temp, src: src, opts: &opts}
+	if err := w.write(ctx, text, a.Files); err != nil {
+		return err
+	}
+	if err := os.Chmod(temp, mode); err != nil {
+		return err
+	}
+	if err := syncPath(temp); err != nil {
+		return err
+	}
+	if err := unix.Rename(temp, filepath.Clean(dir)); err != nil {
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+			err = ErrNotEmpty
+		}
+		return &os.PathError{Op: "make", Path: dir, Err: err}
+	}
+	return syncPath(parent)
+}
+
+// checkTarget looks whether dir can be made, and returns the mode that it
+// gets: that of an empty directory that is there.
+func checkTarget(dir string) (os.FileMode, error) {
+	found, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return 0o700, nil
+	case err != nil:
+		return 0, err
+	case len(found) > 0:
+		return 0, fmt.Errorf("%s: %w", dir, ErrNotEmpty)
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return 0, err
+	}
+	return st.Mode().Perm(), nil
+}
+
+// dirWriter is one directory being written.
+type dirWriter struct {
+	dir  string
+	src  Payloads
+	opts *DirOptions
+}
+
+func (w *dirWriter) write(ctx context.Context, envelope []byte, files []*layout.File) error {
+	err := w.create(EnvelopeName, 0o644, int64(len(envelope)), func(f *os.File) error {
+		_, err := f.Write(envelope)
+		return err
+	})
+	for _, f := range files {
+		if err != nil {
+			return err
+		}
+		err = w.create(f.Name, os.FileMode(f.Mode)&0o777, f.Size(), func(out *os.File) error { return w.file(ctx, out, f) })
+	}
+	return err
+}
+
+// create makes one file, on disk when it returns. Names of files are
+// checked when an artifact is loaded.
+func (w *dirWriter) create(name string, mode os.FileMode, size int64, fill func(*os.File) error) error {
+	f, err := os.OpenFile(filepath.Join(w.dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	if err := fill(f); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return errors.Join(f.Chmod(mode), f.Sync(), f.Close())
+}
+
+// file fills one file: by the copier if there is one that can.
+func (w *dirWriter) file(ctx context.Context, out *os.File, f *layout.File) error {
+	onBytes := w.opts.OnBytes
+	if onBytes == nil {
+		onBytes = func(int64) {}
+	}
+	if c, ok := w.src.(FileCopier); ok {
+		if done, err := c.CopyFile(ctx, out, f, onBytes); done || err != nil {
+			return err
+		}
+	}
+	payload, err := w.src.OpenPayload(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer payload.Close()
+	to := &scattered{to: out, m: f.Map}
+	if err := copyExactly(ctx, counted{to, onBytes}, payload, f.PayloadSize()); err != nil {
+		return err
+	}
+	return verified(payload, f.PayloadSize())
+}
+
+// scattered writes a payload to where it lies in its file.
+type scattered struct {
+	to io.WriterAt
+	m  *sparse.Map
+	at int64 // in the payload
+}
+
+func (s *scattered) Write(p []byte) (n int, err error) {
+	for run := range s.m.Payload(s.at, int64(len(p))) {
+		k, err := s.to.WriteAt(p[n:n+int(run.Length)], run.Offset)
+		n += k
+		s.at += int64(k)
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// counted tells how much was written.
+type counted struct {
+	io.Writer
+	onBytes func(int64)
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.onBytes(int64(n))
+	return n, err
+}
+
+func syncPath(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
