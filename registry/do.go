@@ -225,7 +225,7 @@ func (q *quick) NextBackOff() time.Duration {
 // retry runs something that can be repeated until it succeeds or fails
 // for good, a few times at most. Only an *Error can be worth another try.
 func retry[T any](ctx context.Context, r *Registry, t target, try func() (T, error)) (T, error) {
-	return retryTimes(ctx, r, t, maxTries, try)
+	return retryTimes(ctx, r, t, r.tries, try)
 }
 
 // retryErr is retryTimes for what has no result.

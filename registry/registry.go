@@ -32,7 +32,10 @@ type Options struct {
 // Registry is a client of one registry. It is safe for concurrent use.
 type Registry struct {
 	base      url.URL // scheme and host
+	path      string  // of the API there, such as "/v2"
+	ns        string  // the registry that this one stands in for, or ""
 	host      string  // as it is printed
+	tries     uint    // of a small request
 	agent     string
 	log       *slog.Logger
 	limits    limits
@@ -61,7 +64,26 @@ func New(ref Reference, opts Options) (*Registry, error) {
 	return newRegistry(ref, opts, defaultLimits(), nil)
 }
 
+// endpoint is where and how a registry is spoken to.
+type endpoint struct {
+	ref        Reference // scheme and host of it
+	path       string
+	ns         string
+	ca         []string // further PEM files
+	skipVerify bool     // of the host's certificate, and of no other's
+	plain      bool     // plain HTTP to the host is allowed
+	tries      uint
+}
+
 func newRegistry(ref Reference, opts Options, lim limits, dial dialFunc) (*Registry, error) {
+	return newAt(endpoint{ref: ref, path: apiPath, tries: maxTries}, opts, lim, dial)
+}
+
+// apiPath is where the distribution API begins.
+const apiPath = "/v2"
+
+func newAt(at endpoint, opts Options, lim limits, dial dialFunc) (*Registry, error) {
+	ref := at.ref
 	srv, err := parseServer(opts.EpochServer)
 	if err != nil {
 		return nil, err
@@ -70,7 +92,7 @@ func newRegistry(ref Reference, opts Options, lim limits, dial dialFunc) (*Regis
 		return nil, fmt.Errorf("%w: no registry named", ErrReference)
 	}
 	epoch := ref.Scheme == srv.scheme && withPort(ref.Scheme, ref.Host) == withPort(srv.scheme, srv.host)
-	if ref.Scheme == "http" && !epoch && !opts.PlainHTTP && !isLoopback(ref.Host) {
+	if ref.Scheme == "http" && !epoch && !at.plain && !opts.PlainHTTP && !isLoopback(ref.Host) {
 		return nil, fmt.Errorf("%w: %s", errPlainHTTP, ref.Host)
 	}
 	if opts.Concurrency <= 0 {
@@ -78,7 +100,10 @@ func newRegistry(ref Reference, opts Options, lim limits, dial dialFunc) (*Regis
 	}
 	r := &Registry{
 		base:   url.URL{Scheme: ref.Scheme, Host: apiHost(ref.Host)},
+		path:   at.path,
+		ns:     at.ns,
 		host:   ref.Host,
+		tries:  at.tries,
 		agent:  opts.UserAgent,
 		log:    opts.Log,
 		limits: lim,
@@ -89,7 +114,7 @@ func newRegistry(ref Reference, opts Options, lim limits, dial dialFunc) (*Regis
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	if r.inner, err = newTransport(opts, lim, dial); err != nil {
+	if r.inner, err = newTransport(opts, at, lim, dial); err != nil {
 		return nil, err
 	}
 	own := withPort("http", r.base.Host)
@@ -155,9 +180,12 @@ func (r *Registry) target(op, name, id string) target {
 	return target{op: op, host: r.host, what: clip(what)}
 }
 
-// at is the URL of a path below /v2/.
+// at is the URL of a path below the API's.
 func (r *Registry) at(path string) *url.URL {
 	u := r.base
-	u.Path = "/v2/" + path
+	u.Path = r.path + "/" + path
+	if r.ns != "" {
+		u.RawQuery = url.Values{"ns": {r.ns}}.Encode()
+	}
 	return &u
 }

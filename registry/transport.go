@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -33,7 +34,7 @@ func defaultLimits() limits {
 		answer: 60 * time.Second,
 		finish: 30 * time.Minute, // epoch copies 40 GiB to S3 before it answers
 		patch:  5 * time.Minute,
-		stall:  60 * time.Second,
+		stall:  15 * time.Second,
 		small:  5 * time.Minute,
 		first:  200 * time.Millisecond,
 	}
@@ -43,8 +44,8 @@ type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // newTransport makes the connections of one client: HTTP/1.1 only, since
 // several plain connections carry more than one that is multiplexed.
-func newTransport(o Options, lim limits, dial dialFunc) (*http.Transport, error) {
-	roots, err := rootCAs(o.CACert)
+func newTransport(o Options, at endpoint, lim limits, dial dialFunc) (*http.Transport, error) {
+	roots, err := rootCAs(append([]string{o.CACert}, at.ca...))
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +55,7 @@ func newTransport(o Options, lim limits, dial dialFunc) (*http.Transport, error)
 	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            dial,
-		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:        tlsConfig(roots, at),
 		TLSHandshakeTimeout:    lim.dial,
 		DisableCompression:     true,
 		MaxConnsPerHost:        2*o.Concurrency + 4, // streams that wait must not block a manifest
@@ -71,21 +72,56 @@ func newTransport(o Options, lim limits, dial dialFunc) (*http.Transport, error)
 	return t, nil
 }
 
-// rootCAs are the system's, and those of a PEM file where one is named.
-func rootCAs(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil
+// tlsConfig checks certificates of all hosts but the endpoint's own, where
+// that one's are to be taken as they are.
+func tlsConfig(roots *x509.CertPool, at endpoint) *tls.Config {
+	c := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	if !at.skipVerify {
+		return c
 	}
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read root certificates: %w", err)
+	own := (&url.URL{Host: apiHost(at.ref.Host)}).Hostname()
+	if net.ParseIP(own) != nil {
+		own = "" // addresses are not named in a handshake
 	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
+	c.InsecureSkipVerify = true
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		switch cs.ServerName {
+		case own:
+			return nil
+		case "":
+			return errors.New("a certificate for an address cannot be checked here")
+		}
+		opts := x509.VerifyOptions{Roots: roots, DNSName: cs.ServerName, Intermediates: x509.NewCertPool()}
+		for _, cert := range cs.PeerCertificates[1:] {
+			opts.Intermediates.AddCert(cert)
+		}
+		if _, err := cs.PeerCertificates[0].Verify(opts); err != nil {
+			return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
+		}
+		return nil
 	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("read root certificates: %s holds no PEM certificate", file)
+	return c
+}
+
+// rootCAs are the system's, and those of PEM files where some are named.
+func rootCAs(files []string) (*x509.CertPool, error) {
+	var pool *x509.CertPool
+	for _, file := range files {
+		if file == "" {
+			continue
+		}
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read root certificates: %w", err)
+		}
+		if pool == nil {
+			if pool, err = x509.SystemCertPool(); err != nil {
+				pool = x509.NewCertPool()
+			}
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read root certificates: %s holds no PEM certificate", file)
+		}
 	}
 	return pool, nil
 }
