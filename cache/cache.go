@@ -30,7 +30,7 @@ const (
 	// links with a long delay want more.
 	defaultConcurrency = 16
 	// bufferBudget bounds the bytes that fetches hold in memory, for the
-	// process.
+	// process, unless it is told another.
 	bufferBudget = 96 << 20
 	// rateBurst is how many bytes may pass at once under a rate limit.
 	rateBurst = 256 << 10
@@ -45,6 +45,7 @@ type Options struct {
 	ReadTimeout time.Duration // how long a read waits for missing bytes; 0: for ever
 	Size        int64         // bytes on disk; 0: as much as leaves a tenth of its file system free
 	LimitRate   int64         // bytes fetched per second, for the process; 0: no limit
+	Memory      int64         // bytes that fetches hold in memory; 0: 96 MiB
 	Log         *slog.Logger  // nil: nothing is logged
 
 	patience time.Duration // tests shorten it
@@ -79,6 +80,9 @@ func Open(dir string, opts Options) (*Cache, error) {
 	if opts.Concurrency <= 0 {
 		opts.Concurrency = defaultConcurrency
 	}
+	if opts.Memory <= 0 {
+		opts.Memory = bufferBudget
+	}
 	if opts.patience <= 0 {
 		opts.patience = defaultPatience
 	}
@@ -93,7 +97,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 		opts:     opts,
 		root:     root,
 		log:      opts.Log,
-		buffers:  semaphore.NewWeighted(bufferBudget),
+		buffers:  semaphore.NewWeighted(opts.Memory),
 		checks:   make(chan *entry, 1024),
 		entries:  map[string]*entry{},
 		links:    map[Source]*link{},

@@ -199,7 +199,7 @@ func (e *entry) arrived(i int, payload []byte, verified bool) {
 // reserve waits for room for n bytes in memory. What is larger than all
 // the room there is gets all of it.
 func (e *entry) reserve(ctx context.Context, n int64) (int64, error) {
-	n = min(n, bufferBudget)
+	n = min(n, e.cache.opts.Memory)
 	if err := e.cache.buffers.Acquire(ctx, n); err != nil {
 		return 0, err
 	}

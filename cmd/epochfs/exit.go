@@ -62,7 +62,7 @@ var kinds = []struct {
 	{cocoon.ErrNoSnapshot, exitNotFound},
 	{errNotFound, exitNotFound},
 	{registry.ErrDenied, exitDenied},
-	{cocoon.ErrNameTaken, exitCocoon},
+	{cocoon.ErrNameTaken, exitFailed},
 	{registry.ErrUnreachable, exitUnreachable},
 	{mounting.ErrOffline, exitUnreachable},
 	{mounting.ErrTimeout, exitUnreachable},

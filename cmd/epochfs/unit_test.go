@@ -45,7 +45,7 @@ func TestExitCode(t *testing.T) {
 		{registry.ErrContent, 6},
 		{layout.ErrContent, 6},
 		{&cocoon.Error{Err: os.ErrPermission}, 7},
-		{cocoon.ErrNameTaken, 7},
+		{cocoon.ErrNameTaken, 1},
 		{syscall.ENOSPC, 8},
 		{syscall.EDQUOT, 8},
 		{syscall.EROFS, 8},

@@ -22,7 +22,7 @@ type Config struct {
 	LimitRate   int64         // bytes fetched per second; 0 for no limit
 	ReadTimeout time.Duration // how long a fetch is tried; 0 for ever
 	NoCache     bool          // keep nothing; files can only be read once, in order
-	Memory      int64         // with NoCache, bytes that the process may take; 0 for the usual number
+	Memory      int64         // bytes that the process may take, at least LeastMemory; 0 for the usual number
 	UserAgent   string        // what the registry is told; "" for the usual
 	Log         *slog.Logger  // nil for nobody
 

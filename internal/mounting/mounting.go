@@ -58,6 +58,7 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 		ReadTimeout: cfg.ReadTimeout,
 		Size:        cfg.CacheSize,
 		LimitRate:   cfg.LimitRate,
+		Memory:      cfg.buffers(),
 		Log:         cfg.Log,
 	})
 	if err != nil {

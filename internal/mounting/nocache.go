@@ -35,6 +35,15 @@ const overhead = 72 << 20
 // LeastMemory is the smallest Config.Memory that can be kept to.
 const LeastMemory = overhead + direct.LeastMemory
 
+// buffers is how much of Config.Memory is for bytes that are fetched; 0
+// for the usual number.
+func (c *Config) buffers() int64 {
+	if c.Memory == 0 {
+		return 0
+	}
+	return max(c.Memory-overhead, direct.LeastMemory)
+}
+
 // uncached is what an artifact is read from when nothing is kept: the
 // registry, and what the cache happens to have.
 type uncached struct {
@@ -50,7 +59,7 @@ func newUncached(o *Opened, cfg Config) *uncached {
 		}
 	}
 	u.payloads = direct.New(o.source, o.Artifact.Files, direct.Options{
-		Memory:      max(cfg.Memory-overhead, 0),
+		Memory:      cfg.buffers(),
 		Concurrency: cfg.Concurrency,
 		ReadTimeout: cfg.ReadTimeout,
 		LimitRate:   cfg.LimitRate,
