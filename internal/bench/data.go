@@ -16,6 +16,7 @@ type dataset struct {
 	name string // title in the artifact
 	m    *sparse.Map
 	seed uint64 // files with the same seed have the same payload
+	data []byte // the payload, where it is not made from the seed
 }
 
 // newDataset spreads data bytes over size bytes in runs, whose lengths
@@ -62,6 +63,10 @@ func split(rng *rand.Rand, pages int64, n int) []int64 {
 
 // fill writes the payload from off on into p. Both are whole pages.
 func (d *dataset) fill(p []byte, off int64) {
+	if d.data != nil {
+		copy(p, d.data[off:])
+		return
+	}
 	for i := int64(0); i < int64(len(p)); i += pageSize {
 		fillPage(p[i:i+pageSize], mix(d.seed<<40+uint64((off+i)/pageSize)))
 	}

@@ -16,7 +16,7 @@ func (r *report) draw(file string) error {
 	const width, left, step, half = 980, 470, 26, 220
 	var lines []*line
 	for _, l := range r.Lines {
-		if l.Sense != no && l.Figure > 0 {
+		if l.Sense != no && l.Figure > 0 && l.Limit > 0 {
 			lines = append(lines, l)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 var (
 	memory   = newDataset("memory-ranges", 2<<30, 640<<20, 4000, 1)
 	disk     = newDataset("cow.raw", 4<<30, 320<<20, 2500, 2)
+	half     = newDataset("memory-ranges", 1<<30, 320<<20, 2000, 6)
 	slow     = newDataset("memory-ranges", 256<<20, 64<<20, 400, 3)
 	oneGB    = newDataset("memory-ranges", 1<<30, 16<<20, 2000, 4)
 	manyGB   = newDataset("memory-ranges", 100<<30, 16<<20, 2000, 4)
@@ -27,7 +28,8 @@ var artifacts = map[string]struct {
 	"v1":       {form{pieces: true}, []*dataset{memory, disk}},
 	"v1-plain": {form{}, []*dataset{memory, disk}},
 	"v2":       {form{chunk: 4 << 20}, []*dataset{memory}},
-	"v2-large": {form{chunk: 512 << 20}, []*dataset{memory}},
+	"v2-large": {form{chunk: 512 << 20}, []*dataset{half}},
+	"half":     {form{pieces: true}, []*dataset{half}},
 	"slow":     {form{pieces: true}, []*dataset{slow}},
 	"1g":       {form{}, []*dataset{oneGB}},
 	"100g":     {form{}, []*dataset{manyGB}},
@@ -43,7 +45,7 @@ var allRows = []row{
 	}},
 	{"seq-link", func(ctx context.Context, b *bench) ([]*line, error) {
 		opts := shaping.Options{Delay: 20 * time.Millisecond, Total: 125e6}
-		return b.sequentialRow(ctx, "cold sequential read, 20 ms, 125 MB/s in all", "v1", memory, &opts, 1.03)
+		return b.sequentialRow(ctx, "cold sequential read, 20 ms, 125 MB/s in all", "half", half, &opts, 1.03)
 	}},
 	{"seq-cpu", func(ctx context.Context, b *bench) ([]*line, error) {
 		return b.sequentialRow(ctx, "cold sequential read, loopback as it is", "v1", memory, nil, 1.15)
@@ -56,7 +58,7 @@ var allRows = []row{
 		return b.sequentialRow(ctx, "cold sequential read, v2 in zstd chunks of 4 MiB, shaped", "v2", memory, &shaped, 0.2)
 	}},
 	{"seq-frames", func(ctx context.Context, b *bench) ([]*line, error) {
-		return b.sequentialRow(ctx, "cold sequential read, v2 in zstd frames of 512 MiB, shaped", "v2-large", memory, &shaped, 0)
+		return b.sequentialRow(ctx, "cold sequential read, v2 in one zstd frame, shaped", "v2-large", half, &shaped, 0)
 	}},
 	{"seq-far", func(ctx context.Context, b *bench) ([]*line, error) {
 		opts := shaping.Options{Delay: 300 * time.Millisecond, PerConn: 10e6}
@@ -71,6 +73,7 @@ var allRows = []row{
 	{"start", startRow},
 	{"memory", memoryRow},
 	{"no-range", noRangeRow},
+	{"check", checkRow},
 }
 
 // prepare makes sure that the artifact with a tag is in the registry.

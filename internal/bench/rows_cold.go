@@ -14,75 +14,93 @@ import (
 const randomReads = 500
 
 func randomRow(ctx context.Context, b *bench) ([]*line, error) {
-	var lines []*line
-	for _, f := range []struct {
-		tag, what string
-		most      float64 // MB
-	}{{"v1", "pieces with digests", 160}, {"v1-plain", "no digests of pieces", 80}} {
-		if err := b.prepare(ctx, f.tag); err != nil {
-			return lines, err
-		}
-		ours, theirs, fetched, err := b.random(ctx, f.tag)
-		if err != nil {
-			return lines, err
-		}
-		work := fmt.Sprintf("%d random reads of 4 KiB, cold, shaped, %s", randomReads, f.what)
-		lines = append(lines, timed(work, ours, "rclone mount", theirs, atMost, 0.5),
-			counted("fetched for them", "MB", fetched, atMost, f.most))
+	if err := errors.Join(b.prepare(ctx, "v1"), b.prepare(ctx, "v1-plain")); err != nil {
+		return nil, err
 	}
-	return lines, nil
-}
-
-// random reads random pages of the memory, cold, by us and by rclone. It
-// takes a run less than others, being slow.
-func (b *bench) random(ctx context.Context, tag string) (ours, theirs, fetched sample, err error) {
 	addr, proxy, err := b.link(&shaped)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	defer proxy.Close()
-	made, err := b.writer.payload(ctx, 0, memory)
-	if err != nil {
-		return nil, nil, nil, err
+	seed := uint64(0)
+	ours := func(tag string, fetched *sample) func() (float64, error) {
+		return func() (float64, error) {
+			m, err := b.mount(ctx, addr, tag)
+			if err != nil {
+				return 0, err
+			}
+			defer m.close()
+			seed++
+			_, offsets := randomData(memory, randomReads, seed)
+			before := proxy.Counts()
+			seconds, _, err := randomly(m.path(memory.name), offsets, 0)
+			*fetched = append(*fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
+			return seconds, err
+		}
 	}
-	files, stop, err := fileServer(b.registry.dir)
+	var rcloned, fetched, plainFetched sample
+	theirs, stop, err := b.randomRclone(ctx, &rcloned)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	defer stop()
-	filesProxy, err := shaping.Start(files, shaped)
+	slower := *b // these take longest
+	slower.runs = max(1, b.runs-1)
+	withSums, other, err := slower.pair(ctx, ours("v1", &fetched), theirs)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	defer filesProxy.Close()
+	plain, err := ours("v1-plain", &plainFetched)()
+	if err != nil {
+		return nil, err
+	}
+	work := fmt.Sprintf("%d random reads of 4 KiB, cold, shaped, ", randomReads)
+	first := timed(work+"256 KiB pieces with digests", withSums, "rclone mount", other, atMost, 0.5)
+	first.Note = fmt.Sprintf("rclone fetched %s MB", number(rcloned.median()))
+	return []*line{
+		first,
+		counted("fetched for them", "MB", fetched, atMost, 160),
+		timed(work+"no digests of pieces", sample{plain}, "rclone mount", other, no, 0),
+		counted("fetched for them", "MB", plainFetched, atMost, 80),
+	}, nil
+}
+
+// randomRclone reads random pages through rclone, from a web server with
+// the registry's storage: that is what its http remote can mount.
+func (b *bench) randomRclone(ctx context.Context, fetched *sample) (read func() (float64, error), stop func(), err error) {
+	made, err := b.writer.payload(ctx, 0, memory)
+	if err != nil {
+		return nil, nil, err
+	}
 	path, err := filepath.Rel(b.registry.dir, b.registry.blobPath(made.blobs[0].digest))
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	slower := *b
-	slower.runs = max(1, b.runs-1)
-	ours, theirs, err = slower.pair(ctx, func() (float64, error) {
-		m, err := b.mount(ctx, addr, tag)
-		if err != nil {
-			return 0, err
-		}
-		defer m.close()
-		_, offsets := randomData(memory, randomReads, uint64(len(fetched)))
-		before := proxy.Counts()
-		seconds, _, err := randomly(m.path(memory.name), offsets, 0)
-		fetched = append(fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
-		return seconds, err
-	}, func() (float64, error) {
-		m, err := b.rclone(ctx, filesProxy.Addr())
+	files, stopFiles, err := fileServer(b.registry.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	proxy, err := shaping.Start(files, shaped)
+	if err != nil {
+		stopFiles()
+		return nil, nil, err
+	}
+	stop = func() {
+		_ = proxy.Close() // only its listener's error
+		stopFiles()
+	}
+	return func() (float64, error) {
+		m, err := b.rclone(ctx, proxy.Addr())
 		if err != nil {
 			return 0, err
 		}
 		defer m.stop()
-		offsets, _ := randomData(memory, randomReads, uint64(len(fetched)))
+		offsets, _ := randomData(memory, randomReads, uint64(len(*fetched)))
+		before := proxy.Counts()
 		seconds, _, err := randomly(filepath.Join(m.dir, path), offsets, 0)
+		*fetched = append(*fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
 		return seconds, err
-	})
-	return ours, theirs, fetched, err
+	}, stop, nil
 }
 
 // prefetchRow looks whether what a reader waits for overtakes what nobody

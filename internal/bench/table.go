@@ -42,7 +42,7 @@ type line struct {
 	Theirs    sample  `json:"reference_runs,omitempty"`
 	Figure    float64 `json:"figure"` // what the goal speaks of: a ratio, or ours
 	Sense     sense   `json:"sense,omitempty"`
-	Limit     float64 `json:"limit,omitempty"`
+	Limit     float64 `json:"limit"`
 	Met       bool    `json:"met"`
 	Note      string  `json:"note,omitempty"`
 	ratio     bool    // Figure is a ratio
@@ -182,6 +182,8 @@ func (s sample) show(unit string) string {
 // number has three significant digits.
 func number(f float64) string {
 	switch a := math.Abs(f); {
+	case f == 0:
+		return "0"
 	case a >= 100:
 		return fmt.Sprintf("%.0f", f)
 	case a >= 10:
