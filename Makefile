@@ -13,7 +13,9 @@ export CGO_ENABLED ?= 1
 DEMO_NEEDS = fusermount3:fuse3 mkfs.ext4:e2fsprogs
 TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry losetup:mount setpriv:util-linux
 
-.PHONY: all build demo test lint fuzz install clean demo-needs test-needs
+BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio
+
+.PHONY: all build demo test bench lint fuzz install clean demo-needs test-needs bench-needs
 
 all: build
 
@@ -25,6 +27,12 @@ demo: demo-needs build
 
 test: test-needs lint
 	$(GO) test -race -count=1 -timeout $(TESTTIME) ./...
+
+# Under 8 minutes; BENCHFLAGS may have -rows, -runs, -json FILE, -plot FILE.
+# The page cache is dropped between runs, which takes root.
+bench: bench-needs build
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./internal/bench
+	bin/bench $(BENCHFLAGS)
 
 lint:
 	@bad=$$(gofmt -l .); \
@@ -56,6 +64,10 @@ demo-needs:
 
 test-needs:
 	@$(call need,$(TEST_NEEDS),fail)
+
+# What cannot be installed is named in the table instead.
+bench-needs:
+	-@$(call need,$(BENCH_NEEDS),warn)
 
 # need looks for commands, also in the places of root's PATH. Without root
 # a demo goes on without them, tests do not.
