@@ -86,6 +86,13 @@ func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts 
 	return syncPath(parent)
 }
 
+// CheckDir fails when WriteDir cannot make dir, as far as can be told
+// before.
+func CheckDir(dir string) error {
+	_, err := checkTarget(dir)
+	return err
+}
+
 // checkTarget looks whether dir can be made, and returns the mode that it
 // gets: that of an empty directory that is there.
 func checkTarget(dir string) (os.FileMode, error) {

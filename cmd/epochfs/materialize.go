@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/google/renameio/v2"
@@ -24,42 +25,79 @@ type materializeOptions struct {
 	out         io.Writer
 	reference   string
 	name        string
+	nameSet     bool // whether --name was given
 	description string
-	output      string // "" for cocoon, "-" for stdout
+	output      string // "-" for stdout
+	dir         string
+	noCache     bool
+	memory      byteSize
 }
 
+// materializeMemory is the usual bound of what the process takes.
+const materializeMemory = 256 << 20
+
 func newMaterializeCmd(g *globals) *cobra.Command {
-	opts := materializeOptions{globals: g}
+	opts := materializeOptions{globals: g, memory: materializeMemory}
 	cmd := &cobra.Command{
 		Use:   "materialize REF",
-		Short: "Import a snapshot into cocoon, or write it as a tar",
-		Long: `materialize streams the snapshot into "cocoon snapshot import", or with -o into
-a tar as cocoon would have exported it. A cloud image goes to "cocoon image
-import", or with -o is written as it is.`,
+		Short: "Import a snapshot into cocoon, or write it as a tar or a directory",
+		Long: `materialize streams the snapshot into "cocoon snapshot import", with -o into a
+tar as cocoon would have exported it, or with --to-dir into a directory of
+sparse files as "cocoon vm clone --from-dir" takes it. A cloud image goes to
+"cocoon image import", or with -o is written as it is.
+
+What the cache has is not fetched, and what is fetched stays in it, so that a
+run that was interrupted goes on where it was. With --no-cache nothing is kept.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
 			opts.reference = args[0]
+			opts.nameSet = cmd.Flags().Changed("name")
+			if err := opts.check(); err != nil {
+				return err
+			}
 			return runMaterialize(cmd.Context(), opts)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&opts.name, "name", "", "name in cocoon (default the last part of the repository's path)")
+	f.StringVar(&opts.name, "name", "", "name in cocoon (default the last part of the repository's path; with --to-dir the snapshot's)")
 	f.StringVar(&opts.description, "description", "", "description in cocoon (default the snapshot's)")
 	f.StringVarP(&opts.output, "output", "o", "", "write a tar to this file, - for stdout, and leave cocoon alone")
+	f.StringVar(&opts.dir, "to-dir", "", "make this directory of plain sparse files, and leave cocoon alone")
+	f.BoolVar(&opts.noCache, "no-cache", false, "keep nothing of what is fetched")
+	f.Var(&opts.memory, "memory", "how much memory to take")
 	return cmd
+}
+
+// check looks at flags that do not go together, and at what can be told
+// without the network.
+func (opts *materializeOptions) check() error {
+	switch {
+	case opts.memory < mounting.LeastMemory:
+		return usagef("--memory is %s at least", size(mounting.LeastMemory))
+	case opts.output != "" && opts.dir != "":
+		return usagef("--output and --to-dir exclude each other")
+	case opts.noCache && opts.offline:
+		return usagef("--no-cache and --offline exclude each other")
+	case opts.dir == "":
+		return nil
+	}
+	return snapshot.CheckDir(opts.dir)
 }
 
 func runMaterialize(ctx context.Context, opts materializeOptions) error {
 	var runner *cocoon.Exec
-	if opts.output == "" { // said before the network is asked for anything
+	if opts.output == "" && opts.dir == "" { // said before the network is asked for anything
 		binary, err := cocoon.ResolveBinary(os.Getenv(cocoon.BinaryEnv))
 		if err != nil {
 			return err
 		}
 		runner = &cocoon.Exec{Binary: binary, Stderr: os.Stderr}
 	}
-	o, err := opts.open(ctx, opts.reference, readTimeout)
+	debug.SetMemoryLimit(int64(opts.memory) * 3 / 4) // the rest is what the collector does not count
+	o, err := opts.openWith(ctx, opts.reference, readTimeout, func(cfg *mounting.Config) {
+		cfg.NoCache, cfg.Memory = opts.noCache, int64(opts.memory)
+	})
 	if err != nil {
 		return err
 	}
@@ -68,6 +106,8 @@ func runMaterialize(ctx context.Context, opts materializeOptions) error {
 		opts.name = path.Base(o.Reference.Repository)
 	}
 	switch {
+	case opts.dir != "":
+		err = opts.intoDir(ctx, o)
 	case opts.output == "-":
 		err = opts.write(ctx, o, os.Stdout)
 	case opts.output != "":
@@ -87,19 +127,53 @@ func (opts *materializeOptions) write(ctx context.Context, o *mounting.Opened, w
 	if err != nil {
 		return err
 	}
-	defer m.finish()
 	if o.Artifact.Kind == manifest.KindCloudImage {
-		return writeImage(ctx, o, w, m.add)
+		err = writeImage(ctx, o, w, m.add)
+	} else {
+		err = o.Artifact.WriteTar(ctx, w, o, opts.tarOptions(m))
 	}
-	return o.Artifact.WriteTar(ctx, w, o, opts.tarOptions(m))
+	return opts.ended(m, err, "written")
 }
 
+// meter begins to show progress. With a cache, all that is missing is
+// fetched ahead of who reads it, beginning now.
 func (opts *materializeOptions) meter(o *mounting.Opened) (*meter, error) {
 	sum, err := o.Sizes()
 	if err != nil {
 		return nil, err
 	}
-	return opts.startMeter("materialize "+o.Reference.Repository, sum.Data), nil
+	if !opts.noCache {
+		if err := o.Prefetch(mounting.PrefetchAll); err != nil {
+			return nil, err
+		}
+	}
+	return opts.startLocalMeter("materialize "+o.Reference.Repository, sum.Data, sum.Local), nil
+}
+
+// ended takes the meter away and says what was done.
+func (opts *materializeOptions) ended(m *meter, err error, format string, args ...any) error {
+	m.finish()
+	if err == nil {
+		opts.note("%s: %s", fmt.Sprintf(format, args...), m.summary())
+	}
+	return err
+}
+
+// intoDir makes a directory of plain files.
+func (opts *materializeOptions) intoDir(ctx context.Context, o *mounting.Opened) error {
+	if o.Artifact.Kind == manifest.KindCloudImage {
+		return usagef("a cloud image is one disk: -o FILE writes it")
+	}
+	m, err := opts.meter(o)
+	if err != nil {
+		return err
+	}
+	dir := snapshot.DirOptions{Description: opts.description, OnBytes: m.add}
+	if opts.nameSet {
+		dir.LocalName = opts.name
+	}
+	err = o.Artifact.WriteDir(ctx, opts.dir, o, dir)
+	return opts.ended(m, err, "made %s", opts.dir)
 }
 
 func (opts *materializeOptions) tarOptions(m *meter) snapshot.TarOptions {
@@ -141,11 +215,7 @@ func (opts *materializeOptions) intoCocoon(ctx context.Context, o *mounting.Open
 		return err
 	}
 	err = o.Artifact.Import(ctx, runner, o, opts.tarOptions(m))
-	m.finish()
-	if err == nil {
-		opts.note("imported into cocoon as %s", opts.name)
-	}
-	return err
+	return opts.ended(m, err, "imported into cocoon as %s", opts.name)
 }
 
 // imageIntoCocoon imports a disk. A stream that is cut short would be

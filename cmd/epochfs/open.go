@@ -14,10 +14,16 @@ import (
 
 // open opens a reference and tells the user what there is to know.
 func (g *globals) open(ctx context.Context, reference string, timeout time.Duration) (*mounting.Opened, error) {
+	return g.openWith(ctx, reference, timeout, func(*mounting.Config) {})
+}
+
+// openWith is open with what only one command asks for.
+func (g *globals) openWith(ctx context.Context, reference string, timeout time.Duration, more func(*mounting.Config)) (*mounting.Opened, error) {
 	cfg, err := g.config(timeout)
 	if err != nil {
 		return nil, err
 	}
+	more(&cfg)
 	o, err := mounting.Open(ctx, reference, cfg)
 	if err != nil {
 		return nil, err

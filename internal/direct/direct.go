@@ -24,6 +24,17 @@ type Source interface {
 	OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error)
 }
 
+// Mirrored is a Source with several places to get bytes from.
+type Mirrored interface {
+	Source
+	// OpenTrusted is OpenBlob for bytes that are handed on before a digest
+	// has vouched for them: only from places that prove who they are.
+	OpenTrusted(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error)
+	// Blame tells that bytes of a blob, which came in body, did not have
+	// their digest. more says that there are other places to ask.
+	Blame(digest string, body io.ReadCloser) (more bool)
+}
+
 // Options tell how to read. The zero value is usable.
 type Options struct {
 	Memory      int64         // bytes that may be fetched and not yet read; 0: 160 MiB; at least LeastMemory

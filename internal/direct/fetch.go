@@ -28,7 +28,7 @@ type fetcher struct {
 	stream bool
 	then   int // of a stream: the unit after the one it is at
 
-	body io.ReadCloser      // nil without a connection
+	body *watched           // nil without a connection
 	at   int64              // where the body's next byte lies in the blob
 	end  context.CancelFunc // of the request
 
@@ -96,7 +96,11 @@ func (f *fetcher) unit(i int) ([]byte, error) {
 			}
 			got = 0
 		}
+		elsewhere := f.blame(err)
 		f.hangUp()
+		if elsewhere {
+			continue
+		}
 		if err := f.again(err); err != nil {
 			return nil, err
 		}
@@ -159,19 +163,31 @@ func (f *fetcher) connect(off, n int64) error {
 }
 
 // open makes a request that ends when nothing comes for too long.
-func (d *Payloads) open(ctx context.Context, cancel context.CancelCauseFunc, p *part, off, n int64) (io.ReadCloser, bool, error) {
+func (d *Payloads) open(ctx context.Context, cancel context.CancelCauseFunc, p *part, off, n int64) (*watched, bool, error) {
 	stall := stallAfter
 	if t := d.opts.ReadTimeout; t > 0 {
 		stall = min(stall, t/3) // it is for more than one try
 	}
 	w := &watched{ctx: ctx, rate: d.rate, stall: stall, timer: time.AfterFunc(stall, func() { cancel(errStalled) })}
-	body, whole, err := d.src.OpenBlob(ctx, p.Digest, p.StoredSize, off, n)
+	open := d.src.OpenBlob
+	if m, ok := d.src.(Mirrored); ok && p.cut && !p.sums {
+		open = m.OpenTrusted
+	}
+	body, whole, err := open(ctx, p.Digest, p.StoredSize, off, n)
 	if err != nil {
 		w.timer.Stop()
 		return nil, false, w.cause(err)
 	}
 	w.body = body
 	return w, whole, nil
+}
+
+// blame tells a source with mirrors whose bytes were wrong, and says
+// whether another is to be asked.
+func (f *fetcher) blame(err error) (more bool) {
+	var wrong *contentError
+	m, ok := f.d.src.(Mirrored)
+	return ok && f.body != nil && errors.As(err, &wrong) && m.Blame(f.p.Digest, f.body.body)
 }
 
 // hangUp gives the connection back.
