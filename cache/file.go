@@ -37,20 +37,17 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// readAt fills p, which lies within the file. Holes come from the data
-// file's own.
+// readAt fills p, which lies within the file.
 func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
 	var unkept map[int][]byte
-	if !e.complete.Load() {
-		from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+int64(len(p)))
-		if from < to {
-			var err error
-			if unkept, err = e.ensure(ctx, from, to); err != nil {
-				return err
-			}
+	from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+int64(len(p)))
+	if from < to && !e.complete.Load() {
+		var err error
+		if unkept, err = e.ensure(ctx, from, to); err != nil {
+			return err
 		}
 	}
-	if _, err := e.data.ReadAt(p, off); err != nil {
+	if err := e.readData(p, off, from, to); err != nil {
 		return noEOF(err)
 	}
 	for i, payload := range unkept {
@@ -58,6 +55,44 @@ func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
 	}
 	return nil
 }
+
+// readData fills p, the file from off on, which holds payload [from, to),
+// from the data file. Large holes are not read from it: the kernel would
+// fill its page cache with zeros for them.
+func (e *entry) readData(p []byte, off, from, to int64) error {
+	done := int64(0) // of p
+	pending := int64(0)
+	flush := func() error {
+		if pending == done {
+			return nil
+		}
+		_, err := e.data.ReadAt(p[done:pending], off+done)
+		done = pending
+		return err
+	}
+	for run := range e.file.Map.Payload(from, to-from) {
+		at := run.Offset - off
+		if at-pending >= hole {
+			if err := flush(); err != nil {
+				return err
+			}
+			clear(p[done:at])
+			done = at
+		}
+		pending = at + run.Length
+	}
+	if int64(len(p))-pending < hole {
+		pending = int64(len(p))
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	clear(p[done:])
+	return nil
+}
+
+// hole is the size from which a hole is not read from disk.
+const hole = 32 << 10
 
 // ensure makes payload [from, to) readable and has fetched what a
 // sequential reader will want next.
