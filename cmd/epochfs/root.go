@@ -20,6 +20,7 @@ type globals struct {
 	cacheDir    string
 	readTimeout time.Duration
 	offline     bool
+	hostsDir    string
 	plainHTTP   bool
 	platform    string
 	concurrency int
@@ -73,6 +74,7 @@ func (g *globals) addFlags(root *cobra.Command) {
 	f.StringVar(&g.cacheDir, "cache-dir", "", "directory of the cache (default $"+mounting.CacheDirEnv+", /var/cache/epochfs for root, else the user's cache directory)")
 	f.DurationVar(&g.readTimeout, "read-timeout", 0, "how long a fetch is tried, 0 for ever (default 0 for mount, else 5m)")
 	f.BoolVar(&g.offline, "offline", false, "ask no registry")
+	f.StringVar(&g.hostsDir, "hosts-dir", "", "directory of hosts.toml files that name mirrors (default $"+mounting.HostsDirEnv+", then /etc/containerd/certs.d, /etc/docker/certs.d)")
 	f.BoolVar(&g.plainHTTP, "plain-http", false, "speak plain HTTP to registries that are not on this machine")
 	f.StringVar(&g.platform, "platform", "", "which child of an image index to take, as os/arch (default linux/amd64)")
 	f.IntVar(&g.concurrency, "concurrency", 0, "requests to the registry at a time (default as suits the link)")
@@ -150,6 +152,9 @@ func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
 	}
 	if g.timeoutSet {
 		cfg.ReadTimeout = g.readTimeout
+	}
+	if g.hostsDir != "" {
+		cfg.HostsDirs = []string{g.hostsDir}
 	}
 	cfg.FromEnvironment(os.Getenv)
 	var err error

@@ -44,7 +44,7 @@ var allowed = map[string][]string{
 	"internal/direct": {"internal/zstdframe", "snapshot/layout"},
 
 	// Where everything is joined.
-	"internal/mounting": {"cache", "fs", "internal/direct", "registry", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+	"internal/mounting": {"cache", "fs", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
 		"cocoon", "fs", "internal/demo", "internal/mounting", "internal/mounts", "registry",

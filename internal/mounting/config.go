@@ -23,6 +23,7 @@ type Config struct {
 	ReadTimeout time.Duration // how long a fetch is tried; 0 for ever
 	NoCache     bool          // keep nothing; files can only be read once, in order
 	Memory      int64         // bytes that the process may take, at least LeastMemory; 0 for the usual number
+	HostsDirs   []string      // where hosts.toml files are looked for, before the usual places
 	UserAgent   string        // what the registry is told; "" for the usual
 	Log         *slog.Logger  // nil for nobody
 
@@ -37,7 +38,14 @@ func (c *Config) FromEnvironment(getenv func(string) string) {
 	c.EpochServer = getenv("EPOCH_SERVER")
 	c.EpochToken = getenv("EPOCH_REGISTRY_TOKEN")
 	c.CACert = getenv("EPOCH_CA_CERT")
+	if dir := getenv(HostsDirEnv); dir != "" {
+		c.HostsDirs = append(c.HostsDirs, dir)
+	}
 }
+
+// HostsDirEnv names the environment variable for a directory of hosts.toml
+// files.
+const HostsDirEnv = "EPOCHFS_HOSTS_DIR"
 
 // CacheDirEnv names the environment variable for the cache directory.
 const CacheDirEnv = "EPOCHFS_CACHE_DIR"
@@ -62,8 +70,8 @@ func DefaultCacheDir() (string, error) {
 // fetch.
 var ErrOffline = errors.New("not in the cache, and --offline forbids to ask the registry")
 
-// ErrTimeout is in the chain of errors about bytes that did not come to
-// the cache within the read timeout.
+// ErrTimeout is in the chain of errors about bytes that did not come
+// within Config.ReadTimeout.
 var ErrTimeout = cache.ErrTimeout
 
 // ErrCache is in the chain of an error that says: the cache directory

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ const maxSmall = 64 << 20
 // digest; for a tag only what it stands for is remembered, in case the
 // registry cannot be reached another day.
 type downloader struct {
-	reg     *registry.Registry
+	reg     *registry.Mirrors
 	cache   keeper
 	ref     registry.Reference
 	offline bool
@@ -36,7 +37,7 @@ type downloader struct {
 	notes []string
 }
 
-func newDownloader(reg *registry.Registry, c keeper, ref registry.Reference, cfg Config) *downloader {
+func newDownloader(reg *registry.Mirrors, c keeper, ref registry.Reference, cfg Config) *downloader {
 	log := cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -67,8 +68,8 @@ func (d *downloader) getManifest(ctx context.Context, name, tag string) ([]byte,
 	} else if d.offline {
 		return d.remembered(tag, ErrOffline)
 	}
-	raw, mediaType, err := d.reg.GetManifest(ctx, name, tag)
-	if errors.Is(err, registry.ErrUnreachable) && !isDigest(tag) && ctx.Err() == nil {
+	raw, mediaType, err := d.ask(ctx, name, tag)
+	if unreachable(err) && !isDigest(tag) && ctx.Err() == nil {
 		return d.remembered(tag, err)
 	}
 	if err != nil {
@@ -80,6 +81,28 @@ func (d *downloader) getManifest(ctx context.Context, name, tag string) ([]byte,
 		d.remember(d.tagged(tag), digest)
 	}
 	return raw, mediaType, nil
+}
+
+// tagPatience is how long a registry is asked what a tag stands for, where
+// it is known what it did.
+const tagPatience = 20 * time.Second
+
+func (d *downloader) ask(ctx context.Context, name, tag string) ([]byte, string, error) {
+	if _, _, err := d.cache.Ref(d.tagged(tag)); err == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, tagPatience)
+		defer cancel()
+	}
+	return d.reg.GetManifest(ctx, name, tag)
+}
+
+// unreachable says that the registry was not heard, or asked to come again
+// later. One that says no, or that is not who it should be, is no reason
+// to take something older.
+func unreachable(err error) bool {
+	var e *registry.Error
+	var cert *tls.CertificateVerificationError
+	return errors.Is(err, registry.ErrUnreachable) && errors.As(err, &e) && e.Temporary() && !errors.As(err, &cert)
 }
 
 // remembered returns what a tag stood for when it was last asked for; err
@@ -94,10 +117,24 @@ func (d *downloader) remembered(tag string, err error) ([]byte, string, error) {
 		return nil, "", err
 	}
 	if !d.offline {
-		d.notes = append(d.notes, fmt.Sprintf("%s is not reachable; %s is taken for what it was at %s",
-			d.ref.Host, d.tagged(tag), seen.Local().Format(time.DateTime)))
+		d.notes = append(d.notes, fmt.Sprintf("%s is not reachable; %s is taken for what it was %s ago, at %s",
+			d.ref.Host, d.tagged(tag), age(time.Since(seen)), seen.Local().Format(time.DateTime)))
 	}
 	return raw, declaredType(raw), nil
+}
+
+// age prints how long ago something was, in the unit that tells most.
+func age(d time.Duration) string {
+	switch day := 24 * time.Hour; {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d seconds", d/time.Second)
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d minutes", d/time.Minute)
+	case d < 2*day:
+		return fmt.Sprintf("%d hours", d/time.Hour)
+	default:
+		return fmt.Sprintf("%d days", d/day)
+	}
 }
 
 // GetBlob returns a small blob, verified.
@@ -108,22 +145,45 @@ func (d *downloader) GetBlob(ctx context.Context, name, digest string) (io.ReadC
 	if d.offline {
 		return nil, fmt.Errorf("blob %s: %w", digest, ErrOffline)
 	}
-	data, err := readAll(d.openBlob(ctx, name, digest))
+	data, err := d.fetchBlob(ctx, name, digest)
 	if err != nil {
 		return nil, err
 	}
-	if digestOf(data) != digest {
-		return nil, fmt.Errorf("blob %s has another digest: %w", digest, layout.ErrContent)
-	}
 	d.keep(digest, data)
 	return io.NopCloser(bytes.NewReader(data)), nil
+}
+
+// blobTries bounds the tries at a blob that breaks off or is wrong. Each
+// mirror that is to blame has one of its own.
+const blobTries = 4
+
+// fetchBlob fetches a blob that fits into memory and compares its digest.
+func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte, error) {
+	for left := blobTries; ; left-- {
+		body, err := d.openBlob(ctx, name, digest)
+		if err != nil {
+			return nil, err
+		}
+		data, err := readAll(body, nil)
+		var broken *registry.Error
+		switch {
+		case err != nil && (left == 1 || ctx.Err() != nil || !errors.As(err, &broken) || !broken.Temporary()):
+			return nil, err
+		case err != nil:
+			continue
+		case digestOf(data) == digest:
+			return data, nil
+		case !d.reg.Blame(digest, body):
+			return nil, fmt.Errorf("blob %s has another digest: %w", digest, layout.ErrContent)
+		}
+	}
 }
 
 // openBlob asks for a blob of known size as a range, so that the answer
 // also tells whether this registry knows ranges.
 func (d *downloader) openBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
 	if size := d.sizes[digest]; size > 0 && size <= maxSmall {
-		return d.reg.GetBlobRange(ctx, name, digest, 0, size)
+		return d.reg.GetWhole(ctx, name, digest, size)
 	}
 	return d.reg.GetBlob(ctx, name, digest)
 }

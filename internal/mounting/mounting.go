@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/cocoonstack/epochfs/cache"
 	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/registry/hosts"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -21,7 +23,7 @@ import (
 type Opened struct {
 	Reference registry.Reference // as it was given, with the digest it stands for
 	Artifact  *snapshot.Artifact
-	Registry  *registry.Registry
+	Registry  *registry.Mirrors
 	Cache     *cache.Cache // nil where nothing is kept
 	Notes     []string     // what a user should know, one line each; maybe none
 
@@ -41,7 +43,7 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 		return nil, err
 	}
 	o := &Opened{files: map[*layout.File]*cache.File{}}
-	o.Registry, err = cfg.Registry(ref)
+	o.Registry, err = cfg.mirrors(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +81,7 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 	}
 	o.Artifact = a
 	o.Reference = ref.WithDigest(a.Digest)
-	o.source = o.Registry.Source(ref.Repository)
+	o.source = source{o.Registry.Source(ref.Repository)}
 	if cfg.Offline {
 		o.source = offline{}
 	}
@@ -98,9 +100,25 @@ func (c *Config) Reference(s string) (registry.Reference, error) {
 	return registry.ParseReference(s, registry.ReferenceOptions{Server: c.EpochServer, PlainHTTP: c.PlainHTTP})
 }
 
-// Registry returns a client of the reference's host.
+// Registry returns a client of the reference's host, for uploads.
 func (c *Config) Registry(ref registry.Reference) (*registry.Registry, error) {
-	return registry.New(ref, registry.Options{
+	return registry.New(ref, c.options())
+}
+
+// mirrors returns a client that reads, from mirrors where there are some.
+func (c *Config) mirrors(ref registry.Reference) (*registry.Mirrors, error) {
+	conf := &hosts.Config{}
+	if !c.Offline {
+		var err error
+		if conf, err = hosts.Lookup(slices.Concat(c.HostsDirs, hosts.Places()), ref.Host); err != nil {
+			return nil, err
+		}
+	}
+	return registry.NewMirrors(ref, conf, c.options())
+}
+
+func (c *Config) options() registry.Options {
+	return registry.Options{
 		CACert:      c.CACert,
 		EpochServer: c.EpochServer,
 		EpochToken:  c.EpochToken,
@@ -108,7 +126,7 @@ func (c *Config) Registry(ref registry.Reference) (*registry.Registry, error) {
 		Concurrency: c.Concurrency,
 		UserAgent:   c.UserAgent,
 		Log:         c.Log,
-	})
+	}
 }
 
 // File opens one of the artifact's files in the cache. It stays open
