@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -66,6 +67,7 @@ type Cache struct {
 	index   index
 	room    room
 	spare   spare
+	retries atomic.Int64
 
 	mu       sync.Mutex
 	closed   bool

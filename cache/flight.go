@@ -18,6 +18,7 @@ type flight struct {
 	err     error
 	data    []byte // the payload, when it could not be kept on disk
 	waiters int
+	since   time.Time // when the first of them came
 	job     *job  // the last that worked on it
 	running bool  // a job, a stream or a peer works on it; else it is queued
 	urgent  bool  // queued as demand
@@ -98,7 +99,9 @@ func (e *entry) join(from, to int, unkept map[int][]byte) ([]pending, map[int][]
 			fl = &flight{done: make(chan struct{})}
 			e.flights[i] = fl
 		}
-		fl.waiters++
+		if fl.waiters++; fl.waiters == 1 {
+			fl.since = time.Now()
+		}
 		waits = append(waits, pending{i, fl})
 		// Who comes anew tries at once, whatever others wait for.
 		if !fl.running && (!fl.urgent || fl.paused) {
