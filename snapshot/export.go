@@ -274,6 +274,7 @@ type position struct {
 	r    io.Reader
 	n    int64
 	last [tarBlock]byte // the bytes before n
+	eof  bool           // r has ended
 	err  error          // of r, other than io.EOF
 }
 
@@ -286,6 +287,7 @@ func (p *position) Read(b []byte) (int, error) {
 		copy(p.last[:], p.last[n:])
 		copy(p.last[tarBlock-n:], b[:n])
 	}
+	p.eof = p.eof || err == io.EOF
 	if err != nil && err != io.EOF {
 		p.err = err
 	}

@@ -113,9 +113,9 @@ func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error
 		plan: newPiecePlan(src.export.sizes), chunks: newChunkPlan(opts.Chunk, src.export.sizes),
 	}
 	readErr := u.files(ctx)
-	// Closing first lets a cocoon end that is still writing.
+	// What ends a cocoon that is still writing is this, and not its fault.
 	waitErr := src.done()
-	if readErr != nil && (waitErr == nil || !isInput(readErr)) {
+	if readErr != nil && (waitErr == nil || !isInput(readErr) || !src.ended()) {
 		return nil, readErr
 	}
 	if waitErr != nil {

@@ -84,6 +84,9 @@ func (s *source) rewind(ctx context.Context, off int64) error {
 	return nil
 }
 
+// ended tells whether the export came to its end, or broke, by itself.
+func (s *source) ended() bool { return s.export.src.eof || s.export.src.err != nil }
+
 // same compares everything but the bytes.
 func (e *exportEntry) same(o *exportEntry) bool {
 	return e.name == o.name && e.size == o.size && e.mode == o.mode && e.mapText == o.mapText && e.sparseSize == o.sparseSize
