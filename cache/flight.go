@@ -19,12 +19,12 @@ type flight struct {
 	data    []byte // the payload, when it could not be kept on disk
 	waiters int
 	since   time.Time // when the first of them came
-	job     *job  // the last that worked on it
-	running bool  // a job, a stream or a peer works on it; else it is queued
-	urgent  bool  // queued as demand
-	paused  bool  // queued only after a pause, because a try failed
-	alone   bool  // fetched without the lock among processes
-	cause   error // why the last try failed
+	job     *job      // the last that worked on it
+	running bool      // a job, a stream or a peer works on it; else it is queued
+	urgent  bool      // queued as demand
+	paused  bool      // queued only after a pause, because a try failed
+	alone   bool      // fetched without the lock among processes
+	cause   error     // why the last try failed
 }
 
 // pending is a flight somebody waits for.

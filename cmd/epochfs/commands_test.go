@@ -46,6 +46,10 @@ func (w *world) commands() map[string]command {
 		"cloudimage": w.cloudImage,
 		"index":      w.index,
 		"hold":       w.hold,
+		"held":       w.stillHeld,
+		"until":      until,
+		"shape":      shape,
+		"oomscore":   oomscore,
 		"release":    w.release,
 	}
 }

@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/internal/mounts"
 )
@@ -143,6 +146,10 @@ func realPath(name string) (string, error) {
 // serve mounts and stays until the mount is gone. Who waits for the mount
 // to be ready is told by pipe; without one, by stdout.
 func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error) {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	spareFromOOM(opts.log)
 	o, err := opts.open(ctx, opts.reference, 0)
 	if err != nil {
 		return err
@@ -155,6 +162,14 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 		return err
 	}
 	defer m.Wait()
+	since := time.Now()
+	// Without its socket a mount is as good, but cannot be asked.
+	socket, sockErr := control.Serve(control.Dir(), func() control.Mount { return o.Status(m, since) })
+	if sockErr != nil {
+		opts.log.Warn("epochfs status will not tell much of this mount", "error", sockErr)
+	} else {
+		defer func() { err = errors.Join(err, socket.Close()) }()
+	}
 	var line strings.Builder
 	if err := opts.printMounted(&line, o); err != nil {
 		return errors.Join(err, fs.Unmount(opts.dir, true))
@@ -170,7 +185,7 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 	if err := o.Prefetch(opts.prefetch); err != nil {
 		opts.log.Warn("nothing is prefetched", "cause", err)
 	}
-	opts.untilGone(ctx, m)
+	opts.untilGone(signals, m)
 	return nil
 }
 
@@ -211,23 +226,37 @@ func (opts *mountOptions) printMounted(w io.Writer, o *mounting.Opened) error {
 }
 
 // untilGone returns when the mount has ended. A signal asks for that, and
-// is not obeyed while somebody uses the mount.
-func (opts *mountOptions) untilGone(ctx context.Context, m *fs.Mounted) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	defer signal.Stop(signals)
-	asked := ctx.Err() != nil
-	for {
-		if asked {
-			if err := m.Unmount(); err != nil {
-				opts.note("%v", explainBusy(opts.dir, err))
-			}
-		}
+// is not obeyed while somebody uses the mount; a second one takes the mount
+// out of the tree all the same, and its users keep what they have open.
+func (opts *mountOptions) untilGone(signals <-chan os.Signal, m *fs.Mounted) {
+	for asked := 0; ; {
 		select {
 		case <-m.Done():
 			return
 		case <-signals:
-			asked = true
+			asked++
 		}
+		err := m.Unmount()
+		if errors.Is(err, syscall.EBUSY) && asked > 1 {
+			err = fs.Unmount(opts.dir, true)
+			opts.note("%s is detached; its process ends with its last user", opts.dir)
+		}
+		if err != nil {
+			err = explainBusy(opts.dir, err)
+			opts.note("%v; a second signal does so too", err)
+			opts.log.Warn("a signal asked to unmount", "error", err)
+		}
+	}
+}
+
+// oomScore is that of a process that many others need: the kernel takes
+// those first.
+const oomScore = "-900"
+
+// spareFromOOM keeps the kernel from killing this process when memory is
+// short: a dead mount kills the VMs on it. Root only.
+func spareFromOOM(log *slog.Logger) {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0); err != nil {
+		log.Debug("oom_score_adj stays as it is", "error", err)
 	}
 }

@@ -61,7 +61,7 @@ EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
 	g.addFlags(root)
 	root.AddCommand(
 		newMountCmd(g), newUmountCmd(), newMaterializeCmd(g), newPushCmd(g),
-		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newDemoCmd(g), newVersionCmd(g),
+		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
 	)
 	for _, cmd := range root.Commands() {
 		refuseWrongArgs(cmd)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/cocoonstack/epochfs/internal/cocoontest"
+	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/epochlike"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/internal/registrytest"
@@ -99,6 +101,7 @@ func (w *world) setup(env *testscript.Env) error {
 		"HOME":                 filepath.Join(w.work, ".home"),
 		"DOCKER_CONFIG":        filepath.Join(w.work, ".docker"),
 		mounting.CacheDirEnv:   w.cacheDir(),
+		control.DirEnv:         filepath.Join(w.work, ".run"),
 		cocoontest.DirEnv:      filepath.Join(w.work, ".cocoon"),
 		"EPOCH_SERVER":         w.front.URL,
 		"EPOCH_REGISTRY_TOKEN": epochToken,
@@ -164,6 +167,8 @@ func condition(cond string) (bool, error) {
 	switch cond {
 	case "root":
 		return os.Geteuid() == 0, nil
+	case "oom":
+		return exec.Command("sh", "-c", "echo -900 >/proc/self/oom_score_adj").Run() == nil, nil
 	case "fuse":
 		f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 		if err == nil {

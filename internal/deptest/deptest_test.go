@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"registry/hosts":     nil,
 	"snapshot/manifest":  nil,
 	"snapshot/sparse":    nil,
+	"internal/control":   nil,
 	"internal/mounts":    nil,
 	"internal/shaping":   nil,
 	"internal/zstdframe": nil,
@@ -44,10 +45,10 @@ var allowed = map[string][]string{
 	"internal/direct": {"internal/zstdframe", "snapshot/layout"},
 
 	// Where everything is joined.
-	"internal/mounting": {"cache", "fs", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
-		"cocoon", "fs", "internal/demo", "internal/mounting", "internal/mounts", "registry",
+		"cocoon", "fs", "internal/control", "internal/demo", "internal/mounting", "internal/mounts", "registry",
 		"snapshot", "snapshot/layout", "snapshot/manifest",
 	},
 

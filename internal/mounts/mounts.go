@@ -22,6 +22,19 @@ type Mount struct {
 // Ours says whether epochfs made the mount.
 func (m *Mount) Ours() bool { return m.Type == Type }
 
+// All returns all of our mounts.
+func All() ([]*Mount, error) {
+	all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter(Type))
+	if err != nil {
+		return nil, fmt.Errorf("read the table of mounts: %w", err)
+	}
+	var ours []*Mount
+	for _, i := range all {
+		ours = append(ours, &Mount{Dir: i.Mountpoint, Source: i.Source, Type: i.FSType, Major: i.Major, Minor: i.Minor})
+	}
+	return ours, nil
+}
+
 // Find returns the topmost mount on dir, an absolute path without symbolic
 // links; nil when dir is no mountpoint.
 func Find(dir string) (*Mount, error) {

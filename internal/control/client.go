@@ -1,0 +1,87 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// maxAnswer bounds what a mount may tell, in bytes.
+const maxAnswer = 64 << 20
+
+// List asks all mounts of dir. The sockets of processes that are gone are
+// taken away. A process that does not answer is told of with its id and
+// its trouble only. A directory that is not there has no mounts.
+func List(dir string) ([]Mount, error) {
+	if err := checkDir(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	var all []Mount
+	var asked sync.WaitGroup
+	for _, e := range entries {
+		name, isSocket := strings.CutSuffix(e.Name(), suffix)
+		pid, err := strconv.Atoi(name)
+		if !isSocket || err != nil || e.Type() != fs.ModeSocket {
+			continue
+		}
+		asked.Go(func() {
+			m, err := ask(filepath.Join(dir, e.Name()))
+			switch {
+			case errors.Is(err, errGone):
+				return
+			case err != nil:
+				m = Mount{PID: pid, Trouble: fmt.Sprintf("process %d does not answer: %v", pid, err)}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, m)
+		})
+	}
+	asked.Wait()
+	slices.SortFunc(all, func(a, b Mount) int { return strings.Compare(a.Dir, b.Dir) })
+	return all, nil
+}
+
+// errGone says that nobody is behind a socket any more.
+var errGone = errors.New("gone")
+
+func ask(socket string) (Mount, error) {
+	conn, err := net.DialTimeout("unix", socket, answerIn)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		_ = os.Remove(socket)
+		return Mount{}, errGone
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return Mount{}, errGone
+	}
+	if err != nil {
+		return Mount{}, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(answerIn)); err != nil {
+		return Mount{}, err
+	}
+	var m Mount
+	if err := json.NewDecoder(io.LimitReader(conn, maxAnswer)).Decode(&m); err != nil {
+		return Mount{}, err
+	}
+	return m, nil
+}

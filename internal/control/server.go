@@ -1,0 +1,79 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const (
+	// answerIn bounds the time one question takes.
+	answerIn = 5 * time.Second
+	// maxAsking bounds the questions at a time; more wait.
+	maxAsking = 8
+)
+
+// Server answers for one mount.
+type Server struct {
+	l       *net.UnixListener
+	status  func() Mount
+	asking  chan struct{}
+	answers sync.WaitGroup
+}
+
+// Serve begins to answer in dir, which is made where it is missing, with
+// what status says at that moment.
+func Serve(dir string, status func() Mount) (*Server, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := checkDir(dir); err != nil {
+		return nil, err
+	}
+	name := filepath.Join(dir, strconv.Itoa(os.Getpid())+suffix)
+	_ = os.Remove(name) // of a dead process with the same id
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("status socket: %w", err)
+	}
+	if err := os.Chmod(name, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	s := &Server{l: l, status: status, asking: make(chan struct{}, maxAsking)}
+	s.answers.Go(s.serve)
+	return s, nil
+}
+
+func (s *Server) serve() {
+	for {
+		s.asking <- struct{}{}
+		conn, err := s.l.AcceptUnix()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil: // no descriptor is left; one may be, soon
+			<-s.asking
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		s.answers.Go(func() {
+			defer func() { <-s.asking }()
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(answerIn))
+			_ = json.NewEncoder(conn).Encode(s.status())
+		})
+	}
+}
+
+// Close ends the answers and takes the socket away.
+func (s *Server) Close() error {
+	err := s.l.Close()
+	s.answers.Wait()
+	return err
+}
