@@ -1,0 +1,137 @@
+package snapshot_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cocoonstack/epochfs/internal/artifacttest"
+	"github.com/cocoonstack/epochfs/internal/epochlike"
+	"github.com/cocoonstack/epochfs/internal/registrytest"
+	ociregistry "github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/snapshot"
+)
+
+// fronts are the registries that a push must get along with.
+func fronts(t *testing.T) map[string]*registrytest.Front {
+	return map[string]*registrytest.Front{
+		"epoch":      registrytest.NewFront(t, &epochlike.Server{Token: "t0ken"}),
+		"monolithic": registrytest.NewFront(t, &epochlike.Server{NoSessions: true}),
+		"debian":     registrytest.Before(t, registrytest.Debian(t, registrytest.DebianOptions{}).URL),
+	}
+}
+
+func clientOf(t *testing.T, f *registrytest.Front) *ociregistry.Registry {
+	t.Helper()
+	ref, err := ociregistry.ParseReference(f.Host+"/vm", ociregistry.ReferenceOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := ociregistry.New(ref, ociregistry.Options{EpochServer: f.URL, EpochToken: "t0ken"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// everyTenth breaks every tenth request, each time in another way.
+func everyTenth() *registrytest.Fault {
+	var n atomic.Int64
+	fault := &registrytest.Fault{}
+	fault.Match = func(r *http.Request) bool { return n.Add(1)%10 == 0 }
+	return fault
+}
+
+// Pushes to real registries, whole ones and such that break every tenth
+// request, hold what the export had.
+func TestPushToRegistries(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	noise := make([]byte, 40*mib)
+	for i := range noise {
+		noise[i] = byte(rng.Uint32())
+	}
+	files := []artifacttest.File{
+		{Name: "cow.raw", Data: noise[:18*mib]}, {Name: "memory-ranges", Data: noise[5*mib:]}, {Name: "state.json", Data: []byte("{}")},
+	}
+	export := artifacttest.Tar(artifacttest.Envelope, files)
+	faults := map[string]func() *registrytest.Fault{
+		"whole":   nil,
+		"drops":   func() *registrytest.Fault { f := everyTenth(); f.Drop = true; return f },
+		"refuses": func() *registrytest.Fault { f := everyTenth(); f.Status = http.StatusServiceUnavailable; return f },
+		"cuts":    func() *registrytest.Fault { f := everyTenth(); f.DropBody = 1 << 18; return f },
+		"forgets": func() *registrytest.Fault { return forgetting() },
+	}
+	// Waiting to try again takes time: not every form meets every fault.
+	tried := map[string]string{"whole": "v1 zstd chunks streams", "drops": "zstd", "refuses": "v1", "cuts": "v1 streams", "forgets": "v1"}
+	for kind, f := range fronts(t) {
+		for fault, inject := range faults {
+			for form, opts := range map[string]snapshot.PushOptions{"v1": {}, "zstd": {Zstd: 1}, "chunks": {Chunk: 4 * mib}, "streams": {Zstd: 1, Chunk: 512 * mib}} {
+				if !strings.Contains(tried[fault], form) {
+					continue
+				}
+				t.Run(kind+" "+fault+", "+form, func(t *testing.T) {
+					r := clientOf(t, f)
+					opts.Name = "vm/" + fault + "/" + strings.ReplaceAll(form, " ", "-")
+					cocoon := &exporting{tars: [][]byte{export}}
+					f.Clear()
+					if inject != nil {
+						f.Inject(inject())
+					}
+					res, err := (&snapshot.Pusher{Uploader: r, Cocoon: cocoon}).Push(t.Context(), opts)
+					f.Clear()
+					if err != nil {
+						t.Fatal(err)
+					}
+					art, err := snapshot.Load(t.Context(), r, opts.Name, "latest", snapshot.LoadOptions{})
+					if err != nil || art.Digest != res.ManifestDigest {
+						t.Fatal(art, err)
+					}
+					for i, file := range art.Files {
+						if !bytes.Equal(readAs(t, snapshot.DownloaderPayloads(r, opts.Name), file), files[i].Data) {
+							t.Errorf("%s has other bytes", file.Name)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// forgetting ends one upload session as if the registry had restarted.
+func forgetting() *registrytest.Fault {
+	var patches atomic.Int64
+	return &registrytest.Fault{Times: 1, Status: http.StatusNotFound, Match: func(r *http.Request) bool {
+		return r.Method == http.MethodPatch && patches.Add(1) == 2
+	}}
+}
+
+// A stream from standard input ends with the session it was sent to.
+func TestPushFromPipeToRegistry(t *testing.T) {
+	noise := make([]byte, 40*mib)
+	for i := range noise {
+		noise[i] = byte(i * i >> 7)
+	}
+	files := []artifacttest.File{{Name: "memory-ranges", Data: noise}}
+	export := artifacttest.Tar(artifacttest.Envelope, files)
+	f := registrytest.NewFront(t, &epochlike.Server{Token: "t0ken"})
+	r := clientOf(t, f)
+	for _, spool := range []bool{false, true} {
+		f.Clear()
+		f.Inject(forgetting())
+		opts := snapshot.PushOptions{Name: "vm", Input: io.MultiReader(bytes.NewReader(export)), Spool: spool, SpoolDir: t.TempDir()}
+		_, err := (&snapshot.Pusher{Uploader: r}).Push(t.Context(), opts)
+		if spool != (err == nil) || !spool && !errors.Is(err, ociregistry.ErrUnreachable) {
+			t.Errorf("spool %v: %v", spool, err)
+		}
+		_, _, err = r.GetManifest(t.Context(), "vm", "latest")
+		if spool != (err == nil) {
+			t.Errorf("spool %v: manifest: %v", spool, err)
+		}
+	}
+}
