@@ -32,7 +32,7 @@ const (
 	defaultConcurrency = 16
 	// bufferBudget bounds the bytes that fetches hold in memory, for the
 	// process, unless it is told another.
-	bufferBudget = 96 << 20
+	bufferBudget = 64 << 20
 	// rateBurst is how many bytes may pass at once under a rate limit.
 	rateBurst = 256 << 10
 	// defaultPatience is how long a fetch that another process has claimed
@@ -46,7 +46,7 @@ type Options struct {
 	ReadTimeout time.Duration // how long a read waits for missing bytes; 0: for ever
 	Size        int64         // bytes on disk; 0: as much as leaves a tenth of its file system free
 	LimitRate   int64         // bytes fetched per second, for the process; 0: no limit
-	Memory      int64         // bytes that fetches hold in memory; 0: 96 MiB
+	Memory      int64         // bytes that fetches hold in memory; 0: 64 MiB
 	Log         *slog.Logger  // nil: nothing is logged
 
 	patience time.Duration // tests shorten it

@@ -150,6 +150,7 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
 	spareFromOOM(opts.log)
+	boundMemory(os.Getenv)
 	o, err := opts.open(ctx, opts.reference, 0)
 	if err != nil {
 		return err
