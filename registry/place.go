@@ -22,13 +22,14 @@ type place struct {
 	mu       sync.Mutex
 	failures int // without a body that came whole since
 	until    time.Time
-	noRanges bool
 	blobs    map[string]seen
 }
 
 // seen is what a place did with a blob.
 type seen struct {
 	missing time.Time // it had none, and is not asked again before this
+	whole   time.Time // it sent all of it for a range, and is not asked for one before this
+	wholes  uint      // how often it did
 	served  bool
 	wrong   bool // bytes without the right digest
 }
@@ -42,6 +43,11 @@ const (
 	// Bounds of the time for which a mirror that fails is left alone.
 	aloneFirst = time.Second
 	aloneMost  = 2 * time.Minute
+	// Bounds of the time for which it is not asked again for ranges of a
+	// blob of which it sent all: a pull-through cache does so while it
+	// fetches the blob itself.
+	wholeFirst = 2 * time.Second
+	wholeMost  = 5 * time.Minute
 )
 
 // serves tells whether it is worth asking.
@@ -52,7 +58,7 @@ func (p *place) serves(w want, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.blobs[w.id]
-	return !now.Before(p.until) && !now.Before(s.missing) && !s.wrong && !(w.part && p.noRanges)
+	return !now.Before(p.until) && !now.Before(s.missing) && !s.wrong && !(w.part && now.Before(s.whole))
 }
 
 // change notes something about a blob.
@@ -88,10 +94,11 @@ func (p *place) served(digest string) bool {
 func (p *place) refused(w want, err error) {
 	switch {
 	case errors.Is(err, errIgnoresRange):
-		p.mu.Lock()
-		p.noRanges = true
-		p.mu.Unlock()
-		p.log.Warn("mirror ignores Range and serves whole blobs only", "host", p.reg.host)
+		p.change(w.id, func(s *seen) {
+			s.whole = time.Now().Add(min(wholeFirst<<min(s.wholes, 10), wholeMost))
+			s.wholes++
+		})
+		p.log.Debug("mirror sends all of a blob for a range", "host", p.reg.host, "digest", w.id)
 	case errors.Is(err, ErrNotFound):
 		p.change(w.id, func(s *seen) { s.missing = time.Now().Add(missingFor) })
 	case errors.Is(err, ErrContent):

@@ -29,8 +29,9 @@ const (
 
 // DebianOptions say what a registry asks of its clients.
 type DebianOptions struct {
-	Auth bool // HTTP basic, User and Password
-	CA   *CA  // TLS with a certificate of it; nil is plain HTTP
+	Auth  bool   // HTTP basic, User and Password
+	CA    *CA    // TLS with a certificate of it; nil is plain HTTP
+	Proxy string // base URL of a registry that it is a pull-through cache of
 }
 
 // Registry is a docker-registry process.
@@ -38,6 +39,25 @@ type Registry struct {
 	URL  string // without a slash at the end
 	Host string // host:port
 	Dir  string // where its blobs lie
+
+	binary, config string
+	kill           func() // ends the process; nil where none runs
+}
+
+// Stop kills the process. Its data and its port are kept for Start.
+func (r *Registry) Stop() {
+	if r.kill != nil {
+		r.kill()
+		r.kill = nil
+	}
+}
+
+// Start runs it again, on the same port.
+func (r *Registry) Start(t testing.TB) {
+	t.Helper()
+	if err := r.run(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Debian starts a docker-registry on a free loopback port, with its data
@@ -72,26 +92,35 @@ func startDebian(t testing.TB, binary, dir string, o DebianOptions) (*Registry, 
 	if err := os.WriteFile(config, []byte(debianConfig(t, dir, host, o)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	reg.binary, reg.config = binary, config
+	if err := reg.run(); err != nil {
+		return nil, err
+	}
+	t.Cleanup(reg.Stop)
+	return reg, nil
+}
+
+// run starts the process and returns when it answers.
+func (r *Registry) run() error {
 	var log strings.Builder
-	cmd := exec.Command(binary, "serve", config)
+	cmd := exec.Command(r.binary, "serve", r.config)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	exited := make(chan struct{})
 	go func() { cmd.Wait(); close(exited) }()
-	stop := func() {
+	r.kill = func() {
 		cmd.Process.Kill()
 		<-exited
 	}
-	if err := waitReady(reg.URL, exited); err != nil {
-		stop()
-		return nil, fmt.Errorf("%s: %w\n%s", Binary, err, log.String())
+	if err := waitReady(r.URL, exited); err != nil {
+		r.Stop()
+		return fmt.Errorf("%s: %w\n%s", Binary, err, log.String())
 	}
-	t.Cleanup(stop)
-	return reg, nil
+	return nil
 }
 
 func debianConfig(t testing.TB, dir, host string, o DebianOptions) string {
@@ -99,6 +128,9 @@ func debianConfig(t testing.TB, dir, host string, o DebianOptions) string {
 	fmt.Fprintf(&b, "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\n")
 	fmt.Fprintf(&b, "storage:\n  filesystem:\n    rootdirectory: %q\n  delete:\n    enabled: true\n", filepath.Join(dir, "data"))
 	fmt.Fprintf(&b, "http:\n  addr: %q\n", host)
+	if o.Proxy != "" {
+		fmt.Fprintf(&b, "proxy:\n  remoteurl: %q\n", o.Proxy)
+	}
 	if o.CA != nil {
 		cert, key := o.CA.Issue(t)
 		fmt.Fprintf(&b, "  tls:\n    certificate: %q\n    key: %q\n", cert, key)
