@@ -15,6 +15,7 @@ type machine struct {
 	CPU        string            `json:"cpu"`
 	Processors int               `json:"processors"`
 	MemoryMiB  int64             `json:"memory_mib"`
+	Load       float64           `json:"load"` // before the first row, of what else runs there
 	Kernel     string            `json:"kernel"`
 	FileSystem string            `json:"file_system"` // type of the cache's, as statfs numbers it
 	Go         string            `json:"go"`
@@ -22,7 +23,7 @@ type machine struct {
 }
 
 func thisMachine(dir string) machine {
-	m := machine{Processors: runtime.NumCPU(), Go: runtime.Version(), Tools: map[string]string{}}
+	m := machine{Processors: runtime.NumCPU(), Load: load(), Go: runtime.Version(), Tools: map[string]string{}}
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		m.CPU = field(string(text), "model name")
 	}
@@ -54,6 +55,14 @@ func field(text, name string) string {
 		}
 	}
 	return ""
+}
+
+// load is how many processes wanted a processor in the last minute.
+func load() float64 {
+	text, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(text), " ")
+	f, _ := strconv.ParseFloat(first, 64)
+	return f
 }
 
 func commit() string {

@@ -13,6 +13,10 @@ import (
 // randomReads is how many reads of 4 KiB the random rows do.
 const randomReads = 500
 
+// randomThreads is how many readers share them in one line: a hypervisor
+// keeps a few of a guest's reads under way.
+const randomThreads = 4
+
 func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 	if err := errors.Join(b.prepare(ctx, "v1"), b.prepare(ctx, "v1-plain")); err != nil {
 		return nil, err
@@ -23,7 +27,7 @@ func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 	}
 	defer proxy.Close()
 	seed := uint64(0)
-	ours := func(tag string, fetched *sample) func() (float64, error) {
+	ours := func(tag string, threads int, fetched *sample) func() (float64, error) {
 		return func() (float64, error) {
 			m, err := b.mount(ctx, addr, tag)
 			if err != nil {
@@ -33,7 +37,7 @@ func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 			seed++
 			_, offsets := randomData(memory, randomReads, seed)
 			before := proxy.Counts()
-			seconds, _, err := randomly(m.path(memory.name), offsets, 0)
+			seconds, err := together(m.path(memory.name), offsets, threads)
 			*fetched = append(*fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
 			return seconds, err
 		}
@@ -46,11 +50,17 @@ func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 	defer stop()
 	slower := *b // these take longest
 	slower.runs = max(1, b.runs-1)
-	withSums, other, err := slower.pair(ctx, ours("v1", &fetched), theirs)
+	withSums, other, err := slower.pair(ctx, ours("v1", 1, &fetched), theirs(1))
 	if err != nil {
 		return nil, err
 	}
-	plain, err := ours("v1-plain", &plainFetched)()
+	plain, err := ours("v1-plain", 1, &plainFetched)()
+	if err != nil {
+		return nil, err
+	}
+	slower.runs = 1
+	var ignored sample
+	few, otherFew, err := slower.pair(ctx, ours("v1", randomThreads, &ignored), theirs(randomThreads))
 	if err != nil {
 		return nil, err
 	}
@@ -62,12 +72,13 @@ func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 		counted("fetched for them", "MB", fetched, atMost, 160),
 		timed(work+"no digests of pieces", sample{plain}, "rclone mount", other, no, 0),
 		counted("fetched for them", "MB", plainFetched, atMost, 80),
+		timed(fmt.Sprintf("%d random reads from %d threads on one descriptor", randomReads, randomThreads), few, "rclone mount", otherFew, no, 0),
 	}, nil
 }
 
 // randomRclone reads random pages through rclone, from a web server with
 // the registry's storage: that is what its http remote can mount.
-func (b *bench) randomRclone(ctx context.Context, fetched *sample) (read func() (float64, error), stop func(), err error) {
+func (b *bench) randomRclone(ctx context.Context, fetched *sample) (read func(threads int) func() (float64, error), stop func(), err error) {
 	made, err := b.writer.payload(ctx, 0, memory)
 	if err != nil {
 		return nil, nil, err
@@ -89,17 +100,19 @@ func (b *bench) randomRclone(ctx context.Context, fetched *sample) (read func() 
 		_ = proxy.Close() // only its listener's error
 		stopFiles()
 	}
-	return func() (float64, error) {
-		m, err := b.rclone(ctx, proxy.Addr())
-		if err != nil {
-			return 0, err
+	return func(threads int) func() (float64, error) {
+		return func() (float64, error) {
+			m, err := b.rclone(ctx, proxy.Addr())
+			if err != nil {
+				return 0, err
+			}
+			defer m.stop()
+			offsets, _ := randomData(memory, randomReads, uint64(len(*fetched)))
+			before := proxy.Counts()
+			seconds, err := together(filepath.Join(m.dir, path), offsets, threads)
+			*fetched = append(*fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
+			return seconds, err
 		}
-		defer m.stop()
-		offsets, _ := randomData(memory, randomReads, uint64(len(*fetched)))
-		before := proxy.Counts()
-		seconds, _, err := randomly(filepath.Join(m.dir, path), offsets, 0)
-		*fetched = append(*fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
-		return seconds, err
 	}, stop, nil
 }
 

@@ -132,6 +132,9 @@ func (r *report) print(w io.Writer) {
 			fmt.Fprintln(w, tableLine(make([]string, len(cells)), width, "-"))
 		}
 	}
+	if r.Machine.Load > 0.5 {
+		fmt.Fprintf(w, "the machine was busy: load %s before the first row\n", number(r.Machine.Load))
+	}
 	for _, f := range r.Failed {
 		fmt.Fprintln(w, "failed:", f)
 	}
