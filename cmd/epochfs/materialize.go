@@ -94,7 +94,7 @@ func runMaterialize(ctx context.Context, opts materializeOptions) error {
 		}
 		runner = &cocoon.Exec{Binary: binary, Stderr: os.Stderr}
 	}
-	debug.SetMemoryLimit(int64(opts.memory) * 3 / 4) // the rest is what the collector does not count
+	debug.SetMemoryLimit(int64(opts.memory) * 7 / 8) // the rest is what the collector does not count
 	o, err := opts.openWith(ctx, opts.reference, readTimeout, func(cfg *mounting.Config) {
 		cfg.NoCache, cfg.Memory = opts.noCache, int64(opts.memory)
 	})

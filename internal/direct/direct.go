@@ -216,7 +216,7 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 		}
 		d.free -= need
 		i := p.next
-		p.units[i] = &unit{done: make(chan struct{}), weight: need}
+		p.unitLocked(i).weight = need
 		p.next++
 		if p.streamed {
 			d.changed.Broadcast()

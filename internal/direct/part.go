@@ -24,7 +24,7 @@ type part struct {
 	next     int           // the first unit that was not begun
 	read     int           // the first unit that was not read
 	streamed bool          // one goroutine fills the units that were not begun yet
-	units    map[int]*unit // begun and not yet read
+	units    map[int]*unit // begun or waited for, and not yet read
 }
 
 // unit is a stretch of a part on its way. data and err may be read when
@@ -33,7 +33,7 @@ type unit struct {
 	done   chan struct{}
 	data   []byte // payload where the part is one unit, else stored bytes
 	err    error
-	weight int64 // memory
+	weight int64 // memory, once it was begun
 }
 
 // plan cuts a part into units. A frame that fits with what it decodes to
@@ -63,6 +63,17 @@ func (d *Payloads) plan(lp *layout.Part, name string) *part {
 
 // partial says that a unit is less than the stored blob.
 func (p *part) partial() bool { return p.count > 1 }
+
+// unitLocked returns unit i, which its reader may ask for before it was
+// begun.
+func (p *part) unitLocked(i int) *unit {
+	u := p.units[i]
+	if u == nil {
+		u = &unit{done: make(chan struct{})}
+		p.units[i] = u
+	}
+	return u
+}
 
 // extent is where unit i lies in the stored blob.
 func (p *part) extent(i int) (off, n int64) {

@@ -167,15 +167,11 @@ func (u *unitReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// await waits for unit i, which is or will be begun, as it is the next to
-// be read.
+// await waits for unit i, the next to be read.
 func (d *Payloads) await(ctx context.Context, p *part, i int) (*unit, error) {
 	d.mu.Lock()
-	u := p.units[i]
+	u := p.unitLocked(i)
 	d.mu.Unlock()
-	if u == nil {
-		return nil, fmt.Errorf("%q is read after the end: %w", p.name, context.Canceled)
-	}
 	select {
 	case <-u.done:
 		return u, u.err

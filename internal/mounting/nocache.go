@@ -30,7 +30,7 @@ func (nowhere) PutRef(string, string) error           { return nil }
 
 // overhead is what a process takes beside the bytes that it holds for a
 // payload: the program, stacks, connections' buffers and decoders.
-const overhead = 72 << 20
+const overhead = 112 << 20
 
 // LeastMemory is the smallest Config.Memory that can be kept to.
 const LeastMemory = overhead + direct.LeastMemory

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/internal/shaping"
+)
+
+// materializeRows measure tars and directories of snapshots; they are not
+// among those of the mount.
+var materializeRows = []row{
+	{"tar-shaped", func(ctx context.Context, b *bench) ([]*line, error) {
+		return b.tarRow(ctx, "tar of v1, shaped", "v1", &shaped, streamed, 0.3, 0)
+	}},
+	{"tar-cpu", func(ctx context.Context, b *bench) ([]*line, error) {
+		return b.tarRow(ctx, "tar of v1, loopback as it is", "v1", nil, streamed, 1, 256)
+	}},
+	{"tar-v2-shaped", func(ctx context.Context, b *bench) ([]*line, error) {
+		return b.tarRow(ctx, "tar of v2 in zstd chunks of 4 MiB, shaped", "v2", &shaped, decoded, 0.9, 0)
+	}},
+	{"tar-v2-cpu", func(ctx context.Context, b *bench) ([]*line, error) {
+		return b.tarRow(ctx, "tar of v2 in zstd chunks of 4 MiB, loopback as it is", "v2", nil, decoded, 0.9, 256)
+	}},
+	{"tar-no-range", func(ctx context.Context, b *bench) ([]*line, error) {
+		opts := shaped
+		opts.IgnoreRanges = true
+		return b.tarRow(ctx, "tar of v1, shaped, registry without Range", "v1", &opts, streamed, 1, 0)
+	}},
+	{"tar-local", tarLocalRow},
+	{"to-dir", toDirRow},
+}
+
+// tarReference is a plain program that does the same.
+type tarReference struct {
+	name string
+	run  func(b *bench, ctx context.Context, addr, tag, out string) error
+}
+
+var (
+	streamed = tarReference{"one stream a blob, hashed into the tar", (*bench).streamTar}
+	decoded  = tarReference{"8 chunks at a time, hashed, decoded, in order", (*bench).decodeTar}
+)
+
+// materialized is what one run took.
+type materialized struct {
+	seconds float64
+	rss     float64 // MB
+}
+
+// materialize runs the command. Its tar goes where nothing has to be
+// waited for, as does that of the references.
+func (b *bench) materialize(ctx context.Context, addr, tag, cache string, args ...string) (m materialized, err error) {
+	args = append([]string{"materialize", "--quiet", "--cache-dir", cache, addr + "/" + repo + ":" + tag}, args...)
+	cmd := exec.CommandContext(ctx, b.epochfs, args...)
+	var words strings.Builder
+	cmd.Stderr = &words // stdout is /dev/null
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		return m, err
+	}
+	most := watchMemory(cmd.Process.Pid)
+	if err := cmd.Wait(); err != nil {
+		return m, fmt.Errorf("epochfs materialize: %w: %s", err, strings.TrimSpace(words.String()))
+	}
+	m.seconds = time.Since(began).Seconds()
+	m.rss = most()
+	return m, nil
+}
+
+// watchMemory looks at what a process has in memory until it is gone, and
+// then tells the most it had, in MB. A child's resource usage begins with
+// its parent's, so that is no use.
+func watchMemory(pid int) (most func() float64) {
+	result := make(chan float64)
+	go func() {
+		mb := 0.0
+		for {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+			kib, _, _ := strings.Cut(field(string(text), "VmHWM"), " ")
+			n, parseErr := strconv.ParseFloat(kib, 64)
+			if err != nil || parseErr != nil {
+				result <- mb
+				return
+			}
+			mb = n * 1024 / 1e6
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	return func() float64 { return <-result }
+}
+
+// cold materializes with a cache of its own.
+func (b *bench) cold(ctx context.Context, addr, tag string, args ...string) (materialized, error) {
+	cache, err := os.MkdirTemp(b.dir, "cache-")
+	if err != nil {
+		return materialized{}, err
+	}
+	defer os.RemoveAll(cache)
+	return b.materialize(ctx, addr, tag, cache, args...)
+}
+
+// tarRow writes a tar, with a cold cache and without one,
+// against a reference that writes one too. A limit of 0 for the memory is
+// none.
+func (b *bench) tarRow(ctx context.Context, work, tag string, opts *shaping.Options, ref tarReference, limit, memory float64) ([]*line, error) {
+	if err := b.prepare(ctx, tag); err != nil {
+		return nil, err
+	}
+	addr, proxy, err := b.link(opts)
+	if err != nil {
+		return nil, err
+	}
+	if proxy != nil {
+		defer proxy.Close()
+	}
+	var lines []*line
+	for _, mode := range []struct {
+		what string
+		args []string
+	}{{"", []string{"-o", "-"}}, {", --no-cache", []string{"-o", "-", "--no-cache"}}} {
+		var rss sample
+		ours, theirs, err := b.pair(ctx, func() (float64, error) {
+			m, err := b.cold(ctx, addr, tag, mode.args...)
+			rss = append(rss, m.rss)
+			return m.seconds, err
+		}, func() (float64, error) {
+			began := time.Now()
+			err := ref.run(b, ctx, addr, tag, os.DevNull)
+			return time.Since(began).Seconds(), err
+		})
+		if err != nil {
+			return lines, err
+		}
+		l := timed(work+mode.what, ours, ref.name, theirs, atMost, limit)
+		l.Note = number(rss.median()) + " MB of memory"
+		lines = append(lines, l)
+		if memory > 0 {
+			lines = append(lines, counted("memory of it at its most"+mode.what, "MB", rss, atMost, memory))
+		}
+	}
+	return lines, nil
+}
+
+// tarLocalRow writes a tar of what is in the cache, against the same with
+// a cold one.
+func tarLocalRow(ctx context.Context, b *bench) ([]*line, error) {
+	if err := b.prepare(ctx, "v1"); err != nil {
+		return nil, err
+	}
+	cache, err := os.MkdirTemp(b.dir, "cache-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(cache)
+	addr := b.registry.addr
+	if _, err := b.materialize(ctx, addr, "v1", cache, "-o", "-"); err != nil {
+		return nil, err
+	}
+	ours, theirs, err := b.pair(ctx, func() (float64, error) {
+		if err := readTree(cache); err != nil { // as the registry's blobs are
+			return 0, err
+		}
+		m, err := b.materialize(ctx, addr, "v1", cache, "-o", "-")
+		return m.seconds, err
+	}, func() (float64, error) {
+		m, err := b.cold(ctx, addr, "v1", "-o", "-")
+		return m.seconds, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return []*line{timed("tar of v1, all in the cache", ours, "cold, loopback as it is", theirs, atMost, 0.5)}, nil
+}
+
+// readTree has all files below a directory in the page cache.
+func readTree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		return readAll(path)
+	})
+}
+
+// toDirRow makes a directory from a full cache on a file system that can
+// share blocks, against a copy of the files.
+func toDirRow(ctx context.Context, b *bench) ([]*line, error) {
+	if err := b.prepare(ctx, "v1"); err != nil {
+		return nil, err
+	}
+	dir, unmount, err := b.reflinkFS(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unmount()
+	cache, first := filepath.Join(dir, "cache"), filepath.Join(dir, "first")
+	addr := b.registry.addr
+	if _, err := b.materialize(ctx, addr, "v1", cache, "--to-dir", first); err != nil {
+		return nil, err
+	}
+	ours, theirs, err := b.pair(ctx, func() (float64, error) {
+		out := filepath.Join(dir, "ours")
+		defer os.RemoveAll(out)
+		m, err := b.materialize(ctx, addr, "v1", cache, "--to-dir", out)
+		return m.seconds, err
+	}, func() (float64, error) {
+		out := filepath.Join(dir, "theirs")
+		defer os.RemoveAll(out)
+		began := time.Now()
+		if text, err := exec.CommandContext(ctx, "cp", "-r", "--reflink=never", first, out).CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("cp: %w: %s", err, text)
+		}
+		return time.Since(began).Seconds(), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return []*line{timed("--to-dir from a full cache, XFS", ours, "cp -r --reflink=never of such a directory", theirs, atMost, 0.3)}, nil
+}
+
+// reflinkFS makes a file system on a loop device, and mounts it.
+func (b *bench) reflinkFS(ctx context.Context) (dir string, unmount func(), err error) {
+	image := filepath.Join(b.dir, "xfs.img")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<30)); err != nil {
+		return "", nil, err
+	}
+	dir = filepath.Join(b.dir, "xfs")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", nil, err
+	}
+	for _, args := range [][]string{{"mkfs.xfs", "-q", "-m", "reflink=1", image}, {"mount", "-o", "loop", image, dir}} {
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Run(); err != nil {
+			return "", nil, fmt.Errorf("%s: %w: %s", args[0], err, bytes.TrimSpace(out.Bytes()))
+		}
+	}
+	return dir, func() {
+		_ = unix.Unmount(dir, unix.MNT_DETACH)
+		_ = os.Remove(image)
+	}, nil
+}
