@@ -15,7 +15,7 @@ TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry los
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio
 
-.PHONY: all build demo test bench lint fuzz install clean demo-needs test-needs bench-needs
+.PHONY: all build demo test bench bench-push lint fuzz install clean demo-needs test-needs bench-needs
 
 all: build
 
@@ -33,6 +33,11 @@ test: test-needs lint
 bench: bench-needs build
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./internal/bench
 	bin/bench $(BENCHFLAGS)
+
+# Pushes, and tars and directories of snapshots.
+bench-push: bench-needs build
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./internal/bench
+	bin/bench -rows push-v1,push-file,push-v2,push-again,tar-shaped,tar-cpu,tar-v2-shaped,tar-v2-cpu,tar-no-range,tar-local,to-dir $(BENCHFLAGS)
 
 lint:
 	@bad=$$(gofmt -l .); \

@@ -1,0 +1,316 @@
+package main
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// pushRows measure uploads; they are not among those of the mount.
+var pushRows = []row{
+	{"push-v1", pushV1Row},
+	{"push-file", pushFileRow},
+	{"push-v2", pushV2Row},
+	{"push-again", pushAgainRow},
+}
+
+const spooling = "spool to a file, hash, then PUT, one file after another"
+
+// pushedEnvelope tells of all memory and disk, as cocoon does, not only of
+// what is in use.
+const pushedEnvelope = `{"version":1,"config":{"id":"BENCHMARK","name":"bench","cpu":4,"memory":2147483648,"storage":4294967296}}` + "\n"
+
+// pushedSets are the files that are uploaded.
+var pushedSets = []*dataset{disk, memory}
+
+// exportTar makes the tar that cocoon would export, and a program that
+// stands for cocoon: it writes the tar. Changed pages come from another
+// seed.
+func (b *bench) exportTar(name string, changed map[int64]bool) (file string, err error) {
+	file = filepath.Join(b.dir, name+".tar")
+	if _, err := os.Stat(file); err == nil {
+		return file, nil
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	buf := bufio.NewWriterSize(f, 1<<20)
+	w := tar.NewWriter(buf)
+	small := strings.Repeat(`{"vm":"bench"}`+"\n", 1000)
+	for _, e := range [][2]string{{"snapshot.json", pushedEnvelope}, {"config.json", small[:2000]}, {"state.json", small}} {
+		if err := w.WriteHeader(&tar.Header{Name: e[0], Mode: 0o644, Size: int64(len(e[1]))}); err != nil {
+			return "", err
+		}
+		if _, err := io.WriteString(w, e[1]); err != nil {
+			return "", err
+		}
+	}
+	for _, d := range pushedSets {
+		if err := writeDataset(w, d, changed); err != nil {
+			return "", err
+		}
+	}
+	if err := errors.Join(w.Close(), buf.Flush(), f.Close()); err != nil {
+		return "", err
+	}
+	return file, nil
+}
+
+// writeDataset writes a file's entry. The numbers of changed pages are
+// payload pages.
+func writeDataset(w *tar.Writer, d *dataset, changed map[int64]bool) error {
+	err := w.WriteHeader(&tar.Header{Name: d.name, Mode: 0o600, Size: d.m.DataSize(), PAXRecords: map[string]string{
+		"COCOON.sparse.map": d.m.Text(), "COCOON.sparse.size": strconv.FormatInt(d.m.Size(), 10),
+	}})
+	if err != nil {
+		return err
+	}
+	p := make([]byte, 1<<20)
+	for off := int64(0); off < d.m.DataSize(); off += int64(len(p)) {
+		p = p[:min(int64(len(p)), d.m.DataSize()-off)]
+		d.fill(p, off)
+		for i := int64(0); i < int64(len(p)); i += pageSize {
+			if n := (off + i) / pageSize; changed[n] {
+				fillPage(p[i:i+pageSize], mix(d.seed<<50+uint64(n)))
+			}
+		}
+		if _, err := w.Write(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dirty is a share of a payload's pages, in runs of a few pages up to
+// some MiB, as a guest writes them.
+func dirty(pages int64, share float64, seed uint64) map[int64]bool {
+	rng := rand.New(rand.NewPCG(seed, 3))
+	set := map[int64]bool{}
+	for want := int(float64(pages) * share); len(set) < want; {
+		at, run := rng.Int64N(pages), int64(1)<<rng.IntN(11)
+		for i := at; i < min(at+run, pages) && len(set) < want; i++ {
+			set[i] = true
+		}
+	}
+	return set
+}
+
+// standIn is a program that is asked for an export and writes the tar.
+func (b *bench) standIn(file string) (string, error) {
+	script := file + ".sh"
+	return script, os.WriteFile(script, []byte("#!/bin/sh\nexec cat "+file+"\n"), 0o700)
+}
+
+var repositories int
+
+// repository is a new one: nothing is there yet.
+func (b *bench) repository() string {
+	repositories++
+	return fmt.Sprintf("push/%d", repositories)
+}
+
+// pushResult is what epochfs says of a push, and what it took.
+type pushResult struct {
+	seconds float64
+	rss     float64 // MB
+	Sent    int64   `json:"sent"`
+	There   int64   `json:"there"`
+	Size    int64   `json:"size"`
+}
+
+// push uploads the tar with epochfs, as cocoon's export.
+func (b *bench) push(ctx context.Context, file, repository string, args ...string) (r pushResult, err error) {
+	if err := readAll(file); err != nil {
+		return r, err
+	}
+	script, err := b.standIn(file)
+	if err != nil {
+		return r, err
+	}
+	args = append([]string{"push", "--json", "--quiet"}, args...)
+	cmd := exec.CommandContext(ctx, b.epochfs, append(args, "vm", b.registry.addr+"/"+repository)...)
+	cmd.Env = append(os.Environ(), "EPOCH_COCOON_BINARY="+script)
+	var out, words strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &words
+	began := time.Now()
+	if err := cmd.Run(); err != nil {
+		return r, fmt.Errorf("push: %w: %s", err, words.String())
+	}
+	r.seconds = time.Since(began).Seconds()
+	r.rss = float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) * 1024 / 1e6
+	return r, json.Unmarshal([]byte(out.String()), &r)
+}
+
+// pushByReference uploads an export the plain way.
+func (b *bench) pushByReference(ctx context.Context, file string) (float64, error) {
+	if err := readAll(file); err != nil {
+		return 0, err
+	}
+	repository := b.repository()
+	began := time.Now()
+	cat := exec.CommandContext(ctx, "cat", file)
+	out, err := cat.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cat.Start(); err != nil {
+		return 0, err
+	}
+	r := tar.NewReader(out)
+	for {
+		hdr, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err == nil && hdr.Name != "snapshot.json" {
+			err = b.spoolAndPut(ctx, repository, r)
+		}
+		if err != nil {
+			return 0, errors.Join(err, cat.Process.Kill(), cat.Wait())
+		}
+	}
+	_, _ = io.Copy(io.Discard, out)
+	return time.Since(began).Seconds(), cat.Wait()
+}
+
+func (b *bench) spoolAndPut(ctx context.Context, repository string, body io.Reader) error {
+	tmp, err := os.CreateTemp(b.dir, "spool-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	hash := sha256.New()
+	n, err := io.Copy(io.MultiWriter(tmp, hash), body)
+	if err != nil {
+		return err
+	}
+	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	base := "http://" + b.registry.addr + "/v2/" + repository + "/blobs/uploads/"
+	resp, err := do(ctx, http.MethodPost, base, nil, 0)
+	if err != nil {
+		return err
+	}
+	to, err := resp.Location()
+	if err != nil {
+		return err
+	}
+	q := to.Query()
+	q.Set("digest", "sha256:"+hex.EncodeToString(hash.Sum(nil)))
+	to.RawQuery = q.Encode()
+	resp, err = do(ctx, http.MethodPut, to.String(), io.NopCloser(tmp), n)
+	if err == nil && resp.StatusCode != http.StatusCreated {
+		err = errors.New(resp.Status)
+	}
+	return err
+}
+
+func do(ctx context.Context, method, url string, body io.Reader, size int64) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		return nil, err
+	}
+	req.ContentLength = size
+	resp, err := http.DefaultClient.Do(req)
+	if err == nil {
+		err = resp.Body.Close()
+	}
+	return resp, err
+}
+
+// pushRow compares a way to push with the reference.
+func (b *bench) pushRow(ctx context.Context, work string, limit float64, args ...string) ([]*line, error) {
+	file, err := b.exportTar("first", nil)
+	if err != nil {
+		return nil, err
+	}
+	// The first push alone makes the registry keep what it gets.
+	if _, err := b.pushByReference(ctx, file); err != nil {
+		return nil, err
+	}
+	if _, err := b.push(ctx, file, b.repository(), args...); err != nil {
+		return nil, err
+	}
+	var rss sample
+	ours, theirs, err := b.pair(ctx, func() (float64, error) {
+		r, err := b.push(ctx, file, b.repository(), args...)
+		rss = append(rss, r.rss)
+		return r.seconds, err
+	}, func() (float64, error) { return b.pushByReference(ctx, file) })
+	if err != nil {
+		return nil, err
+	}
+	return []*line{
+		timed(work, ours, spooling, theirs, atMost, limit),
+		counted(work+", resident memory", "MB", rss, atMost, 256),
+	}, nil
+}
+
+func pushV1Row(ctx context.Context, b *bench) ([]*line, error) {
+	return b.pushRow(ctx, "push v1 out of cocoon", 0.6)
+}
+
+func pushFileRow(ctx context.Context, b *bench) ([]*line, error) {
+	file, err := b.exportTar("first", nil)
+	if err != nil {
+		return nil, err
+	}
+	return b.pushRow(ctx, "push v1 of a tar file", 0.6, "--input", file)
+}
+
+func pushV2Row(ctx context.Context, b *bench) ([]*line, error) {
+	return b.pushRow(ctx, "push v2, zstd 3, default chunks", 0.6, "--zstd", "3")
+}
+
+// pushAgainRow pushes a snapshot and then one in which 2 % of the pages
+// changed, to the same repository.
+func pushAgainRow(ctx context.Context, b *bench) ([]*line, error) {
+	first, err := b.exportTar("first", nil)
+	if err != nil {
+		return nil, err
+	}
+	var ours, theirs sample
+	for i := range b.runs {
+		pages := (memory.m.DataSize() + pageSize - 1) / pageSize
+		second, err := b.exportTar(fmt.Sprint("second-", i), dirty(pages, 0.02, uint64(i)))
+		if err != nil {
+			return nil, err
+		}
+		repository := b.repository()
+		r1, err := b.push(ctx, first, repository, "--zstd", "3")
+		if err != nil {
+			return nil, err
+		}
+		r2, err := b.push(ctx, second, repository, "--zstd", "3")
+		if err != nil {
+			return nil, err
+		}
+		ours = append(ours, float64(r2.Sent)/1e6)
+		theirs = append(theirs, float64(r1.Sent)/1e6)
+		if err := os.Remove(second); err != nil {
+			return nil, err
+		}
+	}
+	l := timed("second push, 2 % of the pages changed in runs of up to 4 MiB", ours, "the first push", theirs, atMost, 0.15)
+	l.Unit = "MB"
+	return []*line{l}, nil
+}
