@@ -66,6 +66,8 @@ func (c *child) start() error {
 	return nil
 }
 
+// startWriter starts cocoon with a pipe for its standard input, which is a
+// Listener.
 func (c *child) startWriter() (io.WriteCloser, func() error, error) {
 	in, err := c.cmd.StdinPipe()
 	if err != nil {
@@ -75,8 +77,30 @@ func (c *child) startWriter() (io.WriteCloser, func() error, error) {
 	if err := c.start(); err != nil {
 		return nil, nil, err
 	}
-	return in, c.wait, nil
+	l := &listener{WriteCloser: in, gone: make(chan struct{})}
+	go func() {
+		defer close(l.gone)
+		l.err = c.wait()
+	}()
+	return l, func() error {
+		<-l.gone
+		return l.err
+	}, nil
 }
+
+// Listener is what the writers of imports are beside: somebody who may go
+// away while there is nothing to write.
+type Listener interface {
+	Gone() <-chan struct{} // closed when cocoon has ended
+}
+
+type listener struct {
+	io.WriteCloser
+	gone chan struct{}
+	err  error // how cocoon ended; read after gone
+}
+
+func (l *listener) Gone() <-chan struct{} { return l.gone }
 
 // wait returns when the process is gone and reaped.
 func (c *child) wait() error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/cocoonstack/epochfs/cocoon"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
@@ -62,8 +63,39 @@ func (a *Artifact) Import(ctx context.Context, runner CocoonRunner, src Payloads
 	if err != nil {
 		return fmt.Errorf("start cocoon snapshot import: %w", err)
 	}
-	streamErr := a.WriteTar(ctx, stdin, src, opts)
+	listening, stop := whileListening(ctx, stdin)
+	defer stop()
+	streamErr := a.WriteTar(listening, stdin, src, opts)
+	if errors.Is(context.Cause(listening), errGone) && streamErr != nil {
+		streamErr = &outputError{streamErr} // whatever was being waited for
+	}
 	return finish(stdin, wait, streamErr)
+}
+
+var errGone = errors.New("cocoon is gone")
+
+// whileListening ends ctx with errGone when cocoon ends before the tar
+// does, so that nobody waits for bytes that nobody wants. Runners of
+// others are not listened to: their writers say so themselves.
+func whileListening(ctx context.Context, stdin io.Writer) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	l, ok := stdin.(cocoon.Listener)
+	if !ok {
+		return ctx, func() { cancel(nil) }
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-l.Gone():
+			cancel(errGone)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-done
+	}
 }
 
 // finish ends an import and says what went wrong first.

@@ -227,10 +227,16 @@ func (opts *materializeOptions) imageIntoCocoon(ctx context.Context, o *mounting
 	if err != nil {
 		return err
 	}
-	if err := opts.write(ctx, o, w); err != nil {
+	if l, ok := w.(cocoon.Listener); ok {
+		go func() {
+			<-l.Gone()
+			end()
+		}()
+	}
+	if err := opts.write(running, o, w); err != nil {
+		gone := running.Err() != nil && ctx.Err() == nil || errors.Is(err, syscall.EPIPE)
 		end()
-		cocoonErr := wait()
-		if errors.Is(err, syscall.EPIPE) { // cocoon was the first to go
+		if cocoonErr := wait(); gone { // cocoon was the first to go
 			return cocoonErr
 		}
 		return err
