@@ -106,6 +106,11 @@ func (t target) broken(err error) error {
 	if errors.As(err, &done) {
 		return err
 	}
+	if errors.Is(err, io.EOF) {
+		// A connection that was closed is not the end of anything that a
+		// caller reads.
+		err = errors.New("the connection was closed without an answer")
+	}
 	e := t.fail(ErrUnreachable, err)
 	e.again = true
 	switch {

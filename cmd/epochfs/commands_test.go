@@ -48,6 +48,7 @@ func (w *world) commands() map[string]command {
 		"hold":       w.hold,
 		"held":       w.stillHeld,
 		"until":      until,
+		"for-each":   forEach,
 		"shape":      shape,
 		"oomscore":   oomscore,
 		"release":    w.release,

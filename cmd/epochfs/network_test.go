@@ -22,6 +22,17 @@ func until(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// for-each ARGS...: epochfs succeeds with each of these, and prints
+// something.
+func forEach(ts *testscript.TestScript, _ bool, args []string) {
+	for _, arg := range args {
+		fields := strings.Fields(os.Expand(arg, ts.Getenv))
+		if err := ts.Exec("epochfs", fields...); err != nil || ts.ReadFile("stdout") == "" {
+			ts.Fatalf("epochfs %s: %v", arg, err)
+		}
+	}
+}
+
 // shape FILE: it holds what status --json promises, of one mount.
 func shape(ts *testscript.TestScript, _ bool, args []string) {
 	dec := json.NewDecoder(strings.NewReader(ts.ReadFile(args[0])))
