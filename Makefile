@@ -13,7 +13,7 @@ export CGO_ENABLED ?= 1
 DEMO_NEEDS = fusermount3:fuse3 mkfs.ext4:e2fsprogs
 TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry losetup:mount setpriv:util-linux
 
-BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio
+BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
 .PHONY: all build demo test bench bench-push lint fuzz install clean demo-needs test-needs bench-needs
 
