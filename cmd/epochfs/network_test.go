@@ -78,3 +78,13 @@ func (w *world) stillHeld(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("%s: read %d of %d bytes", w.held.Name(), n, st.Size())
 	}
 }
+
+// registry stop|start: Debian's, behind the front.
+func (w *world) registry(ts *testscript.TestScript, _ bool, args []string) {
+	switch args[0] {
+	case "stop":
+		w.debian.Stop()
+	case "start":
+		w.debian.Start(w.t)
+	}
+}

@@ -40,6 +40,8 @@ func TestMain(m *testing.M) {
 var registries = map[string][]string{
 	"flow.txtar":      {"memory", "debian", "epoch"},
 	"artifacts.txtar": {"memory", "epoch"},
+	"secrets.txtar":   {"guarded"},
+	"restart.txtar":   {"debian"},
 }
 
 func TestScript(t *testing.T) {
@@ -61,14 +63,17 @@ func TestScript(t *testing.T) {
 
 // world is what a script has around it.
 type world struct {
-	t     *testing.T
-	work  string
-	front *registrytest.Front
-	held  *os.File // by the command hold
+	t       *testing.T
+	work    string
+	front   *registrytest.Front
+	debian  *registrytest.Registry // behind front, where it is Debian's
+	guarded *guarded               // behind front, where secrets are kept
+	held    *os.File               // by the command hold
 }
 
 func runScript(t *testing.T, file, kind string) {
-	w := &world{t: t, front: startRegistry(t, kind)}
+	w := &world{t: t}
+	w.startRegistry(kind)
 	testscript.Run(t, testscript.Params{
 		Files:               []string{file},
 		RequireExplicitExec: true,
@@ -80,13 +85,24 @@ func runScript(t *testing.T, file, kind string) {
 }
 
 func startRegistry(t *testing.T, kind string) *registrytest.Front {
+	w := &world{t: t}
+	w.startRegistry(kind)
+	return w.front
+}
+
+func (w *world) startRegistry(kind string) {
 	switch kind {
 	case "debian":
-		return registrytest.Before(t, registrytest.Debian(t, registrytest.DebianOptions{}).URL)
+		w.debian = registrytest.Debian(w.t, registrytest.DebianOptions{})
+		w.front = registrytest.Before(w.t, w.debian.URL)
 	case "epoch":
-		return registrytest.NewFront(t, &epochlike.Server{Token: epochToken})
+		w.front = registrytest.NewFront(w.t, &epochlike.Server{Token: epochToken})
+	case "guarded":
+		w.guarded = newGuarded(w.t)
+		w.front = registrytest.NewFront(w.t, w.guarded)
+	default:
+		w.front = registrytest.InMemory(w.t)
 	}
-	return registrytest.InMemory(t)
 }
 
 func (w *world) setup(env *testscript.Env) error {
@@ -108,6 +124,9 @@ func (w *world) setup(env *testscript.Env) error {
 		"GORACE":               "atexit_sleep_ms=0",
 	} {
 		env.Setenv(key, value)
+	}
+	if w.debian != nil {
+		env.Setenv("DIRECT", w.debian.Host)
 	}
 	env.Defer(w.cleanUp)
 	return nil
