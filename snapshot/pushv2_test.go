@@ -92,6 +92,9 @@ func TestPushRoundTrip(t *testing.T) {
 	for form, opts := range formats {
 		for how, input := range inputs(export) {
 			for kind := range uploaders(artifacttest.NewStore()) {
+				if kind == "plain" && (how == "file" || form != "v1" && form != "streams") {
+					continue // no other way than with the stream
+				}
 				t.Run(form+", "+how+" to "+kind, func(t *testing.T) {
 					store := artifacttest.NewStore()
 					opts.Name, opts.Input, opts.SpoolDir = "vm", input(), t.TempDir()
