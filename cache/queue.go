@@ -100,11 +100,11 @@ func (q *queue) busy() bool {
 
 // roomLocked is how many requests of a priority may start now. The lower
 // ones leave some to those above them.
-func (q *queue) roomLocked(p priority) int {
+func (q *queue) roomLocked(p priority, l *link) int {
 	limit := q.limit
 	switch {
 	case p == ahead:
-		limit--
+		limit = min(limit-1, l.connections(limit))
 	case p == prefetched && time.Since(q.waited) < yieldFor:
 		limit /= 4
 	case p == prefetched:
@@ -115,9 +115,13 @@ func (q *queue) roomLocked(p priority) int {
 
 func (q *queue) dispatchLocked() {
 	for p := demanded; p < priorities && !q.closed; p++ {
-		for len(q.spans[p]) > 0 && q.roomLocked(p) > 0 {
+		for len(q.spans[p]) > 0 {
 			s := q.spans[p][0]
-			j, rest := s.entry.carve(s, p, q.roomLocked(p))
+			room := q.roomLocked(p, s.entry.link)
+			if room <= 0 {
+				break
+			}
+			j, rest := s.entry.carve(s, p, room)
 			if rest.from < rest.to {
 				q.spans[p][0] = rest
 			} else {

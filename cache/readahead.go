@@ -20,6 +20,7 @@ const (
 	growth     = 4
 	farAway    = 100 * time.Millisecond
 	aheadLeast = 512 << 10 // less than this is not worth a request of its own
+	refill     = 4 << 20   // a steady reader's window is filled up in steps of this
 )
 
 // tracker recognises who reads a file in sequence. The kernel asks in its
@@ -67,9 +68,9 @@ func (t *tracker) saw(from, to, size int64, missing bool, delay time.Duration) (
 	window := s.window(delay)
 	goal := min(s.next+window, size)
 	a, b = max(s.ahead, s.next), goal
-	// Few large requests rather than many small ones: only when half of
-	// the window has been read.
-	if b-a < max(window/2, aheadLeast) && goal < size || a >= b {
+	// Few large requests rather than many small ones, but soon enough that
+	// the link never idles.
+	if b-a < max(min(window/2, refill), aheadLeast) && goal < size || a >= b {
 		return 0, 0
 	}
 	s.ahead = goal

@@ -54,6 +54,7 @@ type link struct {
 
 	// ranges is rangesUnknown until one ranged request was answered.
 	ranges  atomic.Int32
+	wholes  atomic.Int32  // whole blobs in a row, from a source that honoured ranges before
 	probing chan struct{} // holds one token; taken while ranges is unknown
 	rate    *rate.Limiter // of the process; nil without a limit
 
@@ -134,11 +135,9 @@ func (l *link) open(ctx context.Context, p *layout.Part, off, n int64, checked b
 	}
 	l.tookToFirstByte(time.Since(began))
 	if partial {
-		if whole {
-			adopt()
-			l.ranges.Store(rangesIgnored)
-		} else {
-			l.ranges.Store(rangesHonoured)
+		if err := l.learn(whole, adopt); err != nil {
+			_ = body.Close()
+			return nil, false, err
 		}
 	}
 	return body, whole, nil
@@ -174,6 +173,26 @@ func (l *link) blame(digest string, body io.ReadCloser, err error) {
 		body = s.ReadCloser
 	}
 	wrong.elsewhere = m.Blame(digest, body)
+}
+
+// wholesMost is how many whole blobs in a row make a source that honoured
+// ranges one that does not. One may come by way of some proxy.
+const wholesMost = 3
+
+// learn notes how a ranged request was answered. It fails when a whole
+// blob came from a source that is known to do better.
+func (l *link) learn(whole bool, adopt func()) error {
+	switch {
+	case !whole:
+		l.ranges.Store(rangesHonoured)
+		l.wholes.Store(0)
+		return nil
+	case l.ranges.Load() == rangesHonoured && l.wholes.Add(1) < wholesMost:
+		return errors.New("all of a blob came for a range of it")
+	}
+	adopt()
+	l.ranges.Store(rangesIgnored)
+	return nil
 }
 
 // ignoresRanges says that the source was seen to send whole blobs only.
@@ -265,6 +284,24 @@ func (l *link) roundTrip() time.Duration {
 	defer l.mu.Unlock()
 	return l.delay
 }
+
+// plenty is the rate, in bytes per second, beyond which more connections
+// only take turns: the processor is what is short.
+const plenty = 1 << 30
+
+// connections is how many connections at a time fill the link, of limit:
+// fewer the faster one is, all while that is not known.
+func (l *link) connections(limit int) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.speed == 0 {
+		return limit
+	}
+	took := refill/l.speed + l.delay.Seconds() // for a request of that size
+	return min(max(int(plenty/(refill/took))+1, connectionsLeast), limit)
+}
+
+const connectionsLeast = 3
 
 // bandwidthDelay is how many bytes one connection carries in the time a
 // request takes to be answered; 0 while unknown.

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// mount is one epochfs mount, whose process may be killed and replaced.
+type mount struct {
+	bin, cache, ref, dir string
+	size                 string // of the cache
+	kills                atomic.Int64
+	log                  bytes.Buffer // of its processes; to be read when they have ended
+	cmd                  *exec.Cmd
+}
+
+// up mounts and returns when the files are there.
+func (m *mount) up() error {
+	m.cmd = exec.Command(m.bin, "mount", "-f", "--cache-dir", m.cache, "--cache-size", m.size,
+		"--prefetch", "none", m.ref, m.dir)
+	out := &m.log
+	m.cmd.Stderr = out
+	if err := m.cmd.Start(); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(time.Minute); ; {
+		if _, err := os.Stat(filepath.Join(m.dir, fileName)); err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			_ = m.cmd.Process.Kill()
+			_ = m.cmd.Wait()
+			return fmt.Errorf("%s was not mounted: %s", m.ref, out.String())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// kill ends the serving process as a crash would, and mounts again.
+func (m *mount) kill() error {
+	m.kills.Add(1)
+	if err := m.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	_ = m.cmd.Wait() // killed, as it should be
+	return m.up()
+}
+
+func (m *mount) down() error {
+	err := exec.Command(m.bin, "umount", "--lazy", m.dir).Run()
+	return errors.Join(err, m.cmd.Wait())
+}
+
+// tally is what readers saw.
+type tally struct {
+	reads, bytes, failed, wrong, torn atomic.Int64
+	last                              atomic.Value // of string: the last read that failed or was wrong
+}
+
+func (t *tally) complain(to *atomic.Int64, format string, args ...any) {
+	to.Add(1)
+	t.last.Store(fmt.Sprintf(format, args...))
+}
+
+// read does one read of a random kind and compares it.
+func (m *mount) read(rng *rand.Rand, flat []byte, t *tally) {
+	kills := m.kills.Load()
+	off := rng.IntN(len(flat))
+	n := 1 + rng.IntN(min(256<<10, len(flat)-off))
+	var got []byte
+	var err error
+	switch rng.IntN(3) {
+	case 0:
+		got, err = m.pread(off, n, unix.O_RDONLY)
+	case 1:
+		off, n = off/4096*4096, (n+4095)/4096*4096
+		got, err = m.pread(off, n, unix.O_RDONLY|unix.O_DIRECT)
+	default:
+		off, n = off/(1<<20)*(1<<20), 1<<20
+		got, err = m.pread(off, n, unix.O_RDONLY)
+	}
+	t.reads.Add(1)
+	t.bytes.Add(int64(len(got)))
+	switch {
+	case err == nil && !bytes.Equal(got, flat[off:min(off+n, off+len(got), len(flat))]):
+		t.complain(&t.wrong, "wrong bytes at %d, %d of them", off, len(got))
+	case err != nil && m.kills.Load() != kills:
+		t.torn.Add(1) // the process died under it
+	case err != nil && (errors.Is(err, syscall.ENOTCONN) || errors.Is(err, os.ErrNotExist)):
+		t.torn.Add(1) // it is dead, or not mounted yet
+		time.Sleep(5 * time.Millisecond)
+	case err != nil:
+		t.complain(&t.failed, "read [%d,%d): %v", off, off+n, err)
+	}
+}
+
+func (m *mount) pread(off, n, flags int) ([]byte, error) {
+	fd, err := unix.Open(filepath.Join(m.dir, fileName), flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: m.dir, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), m.dir)
+	defer f.Close()
+	buf, err := unix.Mmap(-1, 0, (n+4095)/4096*4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Munmap(buf)
+	got, err := f.ReadAt(buf[:n], int64(off))
+	// The next one shall come to the mount's process again.
+	_ = unix.Fadvise(fd, int64(off), int64(n), unix.FADV_DONTNEED)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return bytes.Clone(buf[:got]), err
+}
+
+// readers read until ctx ends.
+func (m *mount) readers(ctx context.Context, rng *rand.Rand, flat []byte, n int, t *tally, done func()) {
+	for range n {
+		own := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
+		go func() {
+			defer done()
+			for ctx.Err() == nil {
+				m.read(own, flat, t)
+			}
+		}()
+	}
+}

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
+
+	"github.com/cocoonstack/epochfs/internal/artifacttest"
+	"github.com/cocoonstack/epochfs/registry"
+)
+
+// sick is a registry in this process that fails as told: requests for
+// blobs meet a fault with a given chance.
+type sick struct {
+	inner  http.Handler
+	server *http.Server
+	host   string
+	chance atomic.Int64 // of a fault, in thousandths
+	flips  bool         // wrong bytes too
+
+	mu     sync.Mutex
+	rng    *rand.Rand
+	counts map[string]int // faults, by kind
+	blobs  int            // requests for blobs
+}
+
+// fault is one way to fail. It answers instead of the registry, or
+// prepares w, and reports whether the registry is asked at all.
+type fault struct {
+	name string
+	do   func(s *sick, w *sickWriter, r *http.Request) (ask bool)
+}
+
+var faults = []fault{
+	{"429 with Retry-After", func(_ *sick, w *sickWriter, _ *http.Request) bool {
+		w.Header().Set("Retry-After", "0")
+		http.Error(w.ResponseWriter, "later", http.StatusTooManyRequests)
+		return false
+	}},
+	{"500", func(_ *sick, w *sickWriter, _ *http.Request) bool {
+		http.Error(w.ResponseWriter, "broken", http.StatusInternalServerError)
+		return false
+	}},
+	{"503", func(_ *sick, w *sickWriter, _ *http.Request) bool {
+		http.Error(w.ResponseWriter, "away", http.StatusServiceUnavailable)
+		return false
+	}},
+	{"dropped before the answer", func(*sick, *sickWriter, *http.Request) bool { panic(http.ErrAbortHandler) }},
+	{"body cut", func(s *sick, w *sickWriter, _ *http.Request) bool {
+		w.cut = 1 + s.upTo(300_000)
+		return true
+	}},
+	{"late", func(s *sick, _ *sickWriter, r *http.Request) bool {
+		select {
+		case <-time.After(time.Duration(s.upTo(200)) * time.Millisecond):
+		case <-r.Context().Done():
+		}
+		return true
+	}},
+	{"no range, all of it", func(_ *sick, _ *sickWriter, r *http.Request) bool {
+		r.Header.Del("Range")
+		return true
+	}},
+	{"bit flipped", func(s *sick, w *sickWriter, _ *http.Request) bool {
+		w.flip = 1 + s.upTo(200_000)
+		return true
+	}},
+	{"stalled", func(s *sick, w *sickWriter, r *http.Request) bool {
+		w.stall, w.ctx = 1+s.upTo(100_000), r.Context()
+		return true
+	}},
+}
+
+func startSick(seed uint64, flips bool) (*sick, error) {
+	s := &sick{
+		inner:  ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))),
+		rng:    rand.New(rand.NewPCG(seed, 1)),
+		counts: map[string]int{},
+		flips:  flips,
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s.serve(l)
+	return s, nil
+}
+
+func (s *sick) serve(l net.Listener) {
+	s.host = l.Addr().String()
+	s.server = &http.Server{Handler: s, ErrorLog: log.New(io.Discard, "", 0)}
+	go s.server.Serve(l)
+}
+
+// away takes the registry off the network for a while.
+func (s *sick) away(d time.Duration) error {
+	s.note("registry away")
+	if err := s.server.Close(); err != nil {
+		return err
+	}
+	time.Sleep(d)
+	l, err := net.Listen("tcp", s.host)
+	if err != nil {
+		return err
+	}
+	s.serve(l)
+	return nil
+}
+
+func (s *sick) close() { _ = s.server.Close() }
+
+func (s *sick) upTo(n int64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rng.Int64N(n)
+}
+
+func (s *sick) note(kind string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts[kind]++
+}
+
+func (s *sick) injected() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.counts {
+		n += c
+	}
+	return n
+}
+
+func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+		s.inner.ServeHTTP(w, r)
+		return
+	}
+	s.mu.Lock()
+	s.blobs++
+	s.mu.Unlock()
+	out := &sickWriter{ResponseWriter: w}
+	if s.upTo(1000) < s.chance.Load() {
+		f := faults[s.upTo(int64(len(faults)))]
+		if f.name == "bit flipped" && !s.flips {
+			f = faults[0]
+		}
+		s.note(f.name)
+		if !f.do(s, out, r) {
+			return
+		}
+	}
+	s.inner.ServeHTTP(out, r)
+}
+
+// sickWriter passes a body on and does something to it.
+type sickWriter struct {
+	http.ResponseWriter
+	sent             int64
+	cut, flip, stall int64 // after how many bytes; 0: never
+	ctx              context.Context
+}
+
+func (w *sickWriter) Write(p []byte) (int, error) {
+	if w.flip > w.sent && w.flip <= w.sent+int64(len(p)) {
+		p = append([]byte(nil), p...)
+		p[w.flip-w.sent-1] ^= 0x20
+	}
+	if w.stall > 0 && w.sent+int64(len(p)) >= w.stall {
+		_ = http.NewResponseController(w.ResponseWriter).Flush() // what came before arrives
+		<-w.ctx.Done()
+		panic(http.ErrAbortHandler)
+	}
+	if w.cut > 0 && w.sent+int64(len(p)) >= w.cut {
+		_, _ = w.ResponseWriter.Write(p[:w.cut-w.sent])
+		panic(http.ErrAbortHandler)
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.sent += int64(n)
+	return n, err
+}
+
+// sample is an artifact and what its one large file should read as.
+type sample struct {
+	tag  string
+	flat []byte
+}
+
+const fileName = "memory-ranges"
+
+// push makes artifacts in all forms and stores them.
+func (s *sick) push(ctx context.Context, rng *rand.Rand, size int64, n int) ([]sample, error) {
+	forms := []artifacttest.Options{
+		{Piece: 256 << 10},
+		{Chunk: 1 << 20, Zstd: true},
+		{Chunk: 1 << 20},
+		{}, // no digest of anything smaller than the whole
+	}
+	if s.flips {
+		forms = forms[:3]
+	}
+	ref, err := registry.ParseReference(s.host+"/soak/vm", registry.ReferenceOptions{})
+	if err != nil {
+		return nil, err
+	}
+	r, err := registry.New(ref, registry.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	var out []sample
+	for i := range n {
+		f := artifacttest.RandomFile(rng, fileName, size)
+		a := artifacttest.Snapshot([]artifacttest.File{f}, forms[i%len(forms)])
+		tag := fmt.Sprint(i)
+		if err := a.Push(ctx, r, "soak/vm", tag); err != nil {
+			return nil, err
+		}
+		out = append(out, sample{tag, f.Data})
+	}
+	return out, nil
+}

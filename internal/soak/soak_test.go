@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestFaultCampaign injects 2,000 faults of all kinds under readers of
+// real mounts: no read fails, no byte is wrong.
+func TestFaultCampaign(t *testing.T) {
+	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
+		t.Skip("mounts need /dev/fuse and root here")
+	}
+	bin := filepath.Join(t.TempDir(), "epochfs")
+	if out, err := exec.Command("go", "build", "-o", bin, "../../cmd/epochfs").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	total := 0
+	for _, flips := range []bool{true, false} {
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		rep, err := campaign(context.Background(), config{
+			bin: bin, dir: t.TempDir(), seed: seed, length: 40 * time.Second, faults: 1000, flips: flips, away: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Log(rep)
+		if err := rep.verdict(); err != nil {
+			t.Error(err)
+		}
+		if rep.torn > 0 {
+			t.Errorf("%d reads found no process", rep.torn)
+		}
+		for _, n := range rep.faults {
+			total += n
+		}
+		if flips {
+			for _, f := range faults {
+				if rep.faults[f.name] == 0 {
+					t.Errorf("no fault %q was injected", f.name)
+				}
+			}
+		}
+	}
+	if total < 2000 {
+		t.Errorf("only %d faults in the time there is", total)
+	}
+}
