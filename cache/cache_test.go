@@ -637,3 +637,24 @@ func TestDamagedDonor(t *testing.T) {
 	second := &layout.File{Name: "second", Parts: a.file.Parts, Map: m}
 	checkRead(t, openFile(t, c, second, src), flat, 0, len(flat))
 }
+
+// TestOtherPieces has the same blob with and without digests of its
+// pieces, as two tools push it: each form is kept, and bytes are fetched
+// once.
+func TestOtherPieces(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[1], 3<<20)
+	plain := *a.file
+	plain.Parts = []layout.Part{a.file.Parts[0]}
+	plain.Parts[0].Pieces = nil
+	c := openCache(t, t.TempDir(), Options{})
+	for range 2 {
+		for _, f := range []*layout.File{a.file, &plain} {
+			h := openFile(t, c, f, src)
+			checkRead(t, h, a.flat, 0, len(a.flat))
+		}
+	}
+	if _, fetched := src.reset(); fetched != int64(len(a.data)) {
+		t.Errorf("fetched %d bytes of a blob of %d", fetched, len(a.data))
+	}
+}

@@ -13,5 +13,7 @@
 // of. See docs/format.md for the bytes.
 //
 // Locks, in the order in which they are taken: Cache.mu, queue.mu,
-// entry.mu. None is held over I/O.
+// entry.mu, spare.mu. The last three are never held over I/O. Cache.mu is
+// while a file is opened; room.mu, index.mu and an entry's donors have
+// I/O of their own, and only who needs its result waits for it.
 package cache

@@ -14,7 +14,7 @@ import (
 
 // defaultConcurrency is for how many requests at a time connections are
 // kept where Options do not say.
-const defaultConcurrency = 8
+const defaultConcurrency = 16
 
 // Options are what a client needs to know besides the host.
 type Options struct {
@@ -24,18 +24,19 @@ type Options struct {
 	PlainHTTP   bool   // plain HTTP is allowed to every host
 
 	Keychain    authn.Keychain // credentials of all other hosts; nil is docker's config and helpers
-	Concurrency int            // requests expected at a time; 0 is 8
+	Concurrency int            // requests expected at a time; 0 is 16
 	UserAgent   string         // "" is "epochfs"
 	Log         *slog.Logger   // nil is silence
 }
 
 // Registry is a client of one registry. It is safe for concurrent use.
 type Registry struct {
-	base      url.URL // scheme and host
-	path      string  // of the API there, such as "/v2"
-	ns        string  // the registry that this one stands in for, or ""
-	host      string  // as it is printed
-	tries     uint    // of a small request
+	base      url.URL     // scheme and host
+	path      string      // of the API there, such as "/v2"
+	ns        string      // the registry that this one stands in for, or ""
+	header    http.Header // of every request to it, besides ours
+	host      string      // as it is printed
+	tries     uint        // of a small request
 	agent     string
 	log       *slog.Logger
 	limits    limits
@@ -72,6 +73,7 @@ type endpoint struct {
 	ca         []string // further PEM files
 	skipVerify bool     // of the host's certificate, and of no other's
 	plain      bool     // plain HTTP to the host is allowed
+	header     http.Header
 	tries      uint
 }
 
@@ -102,6 +104,7 @@ func newAt(at endpoint, opts Options, lim limits, dial dialFunc) (*Registry, err
 		base:   url.URL{Scheme: ref.Scheme, Host: apiHost(ref.Host)},
 		path:   at.path,
 		ns:     at.ns,
+		header: at.header,
 		host:   ref.Host,
 		tries:  at.tries,
 		agent:  opts.UserAgent,

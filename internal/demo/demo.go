@@ -88,7 +88,7 @@ func (s *show) play(ctx context.Context) error {
 	if err := s.step(ctx, "What is in it? No file's data is needed for that.", "epochfs inspect "+s.ref); err != nil {
 		return err
 	}
-	err := s.step(ctx, "Mount it.", "epochfs mount "+s.ref+" mnt")
+	err := s.step(ctx, "Mount it.", "epochfs mount --prefetch none "+s.ref+" mnt")
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -130,7 +130,7 @@ func (s *show) throughMount(ctx context.Context) error {
 		return err
 	}
 	if err := s.step(ctx, "And again after a new mount, from the cache on disk.",
-		"epochfs umount mnt && epochfs mount "+s.ref+" mnt && "+read); err != nil {
+		"epochfs umount mnt && epochfs mount --prefetch none "+s.ref+" mnt && "+read); err != nil {
 		return err
 	}
 	return nil

@@ -105,8 +105,9 @@ func (f *File) PartAt(off int64) int {
 }
 
 // Key names the file's content for a cache: a sha256 in hex over all that
-// decides its bytes, that is its parts and its map, and not its name,
-// mode or media type. Two snapshots that hold the same file have one key.
+// decides its bytes and how they can be checked, that is its parts, their
+// pieces and its map, and not its name, mode or media type. Two snapshots
+// that hold the same file have one key.
 func (f *File) Key() string {
 	h := sha256.New()
 	var b [8]byte
@@ -126,6 +127,12 @@ func (f *File) Key() string {
 		text(p.Encoding.String())
 		num(p.StoredSize)
 		num(p.Length)
+		if p.Pieces != nil {
+			num(p.Pieces.Size)
+			text(string(p.Pieces.Sums))
+		} else {
+			num(0)
+		}
 	}
 	num(f.Map.Size())
 	num(int64(f.Map.Len()))
