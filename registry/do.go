@@ -98,6 +98,11 @@ func (r *Registry) follow(ctx context.Context, q request, authz string) (*http.R
 		if err != nil {
 			return nil, err
 		}
+		if sameOrigin(u, &r.base) { // a token endpoint may be elsewhere
+			for k, v := range r.header {
+				req.Header[k] = v
+			}
+		}
 		if own && authz != "" {
 			req.Header.Set("Authorization", authz)
 		}

@@ -72,7 +72,7 @@ func newMirrors(ref Reference, conf *hosts.Config, opts Options, lim limits, dia
 
 // standIn is the endpoint of a host that stands in for ref's.
 func standIn(ref Reference, h hosts.Host, tries uint) endpoint {
-	at := endpoint{ref: ref, path: h.Path, ca: h.CA, skipVerify: h.SkipVerify, plain: h.Scheme == "http", tries: tries}
+	at := endpoint{ref: ref, path: h.Path, ca: h.CA, skipVerify: h.SkipVerify, plain: h.Scheme == "http", header: h.Header, tries: tries}
 	at.ref.Scheme, at.ref.Host = h.Scheme, h.Host
 	if h.Scheme != ref.Scheme || withPort(h.Scheme, h.Host) != withPort(ref.Scheme, apiHost(ref.Host)) {
 		at.ns = ref.Host

@@ -338,12 +338,19 @@ func TestCapabilitiesAndPath(t *testing.T) {
 	front := registrytest.NewFront(t, http.StripPrefix("/some", backend.Front))
 	h := at(front)
 	h.Path, h.Resolve = "/some/v2", false
+	h.Header = http.Header{"X-Dragonfly-Registry": {"https://r.example.com"}}
 	none := h
 	none.Pull = false
 	m := mirrored(t, own.URL, nil, Options{}, none, h)
 	own.read(t, m, 10, 1000)
 	if _, _, err := m.GetManifest(t.Context(), "vm", "1"); err != nil {
 		t.Fatal(err)
+	}
+	if got := front.Requests()[0].Header.Get("X-Dragonfly-Registry"); got != "https://r.example.com" {
+		t.Errorf("the header is %q", got)
+	}
+	if got := own.Requests()[0].Header.Get("X-Dragonfly-Registry"); got != "" {
+		t.Errorf("the registry got the header of its mirror: %q", got)
 	}
 	if c := front.Counts(); c.Blobs != 1 || c.Manifests != 0 {
 		t.Errorf("the mirror was asked for %+v", c)

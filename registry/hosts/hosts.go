@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +31,8 @@ type Host struct {
 
 	CA         []string // PEM files with root certificates
 	SkipVerify bool     // take any certificate
+
+	Header http.Header // goes with every request to the host; nil for none
 }
 
 // Config is what is known of a registry.

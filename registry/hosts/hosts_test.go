@@ -2,6 +2,7 @@ package hosts
 
 import (
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,7 +21,10 @@ ca = "server.crt"
 [host."http://127.0.0.1:5000"]
   skip_verify = true
   [host."http://127.0.0.1:5000".header]
-    x-key = ["value"]
+    x-key = ["one", "two"]
+    x-other = "three"
+    [host."http://127.0.0.1:5000".nonsense]
+      a = 1
 
 [host."a.example.com/mine"]
   capabilities = ["pull", "resolve", "push"]
@@ -35,12 +39,12 @@ func TestParse(t *testing.T) {
 	want := &Config{
 		Mirrors: []Host{
 			{Scheme: "https", Host: "second.example.com:8443", Path: "/some/path/v2", Pull: true, CA: []string{"/etc/d/a.crt", "/abs/b.crt"}},
-			{Scheme: "http", Host: "127.0.0.1:5000", Path: "/v2", Pull: true, Resolve: true, SkipVerify: true},
+			{Scheme: "http", Host: "127.0.0.1:5000", Path: "/v2", Pull: true, Resolve: true, SkipVerify: true, Header: http.Header{"X-Key": {"one", "two"}, "X-Other": {"three"}}},
 			{Scheme: "https", Host: "a.example.com", Path: "/mine", Pull: true, Resolve: true},
 		},
 		Server: &Host{Scheme: "https", Host: "registry.example.com", Path: "/v2", Pull: true, Resolve: true, CA: []string{"/etc/d/server.crt"}},
 	}
-	if len(got.Unknown) == 0 || !strings.Contains(got.Unknown[0], "header") {
+	if len(got.Unknown) == 0 || !strings.Contains(got.Unknown[0], "nonsense") {
 		t.Errorf("unknown keys: %q", got.Unknown)
 	}
 	got.Unknown = nil
@@ -61,6 +65,10 @@ func TestParseRefuses(t *testing.T) {
 		"capability":        "[host.\"c.example.com\"]\ncapabilities=[\"s3cret\"]",
 		"a number for ca":   "[host.\"c.example.com\"]\nca=3",
 		"an empty ca":       "[host.\"c.example.com\"]\nca=[\"\"]",
+		"a header's name":   "[host.\"c.example.com\"]\nheader={\"a b\"=\"s3cret\"}",
+		"a header's value":  "[host.\"c.example.com\"]\nheader={a=\"s3cret\\n\"}",
+		"our own header":    "[host.\"c.example.com\"]\nheader={range=\"s3cret\"}",
+		"a header's type":   "[host.\"c.example.com\"]\nheader={a=[3]}",
 		"deep":              "x=" + strings.Repeat("[", 1000) + strings.Repeat("]", 1000),
 		"long":              strings.Repeat("#", maxFile+1),
 		"too many":          many(maxMirrors + 1),

@@ -3,6 +3,7 @@ package hosts
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,8 @@ type text struct {
 	CA           any      `toml:"ca"` // a string, or several
 	SkipVerify   bool     `toml:"skip_verify"`
 	OverridePath bool     `toml:"override_path"`
+
+	Header map[string]any `toml:"header"` // strings, or lists of them
 }
 
 type document struct {
@@ -137,6 +140,39 @@ func (t *text) host(key, dir string) (*Host, error) {
 	if h.CA, err = paths(t.CA, dir); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, h.Host, err)
 	}
+	if h.Header, err = header(t.Header); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, h.Host, err)
+	}
+	return h, nil
+}
+
+// maxHeader bounds the values of headers for one host.
+const maxHeader = 32
+
+// kept are headers that say what a request is; they are not the file's.
+var kept = []string{
+	"Accept", "Accept-Encoding", "Connection", "Content-Length", "Content-Type", "Expect", "Host", "Range", "Te",
+	"Trailer", "Transfer-Encoding", "Upgrade",
+}
+
+// header reads the headers of a host. Its errors repeat no value.
+func header(all map[string]any) (http.Header, error) {
+	var h http.Header
+	for key, v := range all {
+		values, err := list(v)
+		if err != nil || !validName(key) || slices.Contains(kept, http.CanonicalHeaderKey(key)) {
+			return nil, errors.New("a header cannot be, or must not be set")
+		}
+		for _, value := range values {
+			if !validValue(value) || len(h) == maxHeader {
+				return nil, errors.New("a header's value cannot be, or there are too many")
+			}
+			if h == nil {
+				h = http.Header{}
+			}
+			h.Add(key, value)
+		}
+	}
 	return h, nil
 }
 
@@ -165,28 +201,53 @@ func parseURL(s string, override bool) (*Host, error) {
 
 // paths reads a string or a list of them.
 func paths(v any, dir string) ([]string, error) {
-	var names []any
-	switch v := v.(type) {
-	case nil:
-		return nil, nil
-	case []any:
-		names = v
-	default:
-		names = []any{v}
+	names, err := list(v)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
 	}
 	if len(names) > maxCA {
 		return nil, fmt.Errorf("more than %d ca files", maxCA)
 	}
 	var files []string
-	for _, n := range names {
-		name, ok := n.(string)
-		if !ok || name == "" {
-			return nil, errors.New("ca is the name of a file, or a list of them")
-		}
+	for _, name := range names {
 		if !filepath.IsAbs(name) {
 			name = filepath.Join(dir, name)
 		}
 		files = append(files, name)
 	}
 	return files, nil
+}
+
+// list reads a string or a list of strings, none of them empty.
+func list(v any) ([]string, error) {
+	var all []any
+	switch v := v.(type) {
+	case nil:
+		return nil, nil
+	case []any:
+		all = v
+	default:
+		all = []any{v}
+	}
+	var texts []string
+	for _, v := range all {
+		text, ok := v.(string)
+		if !ok || text == "" {
+			return nil, errors.New("a string, or a list of strings, is needed")
+		}
+		texts = append(texts, text)
+	}
+	return texts, nil
+}
+
+// validName says that a header can have this name.
+func validName(name string) bool {
+	return name != "" && len(name) <= 128 && !strings.ContainsFunc(name, func(r rune) bool {
+		return !strings.ContainsRune("-_ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", r)
+	})
+}
+
+// validValue says that a header can have this value.
+func validValue(value string) bool {
+	return !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r >= 0x7f })
 }
