@@ -45,7 +45,7 @@ type entry struct {
 	closing   bool
 	flights   map[int]*flight // by piece
 	streams   map[int]bool    // parts that are being streamed
-	bad       map[int]int     // parts whose bytes were wrong, how often
+	bad       map[int]int     // pieces whose bytes were wrong, how often
 	strikes   map[int]int     // parts that were wrong as a whole, how often
 	condemned map[int]error   // parts that are out of service, why
 	dropped   []func()        // called when bytes that were handed out were wrong

@@ -215,12 +215,8 @@ func (e *entry) failed(j *job, from, to int, err error) {
 		err = errSlow
 	}
 	e.mu.Lock()
-	if e.lastTryLocked(j.part, err) {
-		for i := from; i < to; i++ {
-			e.landLocked(i, err, nil)
-		}
-		e.mu.Unlock()
-		return
+	for end := e.lastTryLocked(from, to, err); from < end; from++ {
+		e.landLocked(from, err, nil)
 	}
 	want := e.looseLocked(from, to, err)
 	e.mu.Unlock()
@@ -236,23 +232,29 @@ func (e *entry) failed(j *job, from, to int, err error) {
 	}
 }
 
-// lastTryLocked says that err ends the reads that wait. Bytes may be
-// damaged on the way once; the second time they are wrong where they come
-// from. The next read asks again.
-func (e *entry) lastTryLocked(part int, err error) bool {
+// lastTryLocked says that err ends the reads that wait for pieces from
+// first on, and for how many of those. Bytes may be damaged on the way
+// once; the second time they are wrong where they come from. The next read
+// asks again.
+func (e *entry) lastTryLocked(first, to int, err error) (end int) {
 	var wrong *contentError
-	if errors.As(err, &wrong) {
-		if wrong.elsewhere {
-			return e.ctx.Err() != nil
+	switch {
+	case e.ctx.Err() != nil:
+		return to
+	case !errors.As(err, &wrong):
+		if final(err) {
+			return to
 		}
-		e.bad[part]++
-		if e.bad[part] < 2 {
-			return false
+	case !wrong.elsewhere:
+		if e.bad[first]++; e.bad[first] > 1 {
+			delete(e.bad, first)
+			if wrong.all {
+				return to
+			}
+			return first + 1 // what comes after it may be right
 		}
-		delete(e.bad, part)
-		return true
 	}
-	return final(err) || e.ctx.Err() != nil
+	return first
 }
 
 // pushLater queues spans after a pause.

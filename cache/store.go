@@ -122,6 +122,7 @@ func (e *entry) wrong(part int, what string) *contentError {
 type contentError struct {
 	error
 	elsewhere bool // the source knows another place to try
+	all       bool // a blob is wrong as a whole, and nobody knows where
 }
 
 func (e *contentError) Unwrap() error { return e.error }

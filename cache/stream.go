@@ -187,6 +187,7 @@ const strikesMost = 2
 // unless it can be had elsewhere.
 func (e *entry) drop(part int, body io.ReadCloser, what string) error {
 	err := e.wrong(part, what)
+	err.all = true
 	e.link.blame(e.file.Parts[part].Digest, body, err)
 	e.forget(part)
 	e.mu.Lock()

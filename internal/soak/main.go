@@ -114,7 +114,7 @@ func (r *report) verdict() error {
 // mounts share it.
 const (
 	artifacts = 4
-	fileSize  = 256 << 20
+	fileSize  = 160 << 20
 	cacheSize = "32MiB"
 	perMount  = 8
 )
@@ -149,7 +149,7 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 		}
 		mounts = append(mounts, m)
 	}
-	reg.chance.Store(500)
+	reg.chance.Store(600)
 
 	began := time.Now()
 	reading, stop := context.WithTimeout(ctx, cfg.length)

@@ -30,8 +30,9 @@ type sick struct {
 
 	mu     sync.Mutex
 	rng    *rand.Rand
-	counts map[string]int // faults, by kind
-	blobs  int            // requests for blobs
+	counts map[string]int   // faults, by kind
+	blobs  int              // requests for blobs
+	spoilt map[string]int64 // where a blob was changed, until it was sent right
 }
 
 // fault is one way to fail. It answers instead of the registry, or
@@ -71,8 +72,9 @@ var faults = []fault{
 		r.Header.Del("Range")
 		return true
 	}},
-	{"bit flipped", func(s *sick, w *sickWriter, _ *http.Request) bool {
+	{"bit flipped", func(s *sick, w *sickWriter, r *http.Request) bool {
 		w.flip = 1 + s.upTo(200_000)
+		s.spoil(r, w.flip)
 		return true
 	}},
 	{"stalled", func(s *sick, w *sickWriter, r *http.Request) bool {
@@ -86,6 +88,7 @@ func startSick(seed uint64, flips bool) (*sick, error) {
 		inner:  ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))),
 		rng:    rand.New(rand.NewPCG(seed, 1)),
 		counts: map[string]int{},
+		spoilt: map[string]int64{},
 		flips:  flips,
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -140,6 +143,30 @@ func (s *sick) injected() (n int) {
 	return n
 }
 
+// start is the first byte that a request asks for.
+func start(r *http.Request) (n int64) {
+	_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &n)
+	return n
+}
+
+// spoil notes that a byte of a blob is about to be wrong.
+func (s *sick) spoil(r *http.Request, at int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spoilt[r.URL.Path] = start(r) + at
+}
+
+// again says that the bytes asked for were wrong the last time. Twice
+// would be wrong for good.
+func (s *sick) again(r *http.Request) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, ok := s.spoilt[r.URL.Path]
+	delete(s.spoilt, r.URL.Path)
+	const piece = 1 << 20
+	return ok && at >= start(r)-piece
+}
+
 func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
 		s.inner.ServeHTTP(w, r)
@@ -151,7 +178,7 @@ func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	out := &sickWriter{ResponseWriter: w}
 	if s.upTo(1000) < s.chance.Load() {
 		f := faults[s.upTo(int64(len(faults)))]
-		if f.name == "bit flipped" && !s.flips {
+		if f.name == "bit flipped" && (!s.flips || s.again(r)) {
 			f = faults[0]
 		}
 		s.note(f.name)
@@ -220,6 +247,9 @@ func (s *sick) push(ctx context.Context, rng *rand.Rand, size int64, n int) ([]s
 	var out []sample
 	for i := range n {
 		f := artifacttest.RandomFile(rng, fileName, size)
+		for f.Map.DataSize() < size/4 {
+			f = artifacttest.RandomFile(rng, fileName, size)
+		}
 		a := artifacttest.Snapshot([]artifacttest.File{f}, forms[i%len(forms)])
 		tag := fmt.Sprint(i)
 		if err := a.Push(ctx, r, "soak/vm", tag); err != nil {
