@@ -65,6 +65,9 @@ func (b *bench) materialize(ctx context.Context, addr, tag, cache string, args .
 	cmd := exec.CommandContext(ctx, b.epochfs, args...)
 	var words strings.Builder
 	cmd.Stderr = &words // stdout is /dev/null
+	if err := readAll(b.epochfs); err != nil { // the references are in memory too
+		return m, err
+	}
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		return m, err
