@@ -41,24 +41,27 @@ type request struct {
 // Errors are *Error.
 func (r *Registry) do(ctx context.Context, q request) (*http.Response, error) {
 	authz := r.auth.header(ctx, q.access)
-	resp, err := r.follow(ctx, q, authz)
-	if err != nil {
-		return nil, q.broken(err)
+	for answers := 0; ; answers++ {
+		resp, err := r.follow(ctx, q, authz)
+		if err != nil {
+			return nil, q.broken(err)
+		}
+		if resp.StatusCode != http.StatusUnauthorized || redirected(resp) || q.stream != nil || answers == maxAnswers {
+			return resp, nil
+		}
+		challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
+		code := errorCode(resp)
+		authz, err = r.auth.answer(ctx, challenges, q.access, authz)
+		if err != nil {
+			return nil, r.refused(q.target, err, code)
+		}
 	}
-	if resp.StatusCode != http.StatusUnauthorized || redirected(resp) || q.stream != nil {
-		return resp, nil
-	}
-	challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
-	code := errorCode(resp)
-	authz, err = r.auth.answer(ctx, challenges, q.access, authz)
-	if err != nil {
-		return nil, r.refused(q.target, err, code)
-	}
-	if resp, err = r.follow(ctx, q, authz); err != nil {
-		return nil, q.broken(err)
-	}
-	return resp, nil
 }
+
+// maxAnswers is how often one request is sent again with another token. A
+// new token may have been called in before it was used: once is not
+// enough to take no for an answer.
+const maxAnswers = 3
 
 // refused completes the error of a 401 that could not be answered.
 func (r *Registry) refused(t target, err error, code string) error {
