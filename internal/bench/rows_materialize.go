@@ -64,7 +64,7 @@ func (b *bench) materialize(ctx context.Context, addr, tag, cache string, args .
 	args = append([]string{"materialize", "--quiet", "--cache-dir", cache, addr + "/" + repo + ":" + tag}, args...)
 	cmd := exec.CommandContext(ctx, b.epochfs, args...)
 	var words strings.Builder
-	cmd.Stderr = &words // stdout is /dev/null
+	cmd.Stderr = &words                        // stdout is /dev/null
 	if err := readAll(b.epochfs); err != nil { // the references are in memory too
 		return m, err
 	}
