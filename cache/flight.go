@@ -130,8 +130,7 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 		return w.flight.err
 	default:
 	}
-	_, size := e.grid.extent(w.piece)
-	patience := e.link.patience(size)
+	patience := e.link.patience(e.underWay(w))
 	slow := time.NewTimer(patience)
 	defer slow.Stop()
 	for {
@@ -147,6 +146,21 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 		}
 		return e.gaveUp(ctx, w)
 	}
+}
+
+// underWay is how many bytes the request has that brings a piece, or that
+// one will have.
+func (e *entry) underWay(w pending) int64 {
+	e.mu.Lock()
+	j := w.flight.job
+	e.mu.Unlock()
+	if j == nil {
+		_, n := e.grid.extent(w.piece)
+		return max(n, requestLeast)
+	}
+	first, _ := e.grid.extent(j.from)
+	last, n := e.grid.extent(j.to - 1)
+	return last + n - first
 }
 
 // gaveUp takes a reader whose ctx has ended from those who wait.

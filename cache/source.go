@@ -265,16 +265,15 @@ const (
 	patienceMost  = 30 * time.Second
 )
 
-// patience is how long to wait for a piece of n bytes before its request
-// must be taken for stuck: several times what the largest request takes
-// on this link.
+// patience is how long to wait for a request of n bytes before it must be
+// taken for stuck: several times what such a one takes on this link.
 func (l *link) patience(n int64) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.speed == 0 {
 		return patienceFirst
 	}
-	usual := l.delay + time.Duration(float64(max(n, requestMost))/l.speed*float64(time.Second))
+	usual := l.delay + time.Duration(float64(n)/l.speed*float64(time.Second))
 	return min(max(4*usual, patienceLeast), patienceMost)
 }
 

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cocoonstack/epochfs/internal/artifacttest"
@@ -303,14 +304,14 @@ func TestPushTwiceSendsOnce(t *testing.T) {
 	store := artifacttest.NewStore()
 	export := readFile(t, "testdata/cocoon-export.tar")
 	p := &snapshot.Pusher{Uploader: store}
-	var sent int64
-	opts := snapshot.PushOptions{Name: "vm", Input: bytes.NewReader(export), OnBytes: func(n int64) { sent += n }}
+	var sent atomic.Int64
+	opts := snapshot.PushOptions{Name: "vm", Input: bytes.NewReader(export), OnBytes: func(n int64) { sent.Add(n) }}
 	res, err := p.Push(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sent != res.TotalSize {
-		t.Errorf("%d bytes sent of %d", sent, res.TotalSize)
+	if n := sent.Load(); n != res.TotalSize {
+		t.Errorf("%d bytes sent of %d", n, res.TotalSize)
 	}
 	first := store.Calls("PutBlob")
 	opts.Input = bytes.NewReader(export)

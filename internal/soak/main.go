@@ -187,14 +187,14 @@ func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, rng *ra
 			return nil
 		case <-tick.C:
 		}
-		switch n := rng.IntN(20); {
+		switch n := rng.IntN(40); {
 		case cfg.faults > 0 && reg.injected() >= cfg.faults:
 			stop()
-		case n < 2 && cfg.away:
+		case n < 1 && cfg.away:
 			if err := reg.away(time.Duration(rng.IntN(1500)) * time.Millisecond); err != nil {
 				return err
 			}
-		case n < 6 && cfg.kills:
+		case n < 9 && cfg.kills:
 			if err := mounts[rng.IntN(len(mounts))].kill(); err != nil {
 				return err
 			}

@@ -30,9 +30,9 @@ type sick struct {
 
 	mu     sync.Mutex
 	rng    *rand.Rand
-	counts map[string]int   // faults, by kind
-	blobs  int              // requests for blobs
-	spoilt map[string]int64 // where a blob was changed, until it was sent right
+	counts map[string]int  // faults, by kind
+	blobs  int             // requests for blobs
+	spoilt map[string]bool // pieces that were wrong once
 }
 
 // fault is one way to fail. It answers instead of the registry, or
@@ -73,8 +73,9 @@ var faults = []fault{
 		return true
 	}},
 	{"bit flipped", func(s *sick, w *sickWriter, r *http.Request) bool {
-		w.flip = 1 + s.upTo(200_000)
-		s.spoil(r, w.flip)
+		if at := 1 + s.upTo(200_000); s.spoil(r, at) {
+			w.flip = at
+		}
 		return true
 	}},
 	{"stalled", func(s *sick, w *sickWriter, r *http.Request) bool {
@@ -88,7 +89,7 @@ func startSick(seed uint64, flips bool) (*sick, error) {
 		inner:  ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))),
 		rng:    rand.New(rand.NewPCG(seed, 1)),
 		counts: map[string]int{},
-		spoilt: map[string]int64{},
+		spoilt: map[string]bool{},
 		flips:  flips,
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -149,22 +150,19 @@ func start(r *http.Request) (n int64) {
 	return n
 }
 
-// spoil notes that a byte of a blob is about to be wrong.
-func (s *sick) spoil(r *http.Request, at int64) {
+// spoil says whether byte at of an answer may be wrong: each piece of a
+// blob once, for twice would be wrong for good.
+func (s *sick) spoil(r *http.Request, at int64) bool {
+	const piece = 256 << 10
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.spoilt[r.URL.Path] = start(r) + at
-}
-
-// again says that the bytes asked for were wrong the last time. Twice
-// would be wrong for good.
-func (s *sick) again(r *http.Request) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	at, ok := s.spoilt[r.URL.Path]
-	delete(s.spoilt, r.URL.Path)
-	const piece = 1 << 20
-	return ok && at >= start(r)-piece
+	key := fmt.Sprint(r.URL.Path, " ", (start(r)+at-1)/piece)
+	if r.Header.Get("Range") == "" {
+		key = r.URL.Path // hashed as a whole
+	}
+	ok := !s.spoilt[key]
+	s.spoilt[key] = true
+	return ok
 }
 
 func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -178,7 +176,7 @@ func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	out := &sickWriter{ResponseWriter: w}
 	if s.upTo(1000) < s.chance.Load() {
 		f := faults[s.upTo(int64(len(faults)))]
-		if f.name == "bit flipped" && (!s.flips || s.again(r)) {
+		if f.name == "bit flipped" && !s.flips {
 			f = faults[0]
 		}
 		s.note(f.name)
