@@ -8,18 +8,24 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/internal/mounting"
 )
 
 // readyEnv tells the process that is to stay behind which descriptor it
 // reports on, once: that the mount is ready, or why it never will be.
 const readyEnv = "EPOCHFS_READY_FD"
 
-// report is what goes over the pipe.
+// outcome is what goes over the pipe.
 type outcome struct {
 	Output string `json:"output"` // for stdout
 	Error  string `json:"error"`  // for stderr, when Code is not 0
@@ -38,7 +44,11 @@ func startBehind(ctx context.Context, out io.Writer) error {
 	cmd.Args[0] = os.Args[0] // we may be a mount helper by that name
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{w}
-	cmd.Env = append(os.Environ(), readyEnv+"=3")
+	if cmd.Env, err = envFromAnywhere(os.Environ()); err != nil {
+		w.Close()
+		return err
+	}
+	cmd.Env = append(cmd.Env, readyEnv+"=3")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	w.Close()
@@ -58,6 +68,31 @@ func startBehind(ctx context.Context, out io.Writer) error {
 	}
 	_, err = io.WriteString(out, got.Output)
 	return errors.Join(err, cmd.Process.Release())
+}
+
+// pathEnvs name files and directories that are looked at as long as the
+// mount is there.
+var pathEnvs = []string{
+	"DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "EPOCH_CA_CERT", "SSL_CERT_FILE",
+	mounting.HostsDirEnv, mounting.CacheDirEnv, control.DirEnv,
+}
+
+// envFromAnywhere is an environment whose paths mean the same in every
+// directory: the process behind leaves the one that it was started in.
+func envFromAnywhere(env []string) ([]string, error) {
+	env = slices.Clone(env)
+	for i, kv := range env {
+		name, path, _ := strings.Cut(kv, "=")
+		if path == "" || filepath.IsAbs(path) || !slices.Contains(pathEnvs, name) {
+			continue
+		}
+		path, err := filepath.Abs(path)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		env[i] = name + "=" + path
+	}
+	return env, nil
 }
 
 // readiness is the process behind's end of the pipe.

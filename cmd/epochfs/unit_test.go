@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -173,5 +174,19 @@ func TestEnvelopeFields(t *testing.T) {
 		if got := envelopeFields([]byte(bad)); got != nil {
 			t.Errorf("fields of %q are %q", bad, got)
 		}
+	}
+}
+
+func TestEnvFromAnywhere(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	in := []string{"DOCKER_CONFIG=docker", "EPOCH_CA_CERT=../ca.pem", "EPOCHFS_HOSTS_DIR=/abs", "EPOCHFS_CACHE_DIR=", "OTHER=docker"}
+	want := []string{"DOCKER_CONFIG=" + dir + "/docker", "EPOCH_CA_CERT=" + filepath.Dir(dir) + "/ca.pem", "EPOCHFS_HOSTS_DIR=/abs", "EPOCHFS_CACHE_DIR=", "OTHER=docker"}
+	got, err := envFromAnywhere(in)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("environment is %q, %v", got, err)
 	}
 }
