@@ -20,7 +20,7 @@ BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone
 all: build
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/epochfs ./cmd/epochfs
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/epochfs ./cmd/epochfs
 
 demo: demo-needs build
 	bin/epochfs demo
@@ -31,12 +31,12 @@ test: test-needs lint
 # Under 8 minutes; BENCHFLAGS may have -rows, -runs, -json FILE, -plot FILE.
 # The page cache is dropped between runs, which takes root.
 bench: bench-needs build
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./internal/bench
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
 	bin/bench $(BENCHFLAGS)
 
 # Pushes, and tars and directories of snapshots.
 bench-push: bench-needs build
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./internal/bench
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
 	bin/bench -rows push-v1,push-file,push-v2,push-again,tar-shaped,tar-cpu,tar-v2-shaped,tar-v2-cpu,tar-no-range,tar-local,to-dir $(BENCHFLAGS)
 
 lint:

@@ -17,7 +17,7 @@ func TestFaultCampaign(t *testing.T) {
 		t.Skip("mounts need /dev/fuse and root here")
 	}
 	bin := filepath.Join(t.TempDir(), "epochfs")
-	if out, err := exec.Command("go", "build", "-o", bin, "../../cmd/epochfs").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../cmd/epochfs").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	total := 0
