@@ -4,6 +4,7 @@
 PREFIX    ?= /usr/local
 FUZZTIME  ?= 30s
 TESTTIME  ?= 10m
+SOAKTIME  ?= 30m
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 GO        ?= go
@@ -15,7 +16,7 @@ TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry los
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
-.PHONY: all build demo test bench bench-push lint fuzz install clean demo-needs test-needs bench-needs
+.PHONY: all build demo test bench bench-push lint fuzz soak install clean demo-needs test-needs bench-needs
 
 all: build
 
@@ -54,6 +55,10 @@ fuzz:
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
 		done; \
 	done
+
+# Mounts under all kinds of faults, as root.
+soak: demo-needs build
+	$(GO) run -buildvcs=false ./internal/soak -epochfs bin/epochfs -for $(SOAKTIME)
 
 # mount(8) finds its helper for the type fuse.epochfs in /sbin.
 install: build

@@ -168,6 +168,11 @@ func TestReadmeHasTheTargets(t *testing.T) {
 	_, line, _ := strings.Cut(string(makefile), "\n.PHONY:")
 	line, _, _ = strings.Cut(line, "\n")
 	targets := strings.Fields(line)
+	for _, name := range []string{"build", "demo", "test", "lint", "bench", "fuzz", "soak", "install", "clean"} {
+		if !slices.Contains(targets, name) {
+			t.Errorf("the Makefile has no target %s", name)
+		}
+	}
 	for _, name := range targets {
 		if name != "all" && !strings.HasSuffix(name, "-needs") && !strings.Contains(readme, "`"+name+"`") {
 			t.Errorf("README.md does not name the target %s", name)
