@@ -114,7 +114,7 @@ func printInspected(out io.Writer, all inspected) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(key, value string) {
 		if value = printable(value); value != "" {
-			fmt.Fprintf(w, "%s\t%s\n", key, value)
+			fmt.Fprintf(w, "%s\t%s\n", printable(key), value)
 		}
 	}
 	row("reference", all.Reference)

@@ -190,3 +190,11 @@ func TestEnvFromAnywhere(t *testing.T) {
 		t.Errorf("environment is %q, %v", got, err)
 	}
 }
+
+func TestInspectPrintsNoControls(t *testing.T) {
+	var out strings.Builder
+	err := printInspected(&out, inspected{Envelope: []byte(`{"version":1,"config":{"a\u001b[31m\u202eb":"c\u009bd"}}`)})
+	if err != nil || strings.ContainsAny(out.String(), "\x1b\u202e\u009b") || !strings.Contains(out.String(), `a\u001b[31m\u202eb`) {
+		t.Errorf("printed %q, %v", out.String(), err)
+	}
+}
