@@ -179,6 +179,24 @@ func TestPullThatFails(t *testing.T) {
 		if err == nil || err.Error() != want || local.started {
 			t.Errorf("%v, started %v", err, local.started)
 		}
+		raw, _, err := store.GetManifest(t.Context(), name, "latest")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := manifest.Parse(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		opts := snapshot.StreamOptions{Name: name, Writer: &out}
+		for how, err := range map[string]error{
+			"raw":    snapshot.Stream(t.Context(), raw, store, opts),
+			"parsed": snapshot.StreamParsed(t.Context(), m, store, opts),
+		} {
+			if err == nil || err.Error() != want || !errors.Is(err, snapshot.ErrKind) || out.Len() != 0 {
+				t.Errorf("%s, %s: %v, %d bytes", name, how, err, out.Len())
+			}
+		}
 	}
 
 	store.Add("vm", "latest", fixtures(t)["epoch"])

@@ -32,19 +32,20 @@ func Stream(ctx context.Context, raw []byte, dl Downloader, opts StreamOptions) 
 	if a.Platform != "" && opts.Progress != nil {
 		opts.Progress(fmt.Sprintf("  index: taking %s (%s)", a.Platform, a.Digest))
 	}
-	if a.Kind != manifest.KindSnapshot {
-		return &kindError{a.Kind}
-	}
 	return StreamParsed(ctx, a.Manifest, dl, opts)
 }
 
-// StreamParsed is Stream for a manifest that was parsed already and is
-// known to be a snapshot's.
+// StreamParsed is Stream for a manifest that was parsed already. An index
+// is refused like all else that is no snapshot.
 func StreamParsed(ctx context.Context, m *manifest.OCIManifest, dl Downloader, opts StreamOptions) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	a := &Artifact{Kind: manifest.KindSnapshot, Manifest: m}
+	kind := manifest.ClassifyParsed(m)
+	if kind != manifest.KindSnapshot {
+		return &kindError{kind}
+	}
+	a := &Artifact{Kind: kind, Manifest: m}
 	if err := a.loadSnapshot(ctx, dl, opts.Name); err != nil {
 		return err
 	}
