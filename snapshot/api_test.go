@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/cocoonstack/epochfs/cocoon"
 	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -59,6 +60,7 @@ type runner struct {
 	export   []byte
 	exported string
 	exitErr  error // how it ends, whatever it read or wrote
+	endsWell bool  // it says that all is well, whatever it read
 	stopAt   int64 // an import reads so much and ends; 0: all
 
 	opts    snapshot.ImportOptions
@@ -90,11 +92,25 @@ func (r *runner) Import(_ context.Context, opts snapshot.ImportOptions) (io.Writ
 	}()
 	return out, func() error {
 		<-done
-		if r.exitErr != nil {
+		if r.exitErr != nil || r.endsWell {
 			return r.exitErr
 		}
 		return r.err
 	}, nil
+}
+
+// stuck is a registry that never gives one blob.
+type stuck struct {
+	registry
+	digest string
+}
+
+func (s *stuck) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
+	if digest == s.digest {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.registry.GetBlob(ctx, name, digest)
 }
 
 func TestPushAndPullWithOthersParts(t *testing.T) {
@@ -222,6 +238,18 @@ func TestPullThatFails(t *testing.T) {
 	err = (&snapshot.Puller{Downloader: registry{store}, Cocoon: local}).Pull(t.Context(), snapshot.PullOptions{Name: "vm"})
 	if err == nil || err.Error() != "cocoon snapshot import: no space left" {
 		t.Errorf("%v", err)
+	}
+	// A cocoon that ends well without having read all of it.
+	for name, p := range map[string]*snapshot.Puller{
+		"ours":    {Downloader: registry{store}, Cocoon: &snapshot.ExecCocoon{Binary: "/bin/true"}},
+		"waiting": {Downloader: &stuck{registry{store}, bad}, Cocoon: &snapshot.ExecCocoon{Binary: "/bin/true"}},
+		"theirs":  {Downloader: registry{store}, Cocoon: &runner{stopAt: 10000, endsWell: true}},
+	} {
+		err = p.Pull(t.Context(), snapshot.PullOptions{Name: "vm"})
+		var failed *cocoon.Error
+		if err == nil || err.Error() != "cocoon snapshot import ended before it had read the whole snapshot" || !errors.As(err, &failed) || errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	local = &runner{exitErr: errors.New("name taken")}
 	err = (&snapshot.Puller{Downloader: registry{store}, Cocoon: local}).Pull(t.Context(), snapshot.PullOptions{Name: "vm"})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/cocoonstack/epochfs/cocoon"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -98,6 +99,20 @@ func whileListening(ctx context.Context, stdin io.Writer) (context.Context, func
 	}
 }
 
+// earlyEnd is a cocoon that ended well, as it says, and yet did not take
+// the whole tar. How writing to it failed, or what was being waited for
+// then, tells nothing of that.
+type earlyEnd struct{}
+
+func (*earlyEnd) Error() string {
+	return "cocoon snapshot import ended before it had read the whole snapshot"
+}
+
+// Unwrap makes it a failure of cocoon's.
+func (*earlyEnd) Unwrap() error {
+	return &cocoon.Error{Command: "cocoon snapshot import", Err: io.ErrClosedPipe}
+}
+
 // finish ends an import and says what went wrong first.
 func finish(stdin io.Closer, wait func() error, streamErr error) error {
 	closeErr := stdin.Close()
@@ -105,11 +120,13 @@ func finish(stdin io.Closer, wait func() error, streamErr error) error {
 	switch {
 	case isOutput(streamErr) && waitErr != nil:
 		return fmt.Errorf("cocoon snapshot import: %w", waitErr)
+	case isOutput(streamErr):
+		return &earlyEnd{}
 	case streamErr != nil:
 		return fmt.Errorf("stream snapshot: %w", streamErr)
 	case waitErr != nil:
 		return fmt.Errorf("cocoon snapshot import: %w", waitErr)
-	case closeErr != nil:
+	case closeErr != nil && !errors.Is(closeErr, os.ErrClosed): // a cocoon that has ended closes it too
 		return fmt.Errorf("close cocoon stdin: %w", closeErr)
 	}
 	return nil
