@@ -79,16 +79,13 @@ test-needs:
 bench-needs:
 	-@$(call need,$(BENCH_NEEDS),warn)
 
-# need looks for commands, also in the places of root's PATH. Without root
-# a demo goes on without them, tests do not.
+# need looks for commands, also in the places of root's PATH. Where they
+# cannot be installed, a demo goes on without them; tests do not.
 define need
 	PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
 	for n in $(1); do command -v $${n%%:*} >/dev/null || missing="$$missing $$(echo $${n#*:} | tr + ' ')"; done; \
-	if [ -n "$$missing" ]; then \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
-		else \
-			echo "missing packages:$$missing" >&2; [ $(2) = warn ]; \
-		fi; \
+	if [ -n "$$missing" ] && ! { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; }; then \
+		echo "missing packages:$$missing" >&2; [ $(2) = warn ]; \
 	fi
 endef
