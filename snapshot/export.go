@@ -27,7 +27,7 @@ var errNoEnvelope = errors.New("snapshot.json not found in export stream")
 type exportEntry struct {
 	name       string
 	size       int64 // of the payload
-	mode       int64 // as the tar has it
+	mode       int64 // permission bits; nobody reads others
 	mapText    string
 	sparseSize int64
 	body       io.Reader     // the payload
@@ -196,7 +196,7 @@ func (r *exportReader) entry(hdr *tar.Header) (*exportEntry, error) {
 	if name == EnvelopeName {
 		return nil, r.readEnvelope(hdr.Size)
 	}
-	e := &exportEntry{name: name, size: hdr.Size, mode: hdr.Mode, body: &entryBody{r}}
+	e := &exportEntry{name: name, size: hdr.Size, mode: hdr.Mode & 0o777, body: &entryBody{r}}
 	if err := e.check(hdr); err != nil {
 		return nil, &inputError{fmt.Errorf("entry %q: %w", name, err)}
 	}
@@ -210,6 +210,9 @@ func (e *exportEntry) check(hdr *tar.Header) error {
 	}
 	if e.size > sparse.MaxSize {
 		return wrong("size %d", e.size)
+	}
+	if hdr.Mode < 0 {
+		return wrong("mode %d", hdr.Mode)
 	}
 	var ok bool
 	if e.mapText, ok = hdr.PAXRecords[paxSparseMap]; !ok {

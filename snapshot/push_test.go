@@ -211,6 +211,7 @@ func TestPushRefusesWhatNobodyCouldRead(t *testing.T) {
 		"a map that overlaps":     rawTar(t, env, sparseFile(`[{"o":0,"l":4},{"o":3,"l":4}]`, "16")),
 		"a map without a size":    rawTar(t, env, noSize),
 		"a map of no size":        rawTar(t, env, sparseFile(`[{"o":0,"l":8}]`, "x")),
+		"a negative mode":         rawTar(t, env, &tar.Header{Name: "x", Size: 8, Mode: -1}),
 		"envelope that is none":   rawTar(t, "[]", file("x")),
 		"envelope not UTF-8":      rawTar(t, `{"config":{"name":"`+"\xff"+`"}}`, file("x")),
 		"envelope too large":      rawTar(t, `{"config":{"name":"`+strings.Repeat("x", 256<<10)+`"}}`, file("x")),
@@ -228,6 +229,13 @@ func TestPushRefusesWhatNobodyCouldRead(t *testing.T) {
 				t.Errorf("%s, %s: has a manifest", name, how)
 			}
 		}
+	}
+	store := artifacttest.NewStore()
+	if _, err := pushTo(t, store, bytes.NewReader(rawTar(t, env, &tar.Header{Name: "x", Size: 8, Mode: 0o104751}))); err != nil {
+		t.Fatal(err)
+	}
+	if art, err := snapshot.Load(t.Context(), store, "vm", "latest", snapshot.LoadOptions{}); err != nil || art.Config.Files["x"].Mode != 0o751 {
+		t.Errorf("a file with more than permissions: %v", err)
 	}
 	ok := rawTar(t, env, &tar.Header{Name: "./", Typeflag: tar.TypeDir}, file("./x"))
 	if _, err := pushTo(t, artifacttest.NewStore(), bytes.NewReader(ok)); err != nil {
