@@ -219,7 +219,7 @@ func (e *exportEntry) check(hdr *tar.Header) error {
 		return nil
 	}
 	size, err := strconv.ParseInt(hdr.PAXRecords[paxSparseSize], 10, 64)
-	if err != nil || size <= 0 {
+	if err != nil || size < 0 {
 		return wrong("record %s is %q", paxSparseSize, hdr.PAXRecords[paxSparseSize])
 	}
 	e.sparseSize = size

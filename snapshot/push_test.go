@@ -198,27 +198,28 @@ func TestPushRefusesWhatNobodyCouldRead(t *testing.T) {
 	delete(noSize.PAXRecords, "COCOON.sparse.size")
 	env := artifacttest.Envelope
 	for name, export := range map[string][]byte{
-		"no envelope":             rawTar(t, "", file("cow.raw")),
-		"no files":                rawTar(t, env),
-		"a path":                  rawTar(t, env, file("a/b")),
-		"an absolute path":        rawTar(t, env, file("/etc/passwd")),
-		"a parent":                rawTar(t, env, file("../x")),
-		"an escape":               rawTar(t, env, file("a\x1b[2J")),
-		"one name twice":          rawTar(t, env, file("x"), file("./x")),
-		"two envelopes":           rawTar(t, env, &tar.Header{Name: "snapshot.json", Size: int64(len(env))}, file("x")),
-		"a symlink":               rawTar(t, env, &tar.Header{Name: "x", Typeflag: tar.TypeSymlink, Linkname: "y"}),
-		"a map of another size":   rawTar(t, env, sparseFile(`[{"o":0,"l":9}]`, "16")),
-		"a map that overlaps":     rawTar(t, env, sparseFile(`[{"o":0,"l":4},{"o":3,"l":4}]`, "16")),
-		"a map without a size":    rawTar(t, env, noSize),
-		"a map of no size":        rawTar(t, env, sparseFile(`[{"o":0,"l":8}]`, "x")),
-		"a negative mode":         rawTar(t, env, &tar.Header{Name: "x", Size: 8, Mode: -1}),
-		"envelope that is none":   rawTar(t, "[]", file("x")),
-		"envelope not UTF-8":      rawTar(t, `{"config":{"name":"`+"\xff"+`"}}`, file("x")),
-		"envelope too large":      rawTar(t, `{"config":{"name":"`+strings.Repeat("x", 256<<10)+`"}}`, file("x")),
-		"envelope of wrong types": rawTar(t, `{"config":{"cpu":"two"}}`, file("x")),
-		"a file is missing":       rawTar(t, `{"config":{},"files":["x","y"]}`, file("x")),
-		"no tar":                  []byte(strings.Repeat("no tar at all ", 100)),
-		"nothing":                 nil,
+		"no envelope":              rawTar(t, "", file("cow.raw")),
+		"no files":                 rawTar(t, env),
+		"a path":                   rawTar(t, env, file("a/b")),
+		"an absolute path":         rawTar(t, env, file("/etc/passwd")),
+		"a parent":                 rawTar(t, env, file("../x")),
+		"an escape":                rawTar(t, env, file("a\x1b[2J")),
+		"one name twice":           rawTar(t, env, file("x"), file("./x")),
+		"two envelopes":            rawTar(t, env, &tar.Header{Name: "snapshot.json", Size: int64(len(env))}, file("x")),
+		"a symlink":                rawTar(t, env, &tar.Header{Name: "x", Typeflag: tar.TypeSymlink, Linkname: "y"}),
+		"a map of another size":    rawTar(t, env, sparseFile(`[{"o":0,"l":9}]`, "16")),
+		"a map that overlaps":      rawTar(t, env, sparseFile(`[{"o":0,"l":4},{"o":3,"l":4}]`, "16")),
+		"a map without a size":     rawTar(t, env, noSize),
+		"a map of a negative size": rawTar(t, env, sparseFile(`[]`, "-1")),
+		"a map of no size":         rawTar(t, env, sparseFile(`[{"o":0,"l":8}]`, "x")),
+		"a negative mode":          rawTar(t, env, &tar.Header{Name: "x", Size: 8, Mode: -1}),
+		"envelope that is none":    rawTar(t, "[]", file("x")),
+		"envelope not UTF-8":       rawTar(t, `{"config":{"name":"`+"\xff"+`"}}`, file("x")),
+		"envelope too large":       rawTar(t, `{"config":{"name":"`+strings.Repeat("x", 256<<10)+`"}}`, file("x")),
+		"envelope of wrong types":  rawTar(t, `{"config":{"cpu":"two"}}`, file("x")),
+		"a file is missing":        rawTar(t, `{"config":{},"files":["x","y"]}`, file("x")),
+		"no tar":                   []byte(strings.Repeat("no tar at all ", 100)),
+		"nothing":                  nil,
 	} {
 		for how, input := range inputs(export) {
 			store := artifacttest.NewStore()
@@ -236,6 +237,14 @@ func TestPushRefusesWhatNobodyCouldRead(t *testing.T) {
 	}
 	if art, err := snapshot.Load(t.Context(), store, "vm", "latest", snapshot.LoadOptions{}); err != nil || art.Config.Files["x"].Mode != 0o751 {
 		t.Errorf("a file with more than permissions: %v", err)
+	}
+	empty := sparseFile("[]", "0")
+	empty.Size = 0
+	if _, err := pushTo(t, store, bytes.NewReader(rawTar(t, env, empty))); err != nil {
+		t.Errorf("an empty map of an empty file: %v", err)
+	}
+	if art, err := snapshot.Load(t.Context(), store, "vm", "latest", snapshot.LoadOptions{}); err != nil || art.Files[0].Size() != 0 || art.Files[0].MapText != "[]" {
+		t.Errorf("an empty map of an empty file, read again: %v", err)
 	}
 	ok := rawTar(t, env, &tar.Header{Name: "./", Typeflag: tar.TypeDir}, file("./x"))
 	if _, err := pushTo(t, artifacttest.NewStore(), bytes.NewReader(ok)); err != nil {
