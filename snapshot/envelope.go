@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
+	"strings"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -32,6 +33,50 @@ type envelopeConfig struct {
 	NICs         int                 `json:"nics,omitempty"`
 	Network      string              `json:"network,omitempty"`
 	Windows      bool                `json:"windows,omitempty"`
+}
+
+// decode takes what it knows from a text that findSpans has found right.
+// Keys whose values are of another type than cocoon is known to write are
+// left out and returned: the text tells of them all the same.
+func (e *envelope) decode(text []byte) (odd []string, err error) {
+	c := &e.Config
+	config := map[string]func([]byte) error{
+		"id": into(&c.ID), "name": into(&c.Name), "description": into(&c.Description),
+		"image": into(&c.Image), "image_digest": into(&c.ImageDigest), "image_type": into(&c.ImageType), "image_blob_ids": into(&c.ImageBlobIDs),
+		"hypervisor": into(&c.Hypervisor), "cpu": into(&c.CPU), "memory": into(&c.Memory), "storage": into(&c.Storage),
+		"nics": into(&c.NICs), "network": into(&c.Network), "windows": into(&c.Windows),
+	}
+	err = eachKey(text, func(key string, at span) error {
+		value := text[at.from:at.to]
+		switch {
+		case strings.EqualFold(key, "files"):
+			if into(&e.Files)(value) != nil {
+				odd = append(odd, "files")
+			}
+		case strings.EqualFold(key, "config"):
+			return eachKey(value, func(key string, at span) error {
+				key = strings.ToLower(key)
+				if set := config[key]; set != nil && set(value[at.from:at.to]) != nil {
+					odd = append(odd, "config."+key)
+				}
+				return nil
+			})
+		}
+		return nil
+	})
+	return odd, err
+}
+
+// into decodes a value, or leaves to as it is.
+func into[T any](to *T) func([]byte) error {
+	return func(value []byte) error {
+		var v T
+		if err := json.Unmarshal(value, &v); err != nil {
+			return err
+		}
+		*to = v
+		return nil
+	}
 }
 
 // envelopeOf is the text of snapshot.json: as it was pushed, where the

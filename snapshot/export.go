@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"compress/gzip"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -44,6 +43,7 @@ type exportEntry struct {
 type exportReader struct {
 	text     []byte // snapshot.json
 	envelope envelope
+	odd      []string // keys of it whose values are not what they are known as
 
 	src   *position // the input itself
 	in    *position // the tar: src, or what gzip makes of it
@@ -246,7 +246,7 @@ func (r *exportReader) readEnvelope(size int64) error {
 		return &inputError{wrong("%s is not UTF-8", EnvelopeName)}
 	}
 	if _, err = findSpans(text); err == nil {
-		err = json.Unmarshal(text, &r.envelope)
+		r.odd, err = r.envelope.decode(text)
 	}
 	if err != nil {
 		return &inputError{fmt.Errorf("parse %s: %w: %w", EnvelopeName, layout.ErrContent, err)}

@@ -16,6 +16,9 @@ import (
 func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 	env := &u.src.export.envelope.Config
 	text := string(u.src.export.text)
+	for _, key := range u.src.export.odd {
+		u.warn("%s of %s has a value of another type than expected: only the file itself keeps it", key, EnvelopeName)
+	}
 	cfg := manifest.SnapshotConfig{
 		SchemaVersion: u.format(),
 		SnapshotID:    env.ID, Description: env.Description,
