@@ -57,6 +57,10 @@ func ParseReference(s string, opts ReferenceOptions) (Reference, error) {
 	if err != nil {
 		return Reference{}, err
 	}
+	// What may be user:password@host is not repeated: logs keep errors.
+	if _, after, ok := strings.Cut(s, "@"); ok && !strings.HasPrefix(strings.ToLower(after), "sha") {
+		return Reference{}, fmt.Errorf("%w: after an @ comes a sha256: digest; references hold no credentials, use docker login for them", ErrReference)
+	}
 	bad := func(why string) (Reference, error) {
 		return Reference{}, fmt.Errorf("%w %q: %s", ErrReference, clip(s), why)
 	}

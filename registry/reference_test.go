@@ -62,6 +62,11 @@ func TestParseReferenceRefuses(t *testing.T) {
 			t.Errorf("%q: %+v, %v", s, ref, err)
 		}
 	}
+	for _, s := range []string{"user:hunter2@h.io/a", "hunter2@h.io:5000/a/b:t", "user:hunter2@localhost/a@" + someDigest, "https://user:hunter2@h.io/a", "user:a/hunter2@h.io/a", "user:hunter2@h.io:5000"} {
+		if ref, err := ParseReference(s, ReferenceOptions{}); !errors.Is(err, ErrReference) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q: %+v, %v", s, ref, err)
+		}
+	}
 	for _, s := range []string{"ftp://h", "http://", "http://u:hunter2@h", "http://h/path", "http://h?q", "::", "http://h b"} {
 		_, err := ParseReference("vm", ReferenceOptions{Server: s})
 		if !errors.Is(err, ErrReference) || strings.Contains(err.Error(), "hunter2") {
