@@ -24,7 +24,8 @@ type configSpans struct {
 	open   int    // after the brace that opens it
 	blank  string // what stands between that brace and the first key
 	empty  bool   // it has no keys
-	values map[string][]span
+	values map[string][]span // in whatever case their keys are
+	exact  map[string]bool   // which keys are there in lower case
 }
 
 // editEnvelope returns the envelope with config.name and
@@ -58,7 +59,7 @@ func (c *configSpans) edits(set [][2]string) []edit {
 		for _, v := range c.values[key] {
 			edits = append(edits, edit{v, quote(value)})
 		}
-		if len(c.values[key]) == 0 {
+		if !c.exact[key] {
 			insert += c.blank + quote(key) + ": " + quote(value) + ","
 		}
 	}
@@ -98,14 +99,15 @@ func quote(s string) string {
 
 // findSpans checks that the text is one JSON object with an object
 // "config" in it, and finds the values in that. What is there twice
-// counts twice, since readers differ on which they take.
+// counts twice, since readers differ on which they take. So does what is
+// there in another case, which Go's readers take for the same.
 func findSpans(text []byte) ([]*configSpans, error) {
 	if !json.Valid(text) {
 		return nil, errors.New(EnvelopeName + " is not JSON")
 	}
 	var configs []*configSpans
 	err := eachKey(text, func(key string, value span) error {
-		if key != "config" {
+		if !strings.EqualFold(key, "config") {
 			return nil
 		}
 		c, err := findConfig(text, value)
@@ -123,12 +125,15 @@ func findSpans(text []byte) ([]*configSpans, error) {
 
 // findConfig takes the spans of the config object at a place.
 func findConfig(text []byte, at span) (*configSpans, error) {
-	c := &configSpans{open: at.from + 1, empty: true, values: map[string][]span{}}
+	c := &configSpans{open: at.from + 1, empty: true, values: map[string][]span{}, exact: map[string]bool{}}
 	body := text[at.from:at.to]
 	err := eachKey(body, func(key string, value span) error {
 		c.empty = false
-		if key == "name" || key == "description" {
-			c.values[key] = append(c.values[key], span{at.from + value.from, at.from + value.to})
+		for _, known := range []string{"name", "description"} {
+			if strings.EqualFold(key, known) {
+				c.values[known] = append(c.values[known], span{at.from + value.from, at.from + value.to})
+			}
+			c.exact[known] = c.exact[known] || key == known
 		}
 		return nil
 	})

@@ -23,6 +23,9 @@ func TestEditEnvelope(t *testing.T) {
 		{`{"config":{"name":{"a":[1]}}}`, "b", "", `{"config":{"name":"b"}}`},
 		{`{"config":{"name":"a"},"config":{"name":"c"}}`, "b", "", `{"config":{"name":"b"},"config":{"name":"b"}}`},
 		{"{\"config\":{\n    \"name\": \"a\"\n}}", "", "d", "{\"config\":{\n    \"description\": \"d\",\n    \"name\": \"a\"\n}}"},
+		{`{"config":{"name":"a","Name":"c"}}`, "b", "", `{"config":{"name":"b","Name":"b"}}`},
+		{`{"config":{"NAME":"c"}}`, "b", "", `{"config":{"name": "b","NAME":"b"}}`},
+		{`{"config":{"name":"a"},"Config":{"name":"c","x":1}}`, "b", "", `{"config":{"name":"b"},"Config":{"name":"b","x":1}}`},
 		{`{"config":{}}`, "n", "d", `{"config":{"name": "n","description": "d"}}`},
 		{`{"config":{ }}`, "n", "", `{"config":{ "name": "n" }}`},
 	} {
@@ -39,6 +42,7 @@ func TestEditEnvelope(t *testing.T) {
 func FuzzEditEnvelope(f *testing.F) {
 	for _, s := range []string{
 		`{"config":{"name":"a","description":"d"},"version":1}`, `{"config":{}}`, `{"config":{"x":[{}]}}`,
+		`{"config":{"name":"a","NAME":1},"Config":{"Description":"x"}}`, `{"CONFIG":{"y":1}}`,
 		`{"config":{"name":"a"},"config":{}}`, `[]`, `{"config":null}`, "{\"config\":{\n \"name\"\t:1e400}}", `{"config":{"name":"\ud800"}}`,
 	} {
 		f.Add(s, "new", "text")
@@ -56,12 +60,29 @@ func FuzzEditEnvelope(f *testing.F) {
 		if err := decode(got, &have); err != nil {
 			t.Fatalf("%q became %q: %v", text, got, err)
 		}
-		cfg := have["config"].(map[string]any)
-		if cfg["name"] != decoded(t, name) || cfg["description"] != decoded(t, description) {
-			t.Fatalf("%q became %q", text, got)
+		for key, value := range have {
+			if !strings.EqualFold(key, "config") {
+				continue
+			}
+			cfg := value.(map[string]any)
+			if cfg["name"] != decoded(t, name) || cfg["description"] != decoded(t, description) {
+				t.Fatalf("%q became %q", text, got)
+			}
+			old := want[key].(map[string]any)
+			for k, v := range cfg {
+				switch {
+				case strings.EqualFold(k, "name"):
+					old[k] = decoded(t, name)
+				case strings.EqualFold(k, "description"):
+					old[k] = decoded(t, description)
+				default:
+					continue
+				}
+				if v != old[k] {
+					t.Fatalf("%q became %q", text, got)
+				}
+			}
 		}
-		old := want["config"].(map[string]any)
-		old["name"], old["description"] = cfg["name"], cfg["description"]
 		a, _ := json.Marshal(want)
 		b, _ := json.Marshal(have)
 		if !bytes.Equal(a, b) {
