@@ -36,7 +36,8 @@ func TestMaterialize(t *testing.T) {
 				cmds := w.commands()
 				maps.Copy(cmds, map[string]command{
 					"sametar":     sameTar,
-					"samedir":     sameDir,
+					"samedir":     sameDir(0o777),
+					"samemount":   sameDir(0o555),
 					"tenth":       w.tenth,
 					"kill-cocoon": w.killCocoon,
 					"nothing-in":  nothingIn,
@@ -117,8 +118,12 @@ func sameTar(ts *testscript.TestScript, _ bool, args []string) {
 
 // samedir DIR TAR: the directory holds the files of the tar with their
 // modes, apparent sizes and bytes, holes where the maps have them, and
-// nothing else.
-func sameDir(ts *testscript.TestScript, _ bool, args []string) {
+// nothing else. samemount is the same for a mount, where nobody may write.
+func sameDir(mask int64) command {
+	return func(ts *testscript.TestScript, _ bool, args []string) { sameFiles(ts, mask, args) }
+}
+
+func sameFiles(ts *testscript.TestScript, mask int64, args []string) {
 	dir := ts.MkAbs(args[0])
 	f, err := os.Open(ts.MkAbs(args[1]))
 	ts.Check(err)
@@ -138,6 +143,7 @@ func sameDir(ts *testscript.TestScript, _ bool, args []string) {
 			m, err = sparse.Parse(text, size)
 			ts.Check(err)
 		}
+		h.Mode &= mask
 		ts.Check(sameFile(filepath.Join(dir, h.Name), h, m, r))
 	}
 	found, err := os.ReadDir(dir)
