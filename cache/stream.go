@@ -114,7 +114,7 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	if p.Encoding != layout.Raw {
 		frame, err := zstdframe.NewReader(stored, p.Length)
 		if err != nil {
-			return next, err
+			return next, e.drop(part, body, fmt.Sprintf("frame (%v)", err))
 		}
 		defer frame.Close()
 		payload = frame
