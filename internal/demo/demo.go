@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -57,10 +58,15 @@ func Run(ctx context.Context, opts Options) (err error) {
 
 // prepare makes the sample, and a PATH in which epochfs is Binary.
 func (s *show) prepare(ctx context.Context) error {
-	for _, name := range []string{"bin", "mnt", "cache", "docker"} {
-		if err := os.Mkdir(filepath.Join(s.dir, name), 0o700); err != nil {
+	for _, name := range []string{"bin", "mnt", "cache", "run", "docker", "hosts/_default"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o700); err != nil {
 			return err
 		}
+	}
+	// A file that names no mirrors, for every host: the machine's own
+	// are not looked for then.
+	if err := os.WriteFile(filepath.Join(s.dir, "hosts", "_default", "hosts.toml"), nil, 0o600); err != nil {
+		return err
 	}
 	if err := os.Symlink(s.Binary, filepath.Join(s.dir, "bin", "epochfs")); err != nil {
 		return err
@@ -88,13 +94,14 @@ func (s *show) play(ctx context.Context) error {
 	if err := s.step(ctx, "What is in it? No file's data is needed for that.", "epochfs inspect "+s.ref); err != nil {
 		return err
 	}
+	s.mounted = true // or may be, however the step ends
 	err := s.step(ctx, "Mount it.", "epochfs mount --prefetch none "+s.ref+" mnt")
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		s.mounted = true
 		err = s.throughMount(ctx)
 	case errors.As(err, &exit) && exit.ExitCode() == s.NoFUSE:
+		s.mounted = false
 		s.say("\nNo FUSE on this machine: the same without a mount.")
 		err = s.withoutMount(ctx)
 	}
@@ -205,10 +212,16 @@ func (s *show) step(ctx context.Context, title, command string) error {
 func (s *show) run(ctx context.Context, command string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
 	cmd.Dir = s.dir
-	cmd.WaitDelay = time.Second
+	// All of the group are told to end: a mount's process may be waited
+	// for by one that the shell waits for.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = append(os.Environ(),
 		"PATH="+filepath.Join(s.dir, "bin")+string(os.PathListSeparator)+os.Getenv("PATH"),
 		"EPOCHFS_CACHE_DIR="+filepath.Join(s.dir, "cache"),
+		"EPOCHFS_RUNTIME_DIR="+filepath.Join(s.dir, "run"),
+		"EPOCHFS_HOSTS_DIR="+filepath.Join(s.dir, "hosts"),
 		"DOCKER_CONFIG="+filepath.Join(s.dir, "docker"),
 		"EPOCH_SERVER=", "EPOCH_REGISTRY_TOKEN=", "EPOCH_CA_CERT=",
 	)
@@ -221,7 +234,7 @@ func (s *show) run(ctx context.Context, command string) ([]byte, error) {
 // keep leaves everything up until ctx ends.
 func (s *show) keep(ctx context.Context) {
 	s.say("\nRegistry%s stay up until Ctrl-C. To try, in another terminal:", map[bool]string{true: " and mount", false: ""}[s.mounted])
-	s.say("  export EPOCHFS_CACHE_DIR=%s", filepath.Join(s.dir, "cache"))
+	s.say("  export EPOCHFS_CACHE_DIR=%s EPOCHFS_RUNTIME_DIR=%s", filepath.Join(s.dir, "cache"), filepath.Join(s.dir, "run"))
 	if s.mounted {
 		mnt := filepath.Join(s.dir, "mnt")
 		s.say("  ls -l %s", mnt)
@@ -242,34 +255,38 @@ func (s *show) cleanUp() error {
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }
 
+// exitNotMounted is what epochfs umount exits with where there is no
+// mount.
+const exitNotMounted = 3
+
 // unmount takes the mount away, whoever still looks at it, and waits for
-// its process.
+// its process. One that was interrupted may be on its way to a mount yet.
 func (s *show) unmount() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if s.mounted {
-		if out, err := s.run(ctx, "epochfs umount mnt || epochfs umount --lazy mnt"); err != nil {
-			return fmt.Errorf("umount: %w: %s", err, bytes.TrimSpace(out))
-		}
-	}
-	return s.waitForProcesses(ctx)
-}
-
-// waitForProcesses returns when no process of ours is left that was
-// started in the demo's directory.
-func (s *show) waitForProcesses(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for s.running() {
+	for {
+		if s.mounted {
+			out, err := s.run(ctx, "epochfs umount mnt || epochfs umount --lazy mnt")
+			var exit *exec.ExitError
+			if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == exitNotMounted) {
+				return fmt.Errorf("umount: %w: %s", err, bytes.TrimSpace(out))
+			}
+		}
+		if !s.running() {
+			return nil
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return errors.New("a process of the demo does not end")
 		}
 	}
-	return nil
 }
 
+// running tells whether a process is left that was started in the demo's
+// directory.
 func (s *show) running() bool {
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, file := range files {

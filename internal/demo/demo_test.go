@@ -4,14 +4,19 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/cocoonstack/epochfs/registry/hosts"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -144,6 +149,59 @@ func TestInterruptedLeavesNothing(t *testing.T) {
 		t.Error("a demo that was interrupted went well")
 	}
 	if left, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
+// fakeBinary is an epochfs whose mount does not come to an end.
+const fakeBinary = `#!/bin/sh
+case $1 in
+push) cp -r "$EPOCHFS_HOSTS_DIR" "$OUT/hosts" && echo "$EPOCHFS_RUNTIME_DIR" >"$OUT/run" ;;
+mount) touch "$OUT/mounting"; sleep 60 ;;
+umount) touch "$OUT/umounted"; exit 3 ;;
+esac
+`
+
+func TestInterruptedMountIsUnmounted(t *testing.T) {
+	tmp, out := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	t.Setenv("OUT", out)
+	t.Setenv("EPOCHFS_HOSTS_DIR", "/nonexistent")
+	binary := filepath.Join(out, "epochfs")
+	if err := os.WriteFile(binary, []byte(fakeBinary), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, Options{Out: io.Discard, Binary: binary, NoFUSE: 9}) }()
+	there := func(name string) bool {
+		_, err := os.Stat(filepath.Join(out, name))
+		return err == nil
+	}
+	for !there("mounting") && ctx.Err() == nil {
+		time.Sleep(5 * time.Millisecond)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("the demo ended with %v", err)
+	}
+	if !there("mounting") || !there("umounted") {
+		t.Error("the mount was not begun, or not taken away")
+	}
+	machine := filepath.Join(out, "machine")
+	mirrors := filepath.Join(machine, "127.0.0.1:5000", "hosts.toml")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(mirrors), 0o700), os.WriteFile(mirrors, []byte(`[host."http://mirror.local"]`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := hosts.Lookup([]string{filepath.Join(out, "hosts"), machine}, "127.0.0.1:5000")
+	if err != nil || len(conf.Mirrors) > 0 || conf.File == mirrors {
+		t.Errorf("the machine's mirrors are asked: %+v, %v", conf, err)
+	}
+	if run, err := os.ReadFile(filepath.Join(out, "run")); err != nil || !strings.HasPrefix(string(run), tmp+"/") {
+		t.Errorf("sockets go to %q, %v", run, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(tmp, "*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %q, %v", left, err)
 	}
 }
