@@ -39,7 +39,7 @@ type inspected struct {
 	Digest      string            `json:"digest"`
 	Kind        string            `json:"kind"`
 	Platform    string            `json:"platform,omitempty"`
-	Created     time.Time         `json:"created"`
+	Created     time.Time         `json:"created,omitzero"`
 	BaseImage   string            `json:"base_image,omitempty"`
 	Source      string            `json:"source,omitempty"`
 	Revision    string            `json:"revision,omitempty"`
@@ -120,7 +120,7 @@ func printInspected(out io.Writer, all inspected) error {
 	row("reference", all.Reference)
 	row("kind", all.Kind)
 	row("platform", all.Platform)
-	row("created", all.Created.Local().Format(time.RFC3339))
+	row("created", timeText(all.Created, time.RFC3339, ""))
 	row("base image", all.BaseImage)
 	row("source", all.Source)
 	row("revision", all.Revision)

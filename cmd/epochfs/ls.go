@@ -59,7 +59,7 @@ func runLs(ctx context.Context, opts lsOptions) error {
 		result := struct {
 			Version   int       `json:"version"`
 			Reference string    `json:"reference"`
-			Created   time.Time `json:"created"`
+			Created   time.Time `json:"created,omitzero"`
 			Files     []lsFile  `json:"files"`
 		}{1, o.Reference.String(), o.Artifact.Created, []lsFile{}}
 		for _, f := range files {
@@ -74,7 +74,7 @@ func runLs(ctx context.Context, opts lsOptions) error {
 			continue
 		}
 		fmt.Fprintf(w, "%s\t%d\t%s of data\t%s\t%s\n", modeText(f.mode), f.size, size(f.data),
-			o.Artifact.Created.Local().Format(time.DateTime), printable(f.name))
+			timeText(o.Artifact.Created, time.DateTime, "-"), printable(f.name))
 	}
 	return w.Flush()
 }

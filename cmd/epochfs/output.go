@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -67,3 +68,11 @@ func escapeJSON(s string) string {
 
 // size prints bytes for people.
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// timeText is a time as a clock here shows it; unknown where it is zero.
+func timeText(t time.Time, layout, unknown string) string {
+	if t.IsZero() {
+		return unknown
+	}
+	return t.Local().Format(layout)
+}

@@ -198,3 +198,16 @@ func TestInspectPrintsNoControls(t *testing.T) {
 		t.Errorf("printed %q, %v", out.String(), err)
 	}
 }
+
+func TestUnknownTimeIsNotShown(t *testing.T) {
+	var text, raw strings.Builder
+	if err := errors.Join(printInspected(&text, inspected{}), printJSON(&raw, inspected{})); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(text.String()+raw.String(), "created") {
+		t.Errorf("shown: %s%s", text.String(), raw.String())
+	}
+	if got := timeText(time.Time{}, time.DateTime, "-"); got != "-" {
+		t.Errorf("ls shows %q", got)
+	}
+}
