@@ -21,9 +21,9 @@ type edit struct {
 // configSpans is where, in one config object of an envelope, the values
 // stand that a tar may change.
 type configSpans struct {
-	open   int    // after the brace that opens it
-	blank  string // what stands between that brace and the first key
-	empty  bool   // it has no keys
+	open   int               // after the brace that opens it
+	blank  string            // what stands between that brace and the first key
+	empty  bool              // it has no keys
 	values map[string][]span // in whatever case their keys are
 	exact  map[string]bool   // which keys are there in lower case
 }
