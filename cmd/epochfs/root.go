@@ -63,9 +63,9 @@ EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
 		newMountCmd(g), newUmountCmd(), newMaterializeCmd(g), newPushCmd(g),
 		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
 	)
-	for _, cmd := range root.Commands() {
-		refuseWrongArgs(cmd)
-	}
+	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
+	refuseWrongArgsBelow(root)
 	return root
 }
 
@@ -87,7 +87,21 @@ func (g *globals) addFlags(root *cobra.Command) {
 	f.StringVar(&g.logFile, "log-file", "", "append log lines to this file, not to stderr")
 }
 
-// refuseWrongArgs makes a wrong number of arguments wrong usage.
+// refuseWrongArgsBelow makes a wrong number of arguments, or a command
+// that there is not, wrong usage for all commands below parent.
+func refuseWrongArgsBelow(parent *cobra.Command) {
+	for _, cmd := range parent.Commands() {
+		if !cmd.Runnable() { // cobra would show its help, and call that a success
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+		if cmd.Name() == "help" {
+			cmd.Args = knownCommand
+		}
+		refuseWrongArgs(cmd)
+		refuseWrongArgsBelow(cmd)
+	}
+}
+
 func refuseWrongArgs(cmd *cobra.Command) {
 	check := cmd.Args
 	if check == nil {
@@ -99,6 +113,15 @@ func refuseWrongArgs(cmd *cobra.Command) {
 		}
 		return nil
 	}
+}
+
+// knownCommand refuses arguments that are not the path of a command.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	_, rest, err := cmd.Root().Find(args)
+	if err == nil && len(rest) > 0 {
+		err = usagef("there is no command %q", rest[0])
+	}
+	return err
 }
 
 // prepare checks the global flags and opens the log.
