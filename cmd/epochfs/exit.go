@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"syscall"
 
 	"github.com/cocoonstack/epochfs/cocoon"
@@ -38,6 +39,27 @@ type usageError struct{ error }
 func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// fileError is an error of a file of the user's that is to be written.
+type fileError struct{ error }
+
+func (e fileError) Unwrap() error { return e.error }
+
+// cannotWrite is err as one of the file that the user has named, where it
+// may name a temporary one beside it.
+func cannotWrite(name string, err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &path):
+		err = path.Err
+	case errors.As(err, &link):
+		err = link.Err
+	}
+	return fileError{&fs.PathError{Op: "write", Path: name, Err: err}}
+}
 
 // exitError is an error that another process has told, with its code.
 type exitError struct {
@@ -79,6 +101,7 @@ func exitCode(err error) int {
 	var usage usageError
 	var told *exitError
 	var ran *cocoon.Error
+	var file fileError
 	switch {
 	case err == nil:
 		return exitOK
@@ -88,6 +111,8 @@ func exitCode(err error) int {
 		return told.code
 	case errors.As(err, &ran):
 		return exitCocoon
+	case errors.As(err, &file):
+		return exitDisk
 	}
 	for _, k := range kinds {
 		if errors.Is(err, k.is) {

@@ -186,19 +186,19 @@ func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opene
 	if st, err := os.Stat(opts.output); err == nil && !st.Mode().IsRegular() {
 		f, err := os.OpenFile(opts.output, os.O_WRONLY, 0)
 		if err != nil {
-			return err
+			return cannotWrite(opts.output, err)
 		}
 		return errors.Join(opts.write(ctx, o, f), f.Close())
 	}
 	f, err := renameio.NewPendingFile(opts.output, renameio.WithPermissions(0o644))
 	if err != nil {
-		return err
+		return cannotWrite(opts.output, err)
 	}
 	defer f.Cleanup()
 	if err := opts.write(ctx, o, f); err != nil {
 		return err
 	}
-	return f.CloseAtomicallyReplace()
+	return cannotWrite(opts.output, f.CloseAtomicallyReplace())
 }
 
 // intoCocoon imports the artifact under opts.name. Either all of it gets

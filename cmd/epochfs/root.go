@@ -137,7 +137,7 @@ func (g *globals) prepare(cmd *cobra.Command) error {
 	if g.logFile != "" {
 		f, err := os.OpenFile(g.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
-			return err
+			return cannotWrite(g.logFile, err)
 		}
 		out = f // open until the process ends
 	}
