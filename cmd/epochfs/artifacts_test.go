@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,21 @@ var imageParts = [][]byte{[]byte("QFI\xfb the first part, "), []byte("the second
 func (w *world) cloudImage(ts *testscript.TestScript, _ bool, args []string) {
 	w.put(ts, artifacttest.CloudImage("disk.qcow2", imageParts...), args[0], "latest")
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), bytes.Join(imageParts, nil), 0o600))
+}
+
+// containerimage REPO: what docker pushes.
+func (w *world) containerImage(ts *testscript.TestScript, _ bool, args []string) {
+	m := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}`
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPut, w.front.URL+"/v2/"+args[0]+"/manifests/latest", strings.NewReader(m))
+	ts.Check(err)
+	req.Header.Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+	req.Header.Set("Authorization", "Bearer "+epochToken)
+	resp, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		ts.Fatalf("put a manifest: %s", resp.Status)
+	}
 }
 
 // index REPO: an image index of two snapshots whose config.json tells the

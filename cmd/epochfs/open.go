@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -26,12 +27,21 @@ func (g *globals) openWith(ctx context.Context, reference string, timeout time.D
 	more(&cfg)
 	o, err := mounting.Open(ctx, reference, cfg)
 	if err != nil {
-		return nil, err
+		return nil, explainKind(err)
 	}
 	for _, note := range o.Notes {
 		g.note("%s", note)
 	}
 	return o, nil
+}
+
+// explainKind adds to an error about what the reference is instead what it
+// could be.
+func explainKind(err error) error {
+	if !errors.Is(err, snapshot.ErrKind) {
+		return err
+	}
+	return fmt.Errorf("%w; epochfs reads snapshots and cloud images", err)
 }
 
 // note tells the user something that is neither result nor failure.
