@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -34,6 +35,25 @@ var (
 	_ = snapshot.PushOptions{Name: "n", Tag: "t", BaseImage: "b", Source: "s", Revision: "r", Progress: func(string) {}}
 	_ = snapshot.StreamOptions{Name: "n", LocalName: "l", Writer: io.Discard, Progress: func(string) {}}
 	_ = snapshot.PushResult{Name: "n", Tag: "t", ManifestDigest: "d", ManifestBytes: nil, TotalSize: 1, LayerCount: 1}
+)
+
+// The same of package manifest: media types, keys, and every field.
+var (
+	_ = [...]string{manifest.MediaTypeOCIEmpty, manifest.AnnotationDescription, manifest.AnnotationSnapshotID}
+	_ = manifest.Descriptor{MediaType: "m", Digest: "d", Size: 1, Annotations: map[string]string{}, ArtifactType: "a"}
+	_ = manifest.Platform{Architecture: "a", OS: "o", OSVersion: "1", Variant: "v"}
+	_ = manifest.IndexManifest{MediaType: "m", Digest: "d", Size: 1, Platform: &manifest.Platform{}}
+	_ = manifest.OCIManifest{
+		SchemaVersion: 2, MediaType: "m", ArtifactType: "a", Config: manifest.Descriptor{}, Layers: []manifest.Descriptor{},
+		Manifests: []manifest.IndexManifest{}, Subject: &manifest.Descriptor{}, Annotations: map[string]string{},
+	}
+	_ = manifest.SnapshotConfig{
+		SchemaVersion: "v1", SnapshotID: "i", Description: "d",
+		Image: "i", ImageDigest: "d", ImageType: "t", ImageBlobIDs: map[string]struct{}{},
+		Hypervisor: "h", CPU: int(1), Memory: int64(1), Storage: int64(1), NICs: int(1), Network: "n", Windows: true,
+		Files: map[string]manifest.SnapshotFile{}, CreatedAt: time.Time{},
+	}
+	_ = manifest.SnapshotFile{Mode: int64(1), SparseMap: "m", SparseSize: int64(1), Size: int64(1), Chunks: []string{}}
 )
 
 // registry is somebody else's: nothing but what the interfaces ask for.
