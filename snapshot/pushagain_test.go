@@ -84,15 +84,15 @@ func (t *temporary) Unwrap() error { return t.error }
 // after it.
 func againFiles() []artifacttest.File {
 	return []artifacttest.File{
-		{Name: "a.raw", Data: pattern(18*mib + 3)},
-		{Name: "memory-ranges", Data: pattern(20*mib + 1)},
+		{Name: "a.raw", Data: pattern(17*mib + 3)},
+		{Name: "memory-ranges", Data: pattern(17*mib + 1)},
 		{Name: "state.json", Data: []byte("{}")},
 	}
 }
 
 // breaks are where sessions die: the first and the second time at once,
 // far, less far, farther.
-var breaks = [][]int64{{0}, {5 * mib}, {17 * mib, 3 * mib, 18 * mib}, {18*mib + 3}}
+var breaks = [][]int64{{0}, {5 * mib}, {16 * mib, 3 * mib, 17 * mib}, {17*mib + 3}}
 
 // A session that dies is begun anew from a second export.
 func TestSecondExport(t *testing.T) {
@@ -103,10 +103,11 @@ func TestSecondExport(t *testing.T) {
 		"streams": {Zstd: 1, Chunk: 1024 * mib},
 		"raw":     {Chunk: 1024 * mib},
 	} {
+		breaks := breaks
+		if opts.Zstd > 0 {
+			breaks = [][]int64{{50, 100}} // it compresses well
+		}
 		for _, after := range breaks {
-			if opts.Zstd > 0 {
-				after = []int64{50, 100} // it compresses well
-			}
 			store := artifacttest.NewStore()
 			cocoon := &exporting{tars: [][]byte{export}}
 			opts.Name = "vm"
@@ -116,7 +117,7 @@ func TestSecondExport(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s, %v: %v", form, after, err)
 			}
-			checkSame(t, store, artifacttest.Envelope, files)
+			checkStored(t, store, artifacttest.Envelope, files)
 			if want := len(after) + 1; after[0] > 0 && cocoon.starts != want || cocoon.open != 0 {
 				t.Errorf("%s, %v: %d exports, %d left open", form, after, cocoon.starts, cocoon.open)
 			}
@@ -141,7 +142,7 @@ func TestSecondExportDiffers(t *testing.T) {
 		"another mode":                 change(func(f []artifacttest.File) []artifacttest.File { f[0].Mode = 0o600; return f }),
 		"fewer files":                  change(func(f []artifacttest.File) []artifacttest.File { return f[:1] }),
 		"another envelope":             artifacttest.Tar(`{"config":{"name":"x"}}`, againFiles()),
-		"cut":                          export[:19*mib],
+		"cut":                          export[:18*mib],
 		"nothing":                      nil,
 	} {
 		store := artifacttest.NewStore()
@@ -170,7 +171,7 @@ func TestPushSaysWhatCocoonSays(t *testing.T) {
 	export := artifacttest.Tar(artifacttest.Envelope, againFiles())
 	words := errors.New("cocoon's own words")
 	for _, opts := range []snapshot.PushOptions{{}, {Zstd: 1}, {Zstd: 1, Chunk: 1024 * mib}} {
-		for _, cut := range []int{600, 3000, 19 * mib, 25 * mib, len(export)} {
+		for _, cut := range []int{600, 3000, 18 * mib, 25 * mib, len(export)} {
 			store := artifacttest.NewStore()
 			opts.Name = "vm"
 			cocoon := &exporting{tars: [][]byte{export[:cut]}, fail: words}
@@ -191,18 +192,21 @@ func TestSpool(t *testing.T) {
 	z := gzip.NewWriter(&zipped)
 	z.Write(export)
 	z.Close()
-	for _, after := range breaks {
+	for i, after := range breaks {
 		for name, input := range map[string]io.Reader{
 			"pipe": io.MultiReader(bytes.NewReader(export)), "gzip in a pipe": io.MultiReader(bytes.NewReader(zipped.Bytes())),
 			"gzip in a file": bytes.NewReader(zipped.Bytes()),
 		} {
+			if name != "pipe" && i != 2 {
+				continue // what is read makes no difference to where it breaks
+			}
 			store := artifacttest.NewStore()
 			dir := t.TempDir()
 			opts := snapshot.PushOptions{Name: "vm", Input: input, Spool: true, SpoolDir: dir}
 			if _, err := (&snapshot.Pusher{Uploader: &dying{store, after}}).Push(t.Context(), opts); err != nil {
 				t.Fatalf("%s, %v: %v", name, after, err)
 			}
-			checkSame(t, store, artifacttest.Envelope, files)
+			checkStored(t, store, artifacttest.Envelope, files)
 			if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 				t.Errorf("%v, %v", left, err)
 			}

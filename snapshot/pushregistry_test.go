@@ -2,6 +2,7 @@ package snapshot_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -52,12 +53,12 @@ func everyTenth() *registrytest.Fault {
 // request, hold what the export had.
 func TestPushToRegistries(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	noise := make([]byte, 40*mib)
-	for i := range noise {
-		noise[i] = byte(rng.Uint32())
+	noise := make([]byte, 22*mib)
+	for i := 0; i < len(noise); i += 8 {
+		binary.LittleEndian.PutUint64(noise[i:], rng.Uint64())
 	}
 	files := []artifacttest.File{
-		{Name: "cow.raw", Data: noise[:18*mib]}, {Name: "memory-ranges", Data: noise[5*mib:]}, {Name: "state.json", Data: []byte("{}")},
+		{Name: "cow.raw", Data: noise[:17*mib]}, {Name: "memory-ranges", Data: noise[5*mib:]}, {Name: "state.json", Data: []byte("{}")},
 	}
 	export := artifacttest.Tar(artifacttest.Envelope, files)
 	faults := map[string]func() *registrytest.Fault{
