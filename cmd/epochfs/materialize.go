@@ -180,7 +180,8 @@ func (opts *materializeOptions) tarOptions(m *meter) snapshot.TarOptions {
 	return snapshot.TarOptions{LocalName: opts.name, Description: opts.description, OnBytes: m.add}
 }
 
-// writeFile makes the file at once, whole, or not at all. What is there
+// writeFile makes the file at once, whole, or not at all, and for nobody
+// else: a guest's memory holds what is secret there. What is there
 // and no regular file is written to as it is.
 func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opened) error {
 	if st, err := os.Stat(opts.output); err == nil && !st.Mode().IsRegular() {
@@ -190,7 +191,7 @@ func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opene
 		}
 		return errors.Join(opts.write(ctx, o, f), f.Close())
 	}
-	f, err := renameio.NewPendingFile(opts.output, renameio.WithPermissions(0o644))
+	f, err := renameio.NewPendingFile(opts.output, renameio.WithPermissions(0o600))
 	if err != nil {
 		return cannotWrite(opts.output, err)
 	}
