@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"strings"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/cocoon"
@@ -29,15 +28,18 @@ type pushOptions struct {
 
 	annotations []string // K=V
 	zstd        int
-	chunk       string
+	chunk       byteSize
 	mountFrom   string
-	memory      string
+	memory      byteSize
 	dryRun      bool
 	spool       bool
 }
 
+// pushMemory is the usual bound of what the process takes.
+const pushMemory = 256 << 20
+
 func newPushCmd(g *globals) *cobra.Command {
-	opts := pushOptions{globals: g}
+	opts := pushOptions{globals: g, memory: pushMemory}
 	cmd := &cobra.Command{
 		Use:   "push SNAPSHOT REF",
 		Short: "Export a snapshot from cocoon and upload it",
@@ -67,9 +69,9 @@ cocoon, once more. Standard input can do so with --spool only.`,
 	f.StringVar(&opts.revision, "revision", "", "its revision there (an annotation)")
 	f.StringArrayVar(&opts.annotations, "annotation", nil, "an annotation of the manifest, KEY=VALUE; may be given again")
 	f.IntVar(&opts.zstd, "zstd", 0, "compress with this level of zstd, 1 to 22 (format v2)")
-	f.StringVar(&opts.chunk, "chunk", "", "split files by this size, such as 4MiB (format v2; default with --zstd: as small as keeps the manifest small)")
+	f.Var(&opts.chunk, "chunk", "split files by this size, such as 4MiB (format v2; default with --zstd: as small as keeps the manifest small)")
 	f.StringVar(&opts.mountFrom, "mount-from", "", "repository of the same registry to take over blobs from")
-	f.StringVar(&opts.memory, "memory", "256MiB", "how much memory to take")
+	f.Var(&opts.memory, "memory", "how much memory to take")
 	f.BoolVar(&opts.dryRun, "dry-run", false, "send nothing, tell what would be sent")
 	f.BoolVar(&opts.spool, "spool", false, "copy standard input to a file in the cache directory, so that an upload can begin anew")
 	return cmd
@@ -135,18 +137,13 @@ func (opts *pushOptions) push(ref registry.Reference) (snapshot.PushOptions, err
 	if p.Zstd < 0 || p.Zstd > 22 {
 		return p, usagef("--zstd is a level from 1 to 22, not %d", p.Zstd)
 	}
-	if opts.chunk != "" {
-		n, err := humanize.ParseBytes(opts.chunk)
-		if err != nil || n == 0 || n%(1<<20) != 0 || n > 1<<40 {
-			return p, usagef("--chunk is a multiple of 1MiB, such as 4MiB, not %q", opts.chunk)
-		}
-		p.Chunk = int64(n)
+	if opts.chunk%(1<<20) != 0 || opts.chunk > 1<<40 {
+		return p, usagef("--chunk is a multiple of 1MiB, such as 4MiB")
 	}
-	n, err := humanize.ParseBytes(opts.memory)
-	if err != nil || n < 96<<20 || n > 1<<40 {
-		return p, usagef("--memory is a size of 96MiB at least, not %q", opts.memory)
+	if opts.memory < 96<<20 || opts.memory > 1<<40 {
+		return p, usagef("--memory is 96MiB at least")
 	}
-	p.Memory = int64(n)
+	p.Chunk, p.Memory = int64(opts.chunk), int64(opts.memory)
 	for _, kv := range opts.annotations {
 		k, v, ok := strings.Cut(kv, "=")
 		if !ok || k == "" {
