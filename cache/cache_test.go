@@ -567,7 +567,7 @@ func TestSteadyReadsDoNotAllocate(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 	checkRead(t, h, a.flat, 0, len(a.flat))
-	h.entry.complete.Store(false) // as if one piece far away were missing
+	h.entry.state.unseal() // as if one piece far away were missing
 	p := make([]byte, 64<<10)
 	var off int64
 	if n := testing.AllocsPerRun(100, func() {

@@ -31,10 +31,9 @@ type entry struct {
 	stop context.CancelFunc
 	jobs sync.WaitGroup // what works with the files; see use
 
-	unkept   bool        // its files are in memory and take no data: the disk refused them
-	complete atomic.Bool // all pieces present; saves looking at each
-	asked    atomic.Bool // waits in Cache.checks
-	reading  tracker     // who reads how, for readahead
+	unkept  bool        // its files are in memory and take no data: the disk refused them
+	asked   atomic.Bool // waits in Cache.checks
+	reading tracker     // who reads how, for readahead
 
 	donors struct {
 		sync.Mutex
@@ -44,6 +43,7 @@ type entry struct {
 	mu        sync.Mutex
 	closing   bool
 	flights   map[int]*flight // by piece
+	vouched   map[int]bool    // parts whose stream had their digest, kept on disk or not
 	streams   map[int]bool    // parts that are being streamed
 	bad       map[int]int     // pieces whose bytes were wrong, how often
 	strikes   map[int]int     // parts that were wrong as a whole, how often
@@ -57,17 +57,17 @@ type entry struct {
 func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 	e := &entry{
 		cache: c, key: key, file: f, grid: newGrid(f), link: l,
-		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{}, strikes: map[int]int{}, condemned: map[int]error{},
+		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{}, strikes: map[int]int{}, condemned: map[int]error{}, vouched: map[int]bool{},
 	}
 	e.ctx, e.stop = context.WithCancel(c.ctx)
 	err := e.openFiles()
 	if errors.Is(err, errDamaged) {
 		c.log.Warn("cached file is made anew", "file", f.Name, "cause", err)
-		_ = c.root.Remove(e.path(".state"))
-		_ = c.root.Remove(e.path(".data"))
-		err = e.openFiles()
+		if err = c.remove(key); err == nil {
+			err = e.openFiles()
+		}
 	}
-	if diskRefuses(err) {
+	if diskRefuses(err) || errors.Is(err, errInUse) || errors.Is(err, errDamaged) {
 		c.log.Warn("cache cannot keep a file", "file", f.Name, "cause", err)
 		err = e.openUnkept()
 	}
@@ -117,11 +117,11 @@ func (e *entry) openInUse() (*os.File, error) {
 			return nil, err
 		}
 		err = lock(f, unix.F_RDLCK, lockInUse, 1)
-		var st unix.Stat_t
+		var gone bool
 		if err == nil {
-			err = os.NewSyscallError("fstat", unix.Fstat(int(f.Fd()), &st))
+			gone, err = unlinked(f)
 		}
-		if err == nil && st.Nlink > 0 {
+		if err == nil && !gone {
 			return f, nil
 		}
 		_ = f.Close()
@@ -246,7 +246,6 @@ func (e *entry) checkComplete() {
 	if !e.state.hasAll(0, e.grid.pieces()) {
 		return
 	}
-	e.complete.Store(true)
 	if !e.state.sealed() {
 		e.cache.askCheck(e)
 	}

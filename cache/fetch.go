@@ -20,8 +20,9 @@ func (c *Cache) run(j *job) {
 		e.stream(j, nil)
 		return
 	}
-	from, to, ok := e.claim(j)
-	if !ok {
+	defer e.prefetchOn(j)
+	from, to, held := e.claim(j)
+	if from == to {
 		return
 	}
 	var err error
@@ -30,7 +31,7 @@ func (c *Cache) run(j *job) {
 	} else {
 		from, err = e.fetchPieces(j, from, to)
 	}
-	e.state.unlockPieces(j.from, j.to)
+	e.state.unlockPieces(j.from, held)
 	if err != nil {
 		e.failed(j, from, to, err)
 	} else {
@@ -40,9 +41,10 @@ func (c *Cache) run(j *job) {
 }
 
 // claim locks the job's pieces among processes and returns the run of
-// them that is still missing. The rest is queued again, or followed while
-// another process fetches it. ok is false when nothing is left to do.
-func (e *entry) claim(j *job) (from, to int, ok bool) {
+// them that is still missing, which is empty when nothing is left to do.
+// The lock reaches up to held. The rest is queued again, or followed while
+// another process fetches it.
+func (e *entry) claim(j *job) (from, to, held int) {
 	n := j.to - j.from
 	if !j.alone {
 		for ; n > 0; n /= 2 {
@@ -54,7 +56,7 @@ func (e *entry) claim(j *job) (from, to int, ok bool) {
 	if n == 0 {
 		e.requeue(j.from+1, j.to)
 		e.follow(j.from)
-		return 0, 0, false
+		return 0, 0, 0
 	}
 	e.requeue(j.from+n, j.to)
 	e.copyPieces(j.part, j.from, j.from+n)
@@ -72,7 +74,7 @@ func (e *entry) claim(j *job) (from, to int, ok bool) {
 		e.state.unlockPieces(j.from, j.from+n)
 		e.checkComplete()
 	}
-	return from, to, from < to
+	return from, to, j.from + n
 }
 
 // fetchOnce fetches a part that is one piece, unless the same bytes are
@@ -88,7 +90,7 @@ func (e *entry) fetchOnce(j *job, piece int) error {
 	if e.state.has(piece) {
 		return nil
 	}
-	err := e.fetchWhole(j.ctx, part, piece)
+	err := e.fetchWhole(j, piece)
 	if err == nil {
 		e.cache.index.note(e, part)
 	}
@@ -97,13 +99,14 @@ func (e *entry) fetchOnce(j *job, piece int) error {
 
 // fetchWhole fetches a part that is one piece and checks it before a byte
 // of it is used.
-func (e *entry) fetchWhole(ctx context.Context, part, piece int) (err error) {
+func (e *entry) fetchWhole(j *job, piece int) (err error) {
+	part := j.part
 	p := &e.file.Parts[part]
 	weight := p.StoredSize
 	if p.Encoding != layout.Raw {
 		weight += p.Length
 	}
-	weight, err = e.reserve(ctx, weight)
+	weight, err = e.reserve(j.ctx, weight)
 	if err != nil {
 		return err
 	}
@@ -111,14 +114,14 @@ func (e *entry) fetchWhole(ctx context.Context, part, piece int) (err error) {
 
 	stored := getBuffer(p.StoredSize)
 	defer putBuffer(stored)
-	body, _, err := e.link.open(ctx, p, 0, p.StoredSize, true, nil)
+	body, _, err := e.link.open(j.ctx, p, 0, p.StoredSize, true, nil)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
 	defer func() { e.link.blame(p.Digest, body, err) }()
 	began := time.Now()
-	if _, err := io.ReadFull(body, stored); err != nil {
+	if _, err := io.ReadFull(j.body(body), stored); err != nil {
 		return noEOF(err)
 	}
 	e.link.moved(p.StoredSize, time.Since(began))
@@ -145,10 +148,11 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 	part := j.part
 	p := &e.file.Parts[part]
 	size := e.grid.size[part]
-	if _, err := e.reserve(j.ctx, size); err != nil {
+	weight, err := e.reserve(j.ctx, size)
+	if err != nil {
 		return from, err
 	}
-	defer e.cache.buffers.Release(size)
+	defer e.cache.buffers.Release(weight)
 
 	first, _ := e.grid.extent(from)
 	last, n := e.grid.extent(to - 1)
@@ -167,12 +171,13 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 		return from, nil
 	}
 	defer body.Close()
+	moving := j.body(body)
 	buf := getBuffer(size)
 	defer putBuffer(buf)
 	began := time.Now()
 	for ; from < to; from++ {
 		_, n := e.grid.extent(from)
-		if _, err := io.ReadFull(body, buf[:n]); err != nil {
+		if _, err := io.ReadFull(moving, buf[:n]); err != nil {
 			return from, noEOF(err)
 		}
 		verified, err := e.checkPiece(from, buf[:n])
@@ -257,6 +262,18 @@ func (e *entry) lastTryLocked(first, to int, err error) (end int) {
 	return first
 }
 
+// prefetchOn sees to it that what is left of a prefetch is done later:
+// pieces that nobody waits for are forgotten when a request ends early.
+func (e *entry) prefetchOn(j *job) {
+	if j.priority != prefetched || e.unkept || e.cache.full() || e.state.hasAll(j.from, j.to) {
+		return
+	}
+	e.pushLater(prefetched, prefetchPause, []span{{e, j.from, j.to}})
+}
+
+// prefetchPause is how long a prefetch that got stuck waits.
+const prefetchPause = 500 * time.Millisecond
+
 // pushLater queues spans after a pause.
 func (e *entry) pushLater(p priority, pause time.Duration, want []span) {
 	if len(want) == 0 || !e.use() {
@@ -329,9 +346,7 @@ func (e *entry) comes(ctx context.Context, piece int) (bool, error) {
 		} else if time.Since(since) > e.cache.opts.patience {
 			return false, nil
 		}
-		if ok, err := e.state.tryLockPieces(piece, piece+1); ok || err != nil {
-			// Its fetcher has let go; it may have failed.
-			e.state.unlockPieces(piece, piece+1)
+		if !e.state.heldElsewhere(piece) { // its fetcher has let go; it may have failed
 			return e.state.has(piece), nil
 		}
 	}

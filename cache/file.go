@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -41,7 +42,7 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
 	var unkept map[int][]byte
 	from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+int64(len(p)))
-	if from < to && !e.complete.Load() {
+	if from < to && !e.state.sealed() {
 		var err error
 		if unkept, err = e.ensure(ctx, from, to); err != nil {
 			return err
@@ -167,7 +168,8 @@ func (f *File) Backing() (file *os.File, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.backing == nil {
-		b, err := e.cache.root.OpenFile(e.path(".data"), os.O_RDONLY|openFlags, 0)
+		// By its descriptor: the name may be another file's by now.
+		b, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", e.data.Fd()), os.O_RDONLY, 0)
 		if err != nil {
 			e.cache.log.Warn("cached file cannot be opened for the kernel", "file", f.name, "cause", err)
 			return nil, false

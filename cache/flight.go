@@ -138,6 +138,10 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 		case <-w.flight.done:
 			return w.flight.err
 		case <-slow.C:
+			if e.state.has(w.piece) {
+				e.land(w.piece, nil)
+				continue
+			}
 			e.hedge(w)
 			patience *= 2 // a link may be slower than it was
 			slow.Reset(patience)
@@ -182,14 +186,15 @@ func (e *entry) gaveUp(ctx context.Context, w pending) error {
 // errSlow ends a request that takes much longer than its like.
 var errSlow = errors.New("request is slow and is made again")
 
-// hedge gives up a request that a reader has waited for too long: what it
-// has brought is kept, the rest is asked for anew, on another connection.
-// A stream is never given up, it would begin again.
+// hedge gives up a request that a reader has waited for too long, and that
+// stands still: what it has brought is kept, the rest is asked for anew, on
+// another connection. One that moves, however slowly, is left alone, and so
+// is a stream: it would begin again.
 func (e *entry) hedge(w pending) {
 	e.mu.Lock()
 	fl := w.flight
 	j := fl.job
-	give := fl.running && j != nil && !j.stream
+	give := fl.running && j != nil && !j.stream && j.still() > e.link.patience(0)
 	e.mu.Unlock()
 	if give {
 		j.cancel(errSlow)

@@ -74,7 +74,8 @@ func (g *grid) extent(i int) (off, n int64) {
 
 // whole says that the part is one piece, fetched and hashed as a whole.
 func (g *grid) whole(part int) bool {
-	return g.first[part+1]-g.first[part] <= 1
+	p := &g.file.Parts[part]
+	return g.first[part+1]-g.first[part] <= 1 && p.StoredSize <= wholeLimit && p.Length <= wholeLimit
 }
 
 // sum returns the digest that piece i can be checked against by itself.

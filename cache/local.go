@@ -55,6 +55,9 @@ func mapState(f *os.File, key string, pieces int) (*state, error) {
 	if err := lock(f, unix.F_RDLCK, lockInUse, 1); err != nil {
 		return nil, err
 	}
+	if gone, err := unlinked(f); err != nil || gone {
+		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
+	}
 	size := int64(stateHeader + 8*pieces)
 	if info, err := f.Stat(); err != nil || info.Size() != size {
 		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)

@@ -28,6 +28,14 @@ func lock(f *os.File, kind int16, off, n int64) error {
 	return err
 }
 
+// lockedElsewhere says that another open file description has a lock on
+// any of n bytes from off.
+func lockedElsewhere(f *os.File, off, n int64) bool {
+	l := unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET, Start: off, Len: n}
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l)
+	return err == nil && l.Type != unix.F_UNLCK
+}
+
 func unlock(f *os.File, off, n int64) {
 	// Unlocking fails only for a bad descriptor, which holds no lock.
 	_, _ = setLock(f, unix.F_OFD_SETLK, unix.F_UNLCK, off, n)

@@ -2,7 +2,9 @@ package cache
 
 import (
 	"context"
+	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -49,8 +51,28 @@ type job struct {
 	alone    bool // do not ask other processes
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
-	adopted  bool // its body lives on in a stream, and ctx with it
+	adopted  bool         // its body lives on in a stream, and ctx with it
+	moved    atomic.Int64 // when it last got a byte, or began; nanoseconds
 }
+
+// body has the bytes of a job's body noted.
+func (j *job) body(rc io.ReadCloser) io.ReadCloser { return &movingBody{rc, j} }
+
+type movingBody struct {
+	io.ReadCloser
+	job *job
+}
+
+func (b *movingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 {
+		b.job.moved.Store(time.Now().UnixNano())
+	}
+	return n, err
+}
+
+// still is how long a job has not got a byte.
+func (j *job) still() time.Duration { return time.Duration(time.Now().UnixNano() - j.moved.Load()) }
 
 // queue decides what is fetched next and bounds how much at a time.
 type queue struct {
@@ -184,6 +206,7 @@ func (e *entry) carve(s span, p priority, idle int) (j *job, rest span) {
 		}
 		e.streams[j.part] = true
 	}
+	j.moved.Store(time.Now().UnixNano())
 	j.ctx, j.cancel = context.WithCancelCause(e.ctx)
 	e.jobs.Add(1)
 	return j, rest

@@ -68,6 +68,13 @@ func (c *Cache) take(n int64) bool {
 	return true
 }
 
+// full says that the last look found no room.
+func (c *Cache) full() bool {
+	c.room.mu.Lock()
+	defer c.room.mu.Unlock()
+	return c.room.refused
+}
+
 // noRoom is told when the disk was full although the cache was not.
 func (c *Cache) noRoom() {
 	r := &c.room
@@ -197,13 +204,25 @@ func (c *Cache) remove(key string) error {
 	if ok, err := tryLock(f, unix.F_WRLCK, lockInUse, 1); err != nil || !ok {
 		return errors.Join(errInUse, err)
 	}
-	// The state goes first: data without it counts as missing.
+	if gone, err := unlinked(f); err != nil || gone {
+		return errors.Join(errInUse, err) // somebody else removed it, and it may be there anew
+	}
+	// The state goes last: as long as it is there, who opens it waits for
+	// our lock, and then finds it unlinked. A state without its data is
+	// damage, and made anew.
 	var errs []error
-	for _, suffix := range []string{".state", ".data", ".meta"} {
+	for _, suffix := range []string{".data", ".meta", ".state"} {
 		errs = append(errs, c.unlink(name+suffix))
 		crashpoint.Reach("unlinked")
 	}
 	return errors.Join(errs...)
+}
+
+// unlinked says that an open file has no name any more.
+func unlinked(f *os.File) (bool, error) {
+	var st unix.Stat_t
+	err := os.NewSyscallError("fstat", unix.Fstat(int(f.Fd()), &st))
+	return err == nil && st.Nlink == 0, err
 }
 
 func (c *Cache) unlink(name string) error {

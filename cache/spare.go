@@ -54,7 +54,7 @@ func (s *spare) get(e *entry, piece int) []byte {
 	if el == nil {
 		return nil
 	}
-	s.order.MoveToFront(el)
+	s.order.MoveToBack(el) // most are read once, and others are still to be
 	return el.Value.(*sparePiece).data
 }
 

@@ -239,11 +239,21 @@ func (s *state) seal() error {
 }
 
 // unseal takes it back.
-func (s *state) unseal() { atomic.AndUint32(s.flags(), ^uint32(flagSealed)) }
+// On disk too, before anything else is written.
+func (s *state) unseal() {
+	if atomic.AndUint32(s.flags(), ^uint32(flagSealed))&flagSealed != 0 {
+		_ = unix.Msync(s.mem[:stateHeader], unix.MS_SYNC) // fails only for memory that is not mapped
+	}
+}
 
 // tryLockPieces claims the fetch of pieces [i, j) among processes.
 func (s *state) tryLockPieces(i, j int) (bool, error) {
 	return tryLock(s.file, unix.F_WRLCK, stateHeader+8*int64(i), 8*int64(j-i))
+}
+
+// heldElsewhere says that another process has claimed piece i.
+func (s *state) heldElsewhere(i int) bool {
+	return lockedElsewhere(s.file, stateHeader+8*int64(i), 8)
 }
 
 func (s *state) unlockPieces(i, j int) {

@@ -20,6 +20,9 @@ func (e *entry) store(i int, payload []byte, verified bool) error {
 	if e.unkept {
 		return errNotKept
 	}
+	if e.state.verified(i) {
+		return nil // never written over: others may read it, and the kernel
+	}
 	if !e.cache.take(e.onDisk(i, int64(len(payload)))) {
 		return errNotKept
 	}

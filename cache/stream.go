@@ -32,7 +32,7 @@ func (e *entry) adopt(asked *job, body io.ReadCloser) {
 	part := asked.part
 	j := &job{
 		entry: e, part: part, from: e.grid.first[part], to: e.grid.first[part+1],
-		stream: true, alone: true, ctx: asked.ctx, cancel: asked.cancel,
+		priority: asked.priority, stream: true, alone: true, ctx: asked.ctx, cancel: asked.cancel,
 	}
 	go func() {
 		defer e.unuse()
@@ -46,13 +46,16 @@ func (e *entry) adopt(asked *job, body io.ReadCloser) {
 // stopping would mean to begin again. body is nil unless it is there
 // already.
 func (e *entry) stream(j *job, body io.ReadCloser) {
+	defer e.prefetchOn(j)
 	first, end := e.grid.first[j.part], e.grid.first[j.part+1]
 	locked := false
 	if !j.alone {
 		var err error
 		if locked, err = e.state.tryLockPieces(first, end); !locked && err == nil {
 			e.streamEnded(j.part)
-			e.requeue(j.from+1, j.to)
+			// Also those that were left to this stream meanwhile.
+			e.requeue(first, j.from)
+			e.requeue(j.from+1, end)
 			e.follow(j.from)
 			return
 		}
@@ -126,6 +129,11 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 		e.link.blame(p.Digest, body, err)
 		return next, err
 	}
+	if p.Encoding != layout.Raw {
+		if n, err := payload.Read(make([]byte, 1)); n > 0 || err != io.EOF {
+			return e.grid.first[part], e.drop(part, body, "frame holds more than it must")
+		}
+	}
 	if _, err := io.Copy(io.Discard, stored); err != nil {
 		return next, noEOF(err)
 	}
@@ -137,6 +145,9 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 		return e.grid.first[part], e.drop(part, body, "whole")
 	}
 	e.vouch(part)
+	e.mu.Lock()
+	e.vouched[part] = true
+	e.mu.Unlock()
 	return next, nil
 }
 
@@ -191,6 +202,7 @@ func (e *entry) drop(part int, body io.ReadCloser, what string) error {
 	e.link.blame(e.file.Parts[part].Digest, body, err)
 	e.forget(part)
 	e.mu.Lock()
+	delete(e.vouched, part)
 	e.strikes[part]++
 	out := e.strikes[part] >= strikesMost && !err.elsewhere
 	if out {
@@ -218,7 +230,6 @@ func (e *entry) condemnedLocked(from, to int) error {
 // forget makes all of a part missing.
 func (e *entry) forget(part int) {
 	e.state.unseal()
-	e.complete.Store(false)
 	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
 		e.state.clear(i)
 	}

@@ -99,6 +99,9 @@ func (e *entry) check() {
 	if err := e.state.seal(); err != nil {
 		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 	}
+	if !e.state.hasAll(0, e.grid.pieces()) {
+		e.state.unseal() // another process found a piece wrong meanwhile
+	}
 }
 
 func (e *entry) partVerified(part int) bool {

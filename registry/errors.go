@@ -162,7 +162,8 @@ func (t target) status(resp *http.Response) error {
 		e.again = redirected(resp)
 	case s == http.StatusRequestedRangeNotSatisfiable:
 		e.kind = ErrContent
-	case s == http.StatusTooManyRequests, s == http.StatusRequestTimeout, s >= 500:
+	case s == http.StatusTooManyRequests, s == http.StatusRequestTimeout, s >= 500,
+		s == http.StatusBadRequest && redirected(resp): // how S3 calls a token of its own that is too old
 		e.kind, e.again = ErrUnreachable, true
 	case e.Code == "DIGEST_INVALID":
 		e.kind = ErrContent
