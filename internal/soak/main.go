@@ -1,6 +1,7 @@
 // Command soak reads through real mounts of a registry that fails all the
 // time, and compares every byte: requests that break, bytes that are
-// wrong, the registry going away, processes killed, a cache far too small.
+// wrong, the registry going away, processes killed, caches that are too
+// small or empty.
 // It ends with a count of everything, and with exit code 1 when a read
 // failed or a byte was wrong.
 package main
@@ -110,13 +111,12 @@ func (r *report) verdict() error {
 	return nil
 }
 
-// Sizes of a campaign: the cache is a third of what is read, and two
-// mounts share it.
+// Sizes of a campaign: a cache holds less than what is read.
 const (
 	artifacts = 4
-	fileSize  = 160 << 20
-	cacheSize = "32MiB"
-	perMount  = 8
+	fileSize  = 96 << 20
+	cacheSize = "16MiB"
+	perMount  = 4
 )
 
 // campaign mounts all artifacts at a registry that fails, reads, and
@@ -139,7 +139,7 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 		}
 	}()
 	for _, s := range samples {
-		m := &mount{bin: cfg.bin, cache: filepath.Join(cfg.dir, "cache"), size: cacheSize,
+		m := &mount{bin: cfg.bin, cache: filepath.Join(cfg.dir, "cache"+s.tag), size: cacheSize,
 			ref: reg.host + "/soak/vm:" + s.tag, dir: filepath.Join(cfg.dir, "mnt"+s.tag)}
 		if err := os.MkdirAll(m.dir, 0o700); err != nil {
 			return nil, err
@@ -179,7 +179,7 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 
 // harass kills and takes away until the campaign is over.
 func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, rng *rand.Rand, stop func()) error {
-	tick := time.NewTicker(300 * time.Millisecond)
+	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
@@ -196,6 +196,10 @@ func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, rng *ra
 			}
 		case n < 9 && cfg.kills:
 			if err := mounts[rng.IntN(len(mounts))].kill(); err != nil {
+				return err
+			}
+		case n < 20:
+			if err := mounts[rng.IntN(len(mounts))].cold(); err != nil {
 				return err
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -24,6 +25,7 @@ type mount struct {
 	kills                atomic.Int64
 	log                  bytes.Buffer // of its processes; to be read when they have ended
 	cmd                  *exec.Cmd
+	using                sync.RWMutex // held by readers; exclusive while it is mounted anew
 }
 
 // up mounts and returns when the files are there.
@@ -58,6 +60,13 @@ func (m *mount) kill() error {
 	return m.up()
 }
 
+// cold mounts anew, with an empty cache, when no reader is at it.
+func (m *mount) cold() error {
+	m.using.Lock()
+	defer m.using.Unlock()
+	return errors.Join(m.down(), os.RemoveAll(m.cache), m.up())
+}
+
 func (m *mount) down() error {
 	err := exec.Command(m.bin, "umount", "--lazy", m.dir).Run()
 	return errors.Join(err, m.cmd.Wait())
@@ -76,6 +85,8 @@ func (t *tally) complain(to *atomic.Int64, format string, args ...any) {
 
 // read does one read of a random kind and compares it.
 func (m *mount) read(rng *rand.Rand, flat []byte, t *tally) {
+	m.using.RLock()
+	defer m.using.RUnlock()
 	kills := m.kills.Load()
 	off := rng.IntN(len(flat))
 	n := 1 + rng.IntN(min(256<<10, len(flat)-off))

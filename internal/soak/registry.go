@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,16 +18,18 @@ import (
 
 	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
 // sick is a registry in this process that fails as told: requests for
 // blobs meet a fault with a given chance.
 type sick struct {
-	inner  http.Handler
-	server *http.Server
-	host   string
-	chance atomic.Int64 // of a fault, in thousandths
-	flips  bool         // wrong bytes too
+	inner   http.Handler
+	server  *http.Server
+	host    string
+	chance  atomic.Int64 // of a fault, in thousandths
+	flips   bool         // wrong bytes too
+	configs []string     // blobs that come as they should: a mount may not begin without them
 
 	mu     sync.Mutex
 	rng    *rand.Rand
@@ -174,7 +177,8 @@ func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.blobs++
 	s.mu.Unlock()
 	out := &sickWriter{ResponseWriter: w}
-	if s.upTo(1000) < s.chance.Load() {
+	config := slices.ContainsFunc(s.configs, func(d string) bool { return strings.HasSuffix(r.URL.Path, d) })
+	if !config && s.upTo(1000) < s.chance.Load() {
 		f := faults[s.upTo(int64(len(faults)))]
 		if f.name == "bit flipped" && !s.flips {
 			f = faults[0]
@@ -249,6 +253,11 @@ func (s *sick) push(ctx context.Context, rng *rand.Rand, size int64, n int) ([]s
 			f = artifacttest.RandomFile(rng, fileName, size)
 		}
 		a := artifacttest.Snapshot([]artifacttest.File{f}, forms[i%len(forms)])
+		m, err := manifest.Parse(a.Manifest)
+		if err != nil {
+			return nil, err
+		}
+		s.configs = append(s.configs, m.Config.Digest)
 		tag := fmt.Sprint(i)
 		if err := a.Push(ctx, r, "soak/vm", tag); err != nil {
 			return nil, err
