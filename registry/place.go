@@ -132,7 +132,7 @@ func (p *place) failed(err error) {
 	first := p.failures == 1
 	p.mu.Unlock()
 	if first {
-		p.log.Warn("mirror fails and is left alone for now", "host", p.reg.host, "error", err)
+		p.log.Warn("mirror fails and is left alone for a while", "host", p.reg.host, "error", err)
 	}
 }
 
