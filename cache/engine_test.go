@@ -33,34 +33,43 @@ func TestPrefetch(t *testing.T) {
 	}
 }
 
-// TestDemandOvertakes reads a piece at the end of a file while all of the
-// connections but the reserved ones are held by a prefetch.
+// TestDemandOvertakes reads a piece at the end of a file while a prefetch
+// holds all connections that it may have: the read has a request of its own.
 func TestDemandOvertakes(t *testing.T) {
-	src := &fakeSource{gate: make(chan struct{}, 100)}
-	a := makeFile(t, newRand(t), src, kinds[1], 32<<20)
+	src := &recording{fakeSource: &fakeSource{gate: make(chan struct{}, 100)}}
+	a := makeFile(t, newRand(t), src.fakeSource, kinds[1], 32<<20)
 	src.gate <- struct{}{} // the request that finds out about ranges
 	h := openFile(t, openCache(t, t.TempDir(), Options{Concurrency: 8}), a.file, src)
 	checkRead(t, h, a.flat, int(a.file.Map.Segments()[0].Offset), 1)
-	e := h.entry
-	e.cache.queue.mu.Lock()
-	e.cache.queue.waited = time.Time{} // the read above is long ago
-	e.cache.queue.mu.Unlock()
 	h.Prefetch()
-	running := func() (n int) {
-		e.cache.queue.mu.Lock()
-		defer e.cache.queue.mu.Unlock()
-		return e.cache.queue.running
+	eventually(t, "the prefetch runs", func() bool { return src.furthest() > 0 })
+	last := a.file.Map.Segments()[a.file.Map.Len()-1]
+	piece, _ := h.entry.grid.extent(h.entry.grid.at(a.file.Map.PayloadAt(last.Offset)))
+	if src.furthest() >= piece {
+		t.Fatal("the prefetch is at the end already")
 	}
-	eventually(t, "the prefetch runs", func() bool { return running() == 5 })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		last := a.file.Map.Segments()[a.file.Map.Len()-1]
 		checkRead(t, h, a.flat, int(last.Offset), 1)
 	}()
-	eventually(t, "the read has a request of its own", func() bool { return running() == 6 })
+	eventually(t, "the read has a request of its own", func() bool { return src.furthest() >= piece })
 	close(src.gate)
 	<-done
+}
+
+// recording notes where requests begin, before they wait at the gate.
+type recording struct {
+	*fakeSource
+	most atomic.Int64
+}
+
+func (r *recording) furthest() int64 { return r.most.Load() }
+
+func (r *recording) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
+	for seen := r.most.Load(); off > seen && !r.most.CompareAndSwap(seen, off); seen = r.most.Load() {
+	}
+	return r.fakeSource.OpenBlob(ctx, digest, size, off, n)
 }
 
 // TestSlowRequestIsMadeAgain has one request that never answers.
