@@ -1,7 +1,7 @@
 // Command soak reads through real mounts of a registry that fails all the
 // time, and compares every byte: requests that break, bytes that are
 // wrong, the registry going away, processes killed, caches that are too
-// small or empty.
+// small, empty, or shared by more artifacts than they hold.
 // It ends with a count of everything, and with exit code 1 when a read
 // failed or a byte was wrong.
 package main
@@ -11,13 +11,18 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // config says what a campaign is like.
@@ -30,6 +35,7 @@ type config struct {
 	flips  bool // wrong bytes; only of artifacts whose every piece has a digest
 	kills  bool // of serving processes
 	away   bool // the registry goes now and then
+	shared bool // one cache for all mounts, which go from artifact to artifact: files are evicted
 }
 
 func main() {
@@ -42,7 +48,9 @@ func main() {
 	if err == nil {
 		defer os.RemoveAll(dir)
 		cfg.dir, cfg.flips, cfg.kills, cfg.away = dir, true, true, true
-		err = soak(cfg)
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		err = soak(ctx, cfg)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
@@ -53,20 +61,24 @@ func main() {
 
 // soak runs campaigns one after the other: each has other files, and a
 // cache that is empty again.
-func soak(cfg config) error {
+func soak(ctx context.Context, cfg config) error {
 	rng := rand.New(rand.NewPCG(cfg.seed, 2))
 	fmt.Println("seed", cfg.seed)
-	for end, round := time.Now().Add(cfg.length), 0; time.Now().Before(end); round++ {
+	sum := newReport()
+	defer func() { fmt.Println("all:", sum) }()
+	for end, round := time.Now().Add(cfg.length), 0; time.Now().Before(end) && ctx.Err() == nil; round++ {
 		one := cfg
 		one.length = min(time.Minute, time.Until(end))
 		one.seed = rng.Uint64()
 		one.flips = round%2 == 0
+		one.shared = round%4 < 2
 		one.dir = filepath.Join(cfg.dir, fmt.Sprint(round))
-		rep, err := campaign(context.Background(), one)
+		rep, err := campaign(ctx, one)
 		if err != nil {
 			return err
 		}
 		fmt.Println(rep)
+		sum.add(rep)
 		if err := rep.verdict(); err != nil {
 			return err
 		}
@@ -81,21 +93,32 @@ func soak(cfg config) error {
 type report struct {
 	faults                            map[string]int
 	blobs                             int
-	kills                             int64
+	kills, evicted, over              int64
 	reads, bytes, failed, wrong, torn int64
 	took                              time.Duration
 	last                              string
 }
 
-func (r *report) String() string {
-	s := fmt.Sprintf("%.0f s: %d reads of %d MB, %d failed, %d wrong, %d torn by %d kills; %d requests for blobs; faults:",
-		r.took.Seconds(), r.reads, r.bytes/1e6, r.failed, r.wrong, r.torn, r.kills, r.blobs)
-	var kinds []string
-	for k := range r.faults {
-		kinds = append(kinds, k)
+func newReport() *report { return &report{faults: map[string]int{}} }
+
+func (r *report) add(o *report) {
+	for k, n := range o.faults {
+		r.faults[k] += n
 	}
-	slices.Sort(kinds)
-	for _, k := range kinds {
+	r.blobs += o.blobs
+	r.kills, r.evicted, r.over = r.kills+o.kills, r.evicted+o.evicted, r.over+o.over
+	r.reads, r.bytes, r.failed = r.reads+o.reads, r.bytes+o.bytes, r.failed+o.failed
+	r.wrong, r.torn, r.took = r.wrong+o.wrong, r.torn+o.torn, r.took+o.took
+}
+
+func (r *report) String() string {
+	total := 0
+	for _, n := range r.faults {
+		total += n
+	}
+	s := fmt.Sprintf("%.0f s: %d reads of %d MB, %d failed, %d wrong, %d torn by %d kills; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
+		r.took.Seconds(), r.reads, r.bytes/1e6, r.failed, r.wrong, r.torn, r.kills, r.evicted, r.over, r.blobs, total)
+	for _, k := range slices.Sorted(maps.Keys(r.faults)) {
 		s += fmt.Sprintf(" %s %d,", k, r.faults[k])
 	}
 	return s[:len(s)-1]
@@ -105,22 +128,27 @@ func (r *report) verdict() error {
 	switch {
 	case r.wrong > 0 || r.failed > 0:
 		return fmt.Errorf("%d reads failed and %d were wrong; the last: %s", r.failed, r.wrong, r.last)
+	case r.over > 0:
+		return fmt.Errorf("the cache was larger than it may be, %d times", r.over)
 	case r.reads == 0:
 		return errors.New("nothing was read")
 	}
 	return nil
 }
 
-// Sizes of a campaign: a cache holds less than what is read.
+// Sizes of a campaign. A cache of its own holds less than the one file
+// that is read; a shared one a few files of many.
 const (
-	artifacts = 4
-	fileSize  = 96 << 20
-	cacheSize = "16MiB"
-	perMount  = 4
+	artifacts   = 4
+	fileSize    = 96 << 20
+	cacheSize   = 16 << 20
+	manyFiles   = 8
+	manySize    = 64 << 20
+	sharedCache = 112 << 20
+	perMount    = 4
 )
 
-// campaign mounts all artifacts at a registry that fails, reads, and
-// counts.
+// campaign mounts artifacts of a registry that fails, reads, and counts.
 func campaign(ctx context.Context, cfg config) (*report, error) {
 	reg, err := startSick(cfg.seed, cfg.flips)
 	if err != nil {
@@ -128,7 +156,11 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 	}
 	defer func() { reg.close() }()
 	rng := rand.New(rand.NewPCG(cfg.seed, 3))
-	samples, err := reg.push(ctx, rng, fileSize, artifacts)
+	size, n := int64(fileSize), artifacts
+	if cfg.shared {
+		size, n = manySize, manyFiles
+	}
+	samples, err := reg.push(ctx, rng, size, n)
 	if err != nil {
 		return nil, err
 	}
@@ -138,9 +170,12 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 			_ = exec.Command("umount", "-l", m.dir).Run() // where down did not get to it
 		}
 	}()
-	for _, s := range samples {
-		m := &mount{bin: cfg.bin, cache: filepath.Join(cfg.dir, "cache"+s.tag), size: cacheSize,
-			ref: reg.host + "/soak/vm:" + s.tag, dir: filepath.Join(cfg.dir, "mnt"+s.tag)}
+	for i := range artifacts {
+		m := &mount{bin: cfg.bin, cache: filepath.Join(cfg.dir, fmt.Sprint("cache", i)), size: cacheSize,
+			repo: reg.host + "/soak/vm", dir: filepath.Join(cfg.dir, fmt.Sprint("mnt", i)), of: samples[i]}
+		if cfg.shared {
+			m.cache, m.size = filepath.Join(cfg.dir, "cache"), sharedCache
+		}
 		if err := os.MkdirAll(m.dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -157,51 +192,81 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 	var t tally
 	var wg sync.WaitGroup
 	wg.Add(perMount * len(mounts))
-	for i, m := range mounts {
-		m.readers(reading, rng, samples[i].flat, perMount, &t, wg.Done)
+	for _, m := range mounts {
+		m.readers(reading, rng, perMount, &t, wg.Done)
 	}
-	err = harass(reading, cfg, reg, mounts, rng, stop)
+	look := watch{dir: mounts[0].cache, limit: sharedCache}
+	if cfg.shared {
+		wg.Go(func() { look.run(reading) })
+	}
+	err = harass(reading, cfg, reg, mounts, samples, rng, stop)
 	stop()
 	reg.chance.Store(0)
 	wg.Wait()
-	r := &report{faults: reg.counts, blobs: reg.blobs, took: time.Since(began)}
+	r := &report{faults: reg.counts, blobs: reg.blobs, took: time.Since(began), evicted: look.evicted, over: look.over}
 	r.reads, r.bytes, r.failed, r.wrong, r.torn = t.reads.Load(), t.bytes.Load(), t.failed.Load(), t.wrong.Load(), t.torn.Load()
 	r.last, _ = t.last.Load().(string)
 	for _, m := range mounts {
 		r.kills += m.kills.Load()
 		err = errors.Join(err, m.down())
 		if log := m.log.Bytes(); r.verdict() != nil {
-			fmt.Fprintf(os.Stderr, "%s: ... %s\n", m.ref, log[max(0, len(log)-2000):])
+			fmt.Fprintf(os.Stderr, "%s: ... %s\n", m.dir, log[max(0, len(log)-2000):])
 		}
 	}
 	return r, err
 }
 
-// harass kills and takes away until the campaign is over.
-func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, rng *rand.Rand, stop func()) error {
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+// harass kills and takes away until the campaign is over: in each mount by
+// itself, for one may have to wait until its readers are done.
+func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, samples []sample, rng *rand.Rand, stop func()) error {
+	var work errgroup.Group
+	for _, m := range mounts {
+		own := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
+		work.Go(func() error {
+			err := m.harass(ctx, cfg, samples, own)
+			if err != nil {
+				stop()
+			}
+			return err
+		})
+	}
+	work.Go(func() error {
+		for tick(ctx) {
+			switch n := rng.IntN(40); {
+			case cfg.faults > 0 && reg.injected() >= cfg.faults:
+				stop()
+			case n < 1 && cfg.away:
+				if err := reg.away(time.Duration(rng.IntN(1500)) * time.Millisecond); err != nil {
+					stop()
+					return err
+				}
+			}
 		}
-		switch n := rng.IntN(40); {
-		case cfg.faults > 0 && reg.injected() >= cfg.faults:
-			stop()
-		case n < 1 && cfg.away:
-			if err := reg.away(time.Duration(rng.IntN(1500)) * time.Millisecond); err != nil {
-				return err
-			}
-		case n < 9 && cfg.kills:
-			if err := mounts[rng.IntN(len(mounts))].kill(); err != nil {
-				return err
-			}
-		case n < 20:
-			if err := mounts[rng.IntN(len(mounts))].cold(); err != nil {
-				return err
-			}
+		return nil
+	})
+	return work.Wait()
+}
+
+func (m *mount) harass(ctx context.Context, cfg config, samples []sample, rng *rand.Rand) (err error) {
+	for err == nil && tick(ctx) {
+		switch n := rng.IntN(20); {
+		case n < 1 && cfg.kills:
+			err = m.kill()
+		case n < 4 && cfg.shared:
+			err = m.move(samples[rng.IntN(len(samples))])
+		case n < 3:
+			err = m.cold()
 		}
+	}
+	return err
+}
+
+// tick waits for a moment and says whether ctx still goes on.
+func tick(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(100*time.Millisecond + rand.N(200*time.Millisecond)):
+		return true
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,31 +19,38 @@ import (
 
 // mount is one epochfs mount, whose process may be killed and replaced.
 type mount struct {
-	bin, cache, ref, dir string
-	size                 string // of the cache
-	kills                atomic.Int64
-	log                  bytes.Buffer // of its processes; to be read when they have ended
-	cmd                  *exec.Cmd
-	using                sync.RWMutex // held by readers; exclusive while it is mounted anew
+	bin, cache, repo, dir string
+	size                  int64        // of the cache
+	kills, ups            atomic.Int64 // processes killed, and replaced
+	id                    uint64       // of the mount, as the kernel counts them
+	log                   bytes.Buffer // of its processes; to be read when they have ended
+	cmd                   *exec.Cmd
+	using                 sync.RWMutex // held by readers; exclusive while it is mounted anew
+	of                    sample       // what is mounted; under using
 }
 
 // up mounts and returns when the files are there.
 func (m *mount) up() error {
-	m.cmd = exec.Command(m.bin, "mount", "-f", "--cache-dir", m.cache, "--cache-size", m.size,
-		"--prefetch", "none", m.ref, m.dir)
+	m.cmd = exec.Command(m.bin, "mount", "-f", "--cache-dir", m.cache, "--cache-size", fmt.Sprint(m.size),
+		"--prefetch", "none", m.repo+":"+m.of.tag, m.dir)
 	out := &m.log
 	m.cmd.Stderr = out
 	if err := m.cmd.Start(); err != nil {
 		return err
 	}
 	for deadline := time.Now().Add(time.Minute); ; {
-		if _, err := os.Stat(filepath.Join(m.dir, fileName)); err == nil {
+		// What the kernel knows of a dead mount it goes on telling, so it
+		// must be another.
+		var st unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, filepath.Join(m.dir, fileName), 0, unix.STATX_SIZE|unix.STATX_MNT_ID_UNIQUE, &st)
+		if err == nil && st.Mnt_id != m.id {
+			m.id = st.Mnt_id
 			return nil
 		}
 		if time.Now().After(deadline) {
 			_ = m.cmd.Process.Kill()
 			_ = m.cmd.Wait()
-			return fmt.Errorf("%s was not mounted: %s", m.ref, out.String())
+			return fmt.Errorf("%s was not mounted: %s", m.dir, out.String())
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -57,6 +63,7 @@ func (m *mount) kill() error {
 		return err
 	}
 	_ = m.cmd.Wait() // killed, as it should be
+	defer m.ups.Add(1)
 	return m.up()
 }
 
@@ -65,6 +72,18 @@ func (m *mount) cold() error {
 	m.using.Lock()
 	defer m.using.Unlock()
 	return errors.Join(m.down(), os.RemoveAll(m.cache), m.up())
+}
+
+// move mounts another artifact, when no reader is at it. What was mounted
+// may be evicted from now on.
+func (m *mount) move(to sample) error {
+	m.using.Lock()
+	defer m.using.Unlock()
+	if err := m.down(); err != nil {
+		return err
+	}
+	m.of = to
+	return m.up()
 }
 
 func (m *mount) down() error {
@@ -84,10 +103,11 @@ func (t *tally) complain(to *atomic.Int64, format string, args ...any) {
 }
 
 // read does one read of a random kind and compares it.
-func (m *mount) read(rng *rand.Rand, flat []byte, t *tally) {
+func (m *mount) read(rng *rand.Rand, t *tally) {
 	m.using.RLock()
 	defer m.using.RUnlock()
-	kills := m.kills.Load()
+	flat := m.of.flat
+	ups := m.ups.Load()
 	off := rng.IntN(len(flat))
 	n := 1 + rng.IntN(min(256<<10, len(flat)-off))
 	var got []byte
@@ -107,10 +127,8 @@ func (m *mount) read(rng *rand.Rand, flat []byte, t *tally) {
 	switch {
 	case err == nil && !bytes.Equal(got, flat[off:min(off+n, off+len(got), len(flat))]):
 		t.complain(&t.wrong, "wrong bytes at %d, %d of them", off, len(got))
-	case err != nil && m.kills.Load() != kills:
-		t.torn.Add(1) // the process died under it
-	case err != nil && (errors.Is(err, syscall.ENOTCONN) || errors.Is(err, os.ErrNotExist)):
-		t.torn.Add(1) // it is dead, or not mounted yet
+	case err != nil && m.kills.Load() != ups:
+		t.torn.Add(1) // the process died before or under it
 		time.Sleep(5 * time.Millisecond)
 	case err != nil:
 		t.complain(&t.failed, "read [%d,%d): %v", off, off+n, err)
@@ -139,13 +157,14 @@ func (m *mount) pread(off, n, flags int) ([]byte, error) {
 }
 
 // readers read until ctx ends.
-func (m *mount) readers(ctx context.Context, rng *rand.Rand, flat []byte, n int, t *tally, done func()) {
+func (m *mount) readers(ctx context.Context, rng *rand.Rand, n int, t *tally, done func()) {
 	for range n {
 		own := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
 		go func() {
 			defer done()
 			for ctx.Err() == nil {
-				m.read(own, flat, t)
+				m.read(own, t)
+				time.Sleep(time.Millisecond) // what is cached takes none: faults are what counts
 			}
 		}()
 	}
