@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -67,7 +66,7 @@ type Cache struct {
 	index   index
 	room    room
 	spare   spare
-	retries atomic.Int64
+	counts  counts
 
 	mu       sync.Mutex
 	closed   bool

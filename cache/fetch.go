@@ -225,7 +225,7 @@ func (e *entry) failed(j *job, from, to int, err error) {
 	}
 	want := e.looseLocked(from, to, err)
 	e.mu.Unlock()
-	e.cache.retries.Add(1)
+	e.cache.counts.retried(err)
 	if slow {
 		e.cache.queue.push(demanded, want...)
 		return

@@ -29,7 +29,9 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if short {
 		p = p[:size-off]
 	}
-	if err := e.readAt(ctx, p, off); err != nil {
+	err := e.readAt(ctx, p, off)
+	e.cache.counts.read(ctx, len(p), err)
+	if err != nil {
 		return 0, err
 	}
 	if short {
@@ -106,6 +108,7 @@ func (e *entry) ensure(ctx context.Context, from, to int64) (map[int][]byte, err
 	if here {
 		return nil, nil
 	}
+	e.cache.counts.misses.Add(1)
 	return e.demand(ctx, i, j)
 }
 

@@ -65,6 +65,7 @@ type link struct {
 	asked    time.Time     // before this the source does not want requests
 	delay    time.Duration // smoothed time from request to first byte
 	speed    float64       // smoothed bytes per second of one connection
+	latency  Histogram     // of that time
 }
 
 const (
@@ -74,7 +75,7 @@ const (
 )
 
 func newLink(src Source, r *rate.Limiter) *link {
-	return &link{src: src, probing: make(chan struct{}, 1), rate: r}
+	return &link{src: src, probing: make(chan struct{}, 1), rate: r, latency: newLatency()}
 }
 
 // slowed is a body that keeps to the process's rate.
@@ -205,6 +206,7 @@ func (l *link) tookToFirstByte(d time.Duration) {
 		l.delay = d
 	}
 	l.delay += (d - l.delay) / 8
+	l.latency.observe(d)
 }
 
 // moved reports a body of n bytes that took d.

@@ -61,6 +61,106 @@ func (f *File) Waiting() []Wait {
 	return all
 }
 
-// Retries is how often a request of this process did not bring what it was
-// made for, and was made again.
-func (c *Cache) Retries() int64 { return c.retries.Load() }
+// Cell says what a stretch of a file holds: several of these at once, or
+// none of them where it is a hole.
+type Cell uint8
+
+// The values of Cell.
+const (
+	CellMissing  Cell = 1 << iota // data that is not here
+	CellPresent                   // data that is here, and that no digest has vouched for yet
+	CellVerified                  // data that is here and verified
+)
+
+// Cells cuts the file into stretches of size bytes, of which the last may
+// be shorter, and tells what each holds.
+func (f *File) Cells(size int64) []Cell {
+	e := f.entry
+	cells := make([]Cell, (e.file.Size()+size-1)/size)
+	piece, end, kind := -1, int64(0), Cell(0) // end of the piece in the payload
+	at := int64(0)                            // in the payload
+	for run := range e.file.Map.Payload(0, e.file.PayloadSize()) {
+		for off, left := run.Offset, run.Length; left > 0; {
+			for at >= end {
+				piece++
+				first, n := e.grid.extent(piece)
+				end, kind = first+n, e.cell(piece)
+			}
+			n := min(left, end-at)
+			for c := off / size; c <= (off+n-1)/size; c++ {
+				cells[c] |= kind
+			}
+			at, off, left = at+n, off+n, left-n
+		}
+	}
+	return cells
+}
+
+func (e *entry) cell(piece int) Cell {
+	switch {
+	case !e.state.has(piece):
+		return CellMissing
+	case e.state.verified(piece):
+		return CellVerified
+	}
+	return CellPresent
+}
+
+// Fetching says that bytes of the file are on their way.
+func (f *File) Fetching() bool {
+	e := f.entry
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, fl := range e.flights {
+		if fl.running {
+			return true
+		}
+	}
+	return len(e.streams) > 0
+}
+
+// Link is what has been learned about a source since the cache was opened.
+type Link struct {
+	RangesKnown bool          // a range was asked for and answered
+	Ranges      bool          // ranges are served; else whole blobs only
+	RoundTrip   time.Duration // from a request to the first byte of its answer, smoothed; 0 while unknown
+	Speed       float64       // bytes per second of one connection, smoothed; 0 while unknown
+	Failures    int           // in a row
+	Err         error         // the last of them; nil since a byte arrived
+	Retry       time.Time     // when the pause that the source asked for ends; past or zero: there is none
+	Latency     Histogram     // seconds from requests to their first bytes
+}
+
+// Link tells what was learned about src.
+func (c *Cache) Link(src Source) Link {
+	c.mu.Lock()
+	l := c.links[src]
+	c.mu.Unlock()
+	if l == nil {
+		return Link{Latency: newLatency()}
+	}
+	ranges := l.ranges.Load()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Link{
+		RangesKnown: ranges != rangesUnknown, Ranges: ranges == rangesHonoured,
+		RoundTrip: l.delay, Speed: l.speed, Failures: l.failures, Err: l.last, Retry: l.asked,
+		Latency: l.latency.clone(),
+	}
+}
+
+// Dir is the cache's directory.
+func (c *Cache) Dir() string { return c.root.Name() }
+
+// Space is what the cache takes on disk, in bytes.
+type Space struct {
+	Used  int64
+	Limit int64 // as given, or as the free space of the file system allows now
+	Full  bool  // nothing more could be kept when it was last tried
+}
+
+// Space measures what the cache takes. It looks at each of its files.
+func (c *Cache) Space() Space {
+	_, used := c.usage()
+	return Space{Used: used, Limit: c.limit(used), Full: c.full()}
+}

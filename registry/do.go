@@ -260,6 +260,7 @@ func retryTimes[T any](ctx context.Context, r *Registry, t target, tries uint, t
 	}, backoff.WithBackOff(b), backoff.WithMaxTries(tries), backoff.WithMaxElapsedTime(0),
 		backoff.WithNotify(func(err error, wait time.Duration) {
 			r.stats.retries.Add(1)
+			r.reasons.count(err)
 			r.log.Debug("registry: trying again", "error", err, "wait", wait)
 		}))
 	if err != nil {

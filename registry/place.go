@@ -22,6 +22,7 @@ type place struct {
 	mu       sync.Mutex
 	failures int // without a body that came whole since
 	until    time.Time
+	last     error // the last failure; nil since a body came whole
 	blobs    map[string]seen
 }
 
@@ -128,6 +129,7 @@ func (p *place) failed(err error) {
 	}
 	d += rand.N(d/4 + 1)
 	p.failures++
+	p.last = err
 	p.until = now.Add(d)
 	first := p.failures == 1
 	p.mu.Unlock()
@@ -139,7 +141,7 @@ func (p *place) failed(err error) {
 func (p *place) recovered() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.failures = 0
+	p.failures, p.last = 0, nil
 }
 
 // body watches what becomes of an answer; nil stays nil.

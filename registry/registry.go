@@ -45,6 +45,7 @@ type Registry struct {
 	plain     func(host string) bool
 	auth      *authorizer
 	stats     counters
+	reasons   tally // of stats.retries
 	ranges    atomic.Int32
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc

@@ -165,7 +165,7 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 	defer m.Wait()
 	since := time.Now()
 	// Without its socket a mount is as good, but cannot be asked.
-	socket, sockErr := control.Serve(control.Dir(), func() control.Mount { return o.Status(m, since) })
+	socket, sockErr := control.Serve(control.Dir(), control.WithRates(func() control.Mount { return o.Status(m, since) }))
 	if sockErr != nil {
 		opts.log.Warn("epochfs status will not tell much of this mount", "error", sockErr)
 	} else {

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,54 +19,110 @@ import (
 
 type statusOptions struct {
 	*globals
-	out io.Writer
-	dir string // "" for all mounts
+	out   io.Writer
+	dir   string        // "" for all mounts
+	watch time.Duration // between two looks; 0 for one look
+	strip bool          // draw the files
 }
+
+// watchEvery is what --watch means without a time.
+const watchEvery = time.Second
 
 func newStatusCmd(g *globals) *cobra.Command {
 	opts := statusOptions{globals: g}
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "status [DIR]",
 		Short: "Show mounts: what is local, what is fetched, what they wait for",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `status tells of all mounts on this machine, or of the one on DIR: how it is doing
+in one sentence, what of its files is local, what was fetched from where, and what
+readers wait for. Root sees the mounts of other users as well.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
 			if len(args) > 0 {
 				opts.dir = args[0]
 			}
-			return runStatus(opts)
+			return runStatus(cmd.Context(), opts)
 		},
 	}
+	f := cmd.Flags()
+	f.DurationVar(&opts.watch, "watch", 0, "look again and again, every second or as often as given (--watch=5s), until interrupted")
+	f.Lookup("watch").NoOptDefVal = watchEvery.String()
+	f.BoolVar(&opts.strip, "map", false, "draw where each file has holes, and what of it is missing, present, verified")
+	return cmd
 }
 
-func runStatus(opts statusOptions) error {
-	all, err := allMounts()
+func runStatus(ctx context.Context, opts statusOptions) error {
+	if opts.watch < 0 {
+		return usagef("--watch cannot be negative")
+	}
+	if opts.watch > 0 {
+		return opts.watchMounts(ctx)
+	}
+	all, err := opts.mounts()
 	if err != nil {
 		return err
+	}
+	if len(all) == 0 && !opts.json {
+		opts.note("nothing is mounted")
+	}
+	text, err := opts.render(all, time.Now())
+	if err == nil {
+		_, err = io.WriteString(opts.out, text)
+	}
+	return err
+}
+
+// render is the whole output for these mounts.
+func (opts *statusOptions) render(all []control.Mount, now time.Time) (string, error) {
+	var b strings.Builder
+	if opts.json {
+		err := printJSON(&b, control.Status{Version: control.Version, Mounts: all})
+		return b.String(), err
+	}
+	width := columns(opts.out)
+	for i, m := range all {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		printStatus(&b, m, now)
+		if opts.strip && len(m.Files) > 0 {
+			printMaps(&b, m.Files, width)
+		}
+	}
+	return b.String(), nil
+}
+
+// mounts are those that were asked for.
+func (opts *statusOptions) mounts() ([]control.Mount, error) {
+	all, err := allMounts()
+	if err != nil {
+		return nil, err
 	}
 	if opts.dir != "" {
 		// Not realPath: it would hang on a mount that does not answer.
 		dir, err := filepath.Abs(opts.dir)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
 			dir = filepath.Join(parent, filepath.Base(dir))
 		}
 		all = slices.DeleteFunc(all, func(m control.Mount) bool { return m.Dir != dir })
 		if len(all) == 0 {
-			return fmt.Errorf("nothing of ours is mounted on %s: %w", dir, errNotFound)
+			return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", dir, errNotFound)
 		}
 	}
-	if opts.json {
-		return printJSON(opts.out, control.Status{Version: control.Version, Mounts: all})
-	}
-	for _, m := range all {
-		if err := printStatus(opts.out, m, time.Now()); err != nil {
-			return err
+	for i := range all {
+		m := &all[i]
+		m.Summary = m.Sentence(time.Now())
+		for f := range m.Files {
+			if !opts.strip {
+				m.Files[f].Map = nil
+			}
 		}
 	}
-	return nil
+	return all, nil
 }
 
 // allMounts are those whose processes answer, and those that the kernel
@@ -79,62 +137,76 @@ func allMounts() ([]control.Mount, error) {
 		return nil, err
 	}
 	all := []control.Mount{}
-	silent := ""
+	var silent []string
 	for _, m := range answered {
 		if m.Dir == "" {
-			silent = ": " + m.Trouble
+			silent = append(silent, m.Trouble)
 			continue
 		}
 		all = append(all, m)
+	}
+	if os.Geteuid() == 0 {
+		all = append(all, othersMounts(known)...)
 	}
 	for _, k := range known {
 		if slices.ContainsFunc(all, func(m control.Mount) bool { return m.Dir == k.Dir }) {
 			continue
 		}
-		all = append(all, control.Mount{
-			Reference: k.Source, Dir: k.Dir, Files: []control.File{}, Waiting: []control.Wait{},
-			Trouble: "its process is dead, stopped, or another user's" + silent,
-		})
+		all = append(all, control.Silent(k.Dir, k.Source, strings.Join(append([]string{noAnswer}, silent...), ": ")))
 	}
-	slices.SortFunc(all, func(a, b control.Mount) int { return strings.Compare(a.Dir, b.Dir) })
-	return all, nil
+	slices.SortFunc(all, func(a, b control.Mount) int {
+		return cmp.Or(strings.Compare(a.Dir, b.Dir), b.PID-a.PID)
+	})
+	// While one process takes over from another, both may answer.
+	return slices.CompactFunc(all, func(a, b control.Mount) bool { return a.Dir == b.Dir }), nil
 }
 
-func printStatus(out io.Writer, m control.Mount, now time.Time) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s\n", printable(m.Dir), printable(m.Reference))
-	if m.Trouble != "" {
-		fmt.Fprintf(&b, "  %s\n", printable(m.Trouble))
-	}
-	if m.PID != 0 {
-		fmt.Fprintf(&b, "  process %d, for %s; %d requests, %s, %d retries\n", m.PID,
-			now.Sub(m.Since).Round(time.Second), m.Network.Requests, size(m.Network.Bytes), m.Network.Retries)
-	}
-	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	if len(m.Files) > 0 {
-		fmt.Fprintln(tw, "  FILE\tSIZE\tDATA\tLOCAL\tOPEN\tVERIFIED")
-	}
-	for _, f := range m.Files {
-		mode, verified := "no", "no"
-		if f.Mode != "" {
-			mode = f.Mode
+// noAnswer is the trouble of a mount that the kernel alone knows of.
+const noAnswer = "no process answers for it: it is dead, stopped, another user's, or has another " + control.DirEnv
+
+// othersMounts asks the processes of other users. They are believed about
+// their own mounts only.
+func othersMounts(known []*mounts.Mount) (all []control.Mount) {
+	asked := map[int]bool{0: true}
+	for _, k := range known {
+		if asked[k.UID] {
+			continue
 		}
-		if f.Verified {
-			verified = "yes"
+		asked[k.UID] = true
+		for _, m := range control.ListOf(k.UID) {
+			if slices.ContainsFunc(known, func(o *mounts.Mount) bool { return o.Dir == m.Dir && o.UID == k.UID }) {
+				all = append(all, m)
+			}
 		}
-		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\t%s\t%s\n", printable(f.Name), size(f.Size), size(f.Data), size(f.Local), mode, verified)
 	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	for _, w := range m.Waiting {
-		why := "the first answer is on its way"
-		if w.Error != "" {
-			why = "tried again after: " + w.Error
+	return all
+}
+
+// watchMounts looks until it is interrupted, or until the mount that it
+// looks at is gone.
+func (opts *statusOptions) watchMounts(ctx context.Context) error {
+	screen := newScreen(opts.out)
+	tick := time.NewTicker(opts.watch)
+	defer tick.Stop()
+	for {
+		all, err := opts.mounts()
+		if err != nil {
+			return err
 		}
-		fmt.Fprintf(&b, "  waits for %s of %s at %d since %s: %s\n", size(w.Length), printable(w.File), w.Offset,
-			now.Sub(w.Since).Round(time.Second), printable(why))
+		text, err := opts.render(all, time.Now())
+		if err != nil {
+			return err
+		}
+		if text == "" {
+			text = "nothing is mounted\n"
+		}
+		if err := screen.show(text); err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil // it is how looking ends
+		}
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
 }

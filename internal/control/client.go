@@ -20,11 +20,26 @@ import (
 // maxAnswer bounds what a mount may tell, in bytes.
 const maxAnswer = 64 << 20
 
-// List asks all mounts of dir. The sockets of processes that are gone are
-// taken away. A process that does not answer is told of with its id and
-// its trouble only. A directory that is not there has no mounts.
-func List(dir string) ([]Mount, error) {
-	if err := checkDir(dir); errors.Is(err, fs.ErrNotExist) {
+// List asks all mounts of dir, which belongs to this user. The sockets of
+// processes that are gone are taken away. A process that does not answer
+// is told of with its id and its trouble only. A directory that is not
+// there has no mounts.
+func List(dir string) ([]Mount, error) { return listOf(dir, os.Geteuid()) }
+
+// ListOf asks the mounts of another user, where that one's sockets are
+// usually. What comes may be anything that user likes. Nothing is taken
+// away.
+func ListOf(uid int) []Mount {
+	var all []Mount
+	for _, dir := range usualDirs(uid) {
+		m, _ := listOf(dir, uid) // a directory that is not good is as none
+		all = append(all, m...)
+	}
+	return all
+}
+
+func listOf(dir string, uid int) ([]Mount, error) {
+	if err := checkDir(dir, uid); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
@@ -43,9 +58,15 @@ func List(dir string) ([]Mount, error) {
 			continue
 		}
 		asked.Go(func() {
-			m, err := ask(filepath.Join(dir, e.Name()))
+			socket := filepath.Join(dir, e.Name())
+			m, err := ask(socket)
 			switch {
-			case errors.Is(err, errGone):
+			case errors.Is(err, syscall.ECONNREFUSED):
+				if uid == os.Geteuid() {
+					_ = os.Remove(socket)
+				}
+				return
+			case errors.Is(err, fs.ErrNotExist):
 				return
 			case err != nil:
 				m = Mount{PID: pid, Trouble: fmt.Sprintf("process %d does not answer: %v", pid, err)}
@@ -60,18 +81,8 @@ func List(dir string) ([]Mount, error) {
 	return all, nil
 }
 
-// errGone says that nobody is behind a socket any more.
-var errGone = errors.New("gone")
-
 func ask(socket string) (Mount, error) {
 	conn, err := net.DialTimeout("unix", socket, answerIn)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		_ = os.Remove(socket)
-		return Mount{}, errGone
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return Mount{}, errGone
-	}
 	if err != nil {
 		return Mount{}, err
 	}

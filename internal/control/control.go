@@ -22,8 +22,9 @@ type Status struct {
 // Version is that of Status.
 const Version = 1
 
-// Mount is one mount. Sizes are in bytes.
+// Mount is one mount. Sizes are in bytes, rates in bytes per second.
 type Mount struct {
+	Summary   string    `json:"summary"` // how it is doing, in one sentence
 	Reference string    `json:"reference"`
 	Digest    string    `json:"digest"`
 	Dir       string    `json:"dir"`
@@ -31,9 +32,22 @@ type Mount struct {
 	KeeperPID int       `json:"keeper_pid"`
 	Since     time.Time `json:"since"`
 	Files     []File    `json:"files"`
+	Reads     Reads     `json:"reads"`
 	Network   Network   `json:"network"`
+	Link      Link      `json:"link"`
+	Mirrors   []Mirror  `json:"mirrors"` // in the order in which they are asked, the registry itself last
+	Cache     Cache     `json:"cache"`
 	Waiting   []Wait    `json:"waiting"`
 	Trouble   string    `json:"trouble,omitempty"` // what is wrong with the mount as a whole, in words
+}
+
+// Silent is a mount of which nothing is known but that it is there.
+func Silent(dir, reference, trouble string) Mount {
+	return Mount{
+		Reference: reference, Dir: dir, Trouble: trouble, Files: []File{}, Mirrors: []Mirror{}, Waiting: []Wait{},
+		Network: Network{Causes: map[string]int64{}},
+		Link:    Link{Ranges: "unknown", Latency: Histogram{Bounds: []float64{}, Counts: []int64{}}},
+	}
 }
 
 // File is one file of a mount.
@@ -43,14 +57,69 @@ type File struct {
 	Data     int64  `json:"data"`  // what is not a hole
 	Local    int64  `json:"local"` // of data, what is in the cache
 	Mode     string `json:"mode"`  // how it is open: "cached", "passthrough", "direct", or "" where it is not
+	Open     int    `json:"open"`  // handles, in all modes
 	Verified bool   `json:"verified"`
+	Fetching bool   `json:"fetching"` // bytes of it are on their way
+	Map      *Map   `json:"map,omitempty"`
 }
 
-// Network is what was asked of the registry since the mount began.
+// Reads counts what readers got by way of the process, since it began.
+type Reads struct {
+	Count  int64 `json:"count"`
+	Bytes  int64 `json:"bytes"`
+	Misses int64 `json:"misses"` // had to wait for bytes from elsewhere
+	Failed int64 `json:"failed"` // ended with an I/O error
+}
+
+// Network is what was asked of the registry and its mirrors since the
+// process began.
 type Network struct {
-	Requests int64 `json:"requests"`
-	Bytes    int64 `json:"bytes"`
-	Retries  int64 `json:"retries"`
+	Requests int64            `json:"requests"`
+	Bytes    int64            `json:"bytes"`
+	Retries  int64            `json:"retries"`
+	Causes   map[string]int64 `json:"retries_by_cause"`
+	Rate     int64            `json:"rate"`       // just now; measured only while something is fetched
+	Limit    int64            `json:"limit_rate"` // 0 for none
+}
+
+// Link is what was learned about the way to the bytes.
+type Link struct {
+	Ranges     string    `json:"ranges"`             // "served", "ignored", or "unknown"
+	RoundTrip  float64   `json:"round_trip_seconds"` // from a request to the first byte of its answer; 0 while unknown
+	Connection int64     `json:"connection_rate"`    // what one connection carries; 0 while unknown
+	Failures   int       `json:"failures"`           // in a row
+	Error      string    `json:"error"`              // the last of them; "" since a byte arrived
+	Latency    Histogram `json:"first_byte_seconds"` // of all requests for bytes of files
+}
+
+// Histogram counts durations in seconds.
+type Histogram struct {
+	Bounds []float64 `json:"bounds"` // upper bounds of the buckets
+	Counts []int64   `json:"counts"` // of each bucket alone, and of what is beyond the last bound
+	Sum    float64   `json:"sum"`
+}
+
+// Mirror is one place that bytes come from.
+type Mirror struct {
+	Host     string    `json:"host"`
+	Registry bool      `json:"registry"` // it is the registry itself
+	Trusted  bool      `json:"trusted"`  // it may send what no digest vouches for in time
+	Requests int64     `json:"requests"`
+	Bytes    int64     `json:"bytes"`
+	Rate     int64     `json:"rate"`
+	Failures int       `json:"failures"`         // in a row
+	Resting  time.Time `json:"resting,omitzero"` // not asked before this
+	Error    string    `json:"error"`            // why it failed last; "" since it served
+	Missing  int       `json:"missing"`          // blobs that it did not have lately
+	Wrong    int       `json:"wrong"`            // blobs of which it sent wrong bytes
+}
+
+// Cache is the cache directory, with what other mounts have there.
+type Cache struct {
+	Dir   string `json:"dir"`
+	Used  int64  `json:"used"`
+	Limit int64  `json:"limit"`
+	Full  bool   `json:"full"` // of files in use: what is fetched is not kept
 }
 
 // Wait is bytes that readers wait for.
@@ -62,6 +131,7 @@ type Wait struct {
 	Since   time.Time `json:"since"`
 	Readers int       `json:"readers"`
 	Error   string    `json:"error"` // of the last try; "" during the first
+	Cause   string    `json:"cause"` // of that error, in a few words
 }
 
 // DirEnv names the environment variable for the directory of the sockets.
@@ -79,23 +149,34 @@ func Dir() string {
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 		return filepath.Join(dir, "epochfs")
 	}
-	return filepath.Join(os.TempDir(), "epochfs-"+strconv.Itoa(os.Geteuid()))
+	return tempDir(os.Geteuid())
+}
+
+func tempDir(uid int) string { return filepath.Join(os.TempDir(), "epochfs-"+strconv.Itoa(uid)) }
+
+// usualDirs is where a user's sockets are who has not chosen another place.
+func usualDirs(uid int) []string {
+	if uid == 0 {
+		return []string{"/run/epochfs"}
+	}
+	return []string{filepath.Join("/run/user", strconv.Itoa(uid), "epochfs"), tempDir(uid)}
 }
 
 // suffix ends the names of sockets; what is before it is the process's id.
 const suffix = ".sock"
 
-// errForeign says that a directory is not this user's alone.
+// errForeign says that a directory is not its user's alone.
 var errForeign = errors.New("it belongs to somebody else, or others can write to it")
 
-// checkDir refuses a directory in which others could put a socket.
-func checkDir(dir string) error {
+// checkDir refuses a directory in which others than the user could put a
+// socket.
+func checkDir(dir string, uid int) error {
 	st, err := os.Lstat(dir)
 	if err != nil {
 		return err
 	}
 	sys, ok := st.Sys().(*syscall.Stat_t)
-	if !ok || !st.IsDir() || int(sys.Uid) != os.Geteuid() || st.Mode().Perm()&0o022 != 0 {
+	if !ok || !st.IsDir() || int(sys.Uid) != uid || st.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("%s: %w", dir, errForeign)
 	}
 	return nil

@@ -18,7 +18,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var sample = Mount{
 	Reference: "r.example.com/vm@sha256:00", Digest: "sha256:00", Dir: "/mnt/snap", PID: 7, Since: time.Unix(1e9, 0).UTC(),
-	Files:   []File{{Name: "memory-ranges", Size: 10, Data: 8, Local: 4, Mode: "cached"}},
+	Files:   []File{{Name: "memory-ranges", Size: 10, Data: 8, Local: 4, Mode: "cached", Map: &Map{Cell: 4096, Cells: "+"}}},
+	Mirrors: []Mirror{{Host: "r.example.com", Registry: true}},
 	Network: Network{Requests: 1, Bytes: 2, Retries: 3},
 	Waiting: []Wait{{File: "memory-ranges", Offset: 4, Length: 4, Digest: "sha256:01", Since: time.Unix(1e9, 0).UTC(), Readers: 1, Error: "x"}},
 }
@@ -114,7 +115,11 @@ func TestKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range strings.Fields(`version mounts reference digest dir pid keeper_pid since files
-		name size data local mode verified network requests bytes retries waiting`) {
+		name size data local mode verified network requests bytes retries waiting
+		file offset length digest since readers error
+		summary open fetching map cell cells reads count misses failed retries_by_cause rate limit_rate
+		link ranges round_trip_seconds connection_rate failures first_byte_seconds bounds counts sum
+		mirrors host registry trusted missing wrong cache used limit full cause`) {
 		if !strings.Contains(string(raw), `"`+key+`":`) {
 			t.Errorf("no key %q in %s", key, raw)
 		}

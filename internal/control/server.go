@@ -33,7 +33,7 @@ func Serve(dir string, status func() Mount) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := checkDir(dir); err != nil {
+	if err := checkDir(dir, os.Geteuid()); err != nil {
 		return nil, err
 	}
 	name := filepath.Join(dir, strconv.Itoa(os.Getpid())+suffix)

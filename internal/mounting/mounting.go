@@ -27,8 +27,9 @@ type Opened struct {
 	Cache     *cache.Cache // nil where nothing is kept
 	Notes     []string     // what a user should know, one line each; maybe none
 
-	source   cache.Source
-	uncached *uncached // nil with a cache
+	source    cache.Source
+	uncached  *uncached // nil with a cache
+	limitRate int64     // of Config
 
 	mu    sync.Mutex
 	files map[*layout.File]*cache.File
@@ -42,7 +43,7 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Opened{files: map[*layout.File]*cache.File{}}
+	o := &Opened{files: map[*layout.File]*cache.File{}, limitRate: cfg.LimitRate}
 	o.Registry, err = cfg.mirrors(ref)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,8 @@ package mounts
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 )
@@ -17,6 +19,7 @@ type Mount struct {
 	Source       string // what is mounted; for ours the reference
 	Type         string // file system type
 	Major, Minor int    // device number
+	UID          int    // who made a FUSE mount; 0 where that is not told
 }
 
 // Ours says whether epochfs made the mount.
@@ -30,7 +33,7 @@ func All() ([]*Mount, error) {
 	}
 	var ours []*Mount
 	for _, i := range all {
-		ours = append(ours, &Mount{Dir: i.Mountpoint, Source: i.Source, Type: i.FSType, Major: i.Major, Minor: i.Minor})
+		ours = append(ours, fromInfo(i))
 	}
 	return ours, nil
 }
@@ -45,6 +48,15 @@ func Find(dir string) (*Mount, error) {
 	if len(all) == 0 {
 		return nil, nil
 	}
-	top := all[len(all)-1]
-	return &Mount{Dir: dir, Source: top.Source, Type: top.FSType, Major: top.Major, Minor: top.Minor}, nil
+	return fromInfo(all[len(all)-1]), nil
+}
+
+func fromInfo(i *mountinfo.Info) *Mount {
+	m := &Mount{Dir: i.Mountpoint, Source: i.Source, Type: i.FSType, Major: i.Major, Minor: i.Minor}
+	for _, option := range strings.Split(i.VFSOptions, ",") {
+		if id, ok := strings.CutPrefix(option, "user_id="); ok {
+			m.UID, _ = strconv.Atoi(id) // the kernel writes a number
+		}
+	}
+	return m
 }

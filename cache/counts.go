@@ -1,0 +1,110 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Counts are sums over all files since the cache was opened. Reads that
+// the kernel answers by itself are not among them.
+type Counts struct {
+	Reads  int64 // of files, by readers
+	Bytes  int64 // that they were given
+	Misses int64 // reads that had to wait for bytes
+	Failed int64 // reads that ended with an error, but for those that the reader gave up
+
+	// Retries are requests that did not bring what they were made for, and
+	// were made again, by why: "slow", "content", what the Reason method of
+	// the source's error says, or "other".
+	Retries map[string]int64
+}
+
+// Counts returns the counts.
+func (c *Cache) Counts() Counts {
+	n := &c.counts
+	all := Counts{
+		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(),
+		Retries: map[string]int64{},
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for why, times := range n.retries {
+		all.Retries[why] = times
+	}
+	return all
+}
+
+type counts struct {
+	reads, bytes, misses, failed atomic.Int64
+
+	mu      sync.Mutex
+	retries map[string]int64
+}
+
+// read counts a read of n bytes that ended with err.
+func (n *counts) read(ctx context.Context, size int, err error) {
+	n.reads.Add(1)
+	switch {
+	case err == nil:
+		n.bytes.Add(int64(size))
+	case ctx.Err() == nil:
+		n.failed.Add(1)
+	}
+}
+
+// retried counts a request that failed with err.
+func (n *counts) retried(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.retries == nil {
+		n.retries = map[string]int64{}
+	}
+	n.retries[reason(err)]++
+}
+
+// reason names an error for counting.
+func reason(err error) string {
+	var wrong *contentError
+	var told interface{ Reason() string }
+	switch {
+	case errors.Is(err, errSlow):
+		return "slow"
+	case errors.As(err, &wrong):
+		return "content"
+	case errors.As(err, &told):
+		return told.Reason()
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "cut"
+	}
+	return "other"
+}
+
+// Histogram counts durations, in seconds.
+type Histogram struct {
+	Bounds []float64 // upper bounds of the buckets, rising
+	Counts []int64   // of each bucket, and of what is beyond the last bound
+	Sum    float64
+}
+
+// latencies are the bounds for answers of registries: from one on this
+// machine to one that is about to be given up.
+var latencies = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}
+
+func newLatency() Histogram {
+	return Histogram{Bounds: latencies, Counts: make([]int64, len(latencies)+1)}
+}
+
+func (h *Histogram) observe(d time.Duration) {
+	i, _ := slices.BinarySearch(h.Bounds, d.Seconds())
+	h.Counts[i]++
+	h.Sum += d.Seconds()
+}
+
+func (h *Histogram) clone() Histogram {
+	return Histogram{Bounds: h.Bounds, Counts: slices.Clone(h.Counts), Sum: h.Sum}
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/cocoonstack/epochfs/internal/control"
+)
+
+// printStatus prints a mount for people.
+func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
+	fmt.Fprintf(b, "%s: %s\n", printable(m.Dir), printable(m.Reference))
+	fmt.Fprintf(b, "  %s\n", printable(m.Summary))
+	if m.PID != 0 {
+		fmt.Fprintf(b, "  process %d, for %s; %d requests, %s, %d retries%s\n", m.PID,
+			now.Sub(m.Since).Round(time.Second), m.Network.Requests, size(m.Network.Bytes), m.Network.Retries, causes(m.Network.Causes))
+		fmt.Fprintf(b, "  %s\n", printable(linkLine(m)))
+		fmt.Fprintf(b, "  cache %s: %s of %s\n", printable(m.Cache.Dir), size(m.Cache.Used), size(m.Cache.Limit))
+	}
+	if len(m.Mirrors) > 1 {
+		for _, p := range m.Mirrors {
+			fmt.Fprintf(b, "  %s\n", printable(mirrorLine(p, now)))
+		}
+	}
+	printFiles(b, m.Files)
+	for _, w := range m.Waiting {
+		why := "the first answer is on its way"
+		if w.Error != "" {
+			why = "tried again after: " + w.Error
+		}
+		fmt.Fprintf(b, "  waits for %s of %s at %d since %s: %s\n", size(w.Length), printable(w.File), w.Offset,
+			now.Sub(w.Since).Round(time.Second), printable(why))
+	}
+}
+
+// causes says why requests were made again.
+func causes(counts map[string]int64) string {
+	var all []string
+	for _, why := range sortedKeys(counts) {
+		all = append(all, fmt.Sprintf("%s %d", why, counts[why]))
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return printable(" (" + strings.Join(all, ", ") + ")")
+}
+
+// linkLine is what was learned about the way to the bytes.
+func linkLine(m control.Mount) string {
+	var known []string
+	if trip := m.Link.RoundTrip; trip > 0 {
+		known = append(known, fmt.Sprintf("%.3g ms to the first byte", trip*1000))
+	}
+	if rate := m.Link.Connection; rate > 0 {
+		known = append(known, humanize.Bytes(uint64(rate))+"/s a connection")
+	}
+	switch m.Link.Ranges {
+	case "served":
+		known = append(known, "ranges are served")
+	case "ignored":
+		known = append(known, "Range is ignored")
+	}
+	if len(known) == 0 {
+		known = append(known, "not known yet")
+	}
+	return "link: " + strings.Join(known, ", ")
+}
+
+func mirrorLine(p control.Mirror, now time.Time) string {
+	kind := "mirror"
+	if p.Registry {
+		kind = "registry"
+	}
+	line := fmt.Sprintf("%s %s: %d requests, %s", kind, p.Host, p.Requests, size(p.Bytes))
+	if p.Missing > 0 {
+		line += fmt.Sprintf(", %d blobs not there", p.Missing)
+	}
+	if p.Wrong > 0 {
+		line += fmt.Sprintf(", wrong bytes of %d blobs", p.Wrong)
+	}
+	if p.Resting.After(now) {
+		line += fmt.Sprintf("; left alone for %s: %s", p.Resting.Sub(now).Round(time.Second), p.Error)
+	}
+	return line
+}
+
+func printFiles(b *strings.Builder, files []control.File) {
+	if len(files) == 0 {
+		return
+	}
+	tw := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "  FILE\tSIZE\tDATA\tLOCAL\t\tOPEN\tVERIFIED")
+	for _, f := range files {
+		mode, verified := "no", "no"
+		if f.Mode != "" {
+			mode = f.Mode
+		}
+		if f.Verified {
+			verified = "yes"
+		}
+		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(f.Name), size(f.Size), size(f.Data), size(f.Local),
+			control.Percent(f.Local, f.Data), mode, verified)
+	}
+	_ = tw.Flush() // a Builder takes everything
+}
+
+// glyphs are what letters of a map look like where the terminal has them.
+var glyphs = strings.NewReplacer(
+	string(control.Hole), "·", string(control.Missing), "░", string(control.Partly), "▒",
+	string(control.Present), "▓", string(control.Verified), "█",
+)
+
+// printMaps draws each file as a strip, and says what its blocks mean.
+func printMaps(b *strings.Builder, files []control.File, width int) {
+	drawn := func(strip string) string { return strip }
+	if utf8Terminal() {
+		drawn = glyphs.Replace
+	}
+	for _, f := range files {
+		if f.Map == nil {
+			continue
+		}
+		fmt.Fprintf(b, "%s, %s\n%s\n", printable(f.Name), size(f.Size), drawn(f.Map.Strip(width)))
+	}
+	legend := []struct {
+		letter rune
+		means  string
+	}{
+		{control.Hole, "hole"}, {control.Missing, "missing"}, {control.Partly, "partly present"},
+		{control.Present, "present"}, {control.Verified, "verified"},
+	}
+	var all []string
+	for _, l := range legend {
+		all = append(all, drawn(string(l.letter))+" "+l.means)
+	}
+	fmt.Fprintln(b, strings.Join(all, "   "))
+}

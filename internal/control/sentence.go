@@ -1,0 +1,154 @@
+package control
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+)
+
+// longWait is from when on a reader who waits is no longer what it looks
+// like whenever something is fetched.
+const longWait = 2 * time.Second
+
+// Sentence says how the mount is doing and, if that is slowly, why.
+func (m *Mount) Sentence(now time.Time) string {
+	if m.Trouble != "" {
+		return m.Trouble
+	}
+	parts := []string{m.local()}
+	wait := m.longest()
+	stuck := wait != nil && wait.Error != ""
+	if stuck {
+		parts = append(parts, fmt.Sprintf("waiting %s for %s: %s", ago(now, wait.Since), wait.File, firstOf(wait.Cause, wait.Error)))
+	}
+	if names := m.fetched(); names != "" && (!stuck || m.Network.Rate > 0) {
+		parts = append(parts, m.activity(names))
+	}
+	switch {
+	case stuck:
+	case wait == nil:
+		parts = append(parts, "nothing waits")
+	case now.Sub(wait.Since) >= longWait:
+		parts = append(parts, fmt.Sprintf("waiting %s for %s", ago(now, wait.Since), wait.File))
+	default:
+		parts = append(parts, fmt.Sprintf("readers wait %s at most", ago(now, wait.Since)))
+	}
+	return strings.Join(append(parts, m.caveats(now)...), "; ")
+}
+
+// local says how much of the data is here.
+func (m *Mount) local() string {
+	var data, local int64
+	for _, f := range m.Files {
+		data, local = data+f.Data, local+f.Local
+	}
+	return fmt.Sprintf("local: %s of %s", Percent(local, data), humanize.IBytes(uint64(data)))
+}
+
+// Percent is part of whole. It is 0 % and 100 % for nothing and all only.
+func Percent(part, whole int64) string {
+	switch {
+	case part >= whole:
+		return "100 %"
+	case part == 0:
+		return "0 %"
+	case part*100 < whole:
+		return "under 1 %"
+	}
+	return fmt.Sprintf("%d %%", int64(float64(part)/float64(whole)*100))
+}
+
+// activity says what comes from where, and what holds it back.
+func (m *Mount) activity(names string) string {
+	host := ""
+	var most int64 = -1
+	for _, p := range m.Mirrors {
+		if p.Rate > most || p.Rate == most && p.Registry {
+			host, most = p.Host, p.Rate
+		}
+	}
+	if m.Network.Rate == 0 {
+		return fmt.Sprintf("asking %s for %s", host, names)
+	}
+	rate := humanize.Bytes(uint64(m.Network.Rate)) + "/s"
+	switch {
+	case m.Link.Ranges == "ignored":
+		return fmt.Sprintf("slow because the registry ignores Range: %s comes from its start, at %s from %s", names, rate, host)
+	case m.Network.Limit > 0 && m.Network.Rate*10 >= m.Network.Limit*8:
+		return fmt.Sprintf("reading %s at %s from %s, no faster because of --limit-rate", names, rate, host)
+	}
+	return fmt.Sprintf("reading %s at %s from %s", names, rate, host)
+}
+
+// fetched names the files whose bytes are on their way.
+func (m *Mount) fetched() string {
+	var names []string
+	for _, f := range m.Files {
+		if f.Fetching {
+			names = append(names, f.Name)
+		}
+	}
+	switch n := len(names); {
+	case n > 2:
+		return fmt.Sprintf("%s and %d others", names[0], n-1)
+	case n == 2:
+		return names[0] + " and " + names[1]
+	case n == 1:
+		return names[0]
+	}
+	return ""
+}
+
+// longest is what somebody has waited for longest; nil where nobody waits.
+func (m *Mount) longest() *Wait {
+	var longest *Wait
+	for i := range m.Waiting {
+		if w := &m.Waiting[i]; longest == nil || w.Since.Before(longest.Since) {
+			longest = w
+		}
+	}
+	return longest
+}
+
+// caveats are what is worth to be known although it holds nobody up.
+func (m *Mount) caveats(now time.Time) (all []string) {
+	if m.Reads.Failed > 0 {
+		all = append(all, fmt.Sprintf("%d reads have failed", m.Reads.Failed))
+	}
+	if m.Cache.Full {
+		all = append(all, "the cache is full: what is fetched is not kept")
+	}
+	for _, p := range m.Mirrors {
+		switch {
+		case p.Registry:
+		case p.Resting.After(now):
+			all = append(all, fmt.Sprintf("the mirror %s fails: %s", p.Host, p.Error))
+		case p.Wrong > 0:
+			all = append(all, fmt.Sprintf("the mirror %s has sent wrong bytes", p.Host))
+		}
+	}
+	return all
+}
+
+// ago is the time since then, as one number.
+func ago(now, then time.Time) string {
+	switch d := max(0, now.Sub(then)); {
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	default:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+}
+
+func firstOf(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,146 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Place tells how one of the places is doing that Mirrors reads from.
+type Place struct {
+	Host    string // with the port, where one is named
+	Own     bool   // the registry itself, and not a mirror of it
+	Trusted bool   // it may serve what no digest vouches for in time
+	Stats   Stats
+
+	Failures int       // of a mirror, in a row
+	Resting  time.Time // a mirror is not asked before this; zero, or past, where it is
+	Err      error     // why it failed last; nil since a body came whole
+	Missing  int       // blobs that it lacked when it was last asked
+	Wrong    int       // blobs of which it sent wrong bytes
+}
+
+// Places tells of all places, in the order in which they are asked. The
+// registry itself is the last; how that one fails is its callers' to know.
+func (m *Mirrors) Places() []Place {
+	all := make([]Place, 0, len(m.places))
+	for _, p := range m.places {
+		all = append(all, p.status(time.Now()))
+	}
+	return all
+}
+
+func (p *place) status(now time.Time) Place {
+	s := Place{Host: p.reg.host, Own: p.own, Trusted: p.trusted, Stats: p.reg.Stats()}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.Failures, s.Resting, s.Err = p.failures, p.until, p.last
+	for _, b := range p.blobs {
+		if b.wrong {
+			s.Wrong++
+		}
+		if now.Before(b.missing) {
+			s.Missing++
+		}
+	}
+	return s
+}
+
+// Reasons counts the retries in Stats by the Reason of what had failed.
+func (m *Mirrors) Reasons() map[string]int64 {
+	all := map[string]int64{}
+	for _, p := range m.places {
+		p.reg.reasons.addTo(all)
+	}
+	return all
+}
+
+// tally counts errors by reason. Its zero value is ready.
+type tally struct {
+	mu       sync.Mutex
+	byReason map[string]int64
+}
+
+func (t *tally) count(err error) {
+	reason := "other"
+	var e *Error
+	if errors.As(err, &e) {
+		reason = e.Reason()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byReason == nil {
+		t.byReason = map[string]int64{}
+	}
+	t.byReason[reason]++
+}
+
+func (t *tally) addTo(all map[string]int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for reason, n := range t.byReason {
+		all[reason] += n
+	}
+}
+
+// Reason is what went wrong as one word out of a few, for counting:
+// http_503, refused, reset, no_route, dns, certificate, stalled, timeout,
+// cut, content, denied or other.
+func (e *Error) Reason() string {
+	reason, _ := e.brief()
+	return reason
+}
+
+// Brief is what went wrong in a few words, without what was asked of whom.
+func (e *Error) Brief() string {
+	_, text := e.brief()
+	return text
+}
+
+// errnos are those that a network has.
+var errnos = map[syscall.Errno]string{
+	syscall.ECONNREFUSED: "refused",
+	syscall.ECONNRESET:   "reset",
+	syscall.EPIPE:        "reset",
+	syscall.ENETUNREACH:  "no_route",
+	syscall.EHOSTUNREACH: "no_route",
+	syscall.ENETDOWN:     "no_route",
+	syscall.ETIMEDOUT:    "timeout",
+}
+
+func (e *Error) brief() (reason, text string) {
+	var errno syscall.Errno
+	var dns *net.DNSError
+	var late net.Error
+	known := errors.As(e.cause, &errno) && errnos[errno] != ""
+	switch {
+	case e.Status != 0 && e.cause == nil && http.StatusText(e.Status) != "":
+		code := strconv.Itoa(e.Status)
+		return "http_" + code, code + " " + http.StatusText(e.Status)
+	case e.kind == ErrContent:
+		return "content", "wrong content"
+	case known:
+		return errnos[errno], errno.Error()
+	case errors.As(e.cause, &dns):
+		return "dns", "the host's name cannot be resolved"
+	case isCertificate(e.cause):
+		return "certificate", "its certificate is not trusted"
+	case errors.Is(e.cause, errStalled):
+		return "stalled", errStalled.Error()
+	case errors.Is(e.cause, context.DeadlineExceeded), errors.As(e.cause, &late) && late.Timeout():
+		return "timeout", "no answer in time"
+	case errors.Is(e.cause, io.ErrUnexpectedEOF):
+		return "cut", "the connection was cut"
+	case e.kind == ErrDenied:
+		return "denied", ErrDenied.Error()
+	case e.cause != nil:
+		return "other", clip(e.cause.Error())
+	}
+	return "other", "it failed"
+}
