@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -60,9 +61,10 @@ type Cache struct {
 	stop    context.CancelFunc
 	queue   *queue
 	buffers *semaphore.Weighted
-	rate    *rate.Limiter  // nil without a limit
-	work    sync.WaitGroup // all goroutines but the queue's jobs
-	checks  chan *entry    // files that may have become complete
+	windows *semaphore.Weighted // of frames that are decoded as streams, beside the buffers
+	rate    *rate.Limiter       // nil without a limit
+	work    sync.WaitGroup      // all goroutines but the queue's jobs
+	checks  chan *entry         // files that may have become complete
 	index   index
 	room    room
 	spare   spare
@@ -99,6 +101,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 		root:     root,
 		log:      opts.Log,
 		buffers:  semaphore.NewWeighted(opts.Memory),
+		windows:  semaphore.NewWeighted(zstdframe.MaxWindow),
 		checks:   make(chan *entry, 1024),
 		entries:  map[string]*entry{},
 		links:    map[Source]*link{},
@@ -160,7 +163,7 @@ func (c *Cache) Close() error {
 // File opens the cached form of f, and makes it where there is none. What
 // is missing comes from src. Files with the same content share one form.
 func (c *Cache) File(f *layout.File, src Source) (*File, error) {
-	key := f.Key()
+	key := keyOf(f, newGrid(f), src)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {

@@ -269,6 +269,9 @@ func (e *entry) copyPiece(part, i int, d *donated) {
 			verified = true
 		}
 	}
+	if !verified && d.entry != e {
+		return // another source may have sent it
+	}
 	e.arrived(i, buf, verified)
 }
 

@@ -48,6 +48,7 @@ type entry struct {
 	bad       map[int]int     // pieces whose bytes were wrong, how often
 	strikes   map[int]int     // parts that were wrong as a whole, how often
 	condemned map[int]error   // parts that are out of service, why
+	proofs    map[int]*proof  // parts that are being compared for readers who wait
 	dropped   []func()        // called when bytes that were handed out were wrong
 	backing   *os.File        // read-only, for the kernel; opened once
 }
@@ -58,6 +59,7 @@ func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 	e := &entry{
 		cache: c, key: key, file: f, grid: newGrid(f), link: l,
 		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{}, strikes: map[int]int{}, condemned: map[int]error{}, vouched: map[int]bool{},
+		proofs: map[int]*proof{},
 	}
 	e.ctx, e.stop = context.WithCancel(c.ctx)
 	err := e.openFiles()

@@ -157,7 +157,7 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 	first, _ := e.grid.extent(from)
 	last, n := e.grid.extent(to - 1)
 	length := last + n - first
-	body, whole, err := e.link.open(j.ctx, p, first-p.Offset, length, e.checked(part), func() { j.adopted = e.beginStream(part) })
+	body, whole, err := e.link.open(j.ctx, p, first-p.Offset, length, e.grid.checked(part), func() { j.adopted = e.beginStream(part) })
 	switch {
 	case err != nil:
 		return from, err

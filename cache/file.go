@@ -44,11 +44,16 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
 	var unkept map[int][]byte
 	from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+int64(len(p)))
-	if from < to && !e.state.sealed() {
+	for ready := from == to || e.state.sealed(); !ready; {
+		if err := e.prove(ctx, from, to); err != nil {
+			return err
+		}
 		var err error
 		if unkept, err = e.ensure(ctx, from, to); err != nil {
 			return err
 		}
+		// What has gone meanwhile came anew, and must be proved again.
+		ready = e.proved(from, to)
 	}
 	if err := e.readData(p, off, from, to); err != nil {
 		return noEOF(err)

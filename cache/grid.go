@@ -78,6 +78,26 @@ func (g *grid) whole(part int) bool {
 	return g.first[part+1]-g.first[part] <= 1 && p.StoredSize <= wholeLimit && p.Length <= wholeLimit
 }
 
+// checked says that each piece of a part is compared with a digest before
+// it is used.
+func (g *grid) checked(part int) bool {
+	if g.whole(part) {
+		return true
+	}
+	_, ok := g.sum(g.first[part])
+	return ok
+}
+
+// allChecked says it of all parts.
+func (g *grid) allChecked() bool {
+	for part := range g.size {
+		if !g.checked(part) {
+			return false
+		}
+	}
+	return true
+}
+
 // sum returns the digest that piece i can be checked against by itself.
 // A piece that is its whole part is checked against the part's digest
 // instead, and has none here.

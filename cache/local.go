@@ -19,16 +19,17 @@ type Local struct {
 	entry *entry // with file, grid, state and data alone
 }
 
-// OpenLocal opens the cached form of f in the cache at dir. Where there
-// is none that can be used, the error says fs.ErrNotExist.
-func OpenLocal(dir string, f *layout.File) (*Local, error) {
+// OpenLocal opens the cached form of f, from src, in the cache at dir.
+// Where there is none that can be used, the error says fs.ErrNotExist.
+func OpenLocal(dir string, f *layout.File, src Source) (*Local, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	key := f.Key()
-	e := &entry{file: f, grid: newGrid(f), key: key}
+	g := newGrid(f)
+	key := keyOf(f, g, src)
+	e := &entry{file: f, grid: g, key: key}
 	l := &Local{e}
 	sf, err := root.OpenFile(e.path(".state"), os.O_RDONLY|openFlags, 0)
 	if err != nil {

@@ -50,7 +50,8 @@ const (
 
 // link is what has been learned about one source.
 type link struct {
-	src Source
+	src    Source
+	proven bool // who is behind it; see Origin
 
 	// ranges is rangesUnknown until one ranged request was answered.
 	ranges  atomic.Int32
@@ -75,7 +76,7 @@ const (
 )
 
 func newLink(src Source, r *rate.Limiter) *link {
-	return &link{src: src, probing: make(chan struct{}, 1), rate: r, latency: newLatency()}
+	return &link{src: src, proven: proven(src), probing: make(chan struct{}, 1), rate: r, latency: newLatency()}
 }
 
 // slowed is a body that keeps to the process's rate.

@@ -105,16 +105,6 @@ func (e *entry) checkPiece(i int, payload []byte) (verified bool, err error) {
 	return true, nil
 }
 
-// checked says that each piece of a part is compared with a digest before
-// it is used.
-func (e *entry) checked(part int) bool {
-	if e.grid.whole(part) {
-		return true
-	}
-	_, ok := e.grid.sum(e.grid.first[part])
-	return ok
-}
-
 // wrong makes the error for bytes that their digest does not vouch for.
 func (e *entry) wrong(part int, what string) *contentError {
 	return &contentError{error: fmt.Errorf("%q, blob %s, %s: digest does not agree: %w",

@@ -1,10 +1,12 @@
 package cache
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -102,36 +104,40 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	}
 	defer e.cache.buffers.Release(weight)
 	if body == nil {
-		if body, _, err = e.link.open(ctx, p, 0, p.StoredSize, e.checked(part), nil); err != nil {
+		if body, _, err = e.link.open(ctx, p, 0, p.StoredSize, e.grid.checked(part), nil); err != nil {
 			return next, err
 		}
 	}
-	defer body.Close()
+	whole := &resuming{ctx: ctx, entry: e, part: p, checked: e.grid.checked(part), body: body}
+	defer whole.Close()
 
 	began := time.Now()
 	// Where each piece has a digest, the whole blob's says nothing more.
-	hash := newSideHash(!e.checked(part))
+	hash := newSideHash(!e.grid.checked(part))
 	defer hash.close()
-	stored := &io.LimitedReader{R: hash.tee(body), N: p.StoredSize}
+	stored := &io.LimitedReader{R: hash.tee(whole), N: p.StoredSize}
 	payload := io.Reader(stored)
 	if p.Encoding != layout.Raw {
-		frame, err := zstdframe.NewReader(stored, p.Length)
+		frame, err := e.cache.openFrame(ctx, stored, p.Length)
+		if errors.Is(err, zstdframe.ErrFrame) {
+			return next, e.drop(part, whole.body, fmt.Sprintf("frame (%v)", err))
+		}
 		if err != nil {
-			return next, e.drop(part, body, fmt.Sprintf("frame (%v)", err))
+			return next, err
 		}
 		defer frame.Close()
 		payload = frame
 	}
 	if next, err = e.fill(part, payload); err != nil {
 		if errors.Is(err, zstdframe.ErrFrame) {
-			return e.grid.first[part], e.drop(part, body, fmt.Sprintf("frame (%v)", err))
+			return e.grid.first[part], e.drop(part, whole.body, fmt.Sprintf("frame (%v)", err))
 		}
-		e.link.blame(p.Digest, body, err)
+		e.link.blame(p.Digest, whole.body, err)
 		return next, err
 	}
 	if p.Encoding != layout.Raw {
 		if n, err := payload.Read(make([]byte, 1)); n > 0 || err != io.EOF {
-			return e.grid.first[part], e.drop(part, body, "frame holds more than it must")
+			return e.grid.first[part], e.drop(part, whole.body, "frame holds more than it must")
 		}
 	}
 	if _, err := io.Copy(io.Discard, stored); err != nil {
@@ -142,13 +148,45 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	}
 	e.link.moved(p.StoredSize, time.Since(began))
 	if sum, ok := hash.digest(); ok && sum != p.Digest {
-		return e.grid.first[part], e.drop(part, body, "whole")
+		return e.grid.first[part], e.drop(part, whole.body, "whole")
 	}
 	e.vouch(part)
 	e.mu.Lock()
 	e.vouched[part] = true
 	e.mu.Unlock()
 	return next, nil
+}
+
+// openFrame decodes a frame as a stream. Its window counts among those of
+// the process until it is closed.
+func (c *Cache) openFrame(ctx context.Context, stored io.Reader, length int64) (io.ReadCloser, error) {
+	in := bufio.NewReaderSize(stored, 64<<10)
+	head, err := in.Peek(zstdframe.HeaderSize)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	window := zstdframe.Window(head)
+	if err := c.windows.Acquire(ctx, window); err != nil {
+		return nil, err
+	}
+	frame, err := zstdframe.NewReaderWindow(in, length, window)
+	if err != nil {
+		c.windows.Release(window)
+		return nil, err
+	}
+	return &windowed{frame, sync.OnceFunc(func() { c.windows.Release(window) })}, nil
+}
+
+// windowed gives its window back when it is closed.
+type windowed struct {
+	io.ReadCloser
+	back func()
+}
+
+func (w *windowed) Close() error {
+	err := w.ReadCloser.Close()
+	w.back()
+	return err
 }
 
 // fill stores the pieces of a part as they come out of payload. Pieces

@@ -26,6 +26,7 @@ func mirrorLimits(l limits) limits {
 type Mirrors struct {
 	own    *place
 	places []*place // the registry itself is the last one
+	origin string
 	log    *slog.Logger
 }
 
@@ -48,17 +49,22 @@ func newMirrors(ref Reference, conf *hosts.Config, opts Options, lim limits, dia
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ref.Host, err)
 	}
-	m.own = &place{reg: reg, pull: true, resolve: true, trusted: true, own: true, log: m.log}
+	m.own = &place{reg: reg, pull: true, resolve: true, trusted: at.proven(), own: true, log: m.log}
+	m.origin = ref.Host
+	if !m.own.trusted {
+		m.origin += " unproven"
+	}
 	// --plain-http is said about the registry. What a mirror is spoken to in
 	// stands in the file.
 	opts.PlainHTTP = false
 	for _, h := range conf.Mirrors {
-		reg, err := newAt(standIn(ref, h, 1), opts, mirrorLimits(lim), dial)
+		at := standIn(ref, h, 1)
+		reg, err := newAt(at, opts, mirrorLimits(lim), dial)
 		if err != nil {
 			m.log.Warn("mirror cannot be used", "host", h.Host, "error", err)
 			continue
 		}
-		trusted := h.Scheme == "https" && !h.SkipVerify || h.Scheme == "http" && isLoopback(h.Host)
+		trusted := at.proven()
 		m.places = append(m.places, &place{
 			reg: reg, pull: h.Pull, resolve: h.Resolve && trusted, trusted: trusted, log: m.log,
 		})
@@ -68,6 +74,12 @@ func newMirrors(ref Reference, conf *hosts.Config, opts Options, lim limits, dia
 		m.log.Warn("key has no effect", "file", conf.File, "key", clip(key))
 	}
 	return m, nil
+}
+
+// proven says that who answers there has proved to be it, by verified TLS
+// or by being this machine.
+func (at *endpoint) proven() bool {
+	return at.ref.Scheme == "https" && !at.skipVerify || at.ref.Scheme == "http" && isLoopback(at.ref.Host)
 }
 
 // standIn is the endpoint of a host that stands in for ref's.
@@ -222,6 +234,13 @@ type MirrorSource struct {
 
 // Source returns the blobs of a repository.
 func (m *Mirrors) Source(repository string) *MirrorSource { return &MirrorSource{m, repository} }
+
+// Origin names the registry that stands for bytes without a digest.
+func (s *MirrorSource) Origin() string { return s.m.origin }
+
+// Proven says that it proves who it is: by verified TLS, or by being this
+// machine.
+func (s *MirrorSource) Proven() bool { return s.m.own.trusted }
 
 // OpenBlob is Source's, for bytes that are compared with a digest before
 // they are used.

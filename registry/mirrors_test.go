@@ -376,3 +376,46 @@ func TestServer(t *testing.T) {
 		t.Error("a server without its certificate was accepted")
 	}
 }
+
+// Who stands for bytes without a digest, and whether it has proved to be
+// it.
+func TestOrigin(t *testing.T) {
+	mirrors := func(ref string, conf *hosts.Config, opts Options) *MirrorSource {
+		t.Helper()
+		r, err := ParseReference(ref, ReferenceOptions{PlainHTTP: opts.PlainHTTP})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := NewMirrors(r, conf, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(m.Close)
+		return m.Source("vm")
+	}
+	none := &hosts.Config{}
+	lax := &hosts.Config{Server: &hosts.Host{Scheme: "https", Host: "reg.example", Path: "/v2/", SkipVerify: true}}
+	for _, c := range []struct {
+		ref    string
+		conf   *hosts.Config
+		plain  bool
+		proven bool
+	}{
+		{"reg.example/vm", none, false, true},
+		{"127.0.0.1:5000/vm", none, false, true},
+		{"localhost:5000/vm", none, true, true},
+		{"reg.example/vm", none, true, false},
+		{"192.0.2.1:5000/vm", none, true, false},
+		{"reg.example/vm", lax, false, false},
+	} {
+		s := mirrors(c.ref, c.conf, Options{PlainHTTP: c.plain})
+		if s.Proven() != c.proven {
+			t.Errorf("%s, plain HTTP %v: proven %v", c.ref, c.plain, s.Proven())
+		}
+	}
+	tls, plain := mirrors("reg.example/vm", none, Options{}), mirrors("reg.example/vm", none, Options{PlainHTTP: true})
+	other := mirrors("other.example/vm", none, Options{})
+	if tls.Origin() == plain.Origin() || tls.Origin() == other.Origin() || tls.Origin() != mirrors("reg.example/vm", none, Options{}).Origin() {
+		t.Errorf("origins: %q, %q, %q", tls.Origin(), plain.Origin(), other.Origin())
+	}
+}

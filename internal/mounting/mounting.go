@@ -84,7 +84,7 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 	o.Reference = ref.WithDigest(a.Digest)
 	o.source = source{o.Registry.Source(ref.Repository)}
 	if cfg.Offline {
-		o.source = offline{}
+		o.source = offline{o.source.(cache.Origin)}
 	}
 	o.Notes = d.notes
 	if a.Platform != "" {
@@ -92,6 +92,9 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 	}
 	if known, served := o.Registry.Ranges(); known && !served {
 		o.Notes = append(o.Notes, fmt.Sprintf("%s ignores Range: the first read of a file fetches the file from its start", ref.Host))
+	}
+	if slices.ContainsFunc(a.Files, func(f *layout.File) bool { return cache.ReadWhole(f, o.source) }) {
+		o.Notes = append(o.Notes, fmt.Sprintf("%s does not prove who it is (plain HTTP, or skip_verify): what has no digest but its blob's is read when the blob is complete", ref.Host))
 	}
 	return nil
 }

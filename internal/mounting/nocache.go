@@ -54,7 +54,7 @@ type uncached struct {
 func newUncached(o *Opened, cfg Config) *uncached {
 	u := &uncached{local: make([]*cache.Local, len(o.Artifact.Files))}
 	for i, f := range o.Artifact.Files {
-		if l, err := cache.OpenLocal(cfg.CacheDir, f); err == nil {
+		if l, err := cache.OpenLocal(cfg.CacheDir, f, o.source); err == nil {
 			u.local[i] = l
 		}
 	}

@@ -14,7 +14,10 @@ import (
 // what no waiting mends.
 type source struct{ *registry.MirrorSource }
 
-var _ cache.Mirrored = source{}
+var (
+	_ cache.Mirrored = source{}
+	_ cache.Origin   = source{}
+)
 
 // OpenBlob opens bytes that are compared with a digest before their use.
 func (s source) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
@@ -43,7 +46,7 @@ func plain(err error) error {
 }
 
 // offline is a source of bytes that has none.
-type offline struct{}
+type offline struct{ cache.Origin }
 
 func (offline) OpenBlob(context.Context, string, int64, int64, int64) (io.ReadCloser, bool, error) {
 	return nil, false, final{ErrOffline}

@@ -95,6 +95,7 @@ func (m *mount) down() error {
 type tally struct {
 	reads, bytes, failed, wrong, torn atomic.Int64
 	last                              atomic.Value // of string: the last read that failed or was wrong
+	longest                           atomic.Int64 // nanoseconds that a read took, at most
 }
 
 func (t *tally) complain(to *atomic.Int64, format string, args ...any) {
@@ -112,6 +113,7 @@ func (m *mount) read(rng *rand.Rand, t *tally) {
 	n := 1 + rng.IntN(min(256<<10, len(flat)-off))
 	var got []byte
 	var err error
+	began := time.Now()
 	switch rng.IntN(3) {
 	case 0:
 		got, err = m.pread(off, n, unix.O_RDONLY)
@@ -121,6 +123,8 @@ func (m *mount) read(rng *rand.Rand, t *tally) {
 	default:
 		off, n = off/(1<<20)*(1<<20), 1<<20
 		got, err = m.pread(off, n, unix.O_RDONLY)
+	}
+	for took, old := int64(time.Since(began)), t.longest.Load(); took > old && !t.longest.CompareAndSwap(old, took); old = t.longest.Load() {
 	}
 	t.reads.Add(1)
 	t.bytes.Add(int64(len(got)))

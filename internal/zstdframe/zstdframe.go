@@ -59,6 +59,24 @@ func ContentSize(header []byte) (size int64, ok bool) {
 	return int64(n), n < 1<<62
 }
 
+// Window reads from a frame's first bytes (HeaderSize are always enough)
+// how much memory its decoder needs for what came before, in bytes: at most
+// MaxWindow, and MaxWindow where they do not tell.
+func Window(header []byte) int64 {
+	var h zstd.Header
+	if err := h.Decode(header); err != nil || h.Skippable {
+		return MaxWindow
+	}
+	n := h.WindowSize
+	if h.SingleSegment {
+		n = h.FrameContentSize
+	}
+	return int64(min(max(n, leastWindow), MaxWindow))
+}
+
+// leastWindow is the smallest that a decoder can be told to keep to.
+const leastWindow = 1 << 10
+
 // decoder is shared: DecodeAll may be called concurrently and then waits
 // for one of GOMAXPROCS places.
 var decoder = sync.OnceValue(func() *zstd.Decoder {
@@ -99,12 +117,18 @@ func Decode(dst, frame []byte, want int64) ([]byte, error) {
 // passed on as it is. It starts no goroutine and does not close r. Close
 // gives its memory back.
 func NewReader(r io.Reader, want int64) (io.ReadCloser, error) {
+	return NewReaderWindow(r, want, MaxWindow)
+}
+
+// NewReaderWindow is NewReader for frames whose window is at most as large
+// as given, in bytes: others are wrong.
+func NewReaderWindow(r io.Reader, want, window int64) (io.ReadCloser, error) {
 	src := &source{r: r}
 	d, err := zstd.NewReader(src,
 		zstd.WithDecoderConcurrency(1),
 		zstd.WithDecoderLowmem(true),
 		zstd.WithDecodeBuffersBelow(0),
-		zstd.WithDecoderMaxWindow(MaxWindow))
+		zstd.WithDecoderMaxWindow(uint64(window)))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrFrame, err)
 	}
