@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path"
 	"strings"
@@ -137,14 +138,27 @@ type donor struct {
 // openDonor opens a cached file by its key. It is not an error when there
 // is none any more.
 func (c *Cache) openDonor(key string) *donor {
-	r, rest, f, err := c.readRecord(key)
+	d, err := c.donorOf(key)
 	if err != nil {
 		return nil
+	}
+	if d.openToRead() != nil {
+		d.closeFiles()
+		return nil
+	}
+	return d
+}
+
+// donorOf makes a donor of a cached file's record, with no file open yet.
+func (c *Cache) donorOf(key string) (*donor, error) {
+	r, rest, f, err := c.readRecord(key)
+	if err != nil {
+		return nil, err
 	}
 	m, err := readMap(rest, r.Size)
 	_ = f.Close()
 	if err != nil {
-		return nil
+		return nil, errors.Join(errDamaged, err)
 	}
 	d := &donor{entry{cache: c, key: key, file: r.layout(m)}}
 	d.grid = &grid{file: d.file, first: []int{0}}
@@ -152,11 +166,7 @@ func (c *Cache) openDonor(key string) *donor {
 		d.grid.size = append(d.grid.size, r.Parts[i].PieceSize)
 		d.grid.first = append(d.grid.first, d.grid.first[i]+r.Parts[i].pieces())
 	}
-	if d.openToRead() != nil {
-		d.closeFiles()
-		return nil
-	}
-	return d
+	return d, nil
 }
 
 func (d *donor) openToRead() error {

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,34 +62,73 @@ func blobPath(digest string) (string, error) {
 	return path.Join(dirBlobs, hexa), nil
 }
 
-// refRecord is what stands in a file of dirRefs.
+// refRecord is what stands in a file of dirRefs. Files and blobs are there
+// where the reference names an artifact by its digest.
 type refRecord struct {
 	Reference string    `json:"reference"`
 	Digest    string    `json:"digest"`
 	Seen      time.Time `json:"seen"`
+	Files     []refFile `json:"files,omitempty"`
+	Blobs     []string  `json:"blobs,omitempty"` // digests of what of it lies in dirBlobs
+}
+
+// refFile is a file of an artifact, by its key in the cache.
+type refFile struct {
+	Key  string `json:"key"`
+	Name string `json:"name"`
 }
 
 // Ref returns what a reference was last seen as, and when. It fails with
 // fs.ErrNotExist where it was never seen.
 func (c *Cache) Ref(reference string) (digest string, seen time.Time, err error) {
-	data, err := c.readFile(refPath(reference))
+	r, err := c.readRef(refPath(reference))
+	if err == nil && r.Reference != reference {
+		err = fmt.Errorf("cached reference %q is damaged: %w", reference, fs.ErrNotExist)
+	}
 	if err != nil {
 		return "", time.Time{}, err
-	}
-	var r refRecord
-	if json.Unmarshal(data, &r) != nil || r.Reference != reference {
-		return "", time.Time{}, fmt.Errorf("cached reference %q is damaged: %w", reference, fs.ErrNotExist)
 	}
 	return r.Digest, r.Seen, nil
 }
 
+// readRef reads a file of dirRefs. One that is damaged counts as none.
+func (c *Cache) readRef(name string) (r refRecord, err error) {
+	data, err := c.readFile(name)
+	if err != nil {
+		return refRecord{}, err
+	}
+	if json.Unmarshal(data, &r) != nil || refPath(r.Reference) != name {
+		return refRecord{}, fmt.Errorf("%s is damaged: %w", name, fs.ErrNotExist)
+	}
+	return r, nil
+}
+
 // PutRef notes that a reference names a digest now.
 func (c *Cache) PutRef(reference, digest string) error {
-	data, err := json.Marshal(refRecord{reference, digest, time.Now().UTC()})
+	data, err := json.Marshal(refRecord{Reference: reference, Digest: digest, Seen: time.Now().UTC()})
 	if err != nil {
 		return err
 	}
 	return c.writeFile(refPath(reference), data)
+}
+
+// PutArtifact notes what an artifact consists of, for those who look at
+// the cache without it: its files, and the small blobs with the given
+// digests. reference names it by its digest.
+func (c *Cache) PutArtifact(reference, digest string, files []*layout.File, blobs []string) error {
+	r := refRecord{Reference: reference, Digest: digest, Seen: time.Now().UTC(), Blobs: blobs}
+	for _, f := range files {
+		r.Files = append(r.Files, refFile{f.Key(), f.Name})
+	}
+	name := refPath(reference)
+	if old, err := c.readRef(name); err == nil && old.Digest == digest && slices.Equal(old.Files, r.Files) && slices.Equal(old.Blobs, blobs) {
+		return c.root.Chtimes(name, r.Seen, r.Seen) // when it was last used
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return c.writeFile(name, data)
 }
 
 func refPath(reference string) string {

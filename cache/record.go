@@ -95,7 +95,7 @@ func parseRecord(in io.Reader) (r record, rest *bufio.Reader, err error) {
 		return r, nil, errDamaged
 	}
 	for i := range r.Parts {
-		if p := &r.Parts[i]; p.PieceSize <= 0 || p.Length < 0 || p.Length > sparse.MaxSize {
+		if p := &r.Parts[i]; p.PieceSize <= 0 || p.PieceSize > wholeLimit || p.Length < 0 || p.Length > sparse.MaxSize {
 			return r, nil, errDamaged
 		}
 	}

@@ -3,6 +3,9 @@ package main
 import (
 	"errors"
 	"math"
+	"regexp"
+	"strconv"
+	"time"
 
 	"github.com/dustin/go-humanize"
 )
@@ -34,3 +37,45 @@ func (b *byteSize) String() string {
 
 // Type names the kind of value in help texts.
 func (b *byteSize) Type() string { return "size" }
+
+// age is a flag for a time span, written as 7d, 2w or 12h30m. Zero is not
+// given.
+type age time.Duration
+
+var ageForm = regexp.MustCompile(`^(?:(\d{1,5})w)?(?:(\d{1,5})d)?(.*)$`)
+
+// Set reads it.
+func (a *age) Set(s string) error {
+	parts := ageForm.FindStringSubmatch(s)
+	var sum time.Duration
+	for i, unit := range []time.Duration{7 * 24 * time.Hour, 24 * time.Hour} {
+		if n, err := strconv.ParseInt(parts[i+1], 10, 64); err == nil {
+			sum += time.Duration(n) * unit
+		}
+	}
+	if parts[3] != "" {
+		d, err := time.ParseDuration(parts[3])
+		if err != nil {
+			return errors.New("it is a time span, such as 7d or 12h")
+		}
+		sum += d
+	}
+	if sum <= 0 {
+		return errors.New("it is a time span, such as 7d or 12h")
+	}
+	*a = age(sum)
+	return nil
+}
+
+func (a *age) duration() time.Duration { return time.Duration(*a) }
+
+// String is empty where nothing was given.
+func (a *age) String() string {
+	if *a == 0 {
+		return ""
+	}
+	return a.duration().String()
+}
+
+// Type names the kind of value in help texts.
+func (a *age) Type() string { return "span" }

@@ -122,9 +122,27 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
+// interruptedError is the end of a command by a signal.
+type interruptedError struct {
+	error
+	done string // what was done until then
+}
+
+func (e *interruptedError) Unwrap() error { return e.error }
+
+// interrupted adds to the error of a context that a signal has ended what
+// was done until then.
+func interrupted(err error, format string, args ...any) error {
+	return &interruptedError{err, fmt.Sprintf(format, args...)}
+}
+
 // message is an error's text in one printable line.
 func message(err error) string {
-	if errors.Is(err, context.Canceled) {
+	var ended *interruptedError
+	switch {
+	case errors.As(err, &ended):
+		return printable("interrupted: " + ended.done)
+	case errors.Is(err, context.Canceled):
 		return "interrupted"
 	}
 	return printable(err.Error())

@@ -49,7 +49,7 @@ var allowed = map[string][]string{
 	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
-		"cocoon", "fs", "internal/control", "internal/demo", "internal/mounting", "internal/mounts", "registry",
+		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/mounting", "internal/mounts", "registry",
 		"snapshot", "snapshot/layout", "snapshot/manifest",
 	},
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
@@ -35,6 +36,7 @@ type downloader struct {
 
 	sizes map[string]int64 // of blobs, as manifests have named them
 	notes []string
+	blobs []string // digests of what was read and is in the cache
 }
 
 func newDownloader(reg *registry.Mirrors, c keeper, ref registry.Reference, cfg Config) *downloader {
@@ -54,6 +56,7 @@ func (d *downloader) GetManifest(ctx context.Context, name, tag string) ([]byte,
 	if m, err := manifest.Parse(raw); err == nil {
 		d.sizes[m.Config.Digest] = m.Config.Size
 	}
+	d.blobs = append(d.blobs, digestOf(raw))
 	return raw, mediaType, nil
 }
 
@@ -139,6 +142,7 @@ func age(d time.Duration) string {
 
 // GetBlob returns a small blob, verified.
 func (d *downloader) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
+	d.blobs = append(d.blobs, digest)
 	if data, err := d.cache.Blob(digest); err == nil {
 		return io.NopCloser(bytes.NewReader(data)), nil
 	}
@@ -196,6 +200,7 @@ func (d *downloader) GetBlobRange(ctx context.Context, name, digest string, off,
 	key := fmt.Sprintf("%s bytes %d+%d", digest, off, n)
 	if own, _, err := d.cache.Ref(key); err == nil {
 		if data, err := d.cache.Blob(own); err == nil && int64(len(data)) == n {
+			d.blobs = append(d.blobs, own)
 			return io.NopCloser(bytes.NewReader(data)), nil
 		}
 	}
@@ -207,6 +212,7 @@ func (d *downloader) GetBlobRange(ctx context.Context, name, digest string, off,
 		return nil, err
 	}
 	own := digestOf(data)
+	d.blobs = append(d.blobs, own)
 	d.keep(own, data)
 	d.remember(key, own)
 	return io.NopCloser(bytes.NewReader(data)), nil
@@ -223,6 +229,13 @@ func (d *downloader) keep(digest string, data []byte) {
 func (d *downloader) remember(key, digest string) {
 	if err := d.cache.PutRef(key, digest); err != nil {
 		d.log.Warn("reference is not kept", "reference", key, "error", err)
+	}
+}
+
+// loaded notes what the artifact consists of.
+func (d *downloader) loaded(reference string, a *snapshot.Artifact) {
+	if err := d.cache.PutArtifact(reference, a.Digest, a.Files, d.blobs); err != nil {
+		d.log.Warn("artifact is not kept in the list of what is cached", "reference", reference, "error", err)
 	}
 }
 

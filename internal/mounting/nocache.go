@@ -18,6 +18,7 @@ type keeper interface {
 	PutBlob(digest string, data []byte) error
 	Ref(reference string) (digest string, seen time.Time, err error)
 	PutRef(reference, digest string) error
+	PutArtifact(reference, digest string, files []*layout.File, blobs []string) error
 }
 
 // nowhere is a keeper that keeps nothing.
@@ -27,6 +28,9 @@ func (nowhere) Blob(string) ([]byte, error)           { return nil, fs.ErrNotExi
 func (nowhere) PutBlob(string, []byte) error          { return nil }
 func (nowhere) Ref(string) (string, time.Time, error) { return "", time.Time{}, fs.ErrNotExist }
 func (nowhere) PutRef(string, string) error           { return nil }
+func (nowhere) PutArtifact(string, string, []*layout.File, []string) error {
+	return nil
+}
 
 // overhead is what a process takes beside the bytes that it holds for a
 // payload: the program, stacks, connections' buffers and decoders.

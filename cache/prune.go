@@ -1,0 +1,120 @@
+package cache
+
+import (
+	"errors"
+	"io/fs"
+	"math"
+	"path"
+	"slices"
+	"time"
+)
+
+// PruneOptions say what is to go. What a process has open never does. The
+// zero value removes nothing.
+type PruneOptions struct {
+	Older  time.Duration // files not used for as long; 0: none for that
+	To     int64         // files, the least recently used first, until so many bytes are taken; negative: none for that
+	All    bool          // whatever is not in use
+	DryRun bool          // only say what would go
+}
+
+// Pruned is what has gone. Sizes are in bytes on disk.
+type Pruned struct {
+	Files []StoredFile // the least recently used first
+	Small int          // manifests, config blobs and references
+	Freed int64
+	Left  int64 // what the cache takes now
+	InUse int64 // of Left, files that are in use
+}
+
+// Prune removes files that nobody uses, as whole files by unlink, and then
+// the manifests, config blobs and references of artifacts of which no file
+// is left.
+func (c *Cache) Prune(opts PruneOptions) (Pruned, error) {
+	if !opts.All && opts.To < 0 {
+		opts.To = math.MaxInt64
+	}
+	inv, err := c.Inventory()
+	if err != nil {
+		return Pruned{}, err
+	}
+	p := Pruned{Left: inv.Disk}
+	gone := map[string]bool{}
+	now := time.Now()
+	for _, f := range inv.Files {
+		goes := opts.All || opts.Older > 0 && now.Sub(f.Used) >= opts.Older || p.Left > opts.To
+		if f.InUse || !goes {
+			if f.InUse {
+				p.InUse += f.Disk
+			}
+			continue
+		}
+		if !opts.DryRun {
+			err := c.remove(f.Key)
+			if errors.Is(err, errInUse) {
+				p.InUse += f.Disk
+				continue
+			}
+			if err != nil {
+				return p, err
+			}
+		}
+		gone[f.Key] = true
+		p.Files = append(p.Files, f)
+		p.Freed += f.Disk
+		p.Left -= f.Disk
+	}
+	err = c.pruneSmall(inv, gone, opts, &p)
+	return p, err
+}
+
+// pruneSmall removes what belongs to no artifact with files in the cache:
+// all of it, or what is as old as is to be removed.
+func (c *Cache) pruneSmall(inv *Inventory, gone map[string]bool, opts PruneOptions, p *Pruned) error {
+	if !opts.All && opts.Older <= 0 {
+		return nil
+	}
+	here := map[string]bool{}
+	for _, f := range inv.Files {
+		here[f.Key] = !gone[f.Key]
+	}
+	kept := map[string]bool{} // references and digests of artifacts that are still here
+	for _, a := range inv.Artifacts {
+		if slices.ContainsFunc(a.Files, func(f ArtifactFile) bool { return here[f.Key] }) {
+			kept[a.Reference] = true
+			for _, b := range a.blobs {
+				kept[b] = true
+			}
+		}
+	}
+	var errs []error
+	drop := func(name string, disk int64, used time.Time) {
+		if !opts.All && time.Since(used) < opts.Older {
+			return
+		}
+		if !opts.DryRun {
+			if err := c.unlink(name); err != nil {
+				errs = append(errs, err)
+				return
+			}
+		}
+		p.Small++
+		p.Freed += disk
+		p.Left -= disk
+	}
+	refs, err := c.refs()
+	if err != nil {
+		return err
+	}
+	for _, r := range refs {
+		if !kept[r.Reference] && !kept[r.Digest] {
+			drop(r.name, r.disk, r.used)
+		}
+	}
+	err = c.eachSmall(dirBlobs, func(name string, info fs.FileInfo) {
+		if !kept["sha256:"+path.Base(name)] {
+			drop(name, blocks(info), info.ModTime())
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}

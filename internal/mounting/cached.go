@@ -1,0 +1,25 @@
+package mounting
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/cocoonstack/epochfs/cache"
+)
+
+// OpenCache opens the cache by itself, to look at it. Nothing is made where
+// there is none: then the result is nil.
+func (c *Config) OpenCache() (*cache.Cache, error) {
+	if _, err := os.Stat(c.CacheDir); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, &cacheError{fmt.Errorf("cache: %w", err)}
+	}
+	open, err := cache.Open(c.CacheDir, cache.Options{Size: c.CacheSize, Log: c.Log})
+	if err != nil {
+		return nil, &cacheError{err}
+	}
+	return open, nil
+}
