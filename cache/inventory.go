@@ -198,7 +198,7 @@ func artifacts(refs []ref) []StoredArtifact {
 		}
 		a := StoredArtifact{Reference: r.Reference, Digest: r.Digest, Used: r.used, blobs: r.Blobs}
 		for _, f := range r.Files {
-			a.Files = append(a.Files, ArtifactFile{f.Key, f.Name})
+			a.Files = append(a.Files, ArtifactFile(f))
 		}
 		repository, _, _ := strings.Cut(r.Reference, "@")
 		for _, t := range refs {
