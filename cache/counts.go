@@ -18,6 +18,8 @@ type Counts struct {
 	Misses int64 // reads that had to wait for bytes
 	Failed int64 // reads that ended with an error, but for those that the reader gave up
 
+	Waiting int64 // reads that wait for bytes now
+
 	// Retries are requests that did not bring what they were made for, and
 	// were made again, by why: "slow", "content", what the Reason method of
 	// the source's error says, or "other".
@@ -28,7 +30,7 @@ type Counts struct {
 func (c *Cache) Counts() Counts {
 	n := &c.counts
 	all := Counts{
-		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(),
+		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Waiting: n.waiting.Load(),
 		Retries: map[string]int64{},
 	}
 	n.mu.Lock()
@@ -40,7 +42,7 @@ func (c *Cache) Counts() Counts {
 }
 
 type counts struct {
-	reads, bytes, misses, failed atomic.Int64
+	reads, bytes, misses, failed, waiting atomic.Int64
 
 	mu      sync.Mutex
 	retries map[string]int64

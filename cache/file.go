@@ -114,6 +114,8 @@ func (e *entry) ensure(ctx context.Context, from, to int64) (map[int][]byte, err
 		return nil, nil
 	}
 	e.cache.counts.misses.Add(1)
+	e.cache.counts.waiting.Add(1)
+	defer e.cache.counts.waiting.Add(-1)
 	return e.demand(ctx, i, j)
 }
 

@@ -41,6 +41,9 @@ func TestWaiting(t *testing.T) {
 	if len(w) != 1 || w[0].Offset != first || w[0].Length != 2<<20 || w[0].Digest != a.file.Parts[0].Digest || w[0].Readers != 1 {
 		t.Errorf("waiting: %+v", w)
 	}
+	if n := c.Counts().Waiting; n != 1 {
+		t.Errorf("%d reads wait", n)
+	}
 	if w[0].Since.Before(before) || w[0].Since.After(time.Now()) {
 		t.Errorf("since %v", w[0].Since)
 	}
@@ -48,7 +51,7 @@ func TestWaiting(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if w := f.Waiting(); len(w) != 0 || c.Counts().Retries["other"] == 0 {
+	if w := f.Waiting(); len(w) != 0 || c.Counts().Retries["other"] == 0 || c.Counts().Waiting != 0 {
 		t.Errorf("at the end counts are %+v, waiting: %+v", c.Counts(), w)
 	}
 }

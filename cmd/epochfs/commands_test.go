@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/registrytest"
 )
 
@@ -59,6 +60,7 @@ func (w *world) commands() map[string]command {
 		"shape":          shape,
 		"oomscore":       oomscore,
 		"release":        w.release,
+		"scrape":         scrape,
 	}
 }
 
@@ -313,3 +315,17 @@ func (w *world) hold(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func (w *world) release(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(w.held.Close()) }
+
+// scrape FILE OUT: OUT becomes the metrics of the mount that FILE, made by
+// status --json, tells of.
+func scrape(ts *testscript.TestScript, _ bool, args []string) {
+	var s control.Status
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &s))
+	resp, err := http.Get("http://" + s.Mounts[0].Metrics + "/metrics")
+	ts.Check(err)
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), raw, 0o600))
+	ts.Setenv("METRICS", s.Mounts[0].Metrics)
+}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/internal/metrics"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/internal/mounts"
 )
@@ -30,6 +31,7 @@ type mountOptions struct {
 	allowOther bool
 	uid, gid   uint32
 	prefetch   mounting.Prefetch
+	metrics    metrics.Address
 	sloppy     bool // ignore mount options nobody knows
 	fake       bool // check, but do not mount
 }
@@ -56,6 +58,7 @@ mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
 	f.Uint32Var(&opts.gid, "gid", uint32(os.Getgid()), "group of the files")
 	opts.prefetch = mounting.PrefetchSmall
 	f.Var(&opts.prefetch, "prefetch", "what to fetch before somebody reads it: small is all files under 1 MiB")
+	f.Var(&opts.metrics, "metrics", "serve Prometheus metrics on this address; a port alone is one of the loopback address")
 	f.BoolVar(&opts.sloppy, "sloppy", false, "ignore mount options nobody knows")
 	f.BoolVar(&opts.fake, "fake", false, "check, but do not mount")
 	f.VarP(&optionList{flags: f, sloppy: &opts.sloppy}, "options", "o", "mount options, named as the flags are")
@@ -151,6 +154,11 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 	defer signal.Stop(signals)
 	spareFromOOM(opts.log)
 	boundMemory(os.Getenv)
+	scrapes, err := metrics.Listen(opts.metrics)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, scrapes.Close()) }()
 	o, err := opts.open(ctx, opts.reference, 0)
 	if err != nil {
 		return err
@@ -164,8 +172,14 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 	}
 	defer m.Wait()
 	since := time.Now()
+	status := func() control.Mount {
+		st := o.Status(m, since)
+		st.Metrics = scrapes.Addr()
+		return st
+	}
+	scrapes.Serve(buildVersion(), status)
 	// Without its socket a mount is as good, but cannot be asked.
-	socket, sockErr := control.Serve(control.Dir(), control.WithRates(func() control.Mount { return o.Status(m, since) }))
+	socket, sockErr := control.Serve(control.Dir(), status)
 	if sockErr != nil {
 		opts.log.Warn("epochfs status will not tell much of this mount", "error", sockErr)
 	} else {

@@ -38,6 +38,7 @@ type Mount struct {
 	Mirrors   []Mirror  `json:"mirrors"` // in the order in which they are asked, the registry itself last
 	Cache     Cache     `json:"cache"`
 	Waiting   []Wait    `json:"waiting"`
+	Metrics   string    `json:"metrics,omitempty"` // address they are served on
 	Trouble   string    `json:"trouble,omitempty"` // what is wrong with the mount as a whole, in words
 }
 
@@ -69,6 +70,8 @@ type Reads struct {
 	Bytes  int64 `json:"bytes"`
 	Misses int64 `json:"misses"` // had to wait for bytes from elsewhere
 	Failed int64 `json:"failed"` // ended with an I/O error
+
+	Waiting int64 `json:"waiting"` // for bytes, now
 }
 
 // Network is what was asked of the registry and its mirrors since the

@@ -5,9 +5,9 @@ import "time"
 // rateOver is the time over which rates are measured.
 const rateOver = 200 * time.Millisecond
 
-// WithRates is status, with rates: where something is being fetched, it is
+// withRates is status, with rates: where something is being fetched, it is
 // looked at twice.
-func WithRates(status func() Mount) func() Mount {
+func withRates(status func() Mount) func() Mount {
 	return func() Mount {
 		before, began := status(), time.Now()
 		if !before.fetching() {

@@ -113,7 +113,7 @@ func TestStrip(t *testing.T) {
 // Rates are measured where something is fetched, and nowhere else.
 func TestWithRates(t *testing.T) {
 	looks := 0
-	status := WithRates(func() Mount {
+	status := withRates(func() Mount {
 		looks++
 		m := mount(func(m *Mount) { m.Files[1].Fetching = looks == 2 })
 		m.Network.Bytes = int64(looks) * 1e6

@@ -28,7 +28,7 @@ type Server struct {
 }
 
 // Serve begins to answer in dir, which is made where it is missing, with
-// what status says at that moment.
+// what status says at that moment, and with the rates of the moment.
 func Serve(dir string, status func() Mount) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -45,7 +45,7 @@ func Serve(dir string, status func() Mount) (*Server, error) {
 	if err := os.Chmod(name, 0o600); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	s := &Server{l: l, status: status, asking: make(chan struct{}, maxAsking)}
+	s := &Server{l: l, status: withRates(status), asking: make(chan struct{}, maxAsking)}
 	s.answers.Go(s.serve)
 	return s, nil
 }

@@ -45,11 +45,14 @@ var allowed = map[string][]string{
 	// Payloads in order, straight from the same kind of interface.
 	"internal/direct": {"internal/zstdframe", "snapshot/layout"},
 
+	// Shows what control has to others.
+	"internal/metrics": {"internal/control"},
+
 	// Where everything is joined.
 	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
-		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/mounting", "internal/mounts", "registry",
+		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
 		"snapshot", "snapshot/layout", "snapshot/manifest",
 	},
 

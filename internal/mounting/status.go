@@ -28,7 +28,7 @@ func (o *Opened) Status(m *fs.Mounted, since time.Time) control.Mount {
 		Waiting:   []control.Wait{},
 	}
 	n := o.Cache.Counts()
-	s.Reads = control.Reads{Count: n.Reads, Bytes: n.Bytes, Misses: n.Misses, Failed: n.Failed}
+	s.Reads = control.Reads{Count: n.Reads, Bytes: n.Bytes, Misses: n.Misses, Failed: n.Failed, Waiting: n.Waiting}
 	space := o.Cache.Space()
 	s.Cache = control.Cache{Dir: o.Cache.Dir(), Used: space.Used, Limit: space.Limit, Full: space.Full}
 	if text := o.Artifact.Envelope; text != nil {

@@ -1,0 +1,92 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cocoonstack/epochfs/internal/control"
+)
+
+var (
+	mountInfo = describe("mount_info", "What is mounted where, by which version; always 1.", "version", "dir", "reference", "digest")
+	firstByte = describe("registry_first_byte_seconds", "Time from requests for bytes of files to the first byte of their answers.")
+)
+
+// all metrics but those two. Counters begin with the process.
+var all = []metric{
+	gauge("mount_start_time_seconds", "When it was mounted, in seconds since 1970.",
+		func(m *control.Mount) int64 { return m.Since.Unix() }),
+
+	gauge("files", "Files of the mount.", count(func(*control.File) bool { return true })),
+	gauge("files_complete", "Files of which all data is in the cache.", count(func(f *control.File) bool { return f.Local >= f.Data })),
+	gauge("files_verified", "Files of which all data was hashed against the artifact.", count(func(f *control.File) bool { return f.Verified })),
+	gauge("files_fetching", "Files of which bytes are on their way.", count(func(f *control.File) bool { return f.Fetching })),
+	openFiles,
+	gauge("data_bytes", "Data of all files, without holes.", sum(func(f *control.File) int64 { return f.Data })),
+	gauge("local_bytes", "Data of all files that is in the cache.", sum(func(f *control.File) int64 { return f.Local })),
+
+	counter("reads_total", "Reads that came to the process; the kernel answers others by itself.",
+		func(m *control.Mount) int64 { return m.Reads.Count }),
+	counter("read_hits_total", "Reads that were answered from the cache at once.",
+		func(m *control.Mount) int64 { return m.Reads.Count - m.Reads.Misses }),
+	counter("read_bytes_total", "Bytes that those reads were given.",
+		func(m *control.Mount) int64 { return m.Reads.Bytes }),
+	counter("read_errors_total", "Reads that ended with an I/O error.",
+		func(m *control.Mount) int64 { return m.Reads.Failed }),
+	gauge("reads_waiting", "Reads that wait for bytes from elsewhere.",
+		func(m *control.Mount) int64 { return m.Reads.Waiting }),
+	longestWait,
+
+	places("registry_requests_total", "HTTP requests to the registry and its mirrors, those for tokens too.", prometheus.CounterValue,
+		func(p *control.Mirror, _ time.Time) float64 { return float64(p.Requests) }),
+	places("registry_received_bytes_total", "Bytes of bodies that came from there.", prometheus.CounterValue,
+		func(p *control.Mirror, _ time.Time) float64 { return float64(p.Bytes) }),
+	places("registry_up", "Whether it is asked: 0 for a mirror that has failed and is left alone for a while.", prometheus.GaugeValue,
+		func(p *control.Mirror, now time.Time) float64 { return oneIf(!p.Resting.After(now)) }),
+	places("registry_wrong_blobs", "Blobs of which a mirror has sent wrong bytes.", prometheus.GaugeValue,
+		func(p *control.Mirror, _ time.Time) float64 { return float64(p.Wrong) }),
+	retries,
+	gauge("registry_failures_in_a_row", "Requests for bytes of files that failed since a byte arrived.",
+		func(m *control.Mount) int64 { return int64(m.Link.Failures) }),
+	flag("registry_range_ignored", "Whether the registry sends whole blobs for ranges of them.",
+		func(m *control.Mount) bool { return m.Link.Ranges == "ignored" }),
+	gauge("registry_connection_bytes_per_second", "What one connection carries, smoothed; 0 while unknown.",
+		func(m *control.Mount) int64 { return m.Link.Connection }),
+
+	gauge("cache_used_bytes", "What the cache takes on disk, with what other mounts have in it.",
+		func(m *control.Mount) int64 { return m.Cache.Used }),
+	gauge("cache_limit_bytes", "What it may take.",
+		func(m *control.Mount) int64 { return m.Cache.Limit }),
+	flag("cache_full", "Whether what is fetched cannot be kept, because all that is there is in use.",
+		func(m *control.Mount) bool { return m.Cache.Full }),
+}
+
+var openFiles = metric{
+	describe("files_open", "Files that are open, by how the kernel reads them.", "mode"), prometheus.GaugeValue,
+	func(m *control.Mount, _ time.Time, tell tell) {
+		for _, mode := range []string{"cached", "direct", "passthrough"} {
+			tell(float64(count(func(f *control.File) bool { return f.Mode == mode })(m)), mode)
+		}
+	},
+}
+
+var longestWait = metric{
+	describe("longest_wait_seconds", "How long the reader has waited who waits longest; 0 where none does."), prometheus.GaugeValue,
+	func(m *control.Mount, now time.Time, tell tell) {
+		var longest time.Duration
+		for _, w := range m.Waiting {
+			longest = max(longest, now.Sub(w.Since))
+		}
+		tell(longest.Seconds())
+	},
+}
+
+var retries = metric{
+	describe("registry_retries_total", "Requests that did not bring what they were made for, by why.", "cause"), prometheus.CounterValue,
+	func(m *control.Mount, _ time.Time, tell tell) {
+		for cause, n := range m.Network.Causes {
+			tell(float64(n), cause)
+		}
+	},
+}
