@@ -256,6 +256,9 @@ func FuzzState(f *testing.F) {
 		}
 		defer s.unmap()
 		for i := range pieces {
+			if err := s.reserve(i); err != nil {
+				t.Fatal(err)
+			}
 			s.set(i, uint64(i), i%2 == 0)
 			if !s.has(i) || s.verified(i) != (i%2 == 0) {
 				t.Fatalf("piece %d is not as it was set", i)

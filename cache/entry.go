@@ -135,7 +135,7 @@ func (e *entry) openInUse() (*os.File, error) {
 
 // diskRefuses says that err is about the disk, not about the file.
 func diskRefuses(err error) bool {
-	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EACCES, unix.EPERM, unix.EIO, unix.EMFILE, unix.ENFILE} {
+	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EACCES, unix.EPERM, unix.EIO, unix.EMFILE, unix.ENFILE, unix.EFBIG, unix.EOPNOTSUPP} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -188,10 +188,10 @@ func (e *entry) checkData() error {
 	if info.Size() == size {
 		return nil
 	}
-	for i := range e.grid.pieces() {
-		if e.state.word(i)&wordPresent != 0 {
-			return fmt.Errorf("%w: data has %d bytes, not %d", errDamaged, info.Size(), size)
-		}
+	damaged := false
+	e.state.each(func(i int) { damaged = damaged || e.state.word(i)&wordPresent != 0 })
+	if damaged {
+		return fmt.Errorf("%w: data has %d bytes, not %d", errDamaged, info.Size(), size)
 	}
 	crashpoint.Reach("data made")
 	return e.data.Truncate(size)

@@ -193,17 +193,12 @@ func (f *File) Backing() (file *os.File, ok bool) {
 func (f *File) Cached() int64 {
 	e := f.entry
 	var n int64
-	for p := range e.file.Parts {
-		first, end := e.grid.first[p], e.grid.first[p+1]
-		for i := first; i < end; i++ {
-			if e.state.has(i) {
-				n += e.grid.size[p]
-				if i == end-1 {
-					n -= e.grid.size[p]*int64(end-first) - e.file.Parts[p].Length
-				}
-			}
+	e.state.each(func(i int) {
+		if e.state.has(i) {
+			_, size := e.grid.extent(i)
+			n += size
 		}
-	}
+	})
 	return n
 }
 
@@ -230,10 +225,10 @@ func (f *File) Close() error {
 
 // present is the number of pieces that are there.
 func (e *entry) present() (n int) {
-	for i := range e.grid.pieces() {
+	e.state.each(func(i int) {
 		if e.state.has(i) {
 			n++
 		}
-	}
+	})
 	return n
 }

@@ -18,6 +18,10 @@ const (
 	// framePiece is the piece of a frame that is decoded as a stream; it is
 	// fetched with all before it anyway.
 	framePiece = 1 << 20
+	// From so many pieces of a part on they are made larger, up to
+	// largestPiece, so that a state stays small whatever a manifest claims.
+	mostPieces   = 1 << 18
+	largestPiece = 16 << 20
 )
 
 // grid cuts a file's payload into pieces. No piece reaches over a part.
@@ -44,11 +48,19 @@ func pieceSize(p *layout.Part, split bool) int64 {
 		p.Encoding == layout.Raw && split && p.StoredSize <= wholeLimit:
 		return max(p.Length, 1)
 	case p.Encoding != layout.Raw:
-		return framePiece
+		return grown(framePiece, p.Length)
 	case p.Pieces != nil && p.Pieces.Size <= wholeLimit:
 		return p.Pieces.Size
 	}
-	return rawPiece
+	return grown(rawPiece, p.Length)
+}
+
+// grown is the size of pieces of a part of the given length, n or larger.
+func grown(n, length int64) int64 {
+	for n < largestPiece && length/n >= mostPieces {
+		n *= 2
+	}
+	return n
 }
 
 func (g *grid) pieces() int { return g.first[len(g.first)-1] }

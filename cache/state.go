@@ -60,8 +60,14 @@ var errDamaged = errors.New("state file is damaged")
 type state struct {
 	file  *os.File
 	mem   []byte
-	words []uint64 // the words in mem
+	words []uint64      // the words in mem
+	room  []atomic.Bool // stretches of wordsAtOnce words that have blocks on disk
 }
+
+// wordsAtOnce is for how many words blocks are reserved at once. A store
+// to a mapped page for which the disk has no room would kill the process,
+// and what a manifest only claims shall take no room.
+const wordsAtOnce = 8192
 
 // openState maps the state file of a cached file with the given key and
 // number of pieces. A new file is laid out, one from before the last boot
@@ -79,10 +85,11 @@ func openState(f *os.File, key string, pieces int) (*state, error) {
 	}
 	fresh := info.Size() == 0
 	if fresh {
-		// Reserved, not only sized: a store to a mapped page for which the
-		// disk has no room would kill the process.
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
+		if err := unix.Fallocate(int(f.Fd()), 0, 0, stateHeader); err != nil {
 			return nil, os.NewSyscallError("fallocate", err)
+		}
+		if err := f.Truncate(size); err != nil {
+			return nil, err
 		}
 	} else if info.Size() != size {
 		return nil, fmt.Errorf("%w: %d bytes, not %d", errDamaged, info.Size(), size)
@@ -92,6 +99,7 @@ func openState(f *os.File, key string, pieces int) (*state, error) {
 		return nil, os.NewSyscallError("mmap", err)
 	}
 	s := &state{file: f, mem: mem, words: unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), size/8)[stateHeader/8:]}
+	s.room = make([]atomic.Bool, (pieces+wordsAtOnce-1)/wordsAtOnce)
 	head := header(key, pieces)
 	switch {
 	case fresh:
@@ -127,11 +135,11 @@ func (s *state) enterBoot() {
 		return
 	}
 	if !s.sealed() {
-		for i := range s.words {
-			if w := atomic.LoadUint64(&s.words[i]); w&wordPresent != 0 {
+		s.each(func(i int) {
+			if w := s.word(i); w&wordPresent != 0 {
 				atomic.StoreUint64(&s.words[i], w|wordSuspect)
 			}
-		}
+		})
 	}
 	copy(s.mem[offBoot:], id[:])
 }
@@ -157,6 +165,44 @@ func (s *state) unmap() {
 
 func (s *state) word(i int) uint64 { return atomic.LoadUint64(&s.words[i]) }
 
+// each calls f for every word that may be other than 0: those of pages
+// that were never stored to are left out.
+func (s *state) each(f func(i int)) {
+	fd, end := int(s.file.Fd()), int64(len(s.mem))
+	for at := int64(stateHeader); at < end; {
+		data, err := unix.Seek(fd, at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return
+		}
+		hole := end
+		if err == nil {
+			hole, err = unix.Seek(fd, data, unix.SEEK_HOLE)
+		}
+		if err != nil {
+			data, hole = at, end // a file system that does not tell
+		}
+		for i := (max(data, at) - stateHeader) / 8; i < (min(hole, end)-stateHeader)/8; i++ {
+			f(int(i))
+		}
+		at = hole
+	}
+}
+
+// reserve sees to it that the word of piece i has blocks on disk.
+func (s *state) reserve(i int) error {
+	n := i / wordsAtOnce
+	if s.room[n].Load() {
+		return nil
+	}
+	first := n * wordsAtOnce
+	last := min(first+wordsAtOnce, len(s.words))
+	if err := unix.Fallocate(int(s.file.Fd()), 0, stateHeader+8*int64(first), 8*int64(last-first)); err != nil {
+		return os.NewSyscallError("fallocate", err)
+	}
+	s.room[n].Store(true)
+	return nil
+}
+
 // has says that piece i may be read from the data file.
 func (s *state) has(i int) bool {
 	return s.word(i)&(wordPresent|wordSuspect) == wordPresent
@@ -180,7 +226,8 @@ func (s *state) verified(i int) bool {
 	return s.word(i)&(wordPresent|wordSuspect|wordVerified) == wordPresent|wordVerified
 }
 
-// set marks piece i present. Its data must have been written.
+// set marks piece i present. Its data must have been written, and room for
+// the word have been reserved.
 func (s *state) set(i int, sum uint64, verified bool) {
 	w := wordPresent | sum&wordSum
 	if verified {
@@ -200,7 +247,11 @@ func (s *state) setVerified(i int) {
 }
 
 // clear makes piece i missing.
-func (s *state) clear(i int) { atomic.StoreUint64(&s.words[i], 0) }
+func (s *state) clear(i int) {
+	if s.word(i) != 0 { // a store to what has no blocks could fail
+		atomic.StoreUint64(&s.words[i], 0)
+	}
+}
 
 // settle ends the suspicion against piece i: its data has the checksum
 // sum. It reports whether that is what the word says; if not, the piece

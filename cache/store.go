@@ -26,6 +26,10 @@ func (e *entry) store(i int, payload []byte, verified bool) error {
 	if !e.cache.take(e.onDisk(i, int64(len(payload)))) {
 		return errNotKept
 	}
+	if err := e.state.reserve(i); err != nil {
+		e.cache.noRoom()
+		return err
+	}
 	off, _ := e.grid.extent(i)
 	rest := payload
 	for run := range e.file.Map.Payload(off, int64(len(payload))) {
