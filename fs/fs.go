@@ -66,13 +66,13 @@ type File struct {
 // Options say how a mount looks. UID and GID are taken as they are: zero
 // is root.
 type Options struct {
-	AllowOther bool      // other users may look too; the root directory is 0555, not 0500
-	UID, GID   uint32    // owner of everything
-	Time       time.Time // shown as every file's times; zero is 1970
-	FSName     string    // shown as the mount's source, normally the reference
-	NoBacking  bool      // never use passthrough
-	ReadAhead  int       // bytes the kernel reads ahead, where it may be set; 0 is DefaultReadAhead
-	Log        *slog.Logger
+	AllowOther bool         // other users may look too; the root directory is 0555, not 0500
+	UID, GID   uint32       // owner of everything
+	Time       time.Time    // shown as every file's times; zero is 1970
+	FSName     string       // shown as the mount's source, normally the reference
+	NoBacking  bool         // never use passthrough
+	ReadAhead  int          // bytes the kernel reads ahead, where it may be set; 0 is DefaultReadAhead
+	Log        *slog.Logger // gets a line for each read that fails: one that limits them is wise
 }
 
 // DefaultReadAhead is one request's worth. A page fault reads that much
@@ -111,7 +111,6 @@ type tree struct {
 	kernel  kernel
 	backing atomic.Bool // passthrough may be tried
 	log     *slog.Logger
-	reads   limiter
 }
 
 // kernel is what the tree asks of the connection.

@@ -148,37 +148,6 @@ func TestFailedReads(t *testing.T) {
 	}
 }
 
-func TestLimiter(t *testing.T) {
-	var l limiter
-	now := time.Unix(1000, 0)
-	passed := 0
-	for range 100 {
-		if ok, _ := l.allow(now); ok {
-			passed++
-		}
-	}
-	if passed != limitBurst {
-		t.Errorf("%d lines at once, want %d", passed, limitBurst)
-	}
-	now = now.Add(limitEvery)
-	if ok, dropped := l.allow(now); !ok || dropped != 100-limitBurst {
-		t.Errorf("a second later: %v, %d dropped", ok, dropped)
-	}
-	if ok, _ := l.allow(now); ok {
-		t.Error("two lines in that second")
-	}
-	now = now.Add(time.Hour)
-	passed = 0
-	for range 100 {
-		if ok, _ := l.allow(now); ok {
-			passed++
-		}
-	}
-	if passed != limitBurst {
-		t.Errorf("%d lines an hour later, want %d", passed, limitBurst)
-	}
-}
-
 func TestKilled(t *testing.T) {
 	own, err := os.ReadFile("/proc/self/status")
 	check(t, err)

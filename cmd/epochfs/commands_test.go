@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -61,6 +62,7 @@ func (w *world) commands() map[string]command {
 		"oomscore":       oomscore,
 		"release":        w.release,
 		"scrape":         scrape,
+		"journald":       journald,
 	}
 }
 
@@ -315,6 +317,34 @@ func (w *world) hold(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func (w *world) release(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(w.held.Close()) }
+
+// journald DIR: from now on what comes to DIR/socket goes to DIR/lines, as
+// the journal would get it.
+func journald(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.Mkdir(dir, 0o700))
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "socket"), Net: "unixgram"})
+	ts.Check(err)
+	out, err := os.Create(filepath.Join(dir, "lines"))
+	ts.Check(err)
+	var g errgroup.Group
+	g.Go(func() error {
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := l.Read(buf)
+			if err != nil {
+				return out.Close() // the script has ended
+			}
+			if _, err := out.Write(append(buf[:n], '\n')); err != nil {
+				return err
+			}
+		}
+	})
+	ts.Defer(func() {
+		l.Close()
+		ts.Check(g.Wait())
+	})
+}
 
 // scrape FILE OUT: OUT becomes the metrics of the mount that FILE, made by
 // status --json, tells of.

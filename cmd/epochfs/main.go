@@ -19,7 +19,8 @@ func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends what does not listen
-	root := newRootCmd()
+	root, finish := newRootCmd()
+	defer finish()
 	if strings.HasPrefix(filepath.Base(args[0]), helperPrefix) {
 		helper, err := helperArgs(args[1:])
 		if err != nil {

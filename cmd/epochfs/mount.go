@@ -85,6 +85,7 @@ func (opts *mountOptions) mount(ctx context.Context, pipe *readiness) error {
 	if _, err := opts.parse(); err != nil {
 		return err
 	}
+	opts.log = opts.log.With("mount", opts.dir)
 	switch {
 	case opts.fake:
 		return nil
@@ -192,6 +193,7 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 	if pipe == nil {
 		_, err = io.WriteString(opts.out, line.String())
 	} else {
+		opts.logs.Detach()
 		err = pipe.ready(line.String(), opts.logFile)
 	}
 	if err != nil { // nobody is there to be told: nobody wants the mount

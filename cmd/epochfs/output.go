@@ -9,29 +9,14 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf16"
-	"unicode/utf8"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/cocoonstack/epochfs/internal/text"
 )
 
-// printable makes text from elsewhere fit for one line of a terminal:
-// what cannot be seen is shown as an escape, line ends as spaces.
-func printable(s string) string {
-	var b strings.Builder
-	for i, r := range s {
-		switch {
-		case r == utf8.RuneError && !strings.HasPrefix(s[i:], "\uFFFD"):
-			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case unicode.IsPrint(r):
-			b.WriteRune(r)
-		case r == '\n' || r == '\t':
-			b.WriteByte(' ')
-		default:
-			fmt.Fprintf(&b, `\u%04x`, r)
-		}
-	}
-	return strings.TrimSpace(b.String())
-}
+// printable makes text from elsewhere fit for one line of a terminal.
+func printable(s string) string { return text.Line(s) }
 
 // printJSON writes v as indented JSON. Whatever strings hold, no control
 // character reaches a terminal.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -9,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cocoonstack/epochfs/internal/logging"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 )
 
@@ -33,12 +33,15 @@ type globals struct {
 	logFile     string
 
 	timeoutSet bool // whether --read-timeout was given
-	log        *slog.Logger
+	logs       *logging.Log
+	log        *slog.Logger // that of logs, maybe with what all of its lines have
 }
 
-func newRootCmd() *cobra.Command {
+// newRootCmd makes the command line. finish is called when a command has
+// ended.
+func newRootCmd() (root *cobra.Command, finish func()) {
 	g := &globals{}
-	root := &cobra.Command{
+	root = &cobra.Command{
 		Use:   "epochfs",
 		Short: "Mount VM snapshots from an OCI registry",
 		Long: `epochfs mounts a VM snapshot that lies in an OCI registry. The mount is there
@@ -67,7 +70,11 @@ EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	refuseWrongArgsBelow(root)
-	return root
+	return root, func() {
+		if g.logs != nil {
+			g.logs.Flush()
+		}
+	}
 }
 
 func (g *globals) addFlags(root *cobra.Command) {
@@ -84,8 +91,8 @@ func (g *globals) addFlags(root *cobra.Command) {
 	f.BoolVar(&g.json, "json", false, "print results as JSON")
 	f.BoolVar(&g.quiet, "quiet", false, "no progress and no notes")
 	f.BoolVar(&g.verbose, "verbose", false, "say what is done")
-	f.StringVar(&g.logFormat, "log-format", "text", "form of log lines: text or json")
-	f.StringVar(&g.logFile, "log-file", "", "append log lines to this file, not to stderr")
+	f.StringVar(&g.logFormat, "log-format", "text", "form of log lines on stderr and in a file: text or json")
+	f.StringVar(&g.logFile, "log-file", "", "append log lines to this file, not to stderr or, for mounts in the background, the journal")
 }
 
 // refuseWrongArgsBelow makes a wrong number of arguments, or a command
@@ -134,29 +141,21 @@ func (g *globals) prepare(cmd *cobra.Command) error {
 	if g.quiet && g.verbose {
 		return usagef("--quiet and --verbose exclude each other")
 	}
-	var out io.Writer = os.Stderr
-	if g.logFile != "" {
-		f, err := os.OpenFile(g.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			return cannotWrite(g.logFile, err)
-		}
-		out = f // open until the process ends
+	if g.logFormat != "text" && g.logFormat != "json" {
+		return usagef("--log-format is text or json, not %q", g.logFormat)
 	}
-	opts := &slog.HandlerOptions{Level: slog.LevelWarn}
+	opts := logging.Options{JSON: g.logFormat == "json", File: g.logFile, Level: slog.LevelWarn}
 	switch {
 	case g.verbose:
 		opts.Level = slog.LevelDebug
 	case g.quiet:
 		opts.Level = slog.LevelError
 	}
-	switch g.logFormat {
-	case "text":
-		g.log = slog.New(slog.NewTextHandler(out, opts))
-	case "json":
-		g.log = slog.New(slog.NewJSONHandler(out, opts))
-	default:
-		return usagef("--log-format is text or json, not %q", g.logFormat)
+	var err error
+	if g.logs, err = logging.New(opts); err != nil {
+		return cannotWrite(g.logFile, err)
 	}
+	g.log = g.logs.Logger
 	return nil
 }
 

@@ -27,6 +27,7 @@ var allowed = map[string][]string{
 	"internal/crashpoint": nil,
 	"internal/mounts":     nil,
 	"internal/shaping":    nil,
+	"internal/text":       nil,
 	"internal/zstdframe":  nil,
 
 	// Implements interfaces of snapshot and cache without knowing them.
@@ -45,6 +46,9 @@ var allowed = map[string][]string{
 	// Payloads in order, straight from the same kind of interface.
 	"internal/direct": {"internal/zstdframe", "snapshot/layout"},
 
+	// Where log lines go.
+	"internal/logging": {"internal/text"},
+
 	// Shows what control has to others.
 	"internal/metrics": {"internal/control"},
 
@@ -52,8 +56,8 @@ var allowed = map[string][]string{
 	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
-		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
-		"snapshot", "snapshot/layout", "snapshot/manifest",
+		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
+		"internal/text", "snapshot", "snapshot/layout", "snapshot/manifest",
 	},
 
 	// For tests.
