@@ -143,7 +143,7 @@ func (t *tarWriter) file(ctx context.Context, f *layout.File) error {
 	if full {
 		err = copyFull(ctx, body, payload, f)
 	} else {
-		err = copyExactly(ctx, body, payload, f.PayloadSize())
+		err = copyAll(ctx, body, payload, f.PayloadSize())
 	}
 	if err != nil {
 		return err
@@ -167,6 +167,39 @@ func mapText(f *layout.File) string {
 		return f.MapText
 	}
 	return f.Map.Text()
+}
+
+// copyAll copies the payload, which must have n bytes.
+func copyAll(ctx context.Context, w io.Writer, payload io.Reader, n int64) error {
+	from, ok := payload.(io.WriterTo)
+	if !ok {
+		return copyExactly(ctx, w, payload, n)
+	}
+	to := &exactly{ctx, w, n}
+	if _, err := from.WriteTo(to); err != nil {
+		return err
+	}
+	if to.left > 0 {
+		return wrong("the payload ends %d bytes early", to.left)
+	}
+	return nil
+}
+
+// exactly takes left bytes and no more.
+type exactly struct {
+	ctx  context.Context
+	w    io.Writer
+	left int64
+}
+
+func (e *exactly) Write(p []byte) (int, error) {
+	if err := e.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if e.left -= int64(len(p)); e.left < 0 {
+		return 0, wrong("the payload is %d bytes too long", -e.left)
+	}
+	return e.w.Write(p)
 }
 
 // copyExactly copies the next n bytes of the payload.

@@ -93,6 +93,7 @@ type Payloads struct {
 	free    int64 // memory
 	running int   // requests and streams
 	ranges  ranges
+	pace    pace
 }
 
 // ranges is what is known of the registry's answers to Range.
@@ -205,28 +206,45 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 		if need > free {
 			return false
 		}
-		if !p.streamed {
-			if d.running >= d.opts.Concurrency || p.partial() && d.ranges == asking {
-				return false
-			}
-			if p.partial() && d.ranges == unknown {
-				d.ranges = asking
-			}
-			d.running++
-		}
-		d.free -= need
-		i := p.next
-		p.unitLocked(i).weight = need
-		p.next++
 		if p.streamed {
+			d.takeLocked(p, 1)
 			d.changed.Broadcast()
 			continue
 		}
+		if d.running >= d.pace.connections(d.opts.Concurrency) || p.partial() && d.ranges == asking {
+			return false
+		}
+		n := 1
+		if p.partial() && d.ranges == honoured {
+			want := d.pace.units(p, d.opts.Memory)
+			n = int(min(int64(want), free/need))
+			// What is left of memory soon grows: a request is worth waiting
+			// for, unless the reader waits for it.
+			if n < want && (!head || p.next > p.read+1) {
+				return false
+			}
+		}
+		if p.partial() && d.ranges == unknown {
+			d.ranges = asking
+		}
+		d.running++
+		i := p.next
+		d.takeLocked(p, n)
 		p.streamed = streamed
-		f := &fetcher{d: d, p: p, stream: streamed, then: i + 1}
+		f := &fetcher{d: d, p: p, stream: streamed, then: i + 1, end: i + n}
 		d.work.Go(func() { f.run(i) })
 	}
 	return true
+}
+
+// takeLocked begins n units of a part: they have their memory.
+func (d *Payloads) takeLocked(p *part, n int) {
+	for range n {
+		need := p.weight(p.next)
+		d.free -= need
+		p.unitLocked(p.next).weight = need
+		p.next++
+	}
 }
 
 // ended takes back the place of a request or stream.
@@ -239,8 +257,8 @@ func (d *Payloads) ended() {
 
 // answered notes how the registry took a request for a range of p. Where
 // all of the blob came, and no other stream fills p, the answer is to go
-// on as one: stream is true, and then is the first unit for it to fill.
-func (d *Payloads) answered(p *part, whole bool) (then int, stream bool) {
+// on as one: stream is true, and next is the first unit that nobody fetches.
+func (d *Payloads) answered(p *part, whole bool) (next int, stream bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ranges = honoured
@@ -249,7 +267,7 @@ func (d *Payloads) answered(p *part, whole bool) (then int, stream bool) {
 		stream = !p.streamed
 		p.streamed = true
 	}
-	then = p.next
+	next = p.next
 	d.dispatchLocked()
-	return then, stream
+	return next, stream
 }

@@ -20,17 +20,19 @@ const (
 
 var errStalled = errors.New("request brought nothing for a while")
 
-// fetcher fetches units of one part: one, or as a stream all from some
-// unit on.
+// fetcher fetches units of one part with one request: some in a row, or
+// as a stream all from some unit on.
 type fetcher struct {
 	d      *Payloads
 	p      *part
 	stream bool
-	then   int // of a stream: the unit after the one it is at
+	then   int // the unit after the one it is at
+	end    int // after the last of those in a row
+	next   int // of a stream: the first unit after those
 
-	body *watched           // nil without a connection
-	at   int64              // where the body's next byte lies in the blob
-	end  context.CancelFunc // of the request
+	body   *watched           // nil without a connection
+	at     int64              // where the body's next byte lies in the blob
+	cancel context.CancelFunc // of the request
 
 	since  time.Time // when a byte last came
 	failed int       // tries in a row that brought none
@@ -45,11 +47,26 @@ func (f *fetcher) run(i int) {
 		f.since = time.Now()
 		data, err := f.unit(i)
 		f.d.arrived(f.p, i, data, err)
-		if err != nil || !f.stream {
+		switch {
+		case err != nil:
+			f.rest(err)
+			return
+		case f.then < f.end:
+			i = f.then
+		case f.stream:
+			f.then = max(f.then, f.next)
+			i = f.d.awaitBegun(f.p, f.then)
+		default:
 			return
 		}
-		i = f.d.awaitBegun(f.p, f.then)
 		f.then++
+	}
+}
+
+// rest fails the units that were begun and will not come.
+func (f *fetcher) rest(err error) {
+	for ; f.then < f.end; f.then++ {
+		f.d.arrived(f.p, f.then, nil, err)
 	}
 }
 
@@ -89,9 +106,6 @@ func (f *fetcher) unit(i int) ([]byte, error) {
 		if err == nil {
 			var data []byte
 			if data, err = f.p.finish(i, stored, &f.d.memory); err == nil {
-				if !f.stream {
-					f.hangUp()
-				}
 				return data, nil
 			}
 			got = 0
@@ -111,10 +125,17 @@ func (f *fetcher) unit(i int) ([]byte, error) {
 // before something went wrong.
 func (f *fetcher) read(off int64, p []byte) (got int, err error) {
 	if f.body == nil {
-		if err := f.connect(off, int64(len(p))); err != nil {
+		n := int64(len(p))
+		if f.then < f.end {
+			last, size := f.p.extent(f.end - 1)
+			n = last + size - off
+		}
+		if err := f.connect(off, n); err != nil {
 			return 0, err
 		}
 	}
+	began := time.Now()
+	defer func() { f.d.moved(int64(got), time.Since(began)) }()
 	for f.at < off { // what a stream has passed, or a blob's beginning
 		skipped, err := io.CopyN(io.Discard, f.body, min(off-f.at, unitLeast))
 		f.moved(int(skipped))
@@ -147,17 +168,19 @@ func (f *fetcher) connect(off, n int64) error {
 		off, n = 0, f.p.StoredSize
 	}
 	ctx, cancel := context.WithCancelCause(f.d.ctx)
+	began := time.Now()
 	body, whole, err := f.d.open(ctx, cancel, f.p, off, n)
 	if err != nil {
 		cancel(nil)
 		return err
 	}
-	f.body, f.at, f.end = body, off, func() { cancel(nil) }
+	f.d.asked(time.Since(began))
+	f.body, f.at, f.cancel = body, off, func() { cancel(nil) }
 	if whole {
 		f.at = 0
 	}
 	if n < f.p.StoredSize && f.p.partial() {
-		f.then, f.stream = f.d.answered(f.p, whole)
+		f.next, f.stream = f.d.answered(f.p, whole)
 	}
 	return nil
 }
@@ -194,7 +217,7 @@ func (f *fetcher) blame(err error) (more bool) {
 func (f *fetcher) hangUp() {
 	if f.body != nil {
 		_ = f.body.Close() // what was read was checked
-		f.end()
+		f.cancel()
 		f.body = nil
 	}
 }

@@ -23,29 +23,68 @@ type reader struct {
 }
 
 func (r *reader) Read(p []byte) (int, error) {
-	for r.err == nil {
-		if len(p) == 0 {
-			return 0, nil
-		}
-		if r.open == nil {
-			if r.part == r.end {
-				r.err = io.EOF
-				break
-			}
-			r.open, r.err = r.d.openPart(r.ctx, r.part)
-			continue
-		}
+	if len(p) == 0 {
+		return 0, r.err
+	}
+	for r.enter() {
 		n, err := r.open.Read(p)
-		if err == io.EOF {
-			r.err = r.endPart()
-		} else {
-			r.err = err
-		}
+		r.left(err)
 		if n > 0 {
 			return n, nil
 		}
 	}
 	return 0, r.err
+}
+
+// WriteTo writes what is left of the payload, all verified when it returns
+// nil, without a copy where units are payload.
+func (r *reader) WriteTo(w io.Writer) (n int64, err error) {
+	var buf []byte
+	for r.enter() {
+		var data []byte
+		if r.open.plain {
+			data, err = r.open.next()
+		} else {
+			if buf == nil {
+				buf = make([]byte, unitLeast)
+			}
+			var k int
+			k, err = r.open.Read(buf)
+			data = buf[:k]
+		}
+		k, writeErr := w.Write(data)
+		n += int64(k)
+		if writeErr != nil {
+			r.err = writeErr
+			break
+		}
+		r.left(err)
+	}
+	if r.err == io.EOF {
+		return n, nil
+	}
+	return n, r.err
+}
+
+// enter opens the part to be read, if it is not open. It is false at the
+// payload's end, or where something failed: r.err says which.
+func (r *reader) enter() bool {
+	if r.err == nil && r.open == nil {
+		if r.part == r.end {
+			r.err = io.EOF
+		} else {
+			r.open, r.err = r.d.openPart(r.ctx, r.part)
+		}
+	}
+	return r.err == nil
+}
+
+// left takes what a read of the open part ended with.
+func (r *reader) left(err error) {
+	if err == io.EOF {
+		err = r.endPart()
+	}
+	r.err = err
 }
 
 // endPart goes on to the next part when all of this one was right.
@@ -88,6 +127,7 @@ type partReader struct {
 	decoder io.Closer // nil where units are payload, or stored as they are
 	hash    hash.Hash // over the stored bytes; nil where each unit was checked
 	left    int64     // of the payload
+	plain   bool      // units are payload: next gives them
 }
 
 func (d *Payloads) openPart(ctx context.Context, i int) (*partReader, error) {
@@ -98,6 +138,7 @@ func (d *Payloads) openPart(ctx context.Context, i int) (*partReader, error) {
 		r.payload = p.local
 		return r, nil
 	}
+	r.plain = !p.cut || p.Encoding == layout.Raw
 	if p.cut && !p.sums {
 		r.hash = sha256.New()
 		r.payload = io.TeeReader(u, r.hash)
@@ -119,6 +160,23 @@ func (r *partReader) Read(p []byte) (int, error) {
 		err = r.units.blame(err)
 	}
 	return n, err
+}
+
+// next returns what is left of a unit, to be used before the next call.
+func (r *partReader) next() ([]byte, error) {
+	if err := r.units.fill(); err != nil {
+		if err != io.EOF {
+			err = r.units.blame(err)
+		}
+		return nil, err
+	}
+	data := r.units.data
+	r.units.data = nil
+	if r.hash != nil {
+		r.hash.Write(data)
+	}
+	r.left -= int64(len(data))
+	return data, nil
 }
 
 // finish says whether what was read to its end was all, and right.
@@ -151,20 +209,28 @@ type unitReader struct {
 }
 
 func (u *unitReader) Read(p []byte) (int, error) {
-	for len(u.data) == 0 {
-		u.release()
-		if u.i == u.p.count {
-			return 0, io.EOF
-		}
-		unit, err := u.d.await(u.ctx, u.p, u.i)
-		if err != nil {
-			return 0, err
-		}
-		u.unit, u.data = unit, unit.data
+	if err := u.fill(); err != nil {
+		return 0, err
 	}
 	n := copy(p, u.data)
 	u.data = u.data[n:]
 	return n, nil
+}
+
+// fill has some data, of the next unit where this one was read.
+func (u *unitReader) fill() error {
+	for len(u.data) == 0 {
+		u.release()
+		if u.i == u.p.count {
+			return io.EOF
+		}
+		unit, err := u.d.await(u.ctx, u.p, u.i)
+		if err != nil {
+			return err
+		}
+		u.unit, u.data = unit, unit.data
+	}
+	return nil
 }
 
 // await waits for unit i, the next to be read.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -157,24 +158,21 @@ func (d *downloader) GetBlob(ctx context.Context, name, digest string) (io.ReadC
 	return io.NopCloser(bytes.NewReader(data)), nil
 }
 
-// blobTries bounds the tries at a blob that breaks off or is wrong. Each
-// mirror that is to blame has one of its own.
+// blobTries bounds the tries at a blob that does not come or breaks off. Of
+// wrong bytes each mirror that is to blame has one.
 const blobTries = 4
 
 // fetchBlob fetches a blob that fits into memory and compares its digest.
 func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte, error) {
-	for left := blobTries; ; left-- {
-		body, err := d.openBlob(ctx, name, digest)
-		if err != nil {
-			return nil, err
-		}
-		data, err := readAll(body, nil)
-		var broken *registry.Error
+	for {
+		var body io.ReadCloser
+		data, err := tries(ctx, func() (data []byte, err error) {
+			body, err = d.openBlob(ctx, name, digest)
+			return readAll(body, err)
+		})
 		switch {
-		case err != nil && (left == 1 || ctx.Err() != nil || !errors.As(err, &broken) || !broken.Temporary()):
-			return nil, err
 		case err != nil:
-			continue
+			return nil, err
 		case digestOf(data) == digest:
 			return data, nil
 		case !d.reg.Blame(digest, body):
@@ -182,6 +180,32 @@ func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte
 		}
 	}
 }
+
+// tries reads something small, again where that breaks off or the registry
+// asks to come later, blobTries times at most.
+func tries(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
+	pause := firstPause
+	for left := blobTries; ; left-- {
+		data, err := read()
+		var broken *registry.Error
+		if err == nil || left == 1 || !errors.As(err, &broken) || !broken.Temporary() || broken.RetryAfter() > longPause {
+			return data, err
+		}
+		select {
+		case <-time.After(max(broken.RetryAfter(), pause/2+rand.N(pause/2))):
+			pause *= 2
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// firstPause is how long to wait before the second try, and longPause what
+// nobody waits for.
+const (
+	firstPause = 200 * time.Millisecond
+	longPause  = 5 * time.Second
+)
 
 // openBlob asks for a blob of known size as a range, so that the answer
 // also tells whether this registry knows ranges.
@@ -207,7 +231,7 @@ func (d *downloader) GetBlobRange(ctx context.Context, name, digest string, off,
 	if d.offline {
 		return nil, fmt.Errorf("blob %s: %w", digest, ErrOffline)
 	}
-	data, err := readAll(d.reg.GetBlobRange(ctx, name, digest, off, n))
+	data, err := tries(ctx, func() ([]byte, error) { return readAll(d.reg.GetBlobRange(ctx, name, digest, off, n)) })
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -252,6 +253,26 @@ func TestFrameHeaderIsKept(t *testing.T) {
 	}
 	if got := read(t, o, o.Artifact.Files[0]); !bytes.Equal(got, data) {
 		t.Error("the payload is another one")
+	}
+}
+
+// A config, and a frame's header, that do not come at once are asked for
+// again, whether there is no answer, a refusal for now or a body that
+// breaks off.
+func TestSmallBlobsAreAskedForAgain(t *testing.T) {
+	data := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16) // in two chunks, of 3 or 4 MiB
+	a := artifacttest.Snapshot([]artifacttest.File{{Name: "memory-ranges", Data: data}}, artifacttest.Options{Zstd: true, Chunk: 4 << 20})
+	p := newPlace(t, registrytest.NewHandler(), a)
+	var n atomic.Int64
+	p.front.Inject(&registrytest.Fault{Match: func(r *http.Request) bool {
+		return strings.Contains(r.URL.Path, "/blobs/") && n.Add(1)%3 == 1
+	}, Status: http.StatusServiceUnavailable})
+	p.front.Inject(&registrytest.Fault{Match: func(r *http.Request) bool {
+		return strings.Contains(r.URL.Path, "/blobs/") && n.Load()%3 == 2
+	}, Drop: true})
+	p.mustOpen(p.ref)
+	if _, b := p.cost(); b != 6 {
+		t.Errorf("%d requests for two blobs, of which every third is answered", b)
 	}
 }
 
