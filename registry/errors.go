@@ -21,6 +21,7 @@ var (
 	ErrUnreachable = errors.New("not reachable") // no answer, a broken one, or one that says: later
 	ErrContent     = errors.New("wrong content") // a digest, a size or a range that must not be
 	errStalled     = errors.New("no byte came for too long")
+	errHungUp      = errors.New("the connection was closed without an answer")
 	errPlainHTTP   = errors.New("plain HTTP is only spoken to loopback hosts, and where --plain-http allows it")
 )
 
@@ -109,7 +110,7 @@ func (t target) broken(err error) error {
 	if errors.Is(err, io.EOF) {
 		// A connection that was closed is not the end of anything that a
 		// caller reads.
-		err = errors.New("the connection was closed without an answer")
+		err = errHungUp
 	}
 	e := t.fail(ErrUnreachable, err)
 	e.again = true

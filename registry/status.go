@@ -133,6 +133,8 @@ func (e *Error) brief() (reason, text string) {
 		return "certificate", "its certificate is not trusted"
 	case errors.Is(e.cause, errStalled):
 		return "stalled", errStalled.Error()
+	case errors.Is(e.cause, errHungUp):
+		return "reset", errHungUp.Error()
 	case errors.Is(e.cause, context.DeadlineExceeded), errors.As(e.cause, &late) && late.Timeout():
 		return "timeout", "no answer in time"
 	case errors.Is(e.cause, io.ErrUnexpectedEOF):

@@ -32,7 +32,7 @@ func TestReasons(t *testing.T) {
 		{at.broken(&tls.CertificateVerificationError{Err: errors.New("x")}), "certificate", "its certificate is not trusted"},
 		{at.broken(errStalled), "stalled", "no byte came for too long"},
 		{at.broken(context.DeadlineExceeded), "timeout", "no answer in time"},
-		{at.broken(io.EOF), "other", "the connection was closed without an answer"},
+		{at.broken(io.EOF), "reset", "the connection was closed without an answer"},
 		{at.short(), "cut", "the connection was cut"},
 		{at.wrong("what came has digest x"), "content", "wrong content"},
 		{at.fail(ErrDenied, nil), "denied", "not allowed"},

@@ -42,6 +42,7 @@ var registries = map[string][]string{
 	"artifacts.txtar": {"memory", "epoch"},
 	"secrets.txtar":   {"guarded"},
 	"restart.txtar":   {"debian"},
+	"slow.txtar":      {"epoch"},
 }
 
 func TestScript(t *testing.T) {

@@ -46,7 +46,7 @@ func causes(counts map[string]int64) string {
 	if len(all) == 0 {
 		return ""
 	}
-	return printable(" (" + strings.Join(all, ", ") + ")")
+	return " (" + printable(strings.Join(all, ", ")) + ")"
 }
 
 // linkLine is what was learned about the way to the bytes.
