@@ -73,6 +73,11 @@ type Options struct {
 	NoBacking  bool         // never use passthrough
 	ReadAhead  int          // bytes the kernel reads ahead, where it may be set; 0 is DefaultReadAhead
 	Log        *slog.Logger // gets a line for each read that fails: one that limits them is wise
+	Note       []byte       // what the process that takes over will want to know; see Note
+
+	// Crash, where it is set, has a panic in a request's handler end the
+	// process, for another to take over, and not only the request.
+	Crash bool
 }
 
 // DefaultReadAhead is one request's worth. A page fault reads that much
@@ -107,8 +112,10 @@ type tree struct {
 	root   fuse.Attr
 	statfs fuse.StatfsOut
 
-	handles *handles
+	memory  *memory
+	handles *handles // in memory
 	kernel  kernel
+	crash   bool
 	backing atomic.Bool // passthrough may be tried
 	log     *slog.Logger
 }
@@ -130,6 +137,7 @@ func newTree(files []File, opts Options) (*tree, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		byName:        make(map[string]*node, len(files)),
 		log:           log,
+		crash:         opts.Crash,
 	}
 	t.backing.Store(!opts.NoBacking)
 	for i, f := range files {
@@ -144,11 +152,6 @@ func newTree(files []File, opts Options) (*tree, error) {
 		t.byName[f.Name] = n
 	}
 	t.setAttributes(opts)
-	h, err := openHandles(make([]byte, handlesSize(len(files), maxHandles)), len(files))
-	if err != nil {
-		return nil, err
-	}
-	t.handles = h
 	return t, nil
 }
 

@@ -20,7 +20,8 @@ import (
 //	   8  version, 1                  4
 //	  12  number of files             4
 //	  16  number of slots             4
-//	  20  zero
+//	  20  slots that were ever used      4
+//	  24  zero
 //	files, 16 bytes each; file i is inode 2+i
 //	   0  open cached handles         4   counts follow from the slots
 //	   4  open direct handles         4   and are made again from them
@@ -88,7 +89,8 @@ type handles struct {
 	mem    []byte
 	files  int
 	slots  int
-	unused []uint32          // free slots, the next one last
+	unused []uint32          // free slots that were used, the next one last
+	used   uint32            // slots from here on never were
 	opens  map[uint64]uint32 // unique of an OPEN to its slot
 }
 
@@ -117,15 +119,29 @@ func openHandles(mem []byte, files int) (*handles, error) {
 	return h, h.index()
 }
 
+// checkTable says whether openHandles would take a table over, without
+// touching it.
+func checkTable(mem []byte, files int) error {
+	h := &handles{mem: mem, files: files}
+	h.slots = (len(mem) - headerSize - files*fileSize) / slotSize
+	if h.slots < 1 {
+		return errors.New("handle table: too small")
+	}
+	return h.checkHeader()
+}
+
 func (h *handles) checkHeader() error {
-	v, files, slots := h.get32(8), h.get32(12), h.get32(16)
+	v, files, slots, used := h.get32(8), h.get32(12), h.get32(16), h.get32(20)
 	if string(h.mem[:8]) != tableMagic || v != tableVersion {
 		return fmt.Errorf("handle table: not of version %d", tableVersion)
 	}
 	if int(files) != h.files || int(slots) > h.slots {
 		return fmt.Errorf("handle table: it has %d files and %d slots, not %d and %d", files, slots, h.files, h.slots)
 	}
-	h.slots = int(slots)
+	if used > slots {
+		return fmt.Errorf("handle table: %d slots used of %d", used, slots)
+	}
+	h.slots, h.used = int(slots), used
 	return nil
 }
 
@@ -135,7 +151,7 @@ func (h *handles) index() error {
 		at := h.fileAt(uint64(firstIno + i))
 		clear(h.mem[at : at+12])
 	}
-	for i := h.slots - 1; i >= 0; i-- {
+	for i := int(h.used) - 1; i >= 0; i-- {
 		s := uint32(i)
 		hd, unique := h.load(s)
 		switch {
@@ -198,11 +214,10 @@ func (h *handles) find(unique uint64) (handle, bool) {
 func (h *handles) open(unique, ino uint64, mode openMode, backing int32) (hd handle, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.unused) == 0 {
+	slot, ok := h.takeSlot()
+	if !ok {
 		return handle{}, false
 	}
-	slot := h.unused[len(h.unused)-1]
-	h.unused = h.unused[:len(h.unused)-1]
 	unique &^= resent
 
 	at := h.slotAt(slot)
@@ -216,6 +231,23 @@ func (h *handles) open(unique, ino uint64, mode openMode, backing int32) (hd han
 	hd, _ = h.load(slot)
 	h.count(hd, 1)
 	return hd, true
+}
+
+// takeSlot finds a free slot. One that was never used counts as used from
+// here on, before anything is in it.
+func (h *handles) takeSlot() (slot uint32, ok bool) {
+	if n := len(h.unused); n > 0 {
+		slot = h.unused[n-1]
+		h.unused = h.unused[:n-1]
+		return slot, true
+	}
+	if int(h.used) == h.slots {
+		return 0, false
+	}
+	slot = h.used
+	h.used++
+	h.put32(20, h.used)
+	return slot, true
 }
 
 // get is the open handle fh.

@@ -16,6 +16,9 @@ func newTestHandles(t *testing.T, files, slots int) *handles {
 	return h
 }
 
+// free is how many handles could be opened.
+func (h *handles) free() int { return len(h.unused) + h.slots - int(h.used) }
+
 func (h *handles) mustOpen(t *testing.T, unique, ino uint64, mode openMode, id int32) handle {
 	t.Helper()
 	hd, ok := h.open(unique, ino, mode, id)
@@ -107,8 +110,8 @@ func TestHandlesTakeOver(t *testing.T) {
 				t.Fatalf("OPEN %d: %v, %v, want %v", u, got, ok, hd)
 			}
 		}
-		if len(h.unused)+len(live) != slots || len(h.opens) != len(live) {
-			t.Fatalf("%d free, %d open, %d known", len(h.unused), len(live), len(h.opens))
+		if h.free()+len(live) != slots || len(h.opens) != len(live) {
+			t.Fatalf("%d free, %d open, %d known", h.free(), len(live), len(h.opens))
 		}
 	}
 }
@@ -196,6 +199,8 @@ func testTree(t *testing.T, contents ...Content) (*tree, *fakeKernel) {
 	}
 	tr, err := newTree(files, Options{})
 	check(t, err)
+	tr.handles = newTestHandles(t, len(files), maxHandles)
+	check(t, err)
 	k := &fakeKernel{live: map[int32]bool{}}
 	tr.kernel = k
 	return tr, k
@@ -241,8 +246,8 @@ func TestRequestsTwice(t *testing.T) {
 			}
 		}
 	}
-	if len(tr.handles.unused) != maxHandles {
-		t.Errorf("%d slots are free of %d", len(tr.handles.unused), maxHandles)
+	if n := tr.handles.free(); n != maxHandles {
+		t.Errorf("%d slots are free of %d", n, maxHandles)
 	}
 }
 

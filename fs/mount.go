@@ -28,11 +28,14 @@ const (
 
 // Mounted is a live mount.
 type Mounted struct {
-	dir    string // absolute, without symlinks
-	dev    string // "major:minor"
-	tree   *tree
-	server *fuse.Server
-	done   chan struct{} // closed when the kernel has let go
+	dir      string // absolute, without symlinks
+	dev      string // "major:minor"
+	minor    uint32 // also the connection's number
+	tree     *tree
+	server   *fuse.Server
+	kept     Kept
+	keepable bool
+	done     chan struct{} // closed when the kernel has let go
 }
 
 // Mount mounts files on the directory dir. It returns when the mount is
@@ -48,26 +51,72 @@ func Mount(dir string, files []File, opts Options) (*Mounted, error) {
 	if m.dir, err = mountPoint(dir); err != nil {
 		return nil, err
 	}
+	if t.memory, err = newMemory(len(files), opts.Note); err != nil {
+		return nil, err
+	}
+	m.kept.Memory = t.memory.file
+	if t.handles, err = openHandles(t.memory.table, len(files)); err != nil {
+		return nil, errors.Join(err, t.memory.file.Close())
+	}
 	fd, err := mountFUSE(m.dir, &opts)
 	if err != nil {
+		t.memory.close()
 		return nil, fmt.Errorf("mount %s: %w", m.dir, err)
 	}
-	server, err := fuse.NewServer(t, fmt.Sprintf("/dev/fd/%d", fd), serverOptions(t))
-	if err != nil {
-		// go-fuse has closed the descriptor: what is left is dead.
-		return nil, errors.Join(fmt.Errorf("mount %s: %w", m.dir, err), Unmount(m.dir, true))
+	m.kept.Device = os.NewFile(uintptr(fd), fuseDevice)
+	if err := m.begin(); err != nil {
+		err = fmt.Errorf("mount %s: %w", m.dir, err)
+		return nil, errors.Join(err, Unmount(m.dir, true), m.kept.close())
 	}
-	t.kernel = &connection{Server: server, fd: fd}
-	m.server = server
-	go func() {
-		defer close(m.done)
-		server.Serve()
-	}()
 	if err := m.settle(opts.ReadAhead); err != nil {
 		return nil, errors.Join(err, Unmount(m.dir, true))
 	}
 	return m, nil
 }
+
+// begin negotiates a new connection and answers its requests.
+func (m *Mounted) begin() error {
+	device := int(m.kept.Device.Fd())
+	request, err := readInit(device)
+	if err != nil {
+		return err
+	}
+	m.keepable = canResend(request)
+	server, fd, reply, err := m.tree.negotiate(request)
+	if err != nil {
+		return err
+	}
+	if err := m.tree.memory.setInit(request, reply); err != nil {
+		return err
+	}
+	if _, err := unix.Write(device, reply); err != nil {
+		return os.NewSyscallError("answer INIT", err)
+	}
+	if err := m.tree.connect(server, fd, m.kept.Device); err != nil {
+		return err
+	}
+	m.server = server
+	m.serve()
+	return nil
+}
+
+// serve answers requests until the kernel lets go.
+func (m *Mounted) serve() {
+	go func() {
+		defer close(m.done)
+		m.server.Serve()
+		_ = m.kept.close() // the connection is dead, or others keep it
+	}()
+}
+
+// Kept is what another process needs to take the mount over; ok is false
+// where the kernel cannot send requests again. The files are open as long
+// as the mount is served here.
+func (m *Mounted) Kept() (kept Kept, ok bool) { return m.kept, m.keepable }
+
+// Connection is the number of the FUSE connection, as in
+// /sys/fs/fuse/connections.
+func (m *Mounted) Connection() uint32 { return m.minor }
 
 // settle learns the mount's device and sets what hangs on that.
 func (m *Mounted) settle(readAhead int) error {
@@ -79,7 +128,8 @@ func (m *Mounted) settle(readAhead int) error {
 		return fmt.Errorf("mount %s: it was unmounted at once", m.dir)
 	}
 	top := at[len(at)-1]
-	m.dev = device(top)
+	m.dev, m.minor = device(top), uint32(top.Minor)
+	m.tree.memory.setDevice(top.Major, top.Minor)
 	if readAhead == 0 {
 		readAhead = DefaultReadAhead
 	}
@@ -91,7 +141,7 @@ func (m *Mounted) settle(readAhead int) error {
 	return nil
 }
 
-func serverOptions(t *tree) *fuse.MountOptions {
+func (t *tree) serverOptions() *fuse.MountOptions {
 	return &fuse.MountOptions{
 		Name:          "epochfs",
 		MaxWrite:      maxRequest,
@@ -103,12 +153,23 @@ func serverOptions(t *tree) *fuse.MountOptions {
 		// Without it the requests of one aio submission go out one by one.
 		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
 		Logger:            slog.NewLogLogger(t.log.Handler(), slog.LevelDebug),
-		PanicHandler: func(v any) fuse.Status {
-			t.log.Error("panic", "value", v, "stack", string(debug.Stack()))
-			return fuse.EIO
-		},
+		PanicHandler:      t.panicked,
 	}
 }
+
+// panicked ends the process where another can take over, but no two of
+// them within a short time. Else the request fails.
+func (t *tree) panicked(v any) fuse.Status {
+	t.log.Error("panic", "value", v, "stack", string(debug.Stack()))
+	if t.crash && t.memory.panicked() {
+		os.Exit(exitPanic)
+	}
+	return fuse.EIO
+}
+
+// exitPanic is the exit status of a process that panicked, as the Go
+// runtime's.
+const exitPanic = 2
 
 // connection is the kernel's side of the mount.
 type connection struct {

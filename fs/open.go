@@ -7,6 +7,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
 )
 
 // Open decides how a file is read. While any handle of an inode is open,
@@ -62,7 +64,9 @@ func (t *tree) openHandle(n *node, in *fuse.OpenIn) (handle, syscall.Errno) {
 	if errno != 0 {
 		return handle{}, errno
 	}
+	crashpoint.Reach("mode chosen")
 	h, ok := t.handles.open(in.Unique, n.ino, mode, id)
+	crashpoint.Reach("slot written")
 	if !ok {
 		t.dropBacking(n)
 		return handle{}, syscall.ENFILE
@@ -123,6 +127,7 @@ func (t *tree) register(n *node, file *os.File) int32 {
 	id, errno := t.kernel.RegisterBackingFd(&fuse.BackingMap{Fd: int32(file.Fd())})
 	switch {
 	case errno == 0 && id > 0:
+		crashpoint.Reach("backing file registered")
 		t.handles.setBacking(n.ino, id)
 		return id
 	case errno == unix.EPERM || errno == unix.ENOTTY:
@@ -146,6 +151,7 @@ func (t *tree) dropBacking(n *node) {
 		return
 	}
 	t.handles.setBacking(n.ino, 0)
+	crashpoint.Reach("backing file forgotten")
 	if errno := t.kernel.UnregisterBackingFd(id); errno != 0 && !t.kernel.dead() {
 		t.log.Warn("backing file stays registered", "file", n.Name, "id", id, "errno", errno)
 	}
@@ -161,6 +167,7 @@ func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	n.open.Lock()
 	defer n.open.Unlock()
 	if _, ok := t.handles.release(in.Fh); ok {
+		crashpoint.Reach("slot cleared")
 		t.dropBacking(n)
 	}
 }

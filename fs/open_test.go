@@ -212,7 +212,7 @@ func TestManyOpens(t *testing.T) {
 	if n := runtime.NumGoroutine(); n > routines+runtime.GOMAXPROCS(0) {
 		t.Errorf("%d goroutines became %d", routines, n)
 	}
-	if n := len(m.tree.handles.unused); n != maxHandles {
+	if n := m.tree.handles.free(); n != maxHandles {
 		t.Errorf("%d slots are free of %d", n, maxHandles)
 	}
 	if n := len(m.tree.handles.opens); n != 0 {

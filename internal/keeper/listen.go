@@ -1,0 +1,178 @@
+package keeper
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is asked of a keeper, or of a worker that has lost its keeper.
+const (
+	varAsk     = "EPOCHFS_ASK"     // 1: who are you?
+	varRestart = "EPOCHFS_RESTART" // 1: let the binary that comes along take over
+	varAdopt   = "EPOCHFS_ADOPT"   // 1, to a worker: the socket that comes along leads to a new keeper
+	varWorker  = "EPOCHFS_WORKER"  // in answers: process id of who serves
+)
+
+// Names of sockets end so; before it is the process's id.
+const (
+	keeperSuffix = ".keeper"
+	orphanSuffix = ".orphan"
+)
+
+// askTimeout bounds how long one waits for a question, in seconds.
+const askTimeout = 5
+
+// request is a question that waits for an answer.
+type request struct {
+	socket int
+	msg    message
+	old    *worker // restart: whom it takes the place of
+	next   *worker // and who does
+}
+
+func (r *request) reply(m message) {
+	_ = send(r.socket, m, nil) // who does not wait for it any more misses nothing
+	_ = unix.Close(r.socket)
+}
+
+// listen takes questions of the same user, and of root. Without a socket
+// the keeper keeps, but cannot be asked.
+func listen(dir string, log *slog.Logger) (<-chan *request, func()) {
+	socket, name, err := listenAt(dir, keeperSuffix)
+	if err != nil {
+		if dir != "" {
+			log.Warn("epochfs restart will not find this mount", "error", err)
+		}
+		return nil, func() {}
+	}
+	requests := make(chan *request)
+	go accept(socket, requests)
+	return requests, func() { _ = os.Remove(name) }
+}
+
+func listenAt(dir, suffix string) (socket int, name string, err error) {
+	if dir == "" {
+		return -1, "", os.ErrNotExist
+	}
+	name = filepath.Join(dir, strconv.Itoa(os.Getpid())+suffix)
+	_ = os.Remove(name) // of a dead process with the same id
+	socket, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, "", err
+	}
+	if err = unix.Bind(socket, &unix.SockaddrUnix{Name: name}); err == nil {
+		if err = os.Chmod(name, 0o600); err == nil {
+			err = unix.Listen(socket, 8)
+		}
+	}
+	if err != nil {
+		_ = unix.Close(socket)
+		return -1, "", &os.PathError{Op: "listen", Path: name, Err: err}
+	}
+	return socket, name, nil
+}
+
+// accept passes on questions until the socket is shut down.
+func accept(socket int, requests chan<- *request) {
+	for {
+		conn, _, err := unix.Accept4(socket, unix.SOCK_CLOEXEC)
+		switch err {
+		case nil:
+		case unix.EINTR, unix.ECONNABORTED:
+			continue
+		case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS:
+			time.Sleep(100 * time.Millisecond)
+			continue
+		default:
+			return
+		}
+		if m, ok := question(conn); ok {
+			requests <- &request{socket: conn, msg: m}
+		} else {
+			_ = unix.Close(conn)
+		}
+	}
+}
+
+// question reads what is asked, of those who may ask.
+func question(conn int) (message, bool) {
+	cred, err := unix.GetsockoptUcred(conn, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil || cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return message{}, false
+	}
+	_ = unix.SetsockoptTimeval(conn, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: askTimeout})
+	m, err := receive(conn)
+	return m, err == nil
+}
+
+// answer does what is asked, or begins to.
+func (k *keeper) answer(r *request) {
+	fds := r.msg.fds
+	switch {
+	case r.msg.is(varRestart) && len(fds) == 1:
+		r.msg.fds = nil
+		k.beginRestart(r, fds[0])
+		return
+	case r.msg.is(varAsk):
+		r.reply(k.about())
+	default:
+		r.reply(newMessage(varStatus, "this keeper does not know what it is asked"))
+	}
+	closeAll(fds)
+}
+
+func (k *keeper) about() message {
+	m := newMessage(varKeeper, strconv.Itoa(os.Getpid()), varDir, k.dir)
+	if k.serving != nil && !k.serving.ready.IsZero() {
+		m.vars[varWorker] = strconv.Itoa(k.serving.pid)
+	}
+	return m
+}
+
+// beginRestart prepares a worker from another binary. The worker that
+// serves is killed when that one is prepared, and left alone if it fails.
+func (k *keeper) beginRestart(r *request, exe int) {
+	exe, err := high(exe)
+	switch {
+	case err != nil:
+		r.reply(newMessage(varStatus, err.Error()))
+		return
+	case !k.kept():
+		_ = unix.Close(exe)
+		r.reply(newMessage(varStatus, "this mount cannot change its process"))
+		return
+	case k.restart != nil:
+		_ = unix.Close(exe)
+		r.reply(newMessage(varStatus, "it is being restarted already"))
+		return
+	}
+	k.killNext()
+	k.next = nil
+	k.restart = r
+	r.old = k.serving
+	k.startNext(exe)
+	if k.restart == r {
+		r.next = k.next
+	}
+}
+
+// replyTo answers who has waited for w to serve.
+func (k *keeper) replyTo(w *worker) {
+	if r := k.restart; r != nil && r.next == w {
+		k.restart = nil
+		r.reply(k.about())
+	}
+}
+
+// adopt takes a worker that runs already, and has lost its keeper. It
+// sends what is to be kept.
+func (k *keeper) adopt(g *given) {
+	w := &worker{pid: g.Adopt, link: g.Link, exe: k.exe, first: true, told: time.Now(), done: make(chan struct{})}
+	k.serving = w
+	k.follow(w)
+}

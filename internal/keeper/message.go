@@ -1,0 +1,135 @@
+package keeper
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Messages between keeper and worker have the form of systemd's
+// notifications: lines NAME=VALUE, and descriptors beside them. Where the
+// meaning is the same the names are systemd's, which can stand in the
+// keeper's place.
+const (
+	varStore      = "FDSTORE"            // 1: keep the descriptors that come along
+	varName       = "FDNAME"             // their name
+	varRemove     = "FDSTOREREMOVE"      // 1: close those of a name
+	varReady      = "READY"              // 1: requests are being answered
+	varBeat       = "WATCHDOG"           // 1: still alive
+	varStatus     = "STATUS"             // one line: why there will be no STANDBY
+	varStandby    = "EPOCHFS_STANDBY"    // 1: all is prepared, SERVE may come
+	varConnection = "EPOCHFS_CONNECTION" // number of the FUSE connection
+	varDir        = "EPOCHFS_DIR"        // where the mount lies
+	varServe      = "EPOCHFS_SERVE"      // 1, from the keeper: nobody else serves, begin
+	varKeeper     = "EPOCHFS_KEEPER"     // from the keeper: its process id
+)
+
+// maxMessage bounds a message, in bytes.
+const maxMessage = 8 << 10
+
+// message is one notification.
+type message struct {
+	vars map[string]string
+	fds  []int
+}
+
+// newMessage makes a message of names and values in turn.
+func newMessage(pairs ...string) message {
+	m := message{vars: make(map[string]string, len(pairs)/2)}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		m.vars[pairs[i]] = pairs[i+1]
+	}
+	return m
+}
+
+func (m message) is(name string) bool { return m.vars[name] == "1" }
+
+// encode writes one line a variable. A line break in a value would begin
+// another variable.
+func (m message) encode() []byte {
+	var b strings.Builder
+	for name, value := range m.vars {
+		b.WriteString(name + "=" + strings.ReplaceAll(value, "\n", " ") + "\n")
+	}
+	return []byte(b.String())
+}
+
+func decode(text []byte) message {
+	m := message{vars: map[string]string{}}
+	for line := range strings.Lines(string(text)) {
+		if name, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
+			m.vars[name] = value
+		}
+	}
+	return m
+}
+
+// send writes a message to a socket, to the address to if there is one.
+// It waits where the socket is full: many messages that nobody has read.
+func send(socket int, m message, to unix.Sockaddr) error { return sendWith(socket, m, to, 0) }
+
+func sendWith(socket int, m message, to unix.Sockaddr, flags int) error {
+	var rights []byte
+	if len(m.fds) > 0 {
+		rights = unix.UnixRights(m.fds...)
+	}
+	for {
+		err := unix.Sendmsg(socket, m.encode(), rights, to, flags|unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// errGone says that the other end of a socket is closed.
+var errGone = fmt.Errorf("the other process has ended: %w", unix.ECONNRESET)
+
+// receive waits for a message. The descriptors in it belong to the caller,
+// and no child inherits them.
+func receive(socket int) (message, error) {
+	buf := make([]byte, maxMessage)
+	oob := make([]byte, unix.CmsgSpace(4*8))
+	var n, nOOB, flags int
+	var err error
+	for {
+		n, nOOB, flags, _, err = unix.Recvmsg(socket, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return message{}, err
+	}
+	fds := rights(oob[:nOOB])
+	if n == 0 {
+		closeAll(fds)
+		return message{}, errGone
+	}
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		closeAll(fds)
+		return message{vars: map[string]string{}}, nil // says nothing we know
+	}
+	m := decode(buf[:n])
+	m.fds = fds
+	return m, nil
+}
+
+func rights(oob []byte) (fds []int) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for i := range messages {
+		if some, err := unix.ParseUnixRights(&messages[i]); err == nil {
+			fds = append(fds, some...)
+		}
+	}
+	return fds
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}

@@ -1,0 +1,174 @@
+package keeper
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// setupEnv makes a process a keeper, and has its setup.
+	setupEnv = "EPOCHFS_KEEPER_SETUP"
+	// namesEnv names the descriptors that a worker has inherited, from 3
+	// on, with colons between.
+	namesEnv = "EPOCHFS_INHERITED"
+	// timesEnv is for tests: start, hang, give up and spare, as durations
+	// with commas between.
+	timesEnv = "EPOCHFS_KEEPER_TIMES"
+
+	linkName  = "link"
+	readyName = "ready"
+
+	// leastExe is above all descriptors that a worker inherits, where its
+	// binary's would be written over.
+	leastExe = 64
+)
+
+// Start says how a keeper begins.
+type Start struct {
+	Args    []string // of its workers, the program's name first
+	Env     []string // of both
+	Sockets string   // directory for the keeper's socket; "" for none
+	JSON    bool     // the form of its log lines
+	Log     *os.File // where those go, and the stderr of all workers but the first; nil: stderr
+	Ready   *os.File // inherited by the first worker; nil for none
+
+	adopt int      // a worker that runs already
+	link  *os.File // the socket to it
+}
+
+// setup is Start as the keeper gets it.
+type setup struct {
+	Ready   int    `json:"ready,omitempty"`  // descriptor, 0 for none
+	Stderr  int    `json:"stderr,omitempty"` // of the first worker
+	Sockets string `json:"sockets,omitempty"`
+	JSON    bool   `json:"json,omitempty"`
+	Adopt   int    `json:"adopt,omitempty"` // process id
+	Link    int    `json:"link,omitempty"`
+}
+
+// Command is a process that will be a keeper, in a session of its own.
+func (s Start) Command() (*exec.Cmd, error) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = keeperArgs(s.Args)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Stdout, cmd.Stderr = s.Log, s.Log
+	set := setup{Sockets: s.Sockets, JSON: s.JSON, Stderr: 2, Adopt: s.adopt}
+	inherit := func(f *os.File) int {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		return 2 + len(cmd.ExtraFiles)
+	}
+	if s.Ready != nil {
+		set.Ready = inherit(s.Ready)
+	}
+	if s.Log == nil {
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	} else if s.adopt == 0 {
+		set.Stderr = inherit(os.Stderr)
+	}
+	if s.link != nil {
+		set.Link = inherit(s.link)
+	}
+	var err error
+	cmd.Env, err = s.environment(set)
+	return cmd, err
+}
+
+// Become makes this process a keeper, in the foreground. It returns only
+// when it fails.
+func (s Start) Become() error {
+	env, err := s.environment(setup{Sockets: s.Sockets, JSON: s.JSON, Stderr: 2})
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("exec", syscall.Exec("/proc/self/exe", keeperArgs(s.Args), env))
+}
+
+// keeperArgs are what ps shows.
+func keeperArgs(args []string) []string { return slices.Concat(args[:1], []string{"keeper"}, args[1:]) }
+
+func (s Start) environment(set setup) ([]string, error) {
+	text, err := json.Marshal(set)
+	return append(slices.Clone(s.Env), setupEnv+"="+string(text)), err
+}
+
+// Is says whether this process is to be a keeper.
+func Is() bool { return os.Getenv(setupEnv) != "" }
+
+// given is a setup as the keeper uses it.
+type given struct {
+	setup
+	args  []string
+	env   []string
+	exe   int
+	times times
+}
+
+// takeSetup reads the setup. No child inherits what is not meant for it.
+func takeSetup() (*given, error) {
+	g := &given{times: defaultTimes}
+	if err := json.Unmarshal([]byte(os.Getenv(setupEnv)), &g.setup); err != nil || len(os.Args) < 2 {
+		return nil, fmt.Errorf("%s is not a keeper's setup", setupEnv)
+	}
+	g.args = slices.Concat(os.Args[:1], os.Args[2:])
+	g.env = slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, setupEnv+"=") || strings.HasPrefix(kv, namesEnv+"=")
+	})
+	if err := g.times.set(os.Getenv(timesEnv)); err != nil {
+		return nil, err
+	}
+	for _, fd := range []int{g.Ready, g.Stderr, g.Link} {
+		if fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	exe, err := unix.Open("/proc/self/exe", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the program: %w", err)
+	}
+	g.exe, err = high(exe)
+	return g, err
+}
+
+// high moves a descriptor above those that workers inherit.
+func high(fd int) (int, error) {
+	defer unix.Close(fd)
+	up, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, leastExe)
+	return up, os.NewSyscallError("dup", err)
+}
+
+func (t *times) set(text string) error {
+	if text == "" {
+		return nil
+	}
+	parts := strings.Split(text, ",")
+	to := []*time.Duration{&t.start, &t.hang, &t.giveUp, &t.spare}
+	if len(parts) != len(to) {
+		return errors.New(timesEnv + " has four durations")
+	}
+	for i, p := range parts {
+		d, err := time.ParseDuration(p)
+		if err != nil || d <= 0 {
+			return errors.New(timesEnv + " has four durations")
+		}
+		*to[i] = d
+	}
+	return nil
+}
+
+func (g *given) log() *slog.Logger {
+	if g.JSON {
+		return slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, nil))
+}

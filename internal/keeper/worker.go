@@ -1,0 +1,183 @@
+package keeper
+
+import (
+	"log/slog"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// worker is a process that serves, or is to.
+type worker struct {
+	pid   int
+	link  int  // our end of its socket
+	exe   int  // descriptor of its binary
+	first bool // it mounts by itself and is not told to serve
+	child bool
+
+	told      time.Time // when it was started, or told to serve
+	ready     time.Time // since when it serves
+	beat      time.Time // last sign of life
+	standby   bool      // it is prepared
+	status    string    // what it said last
+	condemned bool      // killed by us
+	gone      bool      // waited for
+	done      chan struct{}
+}
+
+// settled says that it has served for a while.
+func (w *worker) settled(now time.Time) bool {
+	return !w.ready.IsZero() && now.Sub(w.ready) >= settled
+}
+
+// alive says that it serves and has given a sign of life lately.
+func (w *worker) alive(now time.Time, hang time.Duration) bool {
+	return !w.ready.IsZero() && now.Sub(w.beat) <= hang
+}
+
+// wantsSpare says that it is time to prepare the one after it.
+func (w *worker) wantsSpare(now time.Time, after time.Duration) bool {
+	return !w.ready.IsZero() && now.Sub(w.ready) >= after
+}
+
+// kill ends it. Its end comes as an event.
+func (w *worker) kill(why string, log *slog.Logger) {
+	if w.condemned {
+		return
+	}
+	w.condemned = true
+	if why != "" {
+		log.Error("a process of the mount is killed", "pid", w.pid, "cause", why)
+	}
+	_ = unix.Kill(w.pid, unix.SIGKILL)
+}
+
+// reap waits for the end of a worker that was killed, but not for ever:
+// one whose disk hangs cannot die.
+func (w *worker) reap() {
+	select {
+	case <-w.done:
+	case <-time.After(time.Second):
+	}
+}
+
+// crashEnv is the variable by which tests kill workers at a named step; see
+// internal/crashpoint. Of several, separated by commas, the first is for
+// the first worker, the next for the next.
+const crashEnv = "EPOCHFS_CRASH_AT="
+
+// shiftCrash takes the first step out of the environment.
+func shiftCrash(env []string) {
+	for i, kv := range env {
+		if v, ok := strings.CutPrefix(kv, crashEnv); ok {
+			_, rest, _ := strings.Cut(v, ",")
+			env[i] = crashEnv + rest
+		}
+	}
+}
+
+// start runs a worker. It inherits stdin, stdout and stderr, its end of a
+// new socket, and files after it; names says what they are, one each.
+func (k *keeper) start(exe int, stderr int, names []string, files []int, env ...string) (*worker, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(pair[1])
+	attr := &syscall.ProcAttr{
+		Env:   append(append([]string{}, k.env...), append(env, namesEnv+"="+strings.Join(append([]string{linkName}, names...), ":"))...),
+		Files: []uintptr{0, 1, uintptr(stderr), uintptr(pair[1])},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	for _, fd := range files {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
+	pid, err := syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(exe), k.args, attr)
+	shiftCrash(k.env)
+	if err != nil {
+		_ = unix.Close(pair[0])
+		return nil, err
+	}
+	w := &worker{pid: pid, link: pair[0], exe: exe, child: true, told: time.Now(), done: make(chan struct{})}
+	k.follow(w)
+	return w, nil
+}
+
+// follow passes on what a worker says, then how it ended. Its socket
+// closes with it, so nothing it said is missed.
+func (k *keeper) follow(w *worker) {
+	_ = send(w.link, newMessage(varKeeper, strconv.Itoa(unix.Getpid())), nil)
+	go func() {
+		for {
+			m, err := receive(w.link)
+			if err != nil {
+				break
+			}
+			k.events <- event{from: w, msg: m}
+		}
+		status := w.wait()
+		_ = unix.Close(w.link)
+		close(w.done)
+		k.events <- event{from: w, exited: true, status: status}
+	}()
+}
+
+// wait returns when the process has ended, all of its threads.
+func (w *worker) wait() (status syscall.WaitStatus) {
+	if w.child {
+		for {
+			if _, err := syscall.Wait4(w.pid, &status, 0, nil); err != syscall.EINTR {
+				return status
+			}
+		}
+	}
+	// A stranger's end can be seen; how it ended cannot.
+	pidfd, err := unix.PidfdOpen(w.pid, 0)
+	if err != nil {
+		return syscall.WaitStatus(unix.SIGKILL)
+	}
+	defer unix.Close(pidfd)
+	for {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, -1); err != unix.EINTR {
+			return syscall.WaitStatus(unix.SIGKILL)
+		}
+	}
+}
+
+// startFirst runs the worker that mounts. The descriptors that only it
+// needs are closed here: others wait for their end.
+func (k *keeper) startFirst(s *given) error {
+	var names []string
+	var files []int
+	if s.Ready > 0 {
+		names, files = []string{readyName}, []int{s.Ready}
+	}
+	w, err := k.start(k.exe, s.Stderr, names, files)
+	if err != nil {
+		return err
+	}
+	closeAll(files)
+	if s.Stderr > 2 {
+		_ = unix.Close(s.Stderr)
+	}
+	w.first = true
+	k.serving = w
+	return nil
+}
+
+// startNext runs a worker that prepares itself to take over.
+func (k *keeper) startNext(exe int) {
+	w, err := k.start(exe, 2, []string{Device, Memory}, []int{k.store[Device][0], k.store[Memory][0]})
+	if err != nil {
+		w = &worker{status: "it cannot be started: " + err.Error(), exe: exe}
+		if r := k.restart; r != nil && r.next == nil {
+			r.next = w
+		}
+		k.failedToPrepare(w, 0)
+		return
+	}
+	k.next = w
+}
