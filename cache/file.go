@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // File is an open cached file. It is safe for concurrent use.
@@ -187,6 +189,26 @@ func (f *File) Backing() (file *os.File, ok bool) {
 		e.backing = b
 	}
 	return e.backing, true
+}
+
+// Hold returns a descriptor that keeps the file from being evicted for as
+// long as it is open, in this process or another; nil where the file is
+// not kept on disk. It is of an open file description of its own: the
+// locks of fetches go with the process that fetches.
+func (f *File) Hold() (*os.File, error) {
+	if f.entry.unkept {
+		return nil, nil
+	}
+	hold, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.entry.state.file.Fd()), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	// Nobody can have it exclusively: we have it shared.
+	if err := lock(hold, unix.F_RDLCK, lockInUse, 1); err != nil {
+		_ = hold.Close()
+		return nil, err
+	}
+	return hold, nil
 }
 
 // Cached is how many bytes of the payload are present.

@@ -209,6 +209,15 @@ func (m *Mounted) Forget(name string) {
 	}
 }
 
+// Breathe returns when the mount can still do what every request needs. If
+// it cannot, it never does.
+func (m *Mounted) Breathe() {
+	for _, n := range m.tree.nodes {
+		m.tree.handles.usage(n.ino)
+		break
+	}
+}
+
 // Wait returns when the mount has ended, whoever ended it, and no request
 // is being answered any more.
 func (m *Mounted) Wait() { <-m.done }

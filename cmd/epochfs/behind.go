@@ -7,23 +7,19 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 )
-
-// readyEnv tells the process that is to stay behind which descriptor it
-// reports on, once: that the mount is ready, or why it never will be.
-const readyEnv = "EPOCHFS_READY_FD"
 
 // outcome is what goes over the pipe.
 type outcome struct {
@@ -32,24 +28,32 @@ type outcome struct {
 	Code   int    `json:"code"`   // to exit with
 }
 
-// startBehind runs this command again, in a session of its own, and
-// returns when that process says that the mount is ready.
-func startBehind(ctx context.Context, out io.Writer) error {
+// startBehind starts a keeper, which starts the process that mounts, and
+// returns when that one says that the mount is ready.
+func (opts *mountOptions) startBehind(ctx context.Context) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Args[0] = os.Args[0] // we may be a mount helper by that name
-	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{w}
-	if cmd.Env, err = envFromAnywhere(os.Environ()); err != nil {
-		w.Close()
+	defer w.Close()
+	start, err := opts.keeperStart()
+	if err != nil {
 		return err
 	}
-	cmd.Env = append(cmd.Env, readyEnv+"=3")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	name := os.DevNull
+	if opts.logFile != "" {
+		name = opts.logFile
+	}
+	if start.Log, err = os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+		return err
+	}
+	defer start.Log.Close()
+	start.Ready = w
+	cmd, err := start.Command()
+	if err != nil {
+		return err
+	}
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
@@ -60,14 +64,59 @@ func startBehind(ctx context.Context, out io.Writer) error {
 	defer stop()
 	var got outcome
 	if err := json.NewDecoder(r).Decode(&got); err != nil {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // whom it mounts for is told that it has failed
 		return fmt.Errorf("the process behind the mount ended before it was ready: %w", errors.Join(cmd.Wait(), ctx.Err()))
 	}
 	if got.Code != exitOK {
 		_ = cmd.Wait() // it ends with the code it has told
 		return &exitError{text: got.Error, code: got.Code}
 	}
-	_, err = io.WriteString(out, got.Output)
+	_, err = io.WriteString(opts.out, got.Output)
 	return errors.Join(err, cmd.Process.Release())
+}
+
+// keeperStart says how the keeper of this mount begins.
+func (opts *mountOptions) keeperStart() (keeper.Start, error) {
+	args, err := workerArgs(opts.flags, opts.reference, opts.dir)
+	if err != nil {
+		return keeper.Start{}, err
+	}
+	env, err := envFromAnywhere(os.Environ())
+	if err != nil {
+		return keeper.Start{}, err
+	}
+	s := keeper.Start{Args: args, Env: env, JSON: opts.logFormat == "json"}
+	if s.Sockets, err = control.MakeDir(); err != nil {
+		s.Sockets = ""
+		opts.log.Warn("epochfs restart will not find this mount", "error", err)
+	}
+	return s, nil
+}
+
+// pathFlags name files and directories that mean the same in every
+// directory only when they are absolute.
+var pathFlags = []string{"cache-dir", "hosts-dir", "log-file"}
+
+// workerArgs is the command line of the processes that serve the mount,
+// now and after restarts: the flags that were given, in whatever way.
+func workerArgs(flags *pflag.FlagSet, reference, dir string) ([]string, error) {
+	args := []string{"epochfs", "mount"}
+	var err error
+	flags.Visit(func(f *pflag.Flag) {
+		value := f.Value.String()
+		switch size, isSize := f.Value.(*byteSize); {
+		case slices.Contains([]string{"options", "sloppy", "fake", "foreground"}, f.Name):
+			return
+		case isSize:
+			value = strconv.FormatInt(int64(*size), 10)
+		case value != "" && slices.Contains(pathFlags, f.Name):
+			var absErr error
+			value, absErr = filepath.Abs(value)
+			err = errors.Join(err, absErr)
+		}
+		args = append(args, "--"+f.Name+"="+value)
+	})
+	return append(args, "--", reference, dir), err
 }
 
 // pathEnvs name files and directories that are looked at as long as the
@@ -95,20 +144,21 @@ func envFromAnywhere(env []string) ([]string, error) {
 	return env, nil
 }
 
-// readiness is the process behind's end of the pipe.
+// readiness is the end of the pipe on which the first process tells, once,
+// that the mount is ready, or why it never will be.
 type readiness struct{ f *os.File }
 
 // readyPipe returns the pipe this process reports on; nil when nobody
 // waits for a report.
-var readyPipe = sync.OnceValue(func() *readiness {
-	fd, err := strconv.Atoi(os.Getenv(readyEnv))
-	if err != nil || fd < 3 {
+func readyPipe(link *keeper.Link) *readiness {
+	if link == nil {
 		return nil
 	}
-	os.Unsetenv(readyEnv)
-	syscall.CloseOnExec(fd)
-	return &readiness{os.NewFile(uintptr(fd), "ready")}
-})
+	if f := link.Ready(); f != nil {
+		return &readiness{f}
+	}
+	return nil
+}
 
 func (r *readiness) send(o outcome) error {
 	return errors.Join(json.NewEncoder(r.f).Encode(o), r.f.Close())
@@ -123,8 +173,8 @@ func (r *readiness) failed(err error) error {
 }
 
 // ready reports that the mount is, and cuts the ties to where the user
-// called from: directory and terminal. What would go there goes to the
-// log file, if there is one.
+// called from: the terminal. What would go there goes to the log file, if
+// there is one.
 func (r *readiness) ready(output, logFile string) error {
 	name := os.DevNull
 	if logFile != "" {
@@ -141,8 +191,5 @@ func (r *readiness) ready(output, logFile string) error {
 			return err
 		}
 	}
-	if err := r.send(outcome{Output: output}); err != nil {
-		return err
-	}
-	return os.Chdir("/")
+	return r.send(outcome{Output: output})
 }

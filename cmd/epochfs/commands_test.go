@@ -197,6 +197,11 @@ func field(ts *testscript.TestScript, text, key string) any {
 	dec.UseNumber()
 	ts.Check(dec.Decode(&all))
 	value, ok := all[key]
+	if list, rest, dotted := strings.Cut(key, ".0."); !ok && dotted { // of the first of a list
+		if l, isList := all[list].([]any); isList && len(l) > 0 {
+			value, ok = l[0].(map[string]any)[rest]
+		}
+	}
 	if !ok {
 		ts.Fatalf("no %q in %s", key, text)
 	}

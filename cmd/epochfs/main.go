@@ -10,9 +10,16 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/cocoonstack/epochfs/internal/keeper"
 )
 
-func main() { os.Exit(run(os.Args)) }
+func main() {
+	if keeper.Is() { // before anything is set up that it would not use
+		os.Exit(keeper.Main())
+	}
+	os.Exit(run(os.Args))
+}
 
 // run is the whole program but for the exit.
 func run(args []string) int {

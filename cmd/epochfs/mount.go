@@ -5,18 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/cocoonstack/epochfs/fs"
-	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/metrics"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/internal/mounts"
@@ -34,6 +33,7 @@ type mountOptions struct {
 	metrics    metrics.Address
 	sloppy     bool // ignore mount options nobody knows
 	fake       bool // check, but do not mount
+	flags      *pflag.FlagSet
 }
 
 func newMountCmd(g *globals) *cobra.Command {
@@ -47,7 +47,7 @@ mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
-			opts.reference, opts.dir = args[0], args[1]
+			opts.reference, opts.dir, opts.flags = args[0], args[1], cmd.Flags()
 			return runMount(cmd.Context(), *opts)
 		},
 	}
@@ -69,15 +69,24 @@ mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
 }
 
 func runMount(ctx context.Context, opts mountOptions) error {
-	pipe := readyPipe()
-	err := opts.mount(ctx, pipe)
+	link, err := keeper.Join()
+	if err != nil {
+		return err
+	}
+	pipe := readyPipe(link)
+	err = opts.mount(ctx, link, pipe)
 	if pipe != nil && err != nil {
 		return pipe.failed(err)
 	}
 	return err
 }
 
-func (opts *mountOptions) mount(ctx context.Context, pipe *readiness) error {
+// mount does this process's part: link leads to who keeps what it needs,
+// where somebody does, and pipe to who waits for the mount to be ready.
+func (opts *mountOptions) mount(ctx context.Context, link *keeper.Link, pipe *readiness) error {
+	if kept, ok := inherited(link); ok {
+		return opts.takeOver(ctx, link, kept)
+	}
 	var err error
 	if opts.dir, err = opts.checkMountpoint(opts.dir); err != nil {
 		return err
@@ -89,10 +98,16 @@ func (opts *mountOptions) mount(ctx context.Context, pipe *readiness) error {
 	switch {
 	case opts.fake:
 		return nil
-	case pipe == nil && !opts.foreground:
-		return startBehind(ctx, opts.out)
+	case link != nil:
+		return opts.serve(ctx, link, pipe)
+	case !opts.foreground:
+		return opts.startBehind(ctx)
 	}
-	return opts.serve(ctx, pipe)
+	start, err := opts.keeperStart()
+	if err != nil {
+		return err
+	}
+	return start.Become()
 }
 
 // parse refuses a reference that cannot be one before a process is
@@ -149,12 +164,9 @@ func realPath(name string) (string, error) {
 
 // serve mounts and stays until the mount is gone. Who waits for the mount
 // to be ready is told by pipe; without one, by stdout.
-func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error) {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+func (opts *mountOptions) serve(ctx context.Context, link *keeper.Link, pipe *readiness) (err error) {
+	signals := opts.prepareToServe()
 	defer signal.Stop(signals)
-	spareFromOOM(opts.log)
-	boundMemory(os.Getenv)
 	scrapes, err := metrics.Listen(opts.metrics)
 	if err != nil {
 		return err
@@ -165,31 +177,19 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
-	m, err := o.Mount(opts.dir, mounting.MountOptions{
-		AllowOther: opts.allowOther, UID: opts.uid, GID: opts.gid, Log: opts.log,
-	})
+	m, err := o.Mount(opts.dir, opts.look())
 	if err != nil {
 		return err
 	}
 	defer m.Wait()
-	since := time.Now()
-	status := func() control.Mount {
-		st := o.Status(m, since)
-		st.Metrics = scrapes.Addr()
-		return st
-	}
-	scrapes.Serve(buildVersion(), status)
-	// Without its socket a mount is as good, but cannot be asked.
-	socket, sockErr := control.Serve(control.Dir(), status)
-	if sockErr != nil {
-		opts.log.Warn("epochfs status will not tell much of this mount", "error", sockErr)
-	} else {
-		defer func() { err = errors.Join(err, socket.Close()) }()
-	}
+	s := &served{opts: opts, link: link, o: o, m: m, since: time.Now(), scrapes: scrapes}
+	s.keep()
 	var line strings.Builder
-	if err := opts.printMounted(&line, o); err != nil {
+	if err := opts.printMounted(&line, s); err != nil {
 		return errors.Join(err, fs.Unmount(opts.dir, true))
 	}
+	closeSocket := s.answerStatus()
+	defer closeSocket()
 	if pipe == nil {
 		_, err = io.WriteString(opts.out, line.String())
 	} else {
@@ -199,10 +199,7 @@ func (opts *mountOptions) serve(ctx context.Context, pipe *readiness) (err error
 	if err != nil { // nobody is there to be told: nobody wants the mount
 		return errors.Join(err, fs.Unmount(opts.dir, true))
 	}
-	if err := o.Prefetch(opts.prefetch); err != nil {
-		opts.log.Warn("nothing is prefetched", "cause", err)
-	}
-	opts.untilGone(signals, m)
+	s.run(signals)
 	return nil
 }
 
@@ -213,13 +210,15 @@ type mounted struct {
 	Digest    string `json:"digest"`
 	Dir       string `json:"dir"`
 	PID       int    `json:"pid"`
+	KeeperPID int    `json:"keeper_pid"`
 	Files     int    `json:"files"`
 	Size      int64  `json:"size"`
 	Data      int64  `json:"data"`
 	Local     int64  `json:"local"`
 }
 
-func (opts *mountOptions) printMounted(w io.Writer, o *mounting.Opened) error {
+func (opts *mountOptions) printMounted(w io.Writer, s *served) error {
+	o := s.o
 	sum, err := o.Sizes()
 	if err != nil {
 		return err
@@ -230,7 +229,7 @@ func (opts *mountOptions) printMounted(w io.Writer, o *mounting.Opened) error {
 	}
 	if opts.json {
 		return printJSON(w, mounted{
-			Version: 1, Reference: o.Reference.String(), Digest: o.Artifact.Digest, Dir: opts.dir, PID: os.Getpid(),
+			Version: 1, Reference: o.Reference.String(), Digest: o.Artifact.Digest, Dir: opts.dir, PID: os.Getpid(), KeeperPID: s.keeperPID(),
 			Files: len(files), Size: sum.Apparent, Data: sum.Data, Local: sum.Local,
 		})
 	}
@@ -240,40 +239,4 @@ func (opts *mountOptions) printMounted(w io.Writer, o *mounting.Opened) error {
 	_, err = fmt.Fprintf(w, "%s: %d files, %s, %s of data, %s of it local\n",
 		o.Reference, len(files), size(sum.Apparent), size(sum.Data), size(sum.Local))
 	return err
-}
-
-// untilGone returns when the mount has ended. A signal asks for that, and
-// is not obeyed while somebody uses the mount; a second one takes the mount
-// out of the tree all the same, and its users keep what they have open.
-func (opts *mountOptions) untilGone(signals <-chan os.Signal, m *fs.Mounted) {
-	for asked := 0; ; {
-		select {
-		case <-m.Done():
-			return
-		case <-signals:
-			asked++
-		}
-		err := m.Unmount()
-		if errors.Is(err, syscall.EBUSY) && asked > 1 {
-			err = fs.Unmount(opts.dir, true)
-			opts.note("%s is detached; its process ends with its last user", opts.dir)
-		}
-		if err != nil {
-			err = explainBusy(opts.dir, err)
-			opts.note("%v; a second signal does so too", err)
-			opts.log.Warn("a signal asked to unmount", "error", err)
-		}
-	}
-}
-
-// oomScore is that of a process that many others need: the kernel takes
-// those first.
-const oomScore = "-900"
-
-// spareFromOOM keeps the kernel from killing this process when memory is
-// short: a dead mount kills the VMs on it. Root only.
-func spareFromOOM(log *slog.Logger) {
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0); err != nil {
-		log.Debug("oom_score_adj stays as it is", "error", err)
-	}
 }

@@ -63,7 +63,7 @@ EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	g.addFlags(root)
 	root.AddCommand(
-		newMountCmd(g), newUmountCmd(), newMaterializeCmd(g), newPushCmd(g),
+		newMountCmd(g), newUmountCmd(), newRestartCmd(g), newMaterializeCmd(g), newPushCmd(g),
 		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
 		newCacheCmd(g),
 	)

@@ -43,6 +43,7 @@ var registries = map[string][]string{
 	"secrets.txtar":   {"guarded"},
 	"restart.txtar":   {"debian"},
 	"slow.txtar":      {"epoch"},
+	"takeover.txtar":  {"debian"},
 }
 
 func TestScript(t *testing.T) {

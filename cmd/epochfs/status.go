@@ -100,13 +100,9 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 		return nil, err
 	}
 	if opts.dir != "" {
-		// Not realPath: it would hang on a mount that does not answer.
-		dir, err := filepath.Abs(opts.dir)
+		dir, err := mountDir(opts.dir)
 		if err != nil {
 			return nil, err
-		}
-		if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
-			dir = filepath.Join(parent, filepath.Base(dir))
 		}
 		all = slices.DeleteFunc(all, func(m control.Mount) bool { return m.Dir != dir })
 		if len(all) == 0 {
@@ -123,6 +119,19 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 		}
 	}
 	return all, nil
+}
+
+// mountDir is a mount's directory as the kernel lists it. Not realPath: it
+// would hang on a mount that does not answer.
+func mountDir(name string) (string, error) {
+	dir, err := filepath.Abs(name)
+	if err != nil {
+		return "", err
+	}
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
+		dir = filepath.Join(parent, filepath.Base(dir))
+	}
+	return dir, nil
 }
 
 // allMounts are those whose processes answer, and those that the kernel

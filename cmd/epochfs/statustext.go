@@ -18,6 +18,7 @@ func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 	if m.PID != 0 {
 		fmt.Fprintf(b, "  process %d, for %s; %d requests, %s, %d retries%s\n", m.PID,
 			now.Sub(m.Since).Round(time.Second), m.Network.Requests, size(m.Network.Bytes), m.Network.Retries, causes(m.Network.Causes))
+		fmt.Fprintf(b, "  %s\n", printable(keptLine(m)))
 		fmt.Fprintf(b, "  %s\n", printable(linkLine(m)))
 		fmt.Fprintf(b, "  cache %s: %s of %s\n", printable(m.Cache.Dir), size(m.Cache.Used), size(m.Cache.Limit))
 	}
@@ -138,4 +139,15 @@ func printMaps(b *strings.Builder, files []control.File, width int) {
 		all = append(all, drawn(string(l.letter))+" "+l.means)
 	}
 	fmt.Fprintln(b, strings.Join(all, "   "))
+}
+
+// keptLine says what becomes of the mount should its process die.
+func keptLine(m control.Mount) string {
+	switch {
+	case m.KeeperPID != 0:
+		return fmt.Sprintf("kept by process %d", m.KeeperPID)
+	case m.NotKept != "":
+		return "not kept, it ends with its process: " + m.NotKept
+	}
+	return "no longer kept, it ends with its process: its keeper has ended; epochfs restart gives it another"
 }

@@ -28,8 +28,9 @@ type Mount struct {
 	Reference string    `json:"reference"`
 	Digest    string    `json:"digest"`
 	Dir       string    `json:"dir"`
-	PID       int       `json:"pid"` // 0 where the process does not answer
-	KeeperPID int       `json:"keeper_pid"`
+	PID       int       `json:"pid"`                // 0 where the process does not answer
+	KeeperPID int       `json:"keeper_pid"`         // 0 where it ends with its process
+	NotKept   string    `json:"not_kept,omitempty"` // why, in words
 	Since     time.Time `json:"since"`
 	Files     []File    `json:"files"`
 	Reads     Reads     `json:"reads"`
@@ -163,6 +164,16 @@ func usualDirs(uid int) []string {
 		return []string{"/run/epochfs"}
 	}
 	return []string{filepath.Join("/run/user", strconv.Itoa(uid), "epochfs"), tempDir(uid)}
+}
+
+// MakeDir makes Dir, where it is missing, and returns it. It fails where
+// others could put a socket there.
+func MakeDir() (string, error) {
+	dir := Dir()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	return dir, checkDir(dir, os.Geteuid())
 }
 
 // suffix ends the names of sockets; what is before it is the process's id.

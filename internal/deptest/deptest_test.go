@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"snapshot/sparse":     nil,
 	"internal/control":    nil,
 	"internal/crashpoint": nil,
+	"internal/keeper":     nil,
 	"internal/mounts":     nil,
 	"internal/shaping":    nil,
 	"internal/text":       nil,
@@ -41,7 +42,7 @@ var allowed = map[string][]string{
 	// The cache asks an interface for bytes: no registry, no FUSE.
 	"cache": {"internal/crashpoint", "internal/zstdframe", "snapshot/layout", "snapshot/sparse"},
 	// The tree asks an interface for contents: no registry, no cache.
-	"fs": {"snapshot/sparse"},
+	"fs": {"internal/crashpoint", "snapshot/sparse"},
 
 	// Payloads in order, straight from the same kind of interface.
 	"internal/direct": {"internal/zstdframe", "snapshot/layout"},
@@ -56,7 +57,7 @@ var allowed = map[string][]string{
 	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
-		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
+		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/keeper", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
 		"internal/text", "snapshot", "snapshot/layout", "snapshot/manifest",
 	},
 
@@ -83,6 +84,8 @@ var forbidden = []struct {
 	{"fs", "github.com/klauspost/compress", "contents come decoded"},
 	{"registry", "github.com/hanwen/go-fuse", "a client without a mount"},
 	{"cocoon", "net/http", "it only runs a program"},
+	{"internal/keeper", "github.com/", "what keeps a mount alive needs nobody"},
+	{"internal/keeper", "net", "what keeps a mount alive needs nobody"},
 	{"snapshot/sparse", "github.com/", "a leaf of the standard library"},
 	{"snapshot/manifest", "github.com/", "a leaf of the standard library"},
 }

@@ -82,6 +82,8 @@ type keeper struct {
 	times times
 	log   *slog.Logger
 
+	sockets string // directory of sockets, "" for none
+
 	store      map[string][]int
 	connection string // number of the FUSE connection
 	dir        string
@@ -93,6 +95,7 @@ type keeper struct {
 	lastGood time.Time // when a worker was last known to serve
 	failures int       // workers in a row that failed
 	notUntil time.Time // no worker is started, or told to serve, before
+	told     bool      // that the first worker serves
 	asked    int       // signals that asked to unmount and found no worker
 
 	events  chan event
@@ -119,7 +122,7 @@ func Main() int {
 	}
 	spareFromOOM()
 	k := &keeper{
-		args: s.args, env: s.env, exe: s.exe, older: -1, times: s.times, log: s.log(),
+		args: s.args, env: s.env, exe: s.exe, older: -1, times: s.times, log: s.log(), sockets: s.Sockets,
 		store: map[string][]int{}, events: make(chan event, 16), began: time.Now(), lastGood: time.Now(),
 	}
 	requests, stopListening := listen(s.Sockets, k.log)
@@ -193,7 +196,7 @@ func (k *keeper) noted(w *worker, m message) {
 	case m.is(varReady):
 		w.ready, w.beat = now, now
 		k.connection, k.dir = m.vars[varConnection], m.vars[varDir]
-		k.replyTo(w)
+		k.tellReady(w)
 	case m.is(varBeat):
 		w.beat = now
 	case m.is(varStandby):
@@ -208,13 +211,27 @@ func (k *keeper) noted(w *worker, m message) {
 	}
 }
 
+// tellReady passes on that a worker serves, and gives it the signals that
+// found none.
+func (k *keeper) tellReady(w *worker) {
+	if !k.told {
+		k.told = true
+		tellSystemd()
+	}
+	if k.asked > 0 {
+		k.asked = 0
+		_ = unix.Kill(w.pid, unix.SIGTERM)
+	}
+	k.replyTo(w)
+}
+
 // kept says whether there is a connection that can go on without its
 // worker.
 func (k *keeper) kept() bool { return len(k.store[Device]) > 0 && len(k.store[Memory]) > 0 }
 
 // ended decides what the end of the serving worker means.
 func (k *keeper) ended(w *worker, status syscall.WaitStatus) (code int, ended bool) {
-	if !k.kept() || w.first && w.ready.IsZero() || k.dead() {
+	if !k.kept() || k.dead() {
 		k.killNext()
 		return status.ExitStatus() & 0xff, true
 	}

@@ -15,6 +15,7 @@ import (
 type Link struct {
 	to        unix.Sockaddr // systemd's socket; nil for a keeper
 	inherited map[string][]*os.File
+	chosen    bool
 	serve     chan struct{} // closed when the keeper says so
 
 	mu     sync.Mutex
@@ -29,6 +30,8 @@ func Join() (*Link, error) {
 	l := &Link{inherited: map[string][]*os.File{}, serve: make(chan struct{}), lost: make(chan struct{})}
 	if names, ok := os.LookupEnv(namesEnv); ok {
 		os.Unsetenv(namesEnv)
+		l.chosen = os.Getenv(chosenEnv) != ""
+		os.Unsetenv(chosenEnv)
 		l.inherit(strings.Split(names, ":"))
 		link := l.Inherited(linkName)
 		if link == nil {
@@ -52,18 +55,15 @@ func Join() (*Link, error) {
 const storeEnv = "FDSTORE"
 
 func (l *Link) joinSystemd() (*Link, error) {
-	path := os.Getenv("NOTIFY_SOCKET")
+	path := os.Getenv(notifyEnv)
 	if n, err := strconv.Atoi(os.Getenv(storeEnv)); path == "" || err != nil || n <= 0 {
 		return nil, nil
-	}
-	if path[0] == '@' { // the kernel's name space, not the file system's
-		path = "\x00" + path[1:]
 	}
 	var err error
 	if l.socket, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	l.to = &unix.SockaddrUnix{Name: path}
+	l.to = notifyAddress(path)
 	if os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
 		l.inherit(strings.Split(os.Getenv("LISTEN_FDNAMES"), ":"))
 	}
@@ -135,6 +135,10 @@ func (l *Link) KeeperPID() int {
 	return l.keeper
 }
 
+// Chosen says that another worker serves the mount, well, and this one is
+// to take its place only if it can do as well.
+func (l *Link) Chosen() bool { return l.chosen }
+
 // Systemd says that systemd keeps what a keeper would.
 func (l *Link) Systemd() bool { return l.to != nil }
 
@@ -169,7 +173,7 @@ func (l *Link) Standby() error {
 	case <-l.serve:
 		return nil
 	case <-l.Lost():
-		return errGone
+		return ErrGone
 	}
 }
 

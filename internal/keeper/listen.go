@@ -22,6 +22,7 @@ const (
 const (
 	keeperSuffix = ".keeper"
 	orphanSuffix = ".orphan"
+	statusSuffix = ".sock" // a worker's own; see internal/control
 )
 
 // askTimeout bounds how long one waits for a question, in seconds.

@@ -82,8 +82,9 @@ func sendWith(socket int, m message, to unix.Sockaddr, flags int) error {
 	}
 }
 
-// errGone says that the other end of a socket is closed.
-var errGone = fmt.Errorf("the other process has ended: %w", unix.ECONNRESET)
+// ErrGone says that the other end of a socket is closed: the process there
+// has ended.
+var ErrGone = fmt.Errorf("the other process has ended: %w", unix.ECONNRESET)
 
 // receive waits for a message. The descriptors in it belong to the caller,
 // and no child inherits them.
@@ -104,7 +105,7 @@ func receive(socket int) (message, error) {
 	fds := rights(oob[:nOOB])
 	if n == 0 {
 		closeAll(fds)
-		return message{}, errGone
+		return message{}, ErrGone
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		closeAll(fds)

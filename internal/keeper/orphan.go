@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +28,7 @@ func (l *Link) Orphan(sockets string) error {
 			return nil
 		case r.msg.is(varAsk):
 			closeAll(r.msg.fds)
-			r.reply(newMessage())
+			r.reply(newMessage(varWorker, strconv.Itoa(os.Getpid())))
 		default:
 			closeAll(r.msg.fds)
 			r.reply(newMessage(varStatus, "this process does not know what it is asked"))

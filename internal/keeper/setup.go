@@ -21,6 +21,8 @@ const (
 	// namesEnv names the descriptors that a worker has inherited, from 3
 	// on, with colons between.
 	namesEnv = "EPOCHFS_INHERITED"
+	// chosenEnv is set for a worker that takes the place of one that lives.
+	chosenEnv = "EPOCHFS_CHOSEN"
 	// timesEnv is for tests: start, hang, give up and spare, as durations
 	// with commas between.
 	timesEnv = "EPOCHFS_KEEPER_TIMES"
@@ -122,7 +124,9 @@ func takeSetup() (*given, error) {
 	}
 	g.args = slices.Concat(os.Args[:1], os.Args[2:])
 	g.env = slices.DeleteFunc(os.Environ(), func(kv string) bool {
-		return strings.HasPrefix(kv, setupEnv+"=") || strings.HasPrefix(kv, namesEnv+"=")
+		return slices.ContainsFunc([]string{setupEnv, namesEnv, chosenEnv, notifyEnv}, func(name string) bool {
+			return strings.HasPrefix(kv, name+"=")
+		})
 	})
 	if err := g.times.set(os.Getenv(timesEnv)); err != nil {
 		return nil, err
@@ -164,6 +168,32 @@ func (t *times) set(text string) error {
 		*to[i] = d
 	}
 	return nil
+}
+
+// notifyEnv names systemd's socket, where the keeper is a service.
+const notifyEnv = "NOTIFY_SOCKET"
+
+// tellSystemd says that the service has started.
+func tellSystemd() {
+	path := os.Getenv(notifyEnv)
+	if path == "" {
+		return
+	}
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(socket)
+	_ = send(socket, newMessage(varReady, "1"), notifyAddress(path))
+}
+
+// notifyAddress is that of a path as systemd gives it: @ stands for the
+// kernel's name space, not the file system's.
+func notifyAddress(path string) unix.Sockaddr {
+	if path[0] == '@' {
+		path = "\x00" + path[1:]
+	}
+	return &unix.SockaddrUnix{Name: path}
 }
 
 func (g *given) log() *slog.Logger {

@@ -2,6 +2,8 @@ package keeper
 
 import (
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -120,9 +122,20 @@ func (k *keeper) follow(w *worker) {
 		}
 		status := w.wait()
 		_ = unix.Close(w.link)
+		k.sweep(w.pid)
 		close(w.done)
 		k.events <- event{from: w, exited: true, status: status}
 	}()
+}
+
+// sweep takes away the sockets of a process that could not do so itself.
+func (k *keeper) sweep(pid int) {
+	if k.sockets == "" {
+		return
+	}
+	for _, suffix := range []string{statusSuffix, orphanSuffix} {
+		_ = os.Remove(filepath.Join(k.sockets, strconv.Itoa(pid)+suffix))
+	}
 }
 
 // wait returns when the process has ended, all of its threads.
@@ -170,7 +183,11 @@ func (k *keeper) startFirst(s *given) error {
 
 // startNext runs a worker that prepares itself to take over.
 func (k *keeper) startNext(exe int) {
-	w, err := k.start(exe, 2, []string{Device, Memory}, []int{k.store[Device][0], k.store[Memory][0]})
+	var env []string
+	if k.serving != nil && k.restart != nil {
+		env = []string{chosenEnv + "=1"}
+	}
+	w, err := k.start(exe, 2, []string{Device, Memory}, []int{k.store[Device][0], k.store[Memory][0]}, env...)
 	if err != nil {
 		w = &worker{status: "it cannot be started: " + err.Error(), exe: exe}
 		if r := k.restart; r != nil && r.next == nil {

@@ -26,6 +26,7 @@ type Config struct {
 	HostsDirs   []string      // where hosts.toml files are looked for, before the usual places
 	UserAgent   string        // what the registry is told; "" for the usual
 	Log         *slog.Logger  // nil for nobody
+	Known       []byte        // of Note, for who opens again what is mounted; nil for nothing
 
 	EpochServer string // EPOCH_SERVER: the registry of names without a host
 	EpochToken  string // EPOCH_REGISTRY_TOKEN: credentials for that registry

@@ -221,7 +221,7 @@ func (d *downloader) openBlob(ctx context.Context, name, digest string) (io.Read
 // under its own, and the cache's references lead there. What is made of
 // it is only a hint until the blob itself was verified.
 func (d *downloader) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
-	key := fmt.Sprintf("%s bytes %d+%d", digest, off, n)
+	key := rangeKey(digest, off, n)
 	if own, _, err := d.cache.Ref(key); err == nil {
 		if data, err := d.cache.Blob(own); err == nil && int64(len(data)) == n {
 			d.blobs = append(d.blobs, own)

@@ -1,7 +1,13 @@
 package mounting
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"slices"
+	"time"
 
 	"github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/snapshot"
@@ -12,12 +18,127 @@ import (
 type MountOptions struct {
 	AllowOther bool   // for other users than the one who mounts
 	UID, GID   uint32 // owner of everything
+	Crash      bool   // a panic ends the process: another takes over
 	Log        *slog.Logger
 }
 
 // Mount shows the artifact's files on a directory, the envelope first. It
 // returns when the mount is ready. o must stay open until it is gone.
 func (o *Opened) Mount(dir string, opts MountOptions) (*fs.Mounted, error) {
+	files, err := o.mountFiles()
+	if err != nil {
+		return nil, err
+	}
+	fsOpts := o.options(opts)
+	if fsOpts.Note, err = o.note(files, time.Now()); err != nil {
+		return nil, err
+	}
+	m, err := fs.Mount(dir, files, fsOpts)
+	if err != nil {
+		return nil, err
+	}
+	o.forgetWith(m)
+	return m, nil
+}
+
+// Resume takes over the live mount on dir whose note o was opened with;
+// see fs.Resume. strict is for who has a choice: it fails also where some
+// file cannot be kept in the cache.
+func (o *Opened) Resume(kept fs.Kept, n *Note, dir string, opts MountOptions, strict bool, begin func() error) (*fs.Mounted, error) {
+	files, err := o.mountFiles()
+	if err != nil {
+		return nil, err
+	}
+	if names := shape(files); !slices.Equal(names, n.Files) {
+		return nil, errors.New("this binary would show other files than are mounted")
+	}
+	if strict {
+		for name, open := range o.opened() {
+			if !open.Kept() {
+				return nil, fmt.Errorf("%s: this binary cannot use the cached file", name)
+			}
+		}
+	}
+	m, err := fs.Resume(kept, dir, files, o.options(opts), begin)
+	if err != nil {
+		return nil, err
+	}
+	o.forgetWith(m)
+	return m, nil
+}
+
+// Note is what a mount leaves for the process that takes over.
+type Note struct {
+	Since time.Time       `json:"since"` // when the mount began
+	Files []string        `json:"files"` // what is shown, in order
+	Known json.RawMessage `json:"known"` // for Config.Known
+}
+
+// ReadNote reads the note in a mount's memory.
+func ReadNote(memory *os.File) (*Note, error) {
+	text, err := fs.Note(memory)
+	if err != nil {
+		return nil, err
+	}
+	n := &Note{}
+	if err := json.Unmarshal(text, n); err != nil {
+		return nil, fmt.Errorf("the mount's note: %w", err)
+	}
+	return n, nil
+}
+
+func (o *Opened) note(files []fs.File, since time.Time) ([]byte, error) {
+	o.known.mu.Lock()
+	defer o.known.mu.Unlock()
+	text, err := json.Marshal(o.known)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(Note{Since: since, Files: shape(files), Known: text})
+}
+
+// shape is what must be the same for who goes on with a mount: inode
+// numbers are positions in it.
+func shape(files []fs.File) []string {
+	var all []string
+	for _, f := range files {
+		all = append(all, fmt.Sprintf("%o %d %s", f.Mode, f.Map.Size(), f.Name))
+	}
+	return all
+}
+
+// Holds returns descriptors that keep the mounted files from being evicted
+// for as long as any process has them open.
+func (o *Opened) Holds() (holds []*os.File, err error) {
+	for _, open := range o.opened() {
+		hold, err := open.Hold()
+		if err != nil {
+			for _, h := range holds {
+				h.Close()
+			}
+			return nil, err
+		}
+		if hold != nil {
+			holds = append(holds, hold)
+		}
+	}
+	return holds, nil
+}
+
+func (o *Opened) options(opts MountOptions) fs.Options {
+	return fs.Options{
+		AllowOther: opts.AllowOther,
+		UID:        opts.UID,
+		GID:        opts.GID,
+		Time:       o.Artifact.Created,
+		FSName:     o.Reference.String(),
+		Crash:      opts.Crash,
+		Log:        opts.Log,
+	}
+}
+
+// mountFiles opens what a mount shows.
+func (o *Opened) mountFiles() ([]fs.File, error) {
 	var files []fs.File
 	if text := o.Artifact.Envelope; text != nil {
 		files = append(files, fs.File{
@@ -43,23 +164,14 @@ func (o *Opened) Mount(dir string, opts MountOptions) (*fs.Mounted, error) {
 			Content:   open,
 		})
 	}
-	m, err := fs.Mount(dir, files, fs.Options{
-		AllowOther: opts.AllowOther,
-		UID:        opts.UID,
-		GID:        opts.GID,
-		Time:       o.Artifact.Created,
-		FSName:     o.Reference.String(),
-		Log:        opts.Log,
-	})
-	if err != nil {
-		return nil, err
+	return files, nil
+}
+
+// forgetWith has the mount forget the bytes that turn out to be wrong.
+func (o *Opened) forgetWith(m *fs.Mounted) {
+	for name, open := range o.opened() {
+		// Not waited for: the reads that Forget waits for may wait for
+		// those who tell us.
+		open.OnDrop(func() { go m.Forget(name) })
 	}
-	for _, f := range o.Artifact.Files {
-		if open, err := o.File(f); err == nil {
-			// Not waited for: the reads that Forget waits for may wait for
-			// those who tell us.
-			open.OnDrop(func() { go m.Forget(f.Name) })
-		}
-	}
-	return m, nil
 }

@@ -28,6 +28,7 @@ type Opened struct {
 	Notes     []string     // what a user should know, one line each; maybe none
 
 	source    cache.Source
+	known     *known
 	uncached  *uncached // nil with a cache
 	limitRate int64     // of Config
 
@@ -76,7 +77,11 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 
 func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, keep keeper) error {
 	d := newDownloader(o.Registry, keep, ref, cfg)
-	a, err := snapshot.Load(ctx, d, ref.Repository, ref.Identifier(), snapshot.LoadOptions{Platform: cfg.Platform})
+	var err error
+	if o.known, err = newKnown(cfg.Known); err != nil {
+		return err
+	}
+	a, err := snapshot.Load(ctx, remembering{d, o.known}, ref.Repository, ref.Identifier(), snapshot.LoadOptions{Platform: cfg.Platform})
 	if err != nil {
 		return fmt.Errorf("%s: %w", ref, err)
 	}
@@ -148,6 +153,17 @@ func (o *Opened) File(f *layout.File) (*cache.File, error) {
 	}
 	o.files[f] = open
 	return open, nil
+}
+
+// opened are the files that are open, by name.
+func (o *Opened) opened() map[string]*cache.File {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := make(map[string]*cache.File, len(o.files))
+	for f, open := range o.files {
+		all[f.Name] = open
+	}
+	return all
 }
 
 // OpenPayload streams a file's data segments; io.EOF comes only when all

@@ -91,12 +91,12 @@ func soak(ctx context.Context, cfg config) error {
 
 // report is what a campaign saw.
 type report struct {
-	faults                            map[string]int
-	blobs                             int
-	kills, evicted, over              int64
-	reads, bytes, failed, wrong, torn int64
-	took, longest                     time.Duration // of all, and of one read
-	last                              string
+	faults                      map[string]int
+	blobs                       int
+	kills, evicted, over        int64
+	reads, bytes, failed, wrong int64
+	took, longest               time.Duration // of all, and of one read
+	last                        string
 }
 
 func newReport() *report { return &report{faults: map[string]int{}} }
@@ -108,7 +108,7 @@ func (r *report) add(o *report) {
 	r.blobs += o.blobs
 	r.kills, r.evicted, r.over = r.kills+o.kills, r.evicted+o.evicted, r.over+o.over
 	r.reads, r.bytes, r.failed = r.reads+o.reads, r.bytes+o.bytes, r.failed+o.failed
-	r.wrong, r.torn, r.took = r.wrong+o.wrong, r.torn+o.torn, r.took+o.took
+	r.wrong, r.took = r.wrong+o.wrong, r.took+o.took
 	r.longest = max(r.longest, o.longest)
 }
 
@@ -117,8 +117,8 @@ func (r *report) String() string {
 	for _, n := range r.faults {
 		total += n
 	}
-	s := fmt.Sprintf("%.0f s: %d reads of %d MB, the longest %.1f s, %d failed, %d wrong, %d torn by %d kills; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
-		r.took.Seconds(), r.reads, r.bytes/1e6, r.longest.Seconds(), r.failed, r.wrong, r.torn, r.kills, r.evicted, r.over, r.blobs, total)
+	s := fmt.Sprintf("%.0f s: %d reads of %d MB, the longest %.1f s, %d failed, %d wrong, with %d kills; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
+		r.took.Seconds(), r.reads, r.bytes/1e6, r.longest.Seconds(), r.failed, r.wrong, r.kills, r.evicted, r.over, r.blobs, total)
 	for _, k := range slices.Sorted(maps.Keys(r.faults)) {
 		s += fmt.Sprintf(" %s %d,", k, r.faults[k])
 	}
@@ -205,7 +205,7 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 	reg.chance.Store(0)
 	wg.Wait()
 	r := &report{faults: reg.counts, blobs: reg.blobs, took: time.Since(began), evicted: look.evicted, over: look.over}
-	r.reads, r.bytes, r.failed, r.wrong, r.torn = t.reads.Load(), t.bytes.Load(), t.failed.Load(), t.wrong.Load(), t.torn.Load()
+	r.reads, r.bytes, r.failed, r.wrong = t.reads.Load(), t.bytes.Load(), t.failed.Load(), t.wrong.Load()
 	r.longest = time.Duration(t.longest.Load())
 	r.last, _ = t.last.Load().(string)
 	for _, m := range mounts {

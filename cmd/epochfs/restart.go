@@ -1,0 +1,170 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/internal/keeper"
+	"github.com/cocoonstack/epochfs/internal/mounts"
+)
+
+type restartOptions struct {
+	*globals
+	out io.Writer
+	dir string // "" for all mounts
+}
+
+func newRestartCmd(g *globals) *cobra.Command {
+	opts := restartOptions{globals: g}
+	return &cobra.Command{
+		Use:   "restart [DIR]",
+		Short: "Put this binary in charge of live mounts",
+		Long: `restart has this binary take over one live mount, or all of the user's: after an
+update, say. It first tries whether it can; if not, the mount is served as
+before. Readers notice a few milliseconds. A mount that has lost its keeper
+gets a new one.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.out = cmd.OutOrStdout()
+			if len(args) > 0 {
+				opts.dir = args[0]
+			}
+			return runRestart(opts)
+		},
+	}
+}
+
+// restarted is the JSON output.
+type restarted struct {
+	Version int              `json:"version"`
+	Mounts  []restartedMount `json:"mounts"`
+}
+
+type restartedMount struct {
+	Dir       string `json:"dir"`
+	PID       int    `json:"pid"`
+	KeeperPID int    `json:"keeper_pid"`
+	Error     string `json:"error,omitempty"`
+}
+
+func runRestart(opts restartOptions) error {
+	found, err := restartable()
+	if err != nil {
+		return err
+	}
+	if opts.dir != "" {
+		dir, err := mountDir(opts.dir)
+		if err != nil {
+			return err
+		}
+		found = slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir != dir })
+		if len(found) == 0 {
+			return fmt.Errorf("nothing of ours is mounted on %s: %w", dir, errNotFound)
+		}
+	}
+	result := restarted{Version: 1, Mounts: []restartedMount{}}
+	var failed error
+	for _, m := range found {
+		dir := m.Dir
+		m, err := opts.restart(m)
+		r := restartedMount{Dir: dir, PID: m.Worker, KeeperPID: m.Keeper}
+		if err != nil {
+			r.Error = err.Error()
+			failed = errors.Join(failed, fmt.Errorf("%s is served as before: %w", dir, err))
+		} else if !opts.json && !opts.quiet {
+			fmt.Fprintf(opts.out, "%s: served by process %d, kept by %d\n", printable(dir), m.Worker, m.Keeper)
+		}
+		result.Mounts = append(result.Mounts, r)
+	}
+	if opts.json {
+		failed = errors.Join(failed, printJSON(opts.out, result))
+	}
+	if failed == nil && len(found) == 0 {
+		opts.note("nothing of ours is mounted")
+	}
+	return failed
+}
+
+// restartable are all mounts of this user's, also those that cannot
+// change their process: these have neither worker nor keeper.
+func restartable() ([]keeper.Mount, error) {
+	sockets := control.Dir()
+	answered, err := control.List(sockets)
+	if err != nil {
+		return nil, err
+	}
+	found, err := keeper.List(sockets)
+	if err != nil {
+		return nil, err
+	}
+	for i, m := range found {
+		if at := slices.IndexFunc(answered, func(s control.Mount) bool { return s.PID == m.Worker }); m.Dir == "" && at >= 0 {
+			found[i].Dir = answered[at].Dir
+		}
+	}
+	found = slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir == "" })
+	known, err := mounts.All()
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range known {
+		if !slices.ContainsFunc(found, func(m keeper.Mount) bool { return m.Dir == k.Dir }) {
+			found = append(found, keeper.Mount{Dir: k.Dir})
+		}
+	}
+	return found, nil
+}
+
+// restart has this binary take over one mount.
+func (opts *restartOptions) restart(m keeper.Mount) (keeper.Mount, error) {
+	if m.Keeper == 0 && m.Worker == 0 {
+		return m, errors.New("its process cannot be changed: it is dead, another user's, or nothing keeps the mount")
+	}
+	if m.Keeper == 0 {
+		dir := m.Dir
+		var err error
+		if m, err = opts.rekeep(m); err != nil {
+			return m, err
+		}
+		if m, err = keptOn(dir, m.Keeper); err != nil {
+			return m, err
+		}
+	}
+	return m.Restart()
+}
+
+// rekeep starts a new keeper. Its log lines go where the worker's do.
+func (opts *restartOptions) rekeep(m keeper.Mount) (keeper.Mount, error) {
+	log, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/2", m.Worker), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil { // such as a socket
+		log, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	}
+	if err != nil {
+		return m, err
+	}
+	defer log.Close()
+	return m.Rekeep(keeper.Start{Sockets: control.Dir(), JSON: opts.logFormat == "json", Log: log})
+}
+
+// keptOn returns when a keeper knows the mount that it was started for.
+func keptOn(dir string, pid int) (keeper.Mount, error) {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		all, err := keeper.List(control.Dir())
+		if err != nil {
+			return keeper.Mount{}, err
+		}
+		for _, m := range all {
+			if m.Keeper == pid && m.Dir == dir {
+				return m, nil
+			}
+		}
+	}
+	return keeper.Mount{Dir: dir, Keeper: pid}, errors.New("the new keeper does not answer")
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/internal/keeper"
+	"github.com/cocoonstack/epochfs/internal/metrics"
+	"github.com/cocoonstack/epochfs/internal/mounting"
+)
+
+// served is a live mount that this process serves.
+type served struct {
+	opts    *mountOptions
+	link    *keeper.Link
+	o       *mounting.Opened
+	m       *fs.Mounted
+	since   time.Time // when the mount began, in whatever process
+	notKept string    // why nobody could take over; "" where somebody can
+	scrapes *metrics.Server
+}
+
+// prepareToServe makes this process one that others stand on.
+func (opts *mountOptions) prepareToServe() chan os.Signal {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	_ = os.WriteFile("/proc/self/comm", []byte("epochfs"), 0) // for ps: we were run by a descriptor
+	spareFromOOM(opts.log)
+	boundMemory(os.Getenv)
+	return signals
+}
+
+func (opts *mountOptions) look() mounting.MountOptions {
+	return mounting.MountOptions{AllowOther: opts.allowOther, UID: opts.uid, GID: opts.gid, Crash: true, Log: opts.log}
+}
+
+// inherited is a live mount that this process was started to take over.
+func inherited(link *keeper.Link) (kept fs.Kept, ok bool) {
+	if link == nil {
+		return kept, false
+	}
+	kept = fs.Kept{Device: link.Inherited(keeper.Device), Memory: link.Inherited(keeper.Memory)}
+	return kept, kept.Device != nil && kept.Memory != nil
+}
+
+// takeOver prepares all that can be, waits until nobody else serves the
+// mount, and serves it until it is gone.
+func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept fs.Kept) (err error) {
+	signals := opts.prepareToServe()
+	defer signal.Stop(signals)
+	n, err := mounting.ReadNote(kept.Memory)
+	if err != nil {
+		link.Refuse(err)
+		return err
+	}
+	cfg, err := opts.config(0)
+	if err != nil {
+		link.Refuse(err)
+		return err
+	}
+	cfg.Known = n.Known
+	since := n.Since
+	o, err := mounting.Open(ctx, opts.reference, cfg)
+	if err != nil {
+		link.Refuse(err)
+		return err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	m, err := o.Resume(kept, n, opts.dir, opts.look(), link.Chosen(), func() error {
+		n = nil
+		debug.FreeOSMemory() // it may be long
+		return link.Standby()
+	})
+	if errors.Is(err, keeper.ErrGone) { // then it is for others to serve the mount
+		return nil
+	}
+	if err != nil {
+		link.Refuse(err)
+		return err
+	}
+	defer m.Wait()
+	s := &served{opts: opts, link: link, o: o, m: m, since: since}
+	// Not before: who served until now had the port.
+	if s.scrapes, err = metrics.Listen(opts.metrics); err != nil {
+		opts.log.Warn("metrics are no longer served", "error", err)
+	}
+	defer func() { err = errors.Join(err, s.scrapes.Close()) }()
+	closeSocket := s.answerStatus()
+	defer closeSocket()
+	s.run(signals)
+	return nil
+}
+
+// keep hands over what the next process will need, where one can come.
+func (s *served) keep() {
+	kept, ok := s.m.Kept()
+	if !ok {
+		s.notKept = "this kernel cannot send requests again to another process (Linux 6.9 and newer can)"
+		return
+	}
+	holds, err := s.o.Holds()
+	for _, h := range holds {
+		err = errors.Join(err, s.link.Store(keeper.Lock, h), h.Close())
+	}
+	// The last one makes the mount one that is kept.
+	err = errors.Join(err, s.link.Store(keeper.Device, kept.Device), s.link.Store(keeper.Memory, kept.Memory))
+	if err != nil {
+		s.notKept = err.Error()
+		s.opts.log.Error("the mount ends with its process", "cause", err)
+	}
+}
+
+// tell says that requests are being answered.
+func (s *served) tell() {
+	if err := s.link.Serving(s.m.Dir(), s.m.Connection()); err != nil {
+		s.opts.log.Warn("the keeper does not listen", "error", err)
+	}
+}
+
+// keeperPID is 0 where nobody could take over.
+func (s *served) keeperPID() int {
+	if s.notKept != "" {
+		return 0
+	}
+	return s.link.KeeperPID()
+}
+
+// answerStatus begins to answer status. Without its socket a mount is as
+// good, but cannot be asked.
+func (s *served) answerStatus() (done func()) {
+	status := func() control.Mount {
+		st := s.o.Status(s.m, s.since)
+		st.KeeperPID, st.NotKept = s.keeperPID(), s.notKept
+		st.Metrics = s.scrapes.Addr()
+		return st
+	}
+	s.scrapes.Serve(buildVersion(), status)
+	socket, err := control.Serve(control.Dir(), status)
+	if err != nil {
+		s.opts.log.Warn("epochfs status will not tell much of this mount", "error", err)
+		return func() {}
+	}
+	return func() { _ = socket.Close() }
+}
+
+// run serves until the mount is gone.
+func (s *served) run(signals <-chan os.Signal) {
+	s.tell()
+	if err := s.o.Prefetch(s.opts.prefetch); err != nil {
+		s.opts.log.Warn("nothing is prefetched", "cause", err)
+	}
+	go s.stayAlive()
+	s.untilGone(signals)
+	if s.link.Systemd() { // the next start is another mount's
+		for _, name := range []string{keeper.Device, keeper.Memory, keeper.Lock} {
+			_ = s.link.Remove(name)
+		}
+	}
+}
+
+// stayAlive gives signs of life, and looks for another keeper when the one
+// there was has ended.
+func (s *served) stayAlive() {
+	tick := time.NewTicker(keeper.Beat)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.m.Done():
+			return
+		case <-tick.C:
+			s.m.Breathe()
+			s.link.Alive()
+		case <-s.link.Lost():
+			s.opts.log.Error("the keeper has ended: the mount ends with this process, unless epochfs restart gives it another", "dir", s.m.Dir())
+			if err := s.link.Orphan(control.Dir()); err != nil {
+				s.opts.log.Error("no other keeper can come", "error", err)
+				return
+			}
+			s.keep()
+			s.tell()
+		}
+	}
+}
+
+// untilGone returns when the mount has ended. A signal asks for that, and
+// is not obeyed while somebody uses the mount; a second one takes the mount
+// out of the tree all the same, and its users keep what they have open.
+func (s *served) untilGone(signals <-chan os.Signal) {
+	opts := s.opts
+	for asked := 0; ; {
+		select {
+		case <-s.m.Done():
+			return
+		case <-signals:
+			asked++
+		}
+		err := s.m.Unmount()
+		if errors.Is(err, syscall.EBUSY) && asked > 1 {
+			err = fs.Unmount(opts.dir, true)
+			opts.note("%s is detached; its process ends with its last user", opts.dir)
+		}
+		if err != nil {
+			err = explainBusy(opts.dir, err)
+			opts.note("%v; a second signal does so too", err)
+			opts.log.Warn("a signal asked to unmount", "error", err)
+		}
+	}
+}
+
+// oomScore is that of a process that many others need: the kernel takes
+// those first.
+const oomScore = "-900"
+
+// spareFromOOM keeps the kernel from killing this process when memory is
+// short. Root only.
+func spareFromOOM(log *slog.Logger) {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0); err != nil {
+		log.Debug("oom_score_adj stays as it is", "error", err)
+	}
+}

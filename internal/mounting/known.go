@@ -1,0 +1,92 @@
+package mounting
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// known is all that was read to open an artifact: manifests, configs, and
+// what else small was asked for. With it the artifact is opened again
+// without registry or cache, whatever its tag names by then.
+type known struct {
+	mu        sync.Mutex
+	Manifests map[string]document `json:"manifests"` // by tag or digest
+	Blobs     map[string][]byte   `json:"blobs"`     // by digest, or as rangeKey says
+}
+
+type document struct {
+	Raw       []byte `json:"raw"`
+	MediaType string `json:"media_type"`
+}
+
+func newKnown(text []byte) (*known, error) {
+	k := &known{Manifests: map[string]document{}, Blobs: map[string][]byte{}}
+	if text == nil {
+		return k, nil
+	}
+	if err := json.Unmarshal(text, k); err != nil {
+		return nil, fmt.Errorf("what is known of the artifact: %w", err)
+	}
+	return k, nil
+}
+
+func rangeKey(digest string, off, n int64) string {
+	return fmt.Sprintf("%s bytes %d+%d", digest, off, n)
+}
+
+func (k *known) blob(key string) ([]byte, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	data, ok := k.Blobs[key]
+	return data, ok
+}
+
+// remembering is a downloader that asks once and notes the answers.
+type remembering struct {
+	*downloader
+	known *known
+}
+
+func (r remembering) GetManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
+	r.known.mu.Lock()
+	doc, ok := r.known.Manifests[tag]
+	r.known.mu.Unlock()
+	if ok {
+		return doc.Raw, doc.MediaType, nil
+	}
+	raw, mediaType, err := r.downloader.GetManifest(ctx, name, tag)
+	if err == nil {
+		r.known.mu.Lock()
+		r.known.Manifests[tag] = document{raw, mediaType}
+		r.known.mu.Unlock()
+	}
+	return raw, mediaType, err
+}
+
+func (r remembering) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
+	return r.note(digest, func() (io.ReadCloser, error) { return r.downloader.GetBlob(ctx, name, digest) })
+}
+
+func (r remembering) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
+	return r.note(rangeKey(digest, off, n), func() (io.ReadCloser, error) {
+		return r.downloader.GetBlobRange(ctx, name, digest, off, n)
+	})
+}
+
+func (r remembering) note(key string, get func() (io.ReadCloser, error)) (io.ReadCloser, error) {
+	data, ok := r.known.blob(key)
+	if !ok {
+		var err error
+		if data, err = readAll(get()); err != nil {
+			return nil, err
+		}
+		r.known.mu.Lock()
+		r.known.Blobs[key] = data
+		r.known.mu.Unlock()
+	}
+	return io.NopCloser(bytes.NewReader(data)), nil
+}
