@@ -55,19 +55,13 @@ type restartedMount struct {
 }
 
 func runRestart(opts restartOptions) error {
-	found, err := restartable()
+	find := restartable
+	if opts.dir != "" {
+		find = func() ([]keeper.Mount, error) { return restartableOn(opts.dir) }
+	}
+	found, err := find()
 	if err != nil {
 		return err
-	}
-	if opts.dir != "" {
-		dir, err := mountDir(opts.dir)
-		if err != nil {
-			return err
-		}
-		found = slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir != dir })
-		if len(found) == 0 {
-			return fmt.Errorf("nothing of ours is mounted on %s: %w", dir, errNotFound)
-		}
 	}
 	result := restarted{Version: 1, Mounts: []restartedMount{}}
 	var failed error
@@ -92,8 +86,9 @@ func runRestart(opts restartOptions) error {
 	return failed
 }
 
-// restartable are all mounts of this user's, also those that cannot
-// change their process: these have neither worker nor keeper.
+// restartable are the mounts that answer in the user's directory of
+// sockets. Those that cannot change their process have neither worker nor
+// keeper.
 func restartable() ([]keeper.Mount, error) {
 	sockets := control.Dir()
 	answered, err := control.List(sockets)
@@ -104,22 +99,42 @@ func restartable() ([]keeper.Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, m := range found {
-		if at := slices.IndexFunc(answered, func(s control.Mount) bool { return s.PID == m.Worker }); m.Dir == "" && at >= 0 {
-			found[i].Dir = answered[at].Dir
+	for _, s := range answered {
+		at := slices.IndexFunc(found, func(m keeper.Mount) bool { return m.Dir == s.Dir || m.Worker == s.PID })
+		switch {
+		case s.Dir == "":
+		case at >= 0:
+			found[at].Dir = s.Dir
+		default:
+			found = append(found, keeper.Mount{Dir: s.Dir})
 		}
 	}
-	found = slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir == "" })
-	known, err := mounts.All()
+	return slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir == "" }), nil
+}
+
+// restartableOn is the mount on a directory. One that the kernel alone
+// knows of cannot change its process.
+func restartableOn(name string) ([]keeper.Mount, error) {
+	dir, err := mountDir(name)
 	if err != nil {
 		return nil, err
 	}
-	for _, k := range known {
-		if !slices.ContainsFunc(found, func(m keeper.Mount) bool { return m.Dir == k.Dir }) {
-			found = append(found, keeper.Mount{Dir: k.Dir})
-		}
+	found, err := restartable()
+	if err != nil {
+		return nil, err
 	}
-	return found, nil
+	found = slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir != dir })
+	if len(found) > 0 {
+		return found, nil
+	}
+	there, err := mounts.Find(dir)
+	if err != nil {
+		return nil, err
+	}
+	if there == nil || !there.Ours() {
+		return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", dir, errNotFound)
+	}
+	return []keeper.Mount{{Dir: dir}}, nil
 }
 
 // restart has this binary take over one mount.
