@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -12,13 +13,23 @@ import (
 	"syscall"
 
 	"github.com/cocoonstack/epochfs/internal/keeper"
+	"github.com/cocoonstack/epochfs/internal/logging"
 )
 
 func main() {
 	if keeper.Is() { // before anything is set up that it would not use
-		os.Exit(keeper.Main())
+		os.Exit(keeper.Main(keeperLog))
 	}
 	os.Exit(run(os.Args))
+}
+
+// keeperLog is a keeper's log: where the workers' lines go as well.
+func keeperLog(json bool) *slog.Logger {
+	l, err := logging.New(logging.Options{JSON: json, Level: slog.LevelWarn})
+	if err != nil { // only a file cannot be opened
+		return slog.Default()
+	}
+	return l.Logger
 }
 
 // run is the whole program but for the exit.

@@ -54,6 +54,7 @@ func inherited(link *keeper.Link) (kept fs.Kept, ok bool) {
 // takeOver prepares all that can be, waits until nobody else serves the
 // mount, and serves it until it is gone.
 func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept fs.Kept) (err error) {
+	opts.log = opts.log.With("mount", opts.dir)
 	signals := opts.prepareToServe()
 	defer signal.Stop(signals)
 	n, err := mounting.ReadNote(kept.Memory)

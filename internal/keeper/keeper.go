@@ -110,9 +110,10 @@ type event struct {
 	status syscall.WaitStatus
 }
 
-// Main is the keeper's process. It returns its exit code: the first
-// worker's where that did not come to serve.
-func Main() int {
+// Main is the keeper's process; newLog makes its log, whose lines have that
+// form. It returns its exit code: the first worker's where that did not
+// come to serve.
+func Main(newLog func(json bool) *slog.Logger) int {
 	debug.SetGCPercent(20)
 	_ = os.WriteFile("/proc/self/comm", []byte("epochfs-keeper"), 0) // for ps
 	s, err := takeSetup()
@@ -122,7 +123,7 @@ func Main() int {
 	}
 	spareFromOOM()
 	k := &keeper{
-		args: s.args, env: s.env, exe: s.exe, older: -1, times: s.times, log: s.log(), sockets: s.Sockets,
+		args: s.args, env: s.env, exe: s.exe, older: -1, times: s.times, log: newLog(s.JSON), sockets: s.Sockets,
 		store: map[string][]int{}, events: make(chan event, 16), began: time.Now(), lastGood: time.Now(),
 	}
 	requests, stopListening := listen(s.Sockets, k.log)

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
@@ -194,11 +193,4 @@ func notifyAddress(path string) unix.Sockaddr {
 		path = "\x00" + path[1:]
 	}
 	return &unix.SockaddrUnix{Name: path}
-}
-
-func (g *given) log() *slog.Logger {
-	if g.JSON {
-		return slog.New(slog.NewJSONHandler(os.Stderr, nil))
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, nil))
 }
