@@ -132,13 +132,14 @@ func TestSequentialReadIsFetchedOnce(t *testing.T) {
 
 func TestTracker(t *testing.T) {
 	const size = 1 << 30
+	// dense is a read of a file without holes.
+	dense := func(off, n int64, missing bool) look { return look{off, n, off, off + n, missing} }
 	k := tracker{}
 	var fetched int64
 	for i := range int64(500) { // random reads, a page each
 		off := (i*7_919 + 13) * 104_729 % size / 4096 * 4096
-		if a, b := k.saw(off, off+4096, size, true, 0); a < b {
-			fetched += b - a
-		}
+		r := k.saw(dense(off, 4096, true), size, 0)
+		fetched += r.to - r.from + int64(r.count)*r.n
 	}
 	if fetched > 32<<20 {
 		t.Errorf("random reads: %d bytes were to be fetched ahead", fetched)
@@ -146,11 +147,11 @@ func TestTracker(t *testing.T) {
 	k = tracker{}
 	var upTo int64
 	for off := int64(0); off < 256<<20; off += 128 << 10 {
-		if a, b := k.saw(off, off+128<<10, size, true, 0); a < b {
-			if a < upTo {
-				t.Fatalf("[%d,%d) after %d", a, b, upTo)
+		if r := k.saw(dense(off, 128<<10, true), size, 0); r.from < r.to {
+			if r.from < upTo {
+				t.Fatalf("[%d,%d) after %d", r.from, r.to, upTo)
 			}
-			upTo = b
+			upTo = r.to
 		}
 		if off > 2*steady && upTo < off+steady {
 			t.Fatalf("at %d only fetched ahead up to %d", off, upTo)
@@ -161,8 +162,59 @@ func TestTracker(t *testing.T) {
 	}
 	k = tracker{}
 	for off := int64(0); off < 256<<20; off += 128 << 10 {
-		if a, b := k.saw(off, off+128<<10, size, false, 0); a < b {
-			t.Fatalf("fetches [%d,%d) for a reader of what is here", a, b)
+		if r := k.saw(dense(off, 128<<10, false), size, 0); r != (reach{}) {
+			t.Fatalf("fetches %+v for a reader of what is here", r)
+		}
+	}
+}
+
+// TestTrackerAcrossHoles has a sequential reader whose reads the kernel
+// swaps, in a file that is mostly holes: a few data in every megabyte. It
+// must stay the one reader it is.
+func TestTrackerAcrossHoles(t *testing.T) {
+	const mib, data = 1 << 20, 20 << 10
+	k := tracker{}
+	var upTo int64
+	for i := int64(0); i < 4096; i++ {
+		at := i ^ 1 // every two are swapped
+		r := k.saw(look{at * mib, mib, at * data, (at + 1) * data, true}, 4096*data, 0)
+		upTo = max(upTo, r.to)
+		if read := i * data; read > 2*steady && upTo < min(read+steady, 4000*data) {
+			t.Fatalf("after %d bytes only fetched ahead up to %d", read, upTo)
+		}
+	}
+}
+
+// TestTrackerSteps reads at equal distances, forwards and backwards.
+func TestTrackerSteps(t *testing.T) {
+	const size, n = 1 << 30, 64 << 10
+	for _, step := range []int64{8 << 20, -8 << 20, -n} {
+		k := tracker{}
+		want := map[int64]bool{}
+		first := int64(size) / 2
+		late := 0
+		for i := range int64(40) {
+			off := first + i*step
+			if i > strideSteps && !want[off] {
+				late++
+			}
+			r := k.saw(look{off, n, off, off + n, !want[off]}, size, 0)
+			if r.from < r.to {
+				t.Fatalf("step %d: fetches %+v", step, r)
+			}
+			for j := range int64(r.count) {
+				if at := r.off + j*r.step; want[at] {
+					t.Fatalf("step %d: %d is fetched twice", step, at)
+				} else {
+					want[at] = true
+				}
+			}
+		}
+		if late > 1 {
+			t.Errorf("step %d: %d of 40 reads were not foreseen", step, late)
+		}
+		if len(want) > 40+strideAhead {
+			t.Errorf("step %d: %d steps were fetched ahead", step, len(want))
 		}
 	}
 }

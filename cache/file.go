@@ -51,7 +51,7 @@ func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
 			return err
 		}
 		var err error
-		if unkept, err = e.ensure(ctx, from, to); err != nil {
+		if unkept, err = e.ensure(ctx, look{off: off, n: int64(len(p)), from: from, to: to}); err != nil {
 			return err
 		}
 		// What has gone meanwhile came anew, and must be proved again.
@@ -104,14 +104,13 @@ func (e *entry) readData(p []byte, off, from, to int64) error {
 // hole is the size from which a hole is not read from disk.
 const hole = 32 << 10
 
-// ensure makes payload [from, to) readable and has fetched what a
-// sequential reader will want next.
-func (e *entry) ensure(ctx context.Context, from, to int64) (map[int][]byte, error) {
-	i, j := e.grid.at(from), e.grid.at(to-1)+1
+// ensure makes the payload of a read present and has fetched what an
+// orderly reader will want next.
+func (e *entry) ensure(ctx context.Context, l look) (map[int][]byte, error) {
+	i, j := e.grid.at(l.from), e.grid.at(l.to-1)+1
 	here := e.state.hasAll(i, j)
-	if a, b := e.reading.saw(from, to, e.file.PayloadSize(), !here, e.link.roundTrip()); a < b {
-		e.fetchAhead(a, b)
-	}
+	l.missing = !here
+	e.fetchAhead(e.reading.saw(l, e.file.PayloadSize(), e.link.roundTrip()))
 	if here {
 		return nil, nil
 	}
@@ -121,9 +120,27 @@ func (e *entry) ensure(ctx context.Context, from, to int64) (map[int][]byte, err
 	return e.demand(ctx, i, j)
 }
 
-// fetchAhead queues what is missing of payload [from, to).
-func (e *entry) fetchAhead(from, to int64) {
-	e.queueMissing(ahead, e.grid.at(from), e.grid.at(to-1)+1)
+// fetchAhead queues what is missing of a reach, in the order of the reads
+// to come.
+func (e *entry) fetchAhead(r reach) {
+	if r.from < r.to {
+		e.queueMissing(ahead, e.grid.at(r.from), e.grid.at(r.to-1)+1)
+	}
+	queued := -1 // steps may be shorter than pieces
+	for k := range int64(r.count) {
+		off := r.off + k*r.step
+		if off < 0 || off >= e.file.Size() {
+			return
+		}
+		from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(min(off+r.n, e.file.Size()))
+		if from == to {
+			continue
+		}
+		if i, j := e.grid.at(from), e.grid.at(to-1)+1; i != queued {
+			e.queueMissing(ahead, i, j)
+			queued = i
+		}
+	}
 }
 
 // OnDrop has call called when bytes that may have been handed out turned

@@ -51,7 +51,8 @@ func (r *payloadReader) read(p []byte) (int, error) {
 	i := e.grid.at(r.off)
 	start, n := e.grid.extent(i)
 	p = p[:min(int64(len(p)), start+n-r.off)]
-	unkept, err := e.ensure(r.ctx, r.off, r.off+int64(len(p)))
+	// Its readers go straight on, so that the payload serves as the file.
+	unkept, err := e.ensure(r.ctx, look{off: r.off, n: int64(len(p)), from: r.off, to: r.off + int64(len(p))})
 	if err != nil {
 		return 0, err
 	}

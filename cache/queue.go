@@ -252,7 +252,7 @@ func (e *entry) requestSize(n, part int, p priority, idle int) int {
 	if p == prefetched {
 		most = prefetchMost
 	}
-	least := max(requestLeast, min(e.link.bandwidthDelay(), most))
+	least := max(requestLeast, min(e.link.worthwhile(), most))
 	share := (int64(n)*size + int64(idle) - 1) / int64(idle)
 	return int(max(1, min(max(share, least), most)/size))
 }

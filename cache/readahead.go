@@ -9,8 +9,11 @@ const (
 	// trackedReads is how many readers of one file are told apart.
 	trackedReads = 8
 	// aheadMost is what a steady reader has fetched beyond it: enough for
-	// 16 connections of 16 MB/s and half a second.
+	// 16 connections of 16 MB/s and half a second. Who has read more
+	// than that gets as much again, up to aheadLong: so the link does not
+	// idle while such a reader crosses holes.
 	aheadMost = 64 << 20
+	aheadLong = 256 << 20
 	// steady is how much in a row makes a reader a steady one, who gets
 	// growth times as much ahead as has been read. Before that it is a
 	// quarter of it: who looks at a megabyte does not pay for many. Where every
@@ -20,61 +23,140 @@ const (
 	growth     = 4
 	farAway    = 100 * time.Millisecond
 	aheadLeast = 512 << 10 // less than this is not worth a request of its own
-	refill     = 4 << 20   // a steady reader's window is filled up in steps of this
+	refill     = 16 << 20  // a window is filled up by a quarter of it, this at most
+
+	// strideSteps is how many equal steps in a row make a stride, and
+	// strideAhead how many more of them are fetched at most.
+	strideSteps = 3
+	strideAhead = 32
 )
 
-// tracker recognises who reads a file in sequence. The kernel asks in its
+// tracker recognises who reads a file in an order. The kernel asks in its
 // own order and from many processes through one daemon, so it looks at
 // offsets and not at handles.
 type tracker struct {
 	mu    sync.Mutex
 	clock uint64
+	last  int64 // where the last read began
 	reads [trackedReads]sequence
 }
 
-// sequence is one reader's way through the payload.
+// sequence is one reader's way through the file.
 type sequence struct {
-	next   int64  // where it will read on
-	ahead  int64  // up to where was fetched ahead
-	read   int64  // how much it has read in a row
+	off    int64  // in the file, where a sequential reader reads on
+	next   int64  // the same in the payload
+	ahead  int64  // up to where of the payload was fetched ahead
+	read   int64  // how much of the payload it has read in a row
 	missed bool   // some of that was missing, or fetched ahead for it
 	used   uint64 // the tracker's clock at its last read; 0: none
+
+	start int64 // in the file, where its last read began
+	step  int64 // from the read before to that one
+	steps int   // how often in a row it was the same
+	given int   // how many steps from the last read on are fetched ahead
 }
 
-// saw notes a read of payload [from, to) of size bytes in all, whether
-// something of it was missing, and how long a request takes. It returns
-// what to fetch ahead, which may be nothing: nothing for those who read
-// what is here.
-func (t *tracker) saw(from, to, size int64, missing bool, delay time.Duration) (a, b int64) {
+// look is a read as the tracker sees it: a stretch of the file, and the
+// payload in it.
+type look struct {
+	off, n   int64
+	from, to int64
+	missing  bool // something of it was
+}
+
+// reach is what to fetch ahead: payload [from, to), or, where count is not
+// 0, that many stretches of the file of n bytes each, step bytes apart.
+type reach struct {
+	from, to     int64
+	off, n, step int64
+	count        int
+}
+
+// saw notes a read of a file with size bytes of payload, and how long a
+// request takes. It returns what to fetch ahead, which may be nothing:
+// nothing for those who read what is here.
+func (t *tracker) saw(l look, size int64, delay time.Duration) reach {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.clock++
-	s := t.find(from, to)
-	if s == nil {
-		s = t.oldest()
-		*s = sequence{next: to, ahead: to, read: to - from, missed: missing, used: t.clock}
-		return 0, 0
+	before := t.last
+	t.last = l.off
+	if s := t.follows(l); s != nil {
+		s.used = t.clock
+		return s.goOn(l, size, delay)
 	}
-	s.used = t.clock
-	s.missed = s.missed || missing
-	if to <= s.next {
-		return 0, 0 // one that was overtaken
+	if s := t.strides(l); s != nil {
+		s.used = t.clock
+		return s.stride(l)
 	}
-	s.read += to - s.next
-	s.next = to
+	s := t.oldest()
+	*s = sequence{
+		off: l.off + l.n, next: l.to, ahead: l.to, read: l.to - l.from, missed: l.missing,
+		used: t.clock, start: l.off, step: l.off - before, steps: 1,
+	}
+	return reach{}
+}
+
+// follows returns the sequence that a read continues, the nearest if
+// several. The kernel may have swapped or skipped a read or two of the
+// same size; in the payload, holes between them do not count.
+func (t *tracker) follows(l look) (best *sequence) {
+	var nearest int64
+	for i := range t.reads {
+		s := &t.reads[i]
+		if s.used == 0 {
+			continue
+		}
+		far := abs(l.off - s.off)
+		if far > 2*l.n {
+			if far = abs(l.from - s.next); far > 2*(l.to-l.from) {
+				continue
+			}
+		}
+		// A read that ends where the last one began goes backwards.
+		if l.off+l.n <= s.start && s.step == -l.n && s.read <= 2*l.n {
+			continue
+		}
+		if best == nil || far < nearest {
+			best, nearest = s, far
+		}
+	}
+	return best
+}
+
+// strides returns the sequence whose next step a read is.
+func (t *tracker) strides(l look) *sequence {
+	for i := range t.reads {
+		if s := &t.reads[i]; s.used > 0 && s.step != 0 && l.off == s.start+s.step {
+			return s
+		}
+	}
+	return nil
+}
+
+// goOn notes a sequential read.
+func (s *sequence) goOn(l look, size int64, delay time.Duration) reach {
+	s.missed = s.missed || l.missing
+	s.off = max(s.off, l.off+l.n)
+	s.step, s.start = l.off-s.start, l.off
+	if l.to <= s.next {
+		return reach{} // one that was overtaken
+	}
+	s.read += l.to - s.next
+	s.next = l.to
 	if !s.missed {
-		return 0, 0
+		return reach{}
 	}
 	window := s.window(delay)
 	goal := min(s.next+window, size)
-	a, b = max(s.ahead, s.next), goal
+	from := max(s.ahead, s.next)
 	// Few large requests rather than many small ones, but soon enough that
 	// the link never idles.
-	if b-a < max(min(window/2, refill), aheadLeast) && goal < size || a >= b {
-		return 0, 0
+	if goal-from < max(min(window/4, refill), aheadLeast) && goal < size || from >= goal {
+		return reach{}
 	}
 	s.ahead = goal
-	return a, b
+	return reach{from: from, to: goal}
 }
 
 // window is how far ahead of the reader to fetch.
@@ -83,30 +165,30 @@ func (s *sequence) window(delay time.Duration) int64 {
 	if delay >= farAway {
 		enough = steadyFar
 	}
-	if s.read < enough {
+	switch {
+	case s.read < enough:
 		return s.read / 4
+	case delay >= farAway || s.read >= aheadMost/growth:
+		return min(max(aheadMost, s.read), aheadLong)
 	}
-	if delay >= farAway {
-		return aheadMost
-	}
-	return min(s.read*growth, aheadMost)
+	return s.read * growth
 }
 
-// find returns the sequence that a read at from continues, the nearest if
-// several. The kernel may have swapped or skipped a read or two of the
-// same size.
-func (t *tracker) find(from, to int64) (best *sequence) {
-	slack := 2 * (to - from)
-	for i := range t.reads {
-		s := &t.reads[i]
-		if s.used == 0 || from < s.next-slack || from > s.next+slack {
-			continue
-		}
-		if best == nil || abs(from-s.next) < abs(from-best.next) {
-			best = s
-		}
+// stride notes a read at an equal distance from the one before, forwards
+// or backwards.
+func (s *sequence) stride(l look) reach {
+	s.missed = s.missed || l.missing
+	s.start, s.off, s.next = l.off, l.off+l.n, l.to
+	s.ahead, s.read = s.next, l.to-l.from
+	s.steps++
+	s.given = max(0, s.given-1)
+	want := min(s.steps, strideAhead)
+	if !s.missed || s.steps < strideSteps || s.given > want/2 {
+		return reach{}
 	}
-	return best
+	r := reach{off: l.off + int64(s.given+1)*s.step, n: l.n, step: s.step, count: want - s.given}
+	s.given = want
+	return r
 }
 
 func abs(n int64) int64 { return max(n, -n) }

@@ -305,12 +305,17 @@ func (l *link) connections(limit int) int {
 
 const connectionsLeast = 3
 
-// bandwidthDelay is how many bytes one connection carries in the time a
-// request takes to be answered; 0 while unknown.
-func (l *link) bandwidthDelay() int64 {
+// requestTime is what a request's body should at least take: asking costs
+// both sides some milliseconds of work, whatever the size.
+const requestTime = 160 * time.Millisecond
+
+// worthwhile is how many bytes a request should at least ask for: what one
+// connection carries in requestTime, or in the time that a request takes to
+// be answered where that is longer; 0 while unknown.
+func (l *link) worthwhile() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return int64(l.speed * l.delay.Seconds())
+	return int64(l.speed * max(l.delay, requestTime).Seconds())
 }
 
 // final says that trying again cannot help.
