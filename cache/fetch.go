@@ -233,7 +233,7 @@ func (e *entry) failed(j *job, from, to int, err error) {
 	pause := e.link.pause(err)
 	e.pushLater(demanded, pause, want)
 	if j.priority == prefetched {
-		e.pushLater(prefetched, pause, []span{{e, from, to}})
+		e.pushLater(prefetched, pause, []span{{entry: e, from: from, to: to}})
 	}
 }
 
@@ -268,7 +268,7 @@ func (e *entry) prefetchOn(j *job) {
 	if j.priority != prefetched || e.unkept || e.cache.full() || e.state.hasAll(j.from, j.to) {
 		return
 	}
-	e.pushLater(prefetched, prefetchPause, []span{{e, j.from, j.to}})
+	e.pushLater(prefetched, prefetchPause, []span{{entry: e, from: j.from, to: j.to}})
 }
 
 // prefetchPause is how long a prefetch that got stuck waits.

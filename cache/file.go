@@ -124,7 +124,7 @@ func (e *entry) ensure(ctx context.Context, l look) (map[int][]byte, error) {
 // to come.
 func (e *entry) fetchAhead(r reach) {
 	if r.from < r.to {
-		e.queueMissing(ahead, e.grid.at(r.from), e.grid.at(r.to-1)+1)
+		e.queueMissing(ahead, e.grid.at(r.from), e.grid.at(r.to-1)+1, r.request)
 	}
 	queued := -1 // steps may be shorter than pieces
 	for k := range int64(r.count) {
@@ -137,7 +137,7 @@ func (e *entry) fetchAhead(r reach) {
 			continue
 		}
 		if i, j := e.grid.at(from), e.grid.at(to-1)+1; i != queued {
-			e.queueMissing(ahead, i, j)
+			e.queueMissing(ahead, i, j, 0)
 			queued = i
 		}
 	}
@@ -154,16 +154,20 @@ func (f *File) OnDrop(call func()) {
 // Prefetch has all that is missing fetched when nobody waits for other
 // bytes. It returns at once.
 func (f *File) Prefetch() {
-	f.entry.queueMissing(prefetched, 0, f.entry.grid.pieces())
+	f.entry.queueMissing(prefetched, 0, f.entry.grid.pieces(), 0)
 }
 
-// queueMissing queues what is missing of pieces [i, j).
-func (e *entry) queueMissing(p priority, i, j int) {
+// queueMissing queues what is missing of pieces [i, j), to be asked for in
+// requests of that many bytes; 0: as it suits the link.
+func (e *entry) queueMissing(p priority, i, j int, request int64) {
 	var want []span
 	for ; i < j; i++ {
 		if !e.state.has(i) && !e.state.suspect(i) {
 			want = appendPiece(want, e, i)
 		}
+	}
+	for k := range want {
+		want[k].request = request
 	}
 	e.cache.queue.push(p, want...)
 }

@@ -121,7 +121,7 @@ func appendPiece(spans []span, e *entry, i int) []span {
 		spans[n-1].to++
 		return spans
 	}
-	return append(spans, span{e, i, i + 1})
+	return append(spans, span{entry: e, from: i, to: i + 1})
 }
 
 func (e *entry) wait(ctx context.Context, w pending) error {

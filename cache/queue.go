@@ -38,6 +38,7 @@ const yieldFor = 500 * time.Millisecond
 type span struct {
 	entry    *entry
 	from, to int
+	request  int64 // bytes to ask for at a time; 0: as it suits the link
 }
 
 // job is one request: pieces [from, to) of one part. Their flights are
@@ -191,7 +192,7 @@ func (e *entry) carve(s span, p priority, idle int) (j *job, rest span) {
 	j.stream = e.streamed(j.part)
 	most := end - i
 	if !j.stream {
-		most = e.requestSize(most, j.part, p, idle)
+		most = e.requestSize(most, j.part, s.request, p, idle)
 	}
 	for j.to < end && j.to-i < most && (j.stream || e.wantedLocked(j.to)) {
 		if e.wantedLocked(j.to) {
@@ -199,7 +200,8 @@ func (e *entry) carve(s span, p priority, idle int) (j *job, rest span) {
 		}
 		j.to++
 	}
-	rest = span{e, j.to, s.to}
+	rest = s
+	rest.from = j.to
 	if j.stream {
 		if e.streams[j.part] {
 			return nil, rest // it will pass them
@@ -244,15 +246,18 @@ func (e *entry) streamed(part int) bool {
 }
 
 // requestSize is how many of n wanted pieces of a part one request takes:
-// an even share for each connection that is idle, but enough that the
-// time to the first byte does not dominate.
-func (e *entry) requestSize(n, part int, p priority, idle int) int {
+// asked bytes, or an even share for each connection that is idle, but
+// enough that the time to the first byte does not dominate.
+func (e *entry) requestSize(n, part int, asked int64, p priority, idle int) int {
 	size := e.grid.size[part]
+	if asked > 0 {
+		return int(max(1, asked/size))
+	}
 	most := int64(requestMost)
 	if p == prefetched {
 		most = prefetchMost
 	}
-	least := max(requestLeast, min(e.link.worthwhile(), most))
+	least := max(requestLeast, min(e.link.bandwidthDelay(), most))
 	share := (int64(n)*size + int64(idle) - 1) / int64(idle)
 	return int(max(1, min(max(share, least), most)/size))
 }

@@ -15,15 +15,18 @@ const (
 	aheadMost = 64 << 20
 	aheadLong = 256 << 20
 	// steady is how much in a row makes a reader a steady one, who gets
-	// growth times as much ahead as has been read. Before that it is a
-	// quarter of it: who looks at a megabyte does not pay for many. Where every
-	// request takes long, less is enough to say so.
+	// growth times as much ahead as has been read. Before that it is a third of
+	// it: who looks at a megabyte does not pay for many. Where every request
+	// takes long, less is enough to say so.
 	steady     = 4 << 20
 	steadyFar  = 1 << 20
 	growth     = 4
 	farAway    = 100 * time.Millisecond
 	aheadLeast = 512 << 10 // less than this is not worth a request of its own
-	refill     = 16 << 20  // a window is filled up by a quarter of it, this at most
+	// shares is how many requests make up a window: enough for all
+	// connections, in the order in which their bytes will be read. A window
+	// is filled up by a request at a time.
+	shares = 8
 
 	// strideSteps is how many equal steps in a row make a stride, and
 	// strideAhead how many more of them are fetched at most.
@@ -68,6 +71,7 @@ type look struct {
 // 0, that many stretches of the file of n bytes each, step bytes apart.
 type reach struct {
 	from, to     int64
+	request      int64 // how many bytes to ask for at a time
 	off, n, step int64
 	count        int
 }
@@ -150,13 +154,14 @@ func (s *sequence) goOn(l look, size int64, delay time.Duration) reach {
 	window := s.window(delay)
 	goal := min(s.next+window, size)
 	from := max(s.ahead, s.next)
-	// Few large requests rather than many small ones, but soon enough that
-	// the link never idles.
-	if goal-from < max(min(window/4, refill), aheadLeast) && goal < size || from >= goal {
+	// Large requests, of which each costs a registry some milliseconds, but
+	// so many at a time that the link never idles.
+	request := max(window/shares, aheadLeast)
+	if goal-from < request && goal < size || from >= goal {
 		return reach{}
 	}
 	s.ahead = goal
-	return reach{from: from, to: goal}
+	return reach{from: from, to: goal, request: request}
 }
 
 // window is how far ahead of the reader to fetch.
@@ -167,7 +172,7 @@ func (s *sequence) window(delay time.Duration) int64 {
 	}
 	switch {
 	case s.read < enough:
-		return s.read / 4
+		return s.read / 3
 	case delay >= farAway || s.read >= aheadMost/growth:
 		return min(max(aheadMost, s.read), aheadLong)
 	}

@@ -299,23 +299,21 @@ func (l *link) connections(limit int) int {
 	if l.speed == 0 {
 		return limit
 	}
-	took := refill/l.speed + l.delay.Seconds() // for a request of that size
-	return min(max(int(plenty/(refill/took))+1, connectionsLeast), limit)
+	took := usual/l.speed + l.delay.Seconds() // for a request of that size
+	return min(max(int(plenty/(usual/took))+1, connectionsLeast), limit)
 }
 
-const connectionsLeast = 3
+const (
+	connectionsLeast = 3
+	usual            = 4 << 20 // bytes, of a request
+)
 
-// requestTime is what a request's body should at least take: asking costs
-// both sides some milliseconds of work, whatever the size.
-const requestTime = 160 * time.Millisecond
-
-// worthwhile is how many bytes a request should at least ask for: what one
-// connection carries in requestTime, or in the time that a request takes to
-// be answered where that is longer; 0 while unknown.
-func (l *link) worthwhile() int64 {
+// bandwidthDelay is how many bytes one connection carries in the time a
+// request takes to be answered; 0 while unknown.
+func (l *link) bandwidthDelay() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return int64(l.speed * max(l.delay, requestTime).Seconds())
+	return int64(l.speed * l.delay.Seconds())
 }
 
 // final says that trying again cannot help.
