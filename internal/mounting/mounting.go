@@ -87,7 +87,9 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 	}
 	o.Artifact = a
 	o.Reference = ref.WithDigest(a.Digest)
-	d.loaded(o.Reference.String(), a)
+	if cfg.Known == nil { // else the process before has noted it
+		d.loaded(o.Reference.String(), a)
+	}
 	o.source = source{o.Registry.Source(ref.Repository)}
 	if cfg.Offline {
 		o.source = offline{o.source.(cache.Origin)}
