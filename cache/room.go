@@ -37,7 +37,7 @@ type room struct {
 	left    int64     // bytes that may be written before the next look
 	looked  time.Time // when; zero: never
 	refused bool      // the last look found no room
-	said    bool      // and that was logged
+	said    bool      // and that was logged, once
 }
 
 // take reserves n bytes on disk for a piece that is about to be kept. What
@@ -63,7 +63,7 @@ func (c *Cache) take(n int64) bool {
 		}
 		return false
 	}
-	r.refused, r.said = false, false
+	r.refused = false
 	r.left -= n
 	return true
 }

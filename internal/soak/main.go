@@ -225,7 +225,7 @@ func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, samples
 	for _, m := range mounts {
 		own := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
 		work.Go(func() error {
-			err := m.harass(ctx, cfg, samples, own)
+			err := m.harass(ctx, cfg, reg, samples, own)
 			if err != nil {
 				stop()
 			}
@@ -249,15 +249,15 @@ func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, samples
 	return work.Wait()
 }
 
-func (m *mount) harass(ctx context.Context, cfg config, samples []sample, rng *rand.Rand) (err error) {
+func (m *mount) harass(ctx context.Context, cfg config, reg *sick, samples []sample, rng *rand.Rand) (err error) {
 	for err == nil && tick(ctx) {
 		switch n := rng.IntN(20); {
 		case n < 1 && cfg.kills:
 			err = m.kill()
 		case n < 4 && cfg.shared:
-			err = m.move(samples[rng.IntN(len(samples))])
+			err = m.move(reg, samples[rng.IntN(len(samples))])
 		case n < 3:
-			err = m.cold()
+			err = m.cold(reg)
 		}
 	}
 	return err

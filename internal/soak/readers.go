@@ -74,17 +74,21 @@ func (m *mount) kill() error {
 }
 
 // cold mounts anew, with an empty cache, when no reader is at it.
-func (m *mount) cold() error {
+func (m *mount) cold(reg *sick) error {
 	m.using.Lock()
 	defer m.using.Unlock()
+	reg.present.RLock()
+	defer reg.present.RUnlock()
 	return errors.Join(m.down(), os.RemoveAll(m.cache), m.up())
 }
 
 // move mounts another artifact, when no reader is at it. What was mounted
 // may be evicted from now on.
-func (m *mount) move(to sample) error {
+func (m *mount) move(reg *sick, to sample) error {
 	m.using.Lock()
 	defer m.using.Unlock()
+	reg.present.RLock()
+	defer reg.present.RUnlock()
 	if err := m.down(); err != nil {
 		return err
 	}

@@ -29,6 +29,7 @@ type sick struct {
 	host    string
 	chance  atomic.Int64 // of a fault, in thousandths
 	flips   bool         // wrong bytes too
+	present sync.RWMutex // held by what cannot do without it; exclusive while it is away
 	configs []string     // blobs that come as they should: a mount may not begin without them
 
 	mu     sync.Mutex
@@ -111,6 +112,8 @@ func (s *sick) serve(l net.Listener) {
 
 // away takes the registry off the network for a while.
 func (s *sick) away(d time.Duration) error {
+	s.present.Lock()
+	defer s.present.Unlock()
 	s.note("registry away")
 	if err := s.server.Close(); err != nil {
 		return err
