@@ -151,3 +151,27 @@ func (e *entry) comparePart(part int) error {
 	}
 	return nil
 }
+
+// Settle waits until those parts of the file that are all there have been
+// compared with their digests. Its error says that bytes which were read
+// were wrong.
+func (f *File) Settle(ctx context.Context) error {
+	e := f.entry
+	for part := range e.file.Parts {
+		for {
+			e.mu.Lock()
+			bad := e.strikes[part] > 0
+			e.mu.Unlock()
+			if bad {
+				return e.wrong(part, "whole")
+			}
+			if e.partVerified(part) || !e.state.hasAll(e.grid.first[part], e.grid.first[part+1]) {
+				break
+			}
+			if err := e.compare(ctx, part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

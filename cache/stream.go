@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"time"
 
@@ -174,17 +175,30 @@ func (c *Cache) openFrame(ctx context.Context, stored io.Reader, length int64) (
 		c.windows.Release(window)
 		return nil, err
 	}
-	return &windowed{frame, sync.OnceFunc(func() { c.windows.Release(window) })}, nil
+	return &windowed{frame, window, sync.OnceFunc(func() { c.windows.Release(window) })}, nil
 }
 
 // windowed gives its window back when it is closed.
 type windowed struct {
 	io.ReadCloser
+	size int64
 	back func()
 }
 
+const largeWindow = 32 << 20
+
+// closed is a reader that was closed.
+type closed struct{}
+
+func (closed) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
+func (closed) Close() error             { return nil }
+
 func (w *windowed) Close() error {
 	err := w.ReadCloser.Close()
+	w.ReadCloser = closed{}
+	if w.size >= largeWindow {
+		runtime.GC() // the next one shall find the memory of this one, not take as much again
+	}
 	w.back()
 	return err
 }

@@ -1,9 +1,8 @@
 package snapshot
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
@@ -30,34 +29,39 @@ func FetchSnapshotConfig(ctx context.Context, dl Downloader, name string, desc m
 	if err != nil {
 		return nil, err
 	}
-	var cfg manifest.SnapshotConfig
-	if err := json.Unmarshal(data, &cfg); err != nil {
+	cfg, err := manifest.ParseConfig(data)
+	if err != nil {
 		return nil, fmt.Errorf("parse snapshot config: %w: %w", layout.ErrContent, err)
 	}
-	return &cfg, nil
+	return cfg, nil
 }
 
-// fetchBlob downloads a whole blob of at most MaxConfig bytes. Memory
-// grows with what really comes, not with what the manifest says.
+// fetchBlob downloads a whole blob of at most MaxConfig bytes. It is read
+// into memory of its size, for one that grows would take twice as much.
 func fetchBlob(ctx context.Context, dl Downloader, name, dgst string, size int64) ([]byte, error) {
 	body, err := dl.GetBlob(ctx, name, dgst)
 	if err != nil {
 		return nil, fmt.Errorf("get blob %s: %w", dgst, err)
 	}
 	defer body.Close()
-	var buf bytes.Buffer
-	buf.Grow(int(min(size, 1<<20)) + bytes.MinRead)
-	n, err := buf.ReadFrom(io.LimitReader(body, size+1))
-	if err != nil {
+	data := make([]byte, size)
+	n, err := io.ReadFull(body, data)
+	if err == nil {
+		var more int
+		if more, err = io.ReadFull(body, make([]byte, 1)); more > 0 {
+			n++
+		}
+	}
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, fmt.Errorf("read blob %s: %w", dgst, err)
 	}
-	if n != size {
-		return nil, wrong("blob %s has %s, the manifest says %d", dgst, atLeast(n, size), size)
+	if int64(n) != size {
+		return nil, wrong("blob %s has %s, the manifest says %d", dgst, atLeast(int64(n), size), size)
 	}
-	if got := digest.FromBytes(buf.Bytes()).String(); got != dgst {
+	if got := digest.FromBytes(data).String(); got != dgst {
 		return nil, wrong("blob %s has digest %s", dgst, got)
 	}
-	return buf.Bytes(), nil
+	return data, nil
 }
 
 // atLeast words a count that was cut off after limit.

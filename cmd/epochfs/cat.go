@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
 type catOptions struct {
@@ -59,10 +60,24 @@ func runCat(ctx context.Context, opts catOptions) error {
 	if opts.length >= 0 {
 		left = min(left, opts.length)
 	}
-	if err := copyRange(opts.out, src, opts.offset, left); err != nil {
+	err = copyRange(opts.out, src, opts.offset, left)
+	if f := files[0].file; err == nil && f != nil && left == files[0].size {
+		err = settle(ctx, o, f)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %s: %w", o.Reference, opts.file, err)
 	}
 	return nil
+}
+
+// settle tells whether a file that was read to its end was right, for what
+// only the digest of all of it can vouch for.
+func settle(ctx context.Context, o *mounting.Opened, f *layout.File) error {
+	open, err := o.File(f)
+	if err != nil {
+		return err
+	}
+	return open.Settle(ctx)
 }
 
 // readerOf reads a file as a mount would show it.

@@ -168,7 +168,7 @@ func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte
 		var body io.ReadCloser
 		data, err := tries(ctx, func() (data []byte, err error) {
 			body, err = d.openBlob(ctx, name, digest)
-			return readAll(body, err)
+			return d.readBlob(body, err, digest)
 		})
 		switch {
 		case err != nil:
@@ -206,6 +206,20 @@ const (
 	firstPause = 200 * time.Millisecond
 	longPause  = 5 * time.Second
 )
+
+// readBlob reads a blob of known size into memory of that size.
+func (d *downloader) readBlob(body io.ReadCloser, err error, digest string) ([]byte, error) {
+	size := d.sizes[digest]
+	if err != nil || size <= 0 || size > maxSmall {
+		return readAll(body, err)
+	}
+	defer body.Close()
+	data := make([]byte, size)
+	if _, err := io.ReadFull(body, data); err != nil {
+		return nil, err
+	}
+	return data, nil
+}
 
 // openBlob asks for a blob of known size as a range, so that the answer
 // also tells whether this registry knows ranges.

@@ -81,6 +81,9 @@ type OCIManifest struct {
 // Parse decodes a manifest or an index.
 func Parse(raw []byte) (*OCIManifest, error) {
 	var m OCIManifest
+	if err := checkValues(raw); err != nil {
+		return nil, fmt.Errorf("parse oci manifest: %w", err)
+	}
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return nil, fmt.Errorf("parse oci manifest: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"iter"
 	"slices"
 	"sort"
+	"strings"
 )
 
 const (
@@ -24,8 +25,8 @@ const (
 	MaxSize = 1 << 50
 
 	// MaxSegments bounds a map. A 4 GiB Windows VM has tens of thousands
-	// of segments; at this number a map takes 96 MiB of memory.
-	MaxSegments = 4 << 20
+	// of segments; at this number a map takes 24 MiB of memory.
+	MaxSegments = 1 << 20
 
 	// MaxText bounds a map's text: no config blob is larger.
 	MaxText = 64 << 20
@@ -82,6 +83,10 @@ func Dense(size int64) *Map {
 func Parse(text string, size int64) (*Map, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("%w: text of %d bytes", ErrInvalid, len(text))
+	}
+	// Before they take memory.
+	if n := strings.Count(text, "{"); n > MaxSegments {
+		return nil, fmt.Errorf("%w: %d segments, at most %d", ErrInvalid, n, MaxSegments)
 	}
 	segs, err := parseSegments(text)
 	if err != nil {

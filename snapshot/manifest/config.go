@@ -1,0 +1,44 @@
+package manifest
+
+import (
+	"encoding/json"
+	"errors"
+)
+
+// maxValues bounds the values in a JSON text that is decoded: a value of
+// two bytes takes a hundred and more in memory. Artifacts of several
+// thousand layers, or chunks, have some ten thousands.
+const maxValues = 1 << 18
+
+var errValues = errors.New("it has more values than any artifact needs")
+
+// checkValues counts a text's values, roughly, before they are decoded.
+// What is in strings does not count.
+func checkValues(raw []byte) error {
+	n, quoted := 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == ',' || c == '{' || c == '['):
+			if n++; n > maxValues {
+				return errValues
+			}
+		}
+	}
+	return nil
+}
+
+// ParseConfig decodes the config blob of a snapshot.
+func ParseConfig(raw []byte) (*SnapshotConfig, error) {
+	if err := checkValues(raw); err != nil {
+		return nil, err
+	}
+	var cfg SnapshotConfig
+	if err := json.Unmarshal(raw, &cfg); err != nil {
+		return nil, err
+	}
+	return &cfg, nil
+}
