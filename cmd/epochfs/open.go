@@ -41,7 +41,7 @@ func explainKind(err error) error {
 	if !errors.Is(err, snapshot.ErrKind) {
 		return err
 	}
-	return fmt.Errorf("%w; epochfs reads snapshots and cloud images", err)
+	return fmt.Errorf("%w; docker and podman run container images, epochfs mounts VM snapshots and cloud images", err)
 }
 
 // note tells the user something that is neither result nor failure.

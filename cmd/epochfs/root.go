@@ -65,7 +65,7 @@ EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
 	root.AddCommand(
 		newMountCmd(g), newUmountCmd(), newRestartCmd(g), newMaterializeCmd(g), newPushCmd(g),
 		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
-		newCacheCmd(g),
+		newCacheCmd(g), newDoctorCmd(g),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

@@ -83,7 +83,7 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 	}
 	a, err := snapshot.Load(ctx, remembering{d, o.known}, ref.Repository, ref.Identifier(), snapshot.LoadOptions{Platform: cfg.Platform})
 	if err != nil {
-		return fmt.Errorf("%s: %w", ref, err)
+		return fmt.Errorf("%s: %w", ref, withTags(ctx, o.Registry.Own(), ref, err))
 	}
 	o.Artifact = a
 	o.Reference = ref.WithDigest(a.Digest)
@@ -122,7 +122,7 @@ func (c *Config) mirrors(ref registry.Reference) (*registry.Mirrors, error) {
 	conf := &hosts.Config{}
 	if !c.Offline {
 		var err error
-		if conf, err = hosts.Lookup(slices.Concat(c.HostsDirs, hosts.Places()), ref.Host); err != nil {
+		if conf, err = c.Hosts(ref); err != nil {
 			return nil, err
 		}
 	}

@@ -1,0 +1,151 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/dustin/go-humanize"
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/internal/mounting"
+)
+
+// littleSpace is how many bytes a cache should have at the least to be of
+// use.
+const littleSpace = 1 << 30
+
+// checkCache looks at the cache's directory, or at the one in which it
+// would be made. probe is a file without a name there; nil where none can
+// be made.
+func checkCache(cfg *mounting.Config) (all []Check, probe *os.File) {
+	dir, err := existing(cfg.CacheDir)
+	if err != nil {
+		return []Check{cacheProblem("use another directory: --cache-dir", err)}, nil
+	}
+	if dir == cfg.CacheDir {
+		if all = checkOwner(dir); len(all) > 0 {
+			return all, nil
+		}
+	}
+	probe, err = nameless(dir)
+	if err != nil {
+		return []Check{cacheProblem("use a directory that this user can write to: --cache-dir", err)}, nil
+	}
+	where := dir
+	if dir != cfg.CacheDir {
+		where = cfg.CacheDir + " (made by the first mount)"
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(probe.Fd()), &st); err != nil {
+		return []Check{cacheProblem("use another directory: --cache-dir", fmt.Errorf("%s: statfs: %w", dir, err))}, probe
+	}
+	kind := fsName(int64(st.Type))
+	all = append(all, checkSparse(probe, where, kind), checkSpace(cfg, &st), checkReflink(dir, probe, kind))
+	return append(all, checkKind(kind)...), probe
+}
+
+// existing is dir, or what of its path there is.
+func existing(dir string) (string, error) {
+	for {
+		info, err := os.Stat(dir)
+		switch {
+		case err == nil && !info.IsDir():
+			return "", &fs.PathError{Op: "use", Path: dir, Err: unix.ENOTDIR}
+		case err == nil:
+			return dir, nil
+		case !errors.Is(err, fs.ErrNotExist) || filepath.Dir(dir) == dir:
+			return "", err
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+func cacheProblem(do string, err error) Check {
+	return problem("cache", do, &withKind{err, mounting.ErrCache})
+}
+
+// checkOwner looks who can write to the cache; nothing is returned where
+// that is as it should be.
+func checkOwner(dir string) []Check {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return []Check{cacheProblem("use another directory: --cache-dir", &fs.PathError{Op: "stat", Path: dir, Err: err})}
+	}
+	if st.Mode&0o022 != 0 {
+		return []Check{cacheProblem("chmod 0700 "+dir, fmt.Errorf("others can write to %s (mode %04o)", dir, st.Mode&0o7777))}
+	}
+	return nil
+}
+
+// nameless makes a file that is gone when it is closed.
+func nameless(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, ".epochfs-doctor-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// checkSparse writes a page into the middle of a file without data.
+func checkSparse(f *os.File, where, kind string) Check {
+	const apparent, at = 1 << 30, 512 << 20
+	err := f.Truncate(apparent)
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, 4096), at)
+	}
+	var st unix.Stat_t
+	if err == nil {
+		err = unix.Fstat(int(f.Fd()), &st)
+	}
+	if err != nil {
+		return cacheProblem("use a directory on another file system: --cache-dir", err)
+	}
+	if st.Blocks*512 > at {
+		return cacheProblem("use a directory on ext4, xfs or btrfs: --cache-dir", fmt.Errorf("%s on %s: no sparse files", where, kind))
+	}
+	return ok("cache", "%s on %s: writable, sparse files work", where, kind)
+}
+
+func checkSpace(cfg *mounting.Config, st *unix.Statfs_t) Check {
+	free, total := int64(st.Bavail)*int64(st.Bsize), int64(st.Blocks)*int64(st.Bsize)
+	text := fmt.Sprintf("%s free of %s", humanize.IBytes(uint64(free)), humanize.IBytes(uint64(total)))
+	switch {
+	case free == 0:
+		return note("space", "epochfs cache prune --all; or use another file system: --cache-dir", "%s: what is fetched is not kept", text)
+	case cfg.CacheSize > free:
+		return note("space", "choose a smaller --cache-size", "%s, which is less than --cache-size %s", text, humanize.IBytes(uint64(cfg.CacheSize)))
+	case free < littleSpace || cfg.CacheSize == 0 && free < total/10:
+		return note("space", "epochfs cache prune --older 7d; or use another file system: --cache-dir", "%s: little of what is fetched can be kept", text)
+	}
+	return ok("space", "%s", text)
+}
+
+// checkReflink clones the probe.
+func checkReflink(dir string, probe *os.File, kind string) Check {
+	to, err := nameless(dir)
+	if err == nil {
+		defer to.Close()
+		err = unix.IoctlFileClone(int(to.Fd()), int(probe.Fd()))
+	}
+	if err != nil {
+		return note("reflink", "have the cache on xfs or btrfs: --cache-dir", "%s does not share blocks (%v): parts that two files have in common, and files of materialize --to-dir, are copied", kind, err)
+	}
+	return ok("reflink", "files that have bytes in common share them on disk")
+}
+
+// checkKind warns of file systems that are odd places for a cache.
+func checkKind(kind string) []Check {
+	switch kind {
+	case "tmpfs":
+		return []Check{note("file system", "use a directory on a disk: --cache-dir", "the cache is in memory, and gone after a restart of the machine")}
+	case "nfs", "9p", "smb", "fuse":
+		return []Check{note("file system", "use a directory on a disk of this machine: --cache-dir", "the cache is on %s: a node's cache belongs on its own disk, and must not be shared with other nodes", kind)}
+	}
+	return nil
+}

@@ -1,0 +1,139 @@
+package doctor
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/fs"
+)
+
+const (
+	device      = "/dev/fuse"
+	helper      = "fusermount3"
+	fuseConf    = "/etc/fuse.conf"
+	mountHelper = "/sbin/mount.fuse.epochfs"
+	getHelper   = "apt-get install fuse3"
+	getDevice   = "modprobe fuse; in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
+)
+
+// checkFUSE mounts something and takes it away again. backing is a file in
+// the cache's directory, nil where there can be none.
+func checkFUSE(backing *os.File) []Check {
+	dir, err := os.MkdirTemp("", "epochfs-doctor-")
+	if err != nil {
+		return []Check{problem("fuse", "set TMPDIR to a directory that can be written to", err)}
+	}
+	defer func() { _ = os.Remove(dir) }() // empty, unless the mount could not be taken away
+	if backing == nil {
+		if backing, err = os.CreateTemp("", "epochfs-doctor-"); err != nil {
+			return []Check{problem("fuse", "set TMPDIR to a directory that can be written to", err)}
+		}
+		defer backing.Close()
+		defer os.Remove(backing.Name())
+	}
+	s, err := fs.Probe(dir, backing)
+	if err != nil {
+		return []Check{problem("fuse", mendFUSE(), &withKind{err, fs.ErrNoFUSE})}
+	}
+	var name unix.Utsname
+	_ = unix.Uname(&name) // fails for a bad address only
+	who := "root"
+	if !isRoot() {
+		who = "a plain user, with " + helper
+	}
+	all := []Check{ok("fuse", "a mount was made and taken away as %s (kernel %s, FUSE %s)", who, unix.ByteSliceToString(name.Release[:]), s.Protocol)}
+	return append(all, passthrough(s.Passthrough), takeover(s.Resend))
+}
+
+// mendFUSE is what to do where a mount cannot be made.
+func mendFUSE() string {
+	if _, err := os.Stat(device); err != nil {
+		return getDevice
+	}
+	path, err := exec.LookPath(helper)
+	switch info, statErr := os.Stat(path); {
+	case isRoot():
+		return "give it CAP_SYS_ADMIN: in a container --cap-add SYS_ADMIN --device /dev/fuse"
+	case err != nil:
+		return getHelper
+	case statErr == nil && info.Mode()&os.ModeSetuid == 0:
+		return "chown root " + path + " && chmod u+s " + path
+	}
+	return "try it as root"
+}
+
+func passthrough(err error) Check {
+	const name, without = "passthrough", "files that are complete are read through this process, at some GB/s"
+	switch {
+	case err == nil:
+		return ok(name, "available: the kernel reads files that are complete and verified by itself")
+	case errors.Is(err, fs.ErrNotOffered):
+		return note(name, "use Linux 6.9 or newer, with CONFIG_FUSE_PASSTHROUGH", "not available, the kernel does not offer it: %s", without)
+	case errors.Is(err, unix.EPERM):
+		return note(name, "mount as root", "not available, only root (CAP_SYS_ADMIN) may hand files to the kernel: %s", without)
+	}
+	return note(name, "have the cache on ext4, xfs or btrfs: --cache-dir", "not available for files of the cache's file system (%v): %s", err, without)
+}
+
+func takeover(resend bool) Check {
+	if resend {
+		return ok("takeover", "available: a mount can go on under another process")
+	}
+	return note("takeover", "use Linux 6.9 or newer", "not available, the kernel cannot send requests again: a mount ends with its process")
+}
+
+// checkHelpers looks at what only some users, or mount(8), need.
+func checkHelpers() []Check {
+	var all []Check
+	if path, err := exec.LookPath(helper); err == nil {
+		all = append(all, ok(helper, "%s: users other than root can mount", path))
+	} else {
+		all = append(all, note(helper, getHelper, "missing: users other than root cannot mount"))
+	}
+	if allowsOthers() {
+		all = append(all, ok("allow-other", "every user may let others look into a mount"))
+	} else {
+		all = append(all, note("allow-other", "echo user_allow_other >>"+fuseConf, "only root may let other users look into a mount"))
+	}
+	if _, err := os.Stat(mountHelper); err == nil {
+		return append(all, ok("mount(8)", "%s: mount -t fuse.epochfs and fstab work", mountHelper))
+	}
+	self, err := os.Executable()
+	if err != nil {
+		self = "/usr/local/bin/epochfs"
+	}
+	return append(all, note("mount(8)", "ln -s "+self+" "+mountHelper, "%s is missing: mount -t fuse.epochfs and fstab do not work", mountHelper))
+}
+
+func allowsOthers() bool {
+	f, err := os.Open(fuseConf)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		line, _, _ := strings.Cut(lines.Text(), "#")
+		if strings.TrimSpace(line) == "user_allow_other" {
+			return true
+		}
+	}
+	return false
+}
+
+// fsName is what people call a file system.
+func fsName(kind int64) string {
+	if name, known := map[int64]string{
+		unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs",
+		unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", unix.NFS_SUPER_MAGIC: "nfs", unix.FUSE_SUPER_MAGIC: "fuse", unix.V9FS_MAGIC: "9p",
+		unix.F2FS_SUPER_MAGIC: "f2fs", 0x2fc12fc1: "zfs", unix.SMB2_SUPER_MAGIC: "smb",
+	}[kind]; known {
+		return name
+	}
+	return fmt.Sprintf("file system 0x%x", kind)
+}

@@ -1,0 +1,197 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/cocoonstack/epochfs/cocoon"
+	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/registry/hosts"
+	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// patience is how long a host is waited for.
+const patience = 20 * time.Second
+
+// checkRegistry asks the reference's registry, and each of its mirrors,
+// for what a mount would ask them for.
+func checkRegistry(ctx context.Context, cfg *mounting.Config, reference string) []Check {
+	ref, err := cfg.Reference(reference)
+	if err != nil {
+		return []Check{problem("registry", "", err)}
+	}
+	conf, err := cfg.Hosts(ref)
+	if err != nil {
+		return []Check{problem("mirrors", "mend that file, or name another directory: --hosts-dir", err)}
+	}
+	all, a := checkOwn(ctx, cfg, ref, conf.Server)
+	if conf.File == "" {
+		return append(all, ok("mirrors", "none are configured for %s", ref.Host))
+	}
+	if len(conf.Unknown) > 0 {
+		all = append(all, note("mirrors", "remove them from "+conf.File, "keys without effect: %s", strings.Join(conf.Unknown, ", ")))
+	}
+	if len(conf.Mirrors) == 0 {
+		return append(all, ok("mirrors", "%s names none", conf.File))
+	}
+	for i := range conf.Mirrors {
+		all = append(all, checkMirror(ctx, cfg, ref, &conf.Mirrors[i], a, conf.File))
+	}
+	return all
+}
+
+// checkOwn asks the registry itself. The artifact is nil where it does not
+// have it.
+func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference, server *hosts.Host) ([]Check, *snapshot.Artifact) {
+	if cfg.Offline {
+		return []Check{note("registry", "leave out --offline", "not asked")}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	began := time.Now()
+	a, err := load(ctx, cfg, ref, server, true)
+	took := time.Since(began)
+	keys := "needs no credentials"
+	if errors.Is(err, registry.ErrDenied) || errors.Is(err, registry.ErrNotFound) {
+		began = time.Now()
+		open := err
+		if a, err = load(ctx, cfg, ref, server, false); !errors.Is(err, registry.ErrDenied) {
+			keys = "the credentials are accepted"
+			if errors.Is(open, registry.ErrNotFound) && err != nil {
+				keys = "it was asked with and without credentials"
+			}
+			took = time.Since(began)
+		}
+	}
+	reached := ok("registry", "%s answers, in %s", ref.Host, took.Round(time.Millisecond))
+	switch {
+	case errors.Is(err, registry.ErrDenied):
+		return []Check{reached, problem("credentials", "docker login "+ref.Host+"; for the epoch server set EPOCH_REGISTRY_TOKEN", err)}, nil
+	case errors.Is(err, registry.ErrNotFound):
+		return []Check{reached, ok("credentials", "%s", keys), problem("reference", "name one that is there", cfg.WithTags(ctx, ref, server, err))}, nil
+	case errors.Is(err, layout.ErrContent), errors.Is(err, registry.ErrContent), errors.Is(err, snapshot.ErrKind):
+		return []Check{reached, ok("credentials", "%s", keys), problem("reference", "push it with epochfs push, or name a snapshot", err)}, nil
+	case err != nil:
+		return []Check{problem("registry", "look at the network, the name, HTTPS_PROXY and NO_PROXY", err)}, nil
+	}
+	var size, data int64
+	for _, f := range a.Files {
+		size, data = size+f.Size(), data+f.PayloadSize()
+	}
+	found := ok("reference", "%s, %d files, %s, %s of data", a.Kind, len(a.Files), humanize.IBytes(uint64(size)), humanize.IBytes(uint64(data)))
+	return []Check{reached, ok("credentials", "%s", keys), found, checkRange(ctx, cfg, ref, server, a)}, a
+}
+
+// load opens the artifact as a mount would.
+func load(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, anonymous bool) (*snapshot.Artifact, error) {
+	client, err := cfg.Client(ref, h, anonymous)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	return snapshot.Load(ctx, client.Own(), ref.Repository, ref.Identifier(), snapshot.LoadOptions{Platform: cfg.Platform})
+}
+
+// largest is the part with the most stored bytes; nil where there is none.
+func largest(a *snapshot.Artifact) (most *layout.Part) {
+	for _, f := range a.Files {
+		for i := range f.Parts {
+			if p := &f.Parts[i]; most == nil || p.StoredSize > most.StoredSize {
+				most = p
+			}
+		}
+	}
+	return most
+}
+
+// askRange asks for one byte in the middle of the largest blob. It reports
+// whether only that came, and whether who sent it has proved who it is.
+func askRange(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, p *layout.Part) (honoured, proven bool, err error) {
+	client, err := cfg.Client(ref, h, false)
+	if err != nil {
+		return false, false, err
+	}
+	defer client.Close()
+	body, whole, err := client.Own().Source(ref.Repository).OpenBlob(ctx, p.Digest, p.StoredSize, p.StoredSize/2, 1)
+	if err != nil {
+		return false, false, err
+	}
+	return !whole, client.Source(ref.Repository).Proven(), body.Close()
+}
+
+const wholeBlobs = "the first read of a file fetches the file from its start"
+
+func checkRange(ctx context.Context, cfg *mounting.Config, ref registry.Reference, server *hosts.Host, a *snapshot.Artifact) Check {
+	p := largest(a)
+	if p == nil || p.StoredSize < 2 {
+		return ok("range", "there is nothing to fetch a part of")
+	}
+	switch honoured, proven, err := askRange(ctx, cfg, ref, server, p); {
+	case err != nil:
+		return problem("range", "look for the blob in the registry", fmt.Errorf("a blob cannot be read: %w", err))
+	case !honoured:
+		return note("range", "have a registry that serves ranges as a mirror of it: hosts.toml", "%s ignores Range: %s", ref.Host, wholeBlobs)
+	case !proven:
+		return note("range", "have it speak TLS with a certificate that can be verified", "%s serves parts of blobs, but does not prove who it is: what has no digest but its blob's is read when the blob is complete", ref.Host)
+	}
+	return ok("range", "%s serves parts of blobs", ref.Host)
+}
+
+// checkMirror asks a mirror for the manifest by its digest, as a mount
+// would. What it lacks comes from the registry.
+func checkMirror(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, a *snapshot.Artifact, file string) Check {
+	const name = "mirror"
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	where := h.Scheme + "://" + h.Host
+	do := "look at it, or take it out of " + file
+	if a != nil {
+		ref = ref.WithDigest(a.Digest)
+	}
+	began := time.Now()
+	_, err := load(ctx, cfg, ref, h, false)
+	took := time.Since(began).Round(time.Millisecond)
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return note(name, "", "%s answers, and does not have it: the registry is asked instead", where)
+	case err != nil:
+		return note(name, do, "%s is passed over: %v", where, err)
+	}
+	if a == nil {
+		return ok(name, "%s has it, in %s", where, took)
+	}
+	if p := largest(a); p != nil && p.StoredSize > 1 {
+		switch honoured, proven, err := askRange(ctx, cfg, ref, h, p); {
+		case err != nil:
+			return note(name, do, "%s has the manifest, but not the blobs: %v", where, err)
+		case !honoured:
+			return note(name, do, "%s ignores Range, and is asked for whole blobs only", where)
+		case !proven:
+			return ok(name, "%s has it, in %s; it does not prove who it is, so it is not asked for tags, nor for bytes without a digest", where, took)
+		}
+	}
+	return ok(name, "%s has it, in %s", where, took)
+}
+
+// checkCocoon looks for the program that some commands run.
+func checkCocoon(ctx context.Context, named string) Check {
+	const name, needed = "cocoon", "push SNAPSHOT and materialize need it, and nothing else"
+	binary, err := cocoon.ResolveBinary(named)
+	if err != nil {
+		return note(name, "install cocoon, or have "+cocoon.BinaryEnv+" name it", "%v: %s", err, needed)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	all, err := (&cocoon.Exec{Binary: binary}).List(ctx)
+	if err != nil {
+		return note(name, binary+" snapshot list", "%s does not list its snapshots (%v): %s", binary, err, needed)
+	}
+	return ok(name, "%s has %d snapshots", binary, len(all))
+}
