@@ -1,7 +1,6 @@
 package mounting
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -24,8 +23,8 @@ import (
 // much as the newer tools read of one.
 const maxSmall = 64 << 20
 
-// downloader is a snapshot.Downloader that asks the registry only for
-// what the cache does not have. Manifests and config blobs are kept by
+// downloader is what remembering makes a snapshot.Downloader of. It asks
+// the registry only for what the cache does not have. Manifests and config blobs are kept by
 // digest; for a tag only what it stands for is remembered, in case the
 // registry cannot be reached another day.
 type downloader struct {
@@ -141,11 +140,11 @@ func age(d time.Duration) string {
 	}
 }
 
-// GetBlob returns a small blob, verified.
-func (d *downloader) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
+// blob returns a small blob, verified.
+func (d *downloader) blob(ctx context.Context, name, digest string) ([]byte, error) {
 	d.blobs = append(d.blobs, digest)
 	if data, err := d.cache.Blob(digest); err == nil {
-		return io.NopCloser(bytes.NewReader(data)), nil
+		return data, nil
 	}
 	if d.offline {
 		return nil, fmt.Errorf("blob %s: %w", digest, ErrOffline)
@@ -155,7 +154,7 @@ func (d *downloader) GetBlob(ctx context.Context, name, digest string) (io.ReadC
 		return nil, err
 	}
 	d.keep(digest, data)
-	return io.NopCloser(bytes.NewReader(data)), nil
+	return data, nil
 }
 
 // blobTries bounds the tries at a blob that does not come or breaks off. Of
@@ -230,16 +229,16 @@ func (d *downloader) openBlob(ctx context.Context, name, digest string) (io.Read
 	return d.reg.GetBlob(ctx, name, digest)
 }
 
-// GetBlobRange returns [off, off+n) of a blob, which must be small: the
+// blobRange returns [off, off+n) of a blob, which must be small: the
 // header of a zstd frame. No digest covers such a stretch, so it is kept
 // under its own, and the cache's references lead there. What is made of
 // it is only a hint until the blob itself was verified.
-func (d *downloader) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
+func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n int64) ([]byte, error) {
 	key := rangeKey(digest, off, n)
 	if own, _, err := d.cache.Ref(key); err == nil {
 		if data, err := d.cache.Blob(own); err == nil && int64(len(data)) == n {
 			d.blobs = append(d.blobs, own)
-			return io.NopCloser(bytes.NewReader(data)), nil
+			return data, nil
 		}
 	}
 	if d.offline {
@@ -253,7 +252,7 @@ func (d *downloader) GetBlobRange(ctx context.Context, name, digest string, off,
 	d.blobs = append(d.blobs, own)
 	d.keep(own, data)
 	d.remember(key, own)
-	return io.NopCloser(bytes.NewReader(data)), nil
+	return data, nil
 }
 
 // keep and remember write to the cache. A cache that cannot be written

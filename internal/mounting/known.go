@@ -68,20 +68,18 @@ func (r remembering) GetManifest(ctx context.Context, name, tag string) ([]byte,
 }
 
 func (r remembering) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
-	return r.note(digest, func() (io.ReadCloser, error) { return r.downloader.GetBlob(ctx, name, digest) })
+	return r.note(digest, func() ([]byte, error) { return r.blob(ctx, name, digest) })
 }
 
 func (r remembering) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
-	return r.note(rangeKey(digest, off, n), func() (io.ReadCloser, error) {
-		return r.downloader.GetBlobRange(ctx, name, digest, off, n)
-	})
+	return r.note(rangeKey(digest, off, n), func() ([]byte, error) { return r.blobRange(ctx, name, digest, off, n) })
 }
 
-func (r remembering) note(key string, get func() (io.ReadCloser, error)) (io.ReadCloser, error) {
+func (r remembering) note(key string, get func() ([]byte, error)) (io.ReadCloser, error) {
 	data, ok := r.known.blob(key)
 	if !ok {
 		var err error
-		if data, err = readAll(get()); err != nil {
+		if data, err = get(); err != nil {
 			return nil, err
 		}
 		r.known.mu.Lock()
