@@ -41,11 +41,7 @@ func (opts *mountOptions) startBehind(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	name := os.DevNull
-	if opts.logFile != "" {
-		name = opts.logFile
-	}
-	if start.Log, err = os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+	if start.Log, err = openLog(opts.logFile); err != nil {
 		return err
 	}
 	defer start.Log.Close()
@@ -176,11 +172,7 @@ func (r *readiness) failed(err error) error {
 // called from: the terminal. What would go there goes to the log file, if
 // there is one.
 func (r *readiness) ready(output, logFile string) error {
-	name := os.DevNull
-	if logFile != "" {
-		name = logFile
-	}
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
+	f, err := openLog(logFile)
 	if err != nil {
 		return err
 	}
@@ -192,4 +184,13 @@ func (r *readiness) ready(output, logFile string) error {
 		}
 	}
 	return r.send(outcome{Output: output})
+}
+
+// openLog opens the log file, which exists, for what a process writes to
+// stderr; without one that leads nowhere.
+func openLog(name string) (*os.File, error) {
+	if name == "" {
+		name = os.DevNull
+	}
+	return os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -33,7 +32,9 @@ func (opts *mountOptions) prepareToServe() chan os.Signal {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	_ = os.WriteFile("/proc/self/comm", []byte("epochfs"), 0) // for ps: we were run by a descriptor
-	spareFromOOM(opts.log)
+	if err := keeper.SpareFromOOM(); err != nil {             // systemd starts us without a keeper
+		opts.log.Debug("oom_score_adj stays as it is", "error", err)
+	}
 	boundMemory(os.Getenv)
 	return signals
 }
@@ -213,17 +214,5 @@ func (s *served) untilGone(signals <-chan os.Signal) {
 			opts.note("%v; a second signal does so too", err)
 			opts.log.Warn("a signal asked to unmount", "error", err)
 		}
-	}
-}
-
-// oomScore is that of a process that many others need: the kernel takes
-// those first.
-const oomScore = "-900"
-
-// spareFromOOM keeps the kernel from killing this process when memory is
-// short. Root only.
-func spareFromOOM(log *slog.Logger) {
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0); err != nil {
-		log.Debug("oom_score_adj stays as it is", "error", err)
 	}
 }

@@ -121,7 +121,7 @@ func Main(newLog func(json bool) *slog.Logger) int {
 		fmt.Fprintln(os.Stderr, "epochfs:", err)
 		return 1
 	}
-	spareFromOOM()
+	_ = SpareFromOOM() // others than root go without
 	k := &keeper{
 		args: s.args, env: s.env, exe: s.exe, older: -1, times: s.times, log: newLog(s.JSON), sockets: s.Sockets,
 		store: map[string][]int{}, events: make(chan event, 16), began: time.Now(), lastGood: time.Now(),
@@ -438,6 +438,10 @@ func how(s syscall.WaitStatus) string {
 	return "unknown"
 }
 
-// spareFromOOM keeps the kernel from killing this process, and those it
+// oomScore is that of a process that many others need: the kernel takes
+// those first.
+const oomScore = "-900"
+
+// SpareFromOOM keeps the kernel from killing this process, and those it
 // starts, when memory is short. Root only.
-func spareFromOOM() { _ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0) }
+func SpareFromOOM() error { return os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0) }
