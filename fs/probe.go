@@ -19,9 +19,6 @@ type Support struct {
 // ErrNotOffered says that the kernel has no passthrough.
 var ErrNotOffered = errors.New("the kernel does not offer it")
 
-// capResend is FUSE_HAS_RESEND.
-const capResend = 1 << 39
-
 // Probe mounts nothing of use on the empty directory dir, asks the kernel
 // what it can do, with the file backing for one that it is to read by
 // itself, and takes the mount away.
@@ -46,7 +43,7 @@ func Probe(dir string, backing *os.File) (s Support, err error) {
 	}()
 	kernel := server.KernelSettings()
 	s.Protocol = fmt.Sprintf("%d.%d", kernel.Major, kernel.Minor)
-	s.Resend = kernel.Flags64()&capResend != 0
+	s.Resend = kernel.Flags64()&hasResend != 0
 	s.Passthrough = tryPassthrough(server, kernel.Flags64(), backing)
 	err = Unmount(dir, true)
 	if err == nil {
