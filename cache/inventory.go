@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Inventory is what a cache holds at a moment. Other processes may change
@@ -71,14 +69,9 @@ func (c *Cache) Inventory() (*Inventory, error) {
 		return nil, err
 	}
 	inv.Artifacts = artifacts(refs)
-	var st unix.Statfs_t
-	dir, err := c.root.Open(".")
+	st, err := c.statfs()
 	if err != nil {
 		return nil, err
-	}
-	defer dir.Close()
-	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
-		return nil, os.NewSyscallError("fstatfs", err)
 	}
 	inv.Free = int64(st.Bavail) * int64(st.Bsize)
 	return inv, nil

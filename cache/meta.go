@@ -97,10 +97,18 @@ func (c *Cache) readRef(name string) (r refRecord, err error) {
 	if err != nil {
 		return refRecord{}, err
 	}
-	if json.Unmarshal(data, &r) != nil || refPath(r.Reference) != name {
+	r, ok := parseRef(name, data)
+	if !ok {
 		return refRecord{}, fmt.Errorf("%s is damaged: %w", name, fs.ErrNotExist)
 	}
 	return r, nil
+}
+
+// parseRef is the record in a file of that name; not ok where it is
+// another's, or none.
+func parseRef(name string, data []byte) (r refRecord, ok bool) {
+	err := json.Unmarshal(data, &r)
+	return r, err == nil && refPath(r.Reference) == name
 }
 
 // PutRef notes that a reference names a digest now.

@@ -106,17 +106,23 @@ func (c *Cache) limit(used int64) int64 {
 	if c.opts.Size > 0 {
 		return c.opts.Size
 	}
-	var st unix.Statfs_t
-	dir, err := c.root.Open(".")
+	st, err := c.statfs()
 	if err != nil {
-		return math.MaxInt64 / 2
-	}
-	defer dir.Close()
-	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
 		return math.MaxInt64 / 2
 	}
 	block := int64(st.Bsize)
 	return used + int64(st.Bavail)*block - int64(st.Blocks)*block/freeShare
+}
+
+// statfs asks for the space of the cache's file system.
+func (c *Cache) statfs() (st unix.Statfs_t, err error) {
+	dir, err := c.root.Open(".")
+	if err != nil {
+		return st, err
+	}
+	defer dir.Close()
+	err = os.NewSyscallError("fstatfs", unix.Fstatfs(int(dir.Fd()), &st))
+	return st, err
 }
 
 // stored is a cached file as it lies on disk.

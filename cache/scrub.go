@@ -266,14 +266,13 @@ func (c *Cache) verifySmall(v *Verification) error {
 		v.Hashed += info.Size()
 	})
 	errs = append(errs, err, c.eachSmall(dirRefs, func(name string, _ fs.FileInfo) {
-		if data, err := c.readFile(name); err == nil && len(data) > 0 {
-			if _, err := c.readRef(name); err == nil {
-				return
-			}
-		} else if errors.Is(err, fs.ErrNotExist) {
+		data, err := c.readFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
 			return
 		}
-		drop(name, "a reference cannot be read")
+		if _, ok := parseRef(name, data); err != nil || !ok {
+			drop(name, "a reference cannot be read")
+		}
 	}))
 	return errors.Join(errs...)
 }

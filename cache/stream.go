@@ -98,6 +98,7 @@ func (e *entry) streamEnded(part int) {
 // digest at the end. It returns the first piece that was not reached.
 func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (next int, err error) {
 	p := &e.file.Parts[part]
+	checked := e.grid.checked(part)
 	next = e.grid.first[part]
 	weight, err := e.reserve(ctx, e.grid.size[part])
 	if err != nil {
@@ -105,16 +106,16 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	}
 	defer e.cache.buffers.Release(weight)
 	if body == nil {
-		if body, _, err = e.link.open(ctx, p, 0, p.StoredSize, e.grid.checked(part), nil); err != nil {
+		if body, _, err = e.link.open(ctx, p, 0, p.StoredSize, checked, nil); err != nil {
 			return next, err
 		}
 	}
-	whole := &resuming{ctx: ctx, entry: e, part: p, checked: e.grid.checked(part), body: body}
+	whole := &resuming{ctx: ctx, entry: e, part: p, checked: checked, body: body}
 	defer whole.Close()
 
 	began := time.Now()
 	// Where each piece has a digest, the whole blob's says nothing more.
-	hash := newSideHash(!e.grid.checked(part))
+	hash := newSideHash(!checked)
 	defer hash.close()
 	stored := &io.LimitedReader{R: hash.tee(whole), N: p.StoredSize}
 	payload := io.Reader(stored)

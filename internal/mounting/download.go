@@ -24,9 +24,9 @@ import (
 const maxSmall = 64 << 20
 
 // downloader is what remembering makes a snapshot.Downloader of. It asks
-// the registry only for what the cache does not have. Manifests and config blobs are kept by
-// digest; for a tag only what it stands for is remembered, in case the
-// registry cannot be reached another day.
+// the registry only for what the cache does not have. Manifests and config
+// blobs are kept by digest; for a tag only what it stands for is
+// remembered, in case the registry cannot be reached another day.
 type downloader struct {
 	reg     *registry.Mirrors
 	cache   keeper
