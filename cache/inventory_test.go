@@ -24,7 +24,7 @@ func keep(t *testing.T, dir, reference string, a artifact, src *fakeSource, n in
 	digest := src.put(blob)
 	for _, err := range []error{
 		c.PutBlob(digest, blob), c.PutRef(reference+":v1", digest),
-		c.PutArtifact(reference+"@"+digest, digest, []*layout.File{a.file}, []string{digest}),
+		c.PutArtifact(reference+"@"+digest, digest, []*layout.File{a.file}, src, []string{digest}),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -82,6 +82,40 @@ func TestInventory(t *testing.T) {
 	}
 	if inv, err = c.Inventory(); err != nil || !slices.ContainsFunc(inv.Files, func(f StoredFile) bool { return f.Damaged && f.Key == b.file.Key() }) {
 		t.Errorf("a damaged file: %+v, %v", inv, err)
+	}
+}
+
+// TestInventoryOfOrigins has a file that is kept apart by where it comes
+// from: it belongs to its artifact all the same, and while it is in use the
+// artifact is not pruned.
+func TestInventoryOfOrigins(t *testing.T) {
+	for _, k := range unchecked {
+		src := &named{fakeSource: &fakeSource{}, origin: "there", proven: true}
+		a := makeFile(t, newRand(t), src.fakeSource, k, 2<<20)
+		c := openCache(t, t.TempDir(), Options{})
+		h := openFile(t, c, a.file, src)
+		checkRead(t, h, a.flat, 0, len(a.flat))
+		blob := []byte("manifest")
+		digest := src.put(blob)
+		for _, err := range []error{
+			c.PutBlob(digest, blob),
+			c.PutArtifact("reg/one@"+digest, digest, []*layout.File{a.file}, src, []string{digest}),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		inv, err := c.Inventory()
+		if err != nil || len(inv.Files) != 1 || len(inv.Artifacts) != 1 {
+			t.Fatalf("%s: %+v, %v", k.name, inv, err)
+		}
+		if got := inv.Artifacts[0].Files[0].Key; got != inv.Files[0].Key {
+			t.Errorf("%s: the artifact has file %s, the cache %s", k.name, got, inv.Files[0].Key)
+		}
+		p, err := c.Prune(PruneOptions{To: -1, All: true})
+		if err != nil || len(p.Files) != 0 || p.Small != 0 {
+			t.Errorf("%s: pruned beside a user: %+v, %v", k.name, p, err)
+		}
 	}
 }
 

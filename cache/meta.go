@@ -121,12 +121,12 @@ func (c *Cache) PutRef(reference, digest string) error {
 }
 
 // PutArtifact notes what an artifact consists of, for those who look at
-// the cache without it: its files, and the small blobs with the given
-// digests. reference names it by its digest.
-func (c *Cache) PutArtifact(reference, digest string, files []*layout.File, blobs []string) error {
+// the cache without it: its files, as File keeps them from src, and the
+// small blobs with the given digests. reference names it by its digest.
+func (c *Cache) PutArtifact(reference, digest string, files []*layout.File, src Source, blobs []string) error {
 	r := refRecord{Reference: reference, Digest: digest, Seen: time.Now().UTC(), Blobs: blobs}
 	for _, f := range files {
-		r.Files = append(r.Files, refFile{f.Key(), f.Name})
+		r.Files = append(r.Files, refFile{keyOf(f, newGrid(f), src), f.Name})
 	}
 	name := refPath(reference)
 	if old, err := c.readRef(name); err == nil && old.Digest == digest && slices.Equal(old.Files, r.Files) && slices.Equal(old.Blobs, blobs) {

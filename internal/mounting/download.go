@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cocoonstack/epochfs/cache"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -269,9 +270,9 @@ func (d *downloader) remember(key, digest string) {
 	}
 }
 
-// loaded notes what the artifact consists of.
-func (d *downloader) loaded(reference string, a *snapshot.Artifact) {
-	if err := d.cache.PutArtifact(reference, a.Digest, a.Files, d.blobs); err != nil {
+// loaded notes what the artifact consists of, whose files come from src.
+func (d *downloader) loaded(reference string, a *snapshot.Artifact, src cache.Source) {
+	if err := d.cache.PutArtifact(reference, a.Digest, a.Files, src, d.blobs); err != nil {
 		d.log.Warn("artifact is not kept in the list of what is cached", "reference", reference, "error", err)
 	}
 }

@@ -87,12 +87,12 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 	}
 	o.Artifact = a
 	o.Reference = ref.WithDigest(a.Digest)
-	if cfg.Known == nil { // else the process before has noted it
-		d.loaded(o.Reference.String(), a)
-	}
 	o.source = source{o.Registry.Source(ref.Repository)}
 	if cfg.Offline {
 		o.source = offline{o.source.(cache.Origin)}
+	}
+	if cfg.Known == nil { // else the process before has noted it
+		d.loaded(o.Reference.String(), a, o.source)
 	}
 	o.Notes = d.notes
 	if a.Platform != "" {

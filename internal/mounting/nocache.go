@@ -18,7 +18,7 @@ type keeper interface {
 	PutBlob(digest string, data []byte) error
 	Ref(reference string) (digest string, seen time.Time, err error)
 	PutRef(reference, digest string) error
-	PutArtifact(reference, digest string, files []*layout.File, blobs []string) error
+	PutArtifact(reference, digest string, files []*layout.File, src cache.Source, blobs []string) error
 }
 
 // nowhere is a keeper that keeps nothing.
@@ -28,7 +28,7 @@ func (nowhere) Blob(string) ([]byte, error)           { return nil, fs.ErrNotExi
 func (nowhere) PutBlob(string, []byte) error          { return nil }
 func (nowhere) Ref(string) (string, time.Time, error) { return "", time.Time{}, fs.ErrNotExist }
 func (nowhere) PutRef(string, string) error           { return nil }
-func (nowhere) PutArtifact(string, string, []*layout.File, []string) error {
+func (nowhere) PutArtifact(string, string, []*layout.File, cache.Source, []string) error {
 	return nil
 }
 
