@@ -71,16 +71,7 @@ func TestWrongBytesComeFromElsewhere(t *testing.T) {
 			t.Run(k.name, func(t *testing.T) {
 				src := &twoPlaces{fakeSource: &fakeSource{}, blamed: map[string]bool{}}
 				a := makeFile(t, rand.New(rand.NewPCG(5, 5)), src.fakeSource, k, 6<<20)
-				c, err := Open(t.TempDir(), Options{LimitRate: limited})
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer c.Close()
-				f, err := c.File(a.file, src)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer f.Close()
+				f := openFile(t, openCache(t, t.TempDir(), Options{LimitRate: limited}), a.file, src)
 				got := make([]byte, len(a.flat))
 				if _, err := f.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, a.flat) {
 					t.Fatalf("read: %v, right: %v", err, bytes.Equal(got, a.flat))
@@ -131,16 +122,7 @@ func TestRetryAfter(t *testing.T) {
 	const after = 300 * time.Millisecond
 	src := &busySource{fakeSource: &fakeSource{}, left: 1, after: after}
 	a := makeFile(t, rand.New(rand.NewPCG(6, 6)), src.fakeSource, kinds[1], 2<<20)
-	c, err := Open(t.TempDir(), Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	f, err := c.File(a.file, src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 	var readers sync.WaitGroup
 	for i := range 8 {
 		readers.Go(func() {

@@ -13,30 +13,19 @@ func TestWaiting(t *testing.T) {
 	src := &busySource{fakeSource: &fakeSource{}, left: 3, after: 50 * time.Millisecond}
 	src.gate = make(chan struct{})
 	a := makeFile(t, rand.New(rand.NewPCG(7, 7)), src.fakeSource, kinds[1], 2<<20)
-	c, err := Open(t.TempDir(), Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	f, err := c.File(a.file, src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	c := openCache(t, t.TempDir(), Options{})
+	f := openFile(t, c, a.file, src)
 	before := time.Now()
 	done := make(chan error, 1)
 	go func() {
 		_, err := f.ReadAt(t.Context(), make([]byte, len(a.flat)), 0)
 		done <- err
 	}()
-	deadline := time.Now().Add(10 * time.Second)
 	var w []Wait
-	for len(w) == 0 || w[0].Err == nil {
-		if w = f.Waiting(); time.Now().After(deadline) {
-			t.Fatalf("nobody waits, or not for a reason: %+v", w)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "somebody waits, for a reason", func() bool {
+		w = f.Waiting()
+		return len(w) > 0 && w[0].Err != nil
+	})
 	first, _ := a.file.Map.SeekData(0)
 	if len(w) != 1 || w[0].Offset != first || w[0].Length != 2<<20 || w[0].Digest != a.file.Parts[0].Digest || w[0].Readers != 1 {
 		t.Errorf("waiting: %+v", w)
@@ -61,16 +50,7 @@ func TestCells(t *testing.T) {
 	for _, k := range kinds {
 		src := &fakeSource{}
 		a := makeFile(t, rand.New(rand.NewPCG(8, 8)), src, k, 3<<20)
-		c, err := Open(t.TempDir(), Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		f, err := c.File(a.file, src)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
+		f := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 		const size = 10_000
 		data := make([]bool, (len(a.flat)+size-1)/size)
 		for run := range a.file.Map.Payload(0, a.file.PayloadSize()) {
@@ -95,11 +75,7 @@ func TestCells(t *testing.T) {
 			t.Fatal(err)
 		}
 		check("all read", CellPresent, CellVerified, CellPresent|CellVerified)
-		for deadline := time.Now().Add(10 * time.Second); !f.Verified(); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("it is never verified")
-			}
-		}
+		eventually(t, "it is verified", f.Verified)
 		check("verified", CellVerified)
 	}
 }
@@ -108,16 +84,8 @@ func TestCells(t *testing.T) {
 func TestCounts(t *testing.T) {
 	src := &fakeSource{}
 	a := makeFile(t, rand.New(rand.NewPCG(9, 9)), src, kinds[1], 2<<20)
-	c, err := Open(t.TempDir(), Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	f, err := c.File(a.file, src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	c := openCache(t, t.TempDir(), Options{})
+	f := openFile(t, c, a.file, src)
 	first, _ := a.file.Map.SeekData(0)
 	if _, err := f.ReadAt(t.Context(), make([]byte, 100), first); err != nil {
 		t.Fatal(err)

@@ -57,16 +57,8 @@ func TestDeadAndSilent(t *testing.T) {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	listen := func(name string) *net.UnixListener {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, name), Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.SetUnlinkOnClose(false)
-		return l
-	}
-	listen("11.sock").Close()
-	silent := listen("12.sock")
+	listenOn(t, dir, "11.sock").Close()
+	silent := listenOn(t, dir, "12.sock")
 	defer silent.Close()
 	go func() {
 		if c, err := silent.Accept(); err == nil {
@@ -124,4 +116,16 @@ func TestKeys(t *testing.T) {
 			t.Errorf("no key %q in %s", key, raw)
 		}
 	}
+}
+
+// listenOn makes a socket in dir that stays when it is closed, as that of
+// a process that was killed does.
+func listenOn(t *testing.T, dir, name string) *net.UnixListener {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, name), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	return l
 }

@@ -2,7 +2,6 @@ package control
 
 import (
 	"encoding/json"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -20,16 +19,8 @@ func TestListOf(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	listen := func(name string) *net.UnixListener {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, name), Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.SetUnlinkOnClose(false)
-		return l
-	}
-	listen("11.sock").Close()
-	live := listen("12.sock")
+	listenOn(t, dir, "11.sock").Close()
+	live := listenOn(t, dir, "12.sock")
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
