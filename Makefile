@@ -2,7 +2,7 @@
 # missing is installed with apt by root, and named to everybody else.
 
 PREFIX    ?= /usr/local
-FUZZTIME  ?= 30s
+FUZZTIME  ?= 10m
 TESTTIME  ?= 10m
 SOAKTIME  ?= 30m
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -47,7 +47,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-# Each fuzz target in turn: go test takes one at a time.
+# Each fuzz target in turn, FUZZTIME each: go test takes one at a time.
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \
 		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \

@@ -2,6 +2,9 @@ package registry
 
 import (
 	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
 )
@@ -31,12 +34,65 @@ func TestParseChallenges(t *testing.T) {
 	}
 }
 
+// FuzzParseChallenges: whatever a header says, few challenges come of it,
+// with names as they are looked up; and what is quoted as it should be is
+// read as it was meant.
 func FuzzParseChallenges(f *testing.F) {
 	f.Add(`Bearer realm="https://a/t",service="s", Basic realm=x`)
 	f.Add(`a b c,,="\`)
+	f.Add("Bearer realm=\"https://auth.example.com/token?a=b\\\"\", scope=\"repository:x:pull,push\"")
+	f.Add("Negotiate, Digest realm=, Basic")
 	f.Fuzz(func(t *testing.T, s string) {
-		if n := len(parseChallenges([]string{s, s})); n > maxChallenges {
-			t.Error(n)
+		all := parseChallenges([]string{s, s})
+		if len(all) > maxChallenges {
+			t.Error(len(all))
+		}
+		for _, c := range all {
+			if c.scheme == "" || c.scheme != strings.ToLower(c.scheme) || len(c.params) > len(s) {
+				t.Errorf("%q: %+v", s, c)
+			}
+			for key := range c.params {
+				if key == "" || key != strings.ToLower(key) {
+					t.Errorf("%q: %+v", s, c)
+				}
+			}
+		}
+		quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s)
+		got := parseChallenges([]string{`Bearer realm="` + quoted + `" , service = "x",Basic realm=y`})
+		if len(got) != 2 || got[0].scheme != "bearer" || got[0].params["realm"] != s || got[0].params["service"] != "x" || got[1].params["realm"] != "y" {
+			t.Errorf("%q: %+v", s, got)
+		}
+	})
+}
+
+// FuzzNextHop: a redirect leads to http or https, never from https to
+// http, never with credentials or to a cloud's own addresses; and an error
+// does not repeat where it would have led.
+func FuzzNextHop(f *testing.F) {
+	for _, to := range []string{
+		"/v2/x", "https://s3.example.com/k?X-Amz-Signature=5ecret", "http://other.example.com/", "//h/x", "https://u:p@h/x",
+		"http://169.254.169.254/latest", "http://[fe80::1%25eth0]/x", "ftp://h/x", "", "%zz", "https:///x", "?a#b", "http://0.0.0.0/",
+	} {
+		f.Add(true, to)
+		f.Add(false, to)
+	}
+	f.Fuzz(func(t *testing.T, tls bool, location string) {
+		from := &url.URL{Scheme: "http", Host: "r.example.com:5000", Path: "/v2/a/blobs/x"}
+		if tls {
+			from.Scheme = "https"
+		}
+		to, err := (&Registry{}).nextHop(from, location)
+		if err != nil {
+			if len(location) > 9 && strings.Contains(err.Error(), location) {
+				t.Errorf("%q: %v", location, err)
+			}
+			return
+		}
+		if to.Scheme != "https" && (to.Scheme != "http" || tls) || to.Host == "" || to.User != nil || to.Fragment != "" {
+			t.Errorf("%q leads to %v", location, to)
+		}
+		if ip, err := netip.ParseAddr(to.Hostname()); err == nil && (ip.Unmap().IsLinkLocalUnicast() || ip.Unmap().IsUnspecified()) {
+			t.Errorf("%q leads to %v", location, to)
 		}
 	})
 }

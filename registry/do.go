@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"sync"
 	"time"
@@ -211,8 +211,9 @@ func sameOrigin(a, b *url.URL) bool {
 // isLinkLocal is true for addresses such as a cloud's metadata service,
 // to which a registry has no business to send anybody.
 func isLinkLocal(u *url.URL) bool {
-	ip := net.ParseIP(u.Hostname())
-	return ip != nil && (ip.IsLinkLocalUnicast() || ip.IsUnspecified())
+	ip, err := netip.ParseAddr(u.Hostname()) // with a zone or without
+	ip = ip.Unmap()
+	return err == nil && (ip.IsLinkLocalUnicast() || ip.IsUnspecified())
 }
 
 // quick is a backoff for small requests: short waits with jitter, what

@@ -123,6 +123,9 @@ func FuzzConfig(f *testing.F) {
 	f.Add(`{"schemaVersion":"v1","dev.epochfs.pieces":{"cow.raw":{"size":262144,"sha256":"`+strings.Repeat("A", 43)+`="}},"dev.epochfs.envelope":"{\"config\":{}}"}`, false)
 	f.Add(`{"schemaVersion":"v2","files":{"cow.raw":{"size":16},"memory-ranges":{"size":1048581,`+chunks+`}}}`, true)
 	f.Add(`{"schemaVersion":"v2","files":{"cow.raw":{"size":16},"memory-ranges":{"size":1048577,`+chunks+`},"\u001b":{`+chunks+`}}}`, true)
+	for text, v2 := range configsOfFixtures(f) {
+		f.Add(text, v2)
+	}
 	f.Fuzz(func(t *testing.T, text string, v2 bool) {
 		var cfg manifest.SnapshotConfig
 		if json.Unmarshal([]byte(text), &cfg) != nil {
@@ -134,7 +137,10 @@ func FuzzConfig(f *testing.F) {
 		}
 		files, err := snapshotFiles(t.Context(), nil, "vm", m, &cfg)
 		if err == nil {
-			_, err = envelopeOf(&cfg, "vm")
+			var text []byte
+			if text, err = envelopeOf(&cfg, "vm"); err == nil && !json.Valid(text) {
+				t.Fatalf("envelope %q", text)
+			}
 		}
 		if err != nil {
 			if !errors.Is(err, layout.ErrContent) {

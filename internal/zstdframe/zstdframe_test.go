@@ -249,5 +249,12 @@ func FuzzDecode(f *testing.F) {
 		if err == nil && rerr == nil && !bytes.Equal(got, streamed) {
 			t.Fatal("two contents of one frame")
 		}
+		header := frame[:min(len(frame), HeaderSize)]
+		if n, ok := ContentSize(header); err == nil && ok && n != int64(want) {
+			t.Fatalf("the header says %d bytes, and there are %d", n, want)
+		}
+		if n := Window(header); n < 0 || n > MaxWindow {
+			t.Fatalf("a window of %d bytes", n)
+		}
 	})
 }

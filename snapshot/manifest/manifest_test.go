@@ -79,11 +79,14 @@ func TestConfigRoundTrip(t *testing.T) {
 	}
 }
 
+// manifests are what other tools wrote.
+var manifests = []string{
+	"../testdata/epoch-artifact/blobs/sha256/b10f09e8fa31e749f38dc4fe81c3fef0112e9de3d3d317fc9c5d902ae16b91ea",
+	"../testdata/v2-artifacts/blobs/sha256/a6db0ff4fa9cd5d3e5f7cab60b0d1418cab65dd359f1ae1244288c2e928f36ed",
+}
+
 func TestManifestRoundTrip(t *testing.T) {
-	for _, path := range []string{
-		"../testdata/epoch-artifact/blobs/sha256/b10f09e8fa31e749f38dc4fe81c3fef0112e9de3d3d317fc9c5d902ae16b91ea",
-		"../testdata/v2-artifacts/blobs/sha256/a6db0ff4fa9cd5d3e5f7cab60b0d1418cab65dd359f1ae1244288c2e928f36ed",
-	} {
+	for _, path := range manifests {
 		raw, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -106,6 +109,13 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"manifests":[{"digest":"d","platform":{"os":"linux","architecture":"amd64"}},{"platform":null}]}`))
 	f.Add([]byte(`{"mediaType":"` + MediaTypeOCIIndex + `","subject":{"size":9223372036854775807}}`))
 	f.Add([]byte(`[]`))
+	for _, path := range manifests {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		m, err := Parse(raw)
 		kind, kerr := Classify(raw)

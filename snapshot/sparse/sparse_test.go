@@ -300,6 +300,12 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		checkSeeks(t, m, want)
+		n := m.DataSize()
+		for _, at := range []int64{0, 1, n / 3, n - 1, n, n + 1} {
+			for _, length := range []int64{0, 1, n / 2, n, math.MaxInt64} {
+				checkRuns(t, m, want, at, length)
+			}
+		}
 		if again, err := Parse(m.Text(), size); err != nil || !slices.Equal(again.Segments(), m.Segments()) {
 			t.Fatalf("not the same again: %v", err)
 		}
@@ -320,7 +326,9 @@ func naive(text string, size int64) (flat, bool) {
 		end = s.Offset + s.Length
 		for i := s.Offset; i < end; i++ {
 			f.data[i] = true
+			f.file[i] = byte(1 + i%251)
 		}
+		f.payload = append(f.payload, f.file[s.Offset:end]...)
 	}
 	return f, true
 }
