@@ -179,6 +179,9 @@ func MakeDir() (string, error) {
 // suffix ends the names of sockets; what is before it is the process's id.
 const suffix = ".sock"
 
+// newSuffix ends the name of a socket that is not yet listened on.
+const newSuffix = ".new"
+
 // errForeign says that a directory is not its user's alone.
 var errForeign = errors.New("it belongs to somebody else, or others can write to it")
 

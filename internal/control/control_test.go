@@ -129,3 +129,38 @@ func listenOn(t *testing.T, dir, name string) *net.UnixListener {
 	l.SetUnlinkOnClose(false)
 	return l
 }
+
+// Who asks while a socket is being made must not take it for a dead
+// process's.
+func TestAskedAtOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = List(dir)
+			}
+		}
+	}()
+	for range 300 {
+		s, err := Serve(dir, func() Mount { return sample })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all, err := List(dir); err != nil || len(all) != 1 {
+			t.Errorf("got %+v, %v", all, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	close(stop)
+	<-stopped
+}

@@ -22,6 +22,7 @@ const (
 // Server answers for one mount.
 type Server struct {
 	l       *net.UnixListener
+	name    string // of its socket
 	status  func() Mount
 	asking  chan struct{}
 	answers sync.WaitGroup
@@ -37,17 +38,31 @@ func Serve(dir string, status func() Mount) (*Server, error) {
 		return nil, err
 	}
 	name := filepath.Join(dir, strconv.Itoa(os.Getpid())+suffix)
-	_ = os.Remove(name) // of a dead process with the same id
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	l, err := listen(name, filepath.Join(dir, strconv.Itoa(os.Getpid())+newSuffix))
 	if err != nil {
 		return nil, fmt.Errorf("status socket: %w", err)
 	}
-	if err := os.Chmod(name, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	s := &Server{l: l, status: withRates(status), asking: make(chan struct{}, maxAsking)}
+	s := &Server{l: l, name: name, status: withRates(status), asking: make(chan struct{}, maxAsking)}
 	s.answers.Go(s.serve)
 	return s, nil
+}
+
+// listen makes a socket under another name first: one that is not yet
+// listened on is a dead process's to who asks.
+func listen(name, first string) (*net.UnixListener, error) {
+	_ = os.Remove(first) // of a dead process with the same id
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: first, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	if err = os.Chmod(first, 0o600); err == nil {
+		err = os.Rename(first, name)
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), os.Remove(first))
+	}
+	return l, nil
 }
 
 func (s *Server) serve() {
@@ -73,6 +88,7 @@ func (s *Server) serve() {
 
 // Close ends the answers and takes the socket away.
 func (s *Server) Close() error {
+	_ = os.Remove(s.name)
 	err := s.l.Close()
 	s.answers.Wait()
 	return err

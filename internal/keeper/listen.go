@@ -23,6 +23,7 @@ const (
 	keeperSuffix = ".keeper"
 	orphanSuffix = ".orphan"
 	statusSuffix = ".sock" // a worker's own; see internal/control
+	newSuffix    = ".new"  // of any of them, while it is not yet listened on
 )
 
 // askTimeout bounds how long one waits for a question, in seconds.
@@ -56,22 +57,29 @@ func listen(dir string, log *slog.Logger) (<-chan *request, func()) {
 	return requests, func() { _ = os.Remove(name) }
 }
 
+// listenAt gives a socket its name when it is listened on: until then who
+// asks would take it for a dead process's.
 func listenAt(dir, suffix string) (socket int, name string, err error) {
 	if dir == "" {
 		return -1, "", os.ErrNotExist
 	}
-	name = filepath.Join(dir, strconv.Itoa(os.Getpid())+suffix)
-	_ = os.Remove(name) // of a dead process with the same id
+	base := filepath.Join(dir, strconv.Itoa(os.Getpid()))
+	name, first := base+suffix, base+newSuffix
+	_ = os.Remove(first) // of a dead process with the same id
 	socket, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, "", err
 	}
-	if err = unix.Bind(socket, &unix.SockaddrUnix{Name: name}); err == nil {
-		if err = os.Chmod(name, 0o600); err == nil {
+	if err = unix.Bind(socket, &unix.SockaddrUnix{Name: first}); err == nil {
+		if err = os.Chmod(first, 0o600); err == nil {
 			err = unix.Listen(socket, 8)
+		}
+		if err == nil {
+			err = os.Rename(first, name)
 		}
 	}
 	if err != nil {
+		_ = os.Remove(first)
 		_ = unix.Close(socket)
 		return -1, "", &os.PathError{Op: "listen", Path: name, Err: err}
 	}

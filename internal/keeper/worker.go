@@ -133,7 +133,7 @@ func (k *keeper) sweep(pid int) {
 	if k.sockets == "" {
 		return
 	}
-	for _, suffix := range []string{statusSuffix, orphanSuffix} {
+	for _, suffix := range []string{statusSuffix, orphanSuffix, newSuffix} {
 		_ = os.Remove(filepath.Join(k.sockets, strconv.Itoa(pid)+suffix))
 	}
 }
