@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -32,6 +33,7 @@ var helpers = map[string]func(args []string) error{
 	"xattr": helpXattr, "many": helpMany, "dir": helpDir, "serve": helpServe,
 	"nofuse": helpNoFUSE, "faults": helpFaults, "readat": helpReadAt,
 	"signalled": helpSignalled, "umount": helpUmount, "drain": helpDrain,
+	"cross": helpCross,
 }
 
 func runTestHelper(args []string) int {
@@ -292,6 +294,37 @@ func helpMany(args []string) error {
 		}
 		f.Close()
 	}
+	return nil
+}
+
+// helpCross opens and closes a file on four threads, on three of them with
+// O_DIRECT, and prints how many opens there were and how they failed.
+func helpCross(args []string) error {
+	all, _ := strconv.Atoi(args[1])
+	const threads = 4
+	var mu sync.Mutex
+	failed := map[string]int{}
+	var wg sync.WaitGroup
+	for i := range threads {
+		wg.Go(func() {
+			flags := unix.O_RDONLY
+			if i > 0 {
+				flags |= unix.O_DIRECT
+			}
+			for range all / threads {
+				fd, err := unix.Open(args[0], flags, 0)
+				if err != nil {
+					mu.Lock()
+					failed[errnoName(err)]++
+					mu.Unlock()
+					continue
+				}
+				unix.Close(fd)
+			}
+		})
+	}
+	wg.Wait()
+	fmt.Printf("%d opens, %v\n", all/threads*threads, failed)
 	return nil
 }
 

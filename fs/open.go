@@ -18,8 +18,12 @@ import (
 //	open so far    may be added
 //	nothing        any mode
 //	cached         cached, direct
-//	direct         any mode
+//	direct         cached, direct
 //	passthrough    passthrough, with the same backing id
+//
+// The kernel would also take a passthrough open after a direct one, but
+// may see the two answers in the other order than they were given, and
+// takes no direct one after a passthrough one.
 //
 // The kernel leaves a mode before it sends the RELEASE, and enters one
 // after the OPEN was answered, so what the table says is open includes
@@ -82,7 +86,7 @@ func (t *tree) chooseMode(n *node, odirect bool) (openMode, int32, syscall.Errno
 		own = direct
 	}
 	use, id := t.handles.usage(n.ino)
-	if use.Cached > 0 {
+	if use.Passthrough == 0 && use.Cached+use.Direct > 0 {
 		return own, 0, 0
 	}
 	file, ok := n.Content.Backing()

@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -81,8 +83,7 @@ func TestPassthroughMapping(t *testing.T) {
 	mapping.finish(t)
 }
 
-// O_DIRECT handles go with cached ones and do not stand in the way of
-// passthrough.
+// O_DIRECT handles go with cached ones, and keep passthrough waiting.
 func TestDirectHandles(t *testing.T) {
 	needRoot(t)
 	data := randomBytes(2<<20+5, 2)
@@ -99,16 +100,50 @@ func TestDirectHandles(t *testing.T) {
 	plain.finish(t)
 	m.eventually(t, "f", Usage{Direct: 1})
 	disk.ready.Store(true)
-	fast := start(t, helperCmd("hold", path, "plain"))
-	m.eventually(t, "f", Usage{Direct: 1, Passthrough: 1})
+	again := start(t, helperCmd("hold", path, "plain"))
+	m.eventually(t, "f", Usage{Direct: 1, Cached: 1})
 	for _, read := range []string{"sha", "mmap", "odirect"} {
 		if got := help(t, read, path); got != shaLine(data) {
 			t.Errorf("%s: wrong bytes", read)
 		}
 	}
 	odirect.finish(t)
-	fast.finish(t)
+	again.finish(t)
 	m.eventually(t, "f", Usage{})
+	fast := start(t, helperCmd("hold", path, "direct"))
+	m.eventually(t, "f", Usage{Passthrough: 1})
+	fast.finish(t)
+}
+
+// No open fails for another's mode, in whatever order the kernel sees the
+// answers to those that come at the same time.
+func TestOpensThatCross(t *testing.T) {
+	needRoot(t)
+	opens := "300000"
+	if n := os.Getenv("EPOCHFS_TEST_OPENS"); n != "" {
+		opens = n
+	}
+	data := randomBytes(4096, 1)
+	disk := diskFile(t, data)
+	m := mounted(t, []File{fileOf("f", int64(len(data)), disk)}, Options{})
+	done := make(chan struct{})
+	var flipping sync.WaitGroup
+	flipping.Go(func() {
+		for ready := true; ; ready = !ready {
+			select {
+			case <-done:
+				return
+			case <-time.After(200 * time.Microsecond):
+				disk.ready.Store(ready)
+			}
+		}
+	})
+	got := help(t, "cross", filepath.Join(m.Dir(), "f"), opens)
+	close(done)
+	flipping.Wait()
+	if want := opens + " opens, map[]\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
 }
 
 func TestNoBacking(t *testing.T) {
