@@ -177,8 +177,11 @@ type connection struct {
 	fd int // open while requests are being answered
 }
 
-func (c *connection) dead() bool {
-	p := []unix.PollFd{{Fd: int32(c.fd)}}
+func (c *connection) dead() bool { return ended(c.fd) }
+
+// ended says that a connection is dead.
+func ended(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
 	_, err := unix.Poll(p, 0)
 	return err == nil && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
 }

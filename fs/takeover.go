@@ -101,6 +101,9 @@ type Kept struct {
 	Memory *os.File // see memory.go
 }
 
+// Ended says that the mount is gone: unmounted, or aborted.
+func (k Kept) Ended() bool { return ended(int(k.Device.Fd())) }
+
 func (k Kept) close() error { return errors.Join(k.Device.Close(), k.Memory.Close()) }
 
 // Resume takes over the live mount on dir, whose process has died or will:

@@ -177,12 +177,14 @@ func (opts *mountOptions) serve(ctx context.Context, link *keeper.Link, pipe *re
 		return err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
-	m, err := o.Mount(opts.dir, opts.look())
+	look := opts.look()
+	look.Since = time.Now()
+	m, err := o.Mount(opts.dir, look)
 	if err != nil {
 		return err
 	}
 	defer m.Wait()
-	s := &served{opts: opts, link: link, o: o, m: m, since: time.Now(), scrapes: scrapes}
+	s := &served{opts: opts, link: link, o: o, m: m, since: look.Since, scrapes: scrapes}
 	s.keep()
 	var line strings.Builder
 	if err := opts.printMounted(&line, s); err != nil {

@@ -106,7 +106,7 @@ func restartable() ([]keeper.Mount, error) {
 		case at >= 0:
 			found[at].Dir = s.Dir
 		default:
-			found = append(found, keeper.Mount{Dir: s.Dir})
+			found = append(found, keeper.Mount{Dir: s.Dir, Systemd: s.KeeperPID != 0})
 		}
 	}
 	return slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir == "" }), nil
@@ -139,6 +139,9 @@ func restartableOn(name string) ([]keeper.Mount, error) {
 
 // restart has this binary take over one mount.
 func (opts *restartOptions) restart(m keeper.Mount) (keeper.Mount, error) {
+	if m.Systemd {
+		return m, errors.New("systemd keeps it: systemctl restart its service")
+	}
 	if m.Keeper == 0 && m.Worker == 0 {
 		return m, errors.New("its process cannot be changed: it is dead, another user's, or nothing keeps the mount")
 	}

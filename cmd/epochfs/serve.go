@@ -58,6 +58,10 @@ func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept 
 	opts.log = opts.log.With("mount", opts.dir)
 	signals := opts.prepareToServe()
 	defer signal.Stop(signals)
+	if link.Systemd() && kept.Ended() { // while nobody served it
+		letGo(link)
+		return nil
+	}
 	n, err := mounting.ReadNote(kept.Memory)
 	if err != nil {
 		link.Refuse(err)
@@ -109,11 +113,21 @@ func (s *served) keep() {
 		return
 	}
 	holds, err := s.o.Holds()
+	if err == nil {
+		err = s.link.Room(len(holds) + 2)
+	}
 	for _, h := range holds {
-		err = errors.Join(err, s.link.Store(keeper.Lock, h), h.Close())
+		if err == nil {
+			err = s.link.Store(keeper.Lock, h)
+		}
+		err = errors.Join(err, h.Close())
 	}
 	// The last one makes the mount one that is kept.
-	err = errors.Join(err, s.link.Store(keeper.Device, kept.Device), s.link.Store(keeper.Memory, kept.Memory))
+	for name, f := range map[string]*os.File{keeper.Device: kept.Device, keeper.Memory: kept.Memory} {
+		if err == nil {
+			err = s.link.Store(name, f)
+		}
+	}
 	if err != nil {
 		s.notKept = err.Error()
 		s.opts.log.Error("the mount ends with its process", "cause", err)
@@ -140,6 +154,7 @@ func (s *served) keeperPID() int {
 func (s *served) answerStatus() (done func()) {
 	status := func() control.Mount {
 		st := s.o.Status(s.m, s.since)
+		st.Program = buildVersion()
 		st.KeeperPID, st.NotKept = s.keeperPID(), s.notKept
 		st.Metrics = s.scrapes.Addr()
 		return st
@@ -161,10 +176,17 @@ func (s *served) run(signals <-chan os.Signal) {
 	}
 	go s.stayAlive()
 	s.untilGone(signals)
-	if s.link.Systemd() { // the next start is another mount's
-		for _, name := range []string{keeper.Device, keeper.Memory, keeper.Lock} {
-			_ = s.link.Remove(name)
-		}
+	letGo(s.link)
+}
+
+// letGo empties systemd's store: its next start is another mount's. A
+// keeper ends with the mount.
+func letGo(link *keeper.Link) {
+	if !link.Systemd() {
+		return
+	}
+	for _, name := range []string{keeper.Device, keeper.Memory, keeper.Lock} {
+		_ = link.Remove(name)
 	}
 }
 

@@ -16,7 +16,7 @@ func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 	fmt.Fprintf(b, "%s: %s\n", printable(m.Dir), printable(m.Reference))
 	fmt.Fprintf(b, "  %s\n", printable(m.Summary))
 	if m.PID != 0 {
-		fmt.Fprintf(b, "  process %d, for %s; %d requests, %s, %d retries%s\n", m.PID,
+		fmt.Fprintf(b, "  process %d (version %s), for %s; %d requests, %s, %d retries%s\n", m.PID, printable(m.Program),
 			now.Sub(m.Since).Round(time.Second), m.Network.Requests, size(m.Network.Bytes), m.Network.Retries, causes(m.Network.Causes))
 		fmt.Fprintf(b, "  %s\n", printable(keptLine(m)))
 		fmt.Fprintf(b, "  %s\n", printable(linkLine(m)))

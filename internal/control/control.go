@@ -29,6 +29,7 @@ type Mount struct {
 	Digest    string    `json:"digest"`
 	Dir       string    `json:"dir"`
 	PID       int       `json:"pid"`                // 0 where the process does not answer
+	Program   string    `json:"program_version"`    // of the program that serves it
 	KeeperPID int       `json:"keeper_pid"`         // 0 where it ends with its process
 	NotKept   string    `json:"not_kept,omitempty"` // why, in words
 	Since     time.Time `json:"since"`

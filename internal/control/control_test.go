@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var sample = Mount{
 	Reference: "r.example.com/vm@sha256:00", Digest: "sha256:00", Dir: "/mnt/snap", PID: 7, Since: time.Unix(1e9, 0).UTC(),
 	Files:   []File{{Name: "memory-ranges", Size: 10, Data: 8, Local: 4, Mode: "cached", Map: &Map{Cell: 4096, Cells: "+"}}},
-	Mirrors: []Mirror{{Host: "r.example.com", Registry: true}}, Metrics: "127.0.0.1:9100",
+	Mirrors: []Mirror{{Host: "r.example.com", Registry: true}}, Metrics: "127.0.0.1:9100", NotKept: "x",
 	Network: Network{Requests: 1, Bytes: 2, Retries: 3},
 	Waiting: []Wait{{File: "memory-ranges", Offset: 4, Length: 4, Digest: "sha256:01", Since: time.Unix(1e9, 0).UTC(), Readers: 1, Error: "x"}},
 }
@@ -111,7 +111,7 @@ func TestKeys(t *testing.T) {
 		file offset length digest since readers error
 		summary open fetching map cell cells reads count misses failed retries_by_cause rate limit_rate
 		link ranges round_trip_seconds connection_rate failures first_byte_seconds bounds counts sum
-		mirrors host registry trusted missing wrong cache used limit full cause metrics`) {
+		program_version not_kept mirrors host registry trusted missing wrong cache used limit full cause metrics`) {
 		if !strings.Contains(string(raw), `"`+key+`":`) {
 			t.Errorf("no key %q in %s", key, raw)
 		}

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ type Link struct {
 	to        unix.Sockaddr // systemd's socket; nil for a keeper
 	inherited map[string][]*os.File
 	chosen    bool
+	room      int           // of systemd's store, in descriptors
 	serve     chan struct{} // closed when the keeper says so
 
 	mu     sync.Mutex
@@ -56,10 +58,11 @@ const storeEnv = "FDSTORE"
 
 func (l *Link) joinSystemd() (*Link, error) {
 	path := os.Getenv(notifyEnv)
-	if n, err := strconv.Atoi(os.Getenv(storeEnv)); path == "" || err != nil || n <= 0 {
+	n, err := strconv.Atoi(os.Getenv(storeEnv))
+	if path == "" || err != nil || n <= 0 {
 		return nil, nil
 	}
-	var err error
+	l.room, l.keeper = n, os.Getppid()
 	if l.socket, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -146,6 +149,15 @@ func (l *Link) send(m message) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return send(l.socket, m, l.to)
+}
+
+// Room says whether so many descriptors can be kept. A store that is full
+// drops what it is sent, and does not tell.
+func (l *Link) Room(n int) error {
+	if l.Systemd() && n > l.room {
+		return fmt.Errorf("systemd's store for this service holds %d descriptors, and %d are needed: raise FileDescriptorStoreMax", l.room, n)
+	}
+	return nil
 }
 
 // Store has a descriptor kept under a name.

@@ -16,9 +16,10 @@ import (
 
 // MountOptions say how a mount looks.
 type MountOptions struct {
-	AllowOther bool   // for other users than the one who mounts
-	UID, GID   uint32 // owner of everything
-	Crash      bool   // a panic ends the process: another takes over
+	AllowOther bool      // for other users than the one who mounts
+	UID, GID   uint32    // owner of everything
+	Crash      bool      // a panic ends the process: another takes over
+	Since      time.Time // when the mount began; only for Mount
 	Log        *slog.Logger
 }
 
@@ -30,7 +31,7 @@ func (o *Opened) Mount(dir string, opts MountOptions) (*fs.Mounted, error) {
 		return nil, err
 	}
 	fsOpts := o.options(opts)
-	if fsOpts.Note, err = o.note(files, time.Now()); err != nil {
+	if fsOpts.Note, err = o.note(files, opts.Since); err != nil {
 		return nil, err
 	}
 	m, err := fs.Mount(dir, files, fsOpts)
