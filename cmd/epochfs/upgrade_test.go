@@ -16,9 +16,16 @@ import (
 // edit is a change to one file of the source.
 type edit struct{ file, old, new string }
 
-// build makes the program of that version, from source that is edited.
+// build makes the program of that version, from source that is edited,
+// once for all tests.
 func (s *site) build(version string, edits ...edit) string {
 	s.t.Helper()
+	self, err := exec.LookPath("epochfs")
+	must(s.t, err)
+	binary := self + "-" + version
+	if _, err := os.Stat(binary); err == nil {
+		return binary
+	}
 	overlay := struct{ Replace map[string]string }{map[string]string{}}
 	for i, e := range edits {
 		name, err := filepath.Abs(filepath.Join("../..", e.file))
@@ -36,7 +43,6 @@ func (s *site) build(version string, edits ...edit) string {
 	must(s.t, err)
 	list := filepath.Join(s.dir, version+".json")
 	must(s.t, os.WriteFile(list, text, 0o600))
-	binary := filepath.Join(s.dir, "epochfs-"+version)
 	cmd := exec.CommandContext(s.t.Context(), "go", "build", "-buildvcs=false", "-overlay", list, "-ldflags=-s -w -X main.version="+version, "-o", binary, ".")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.t.Fatalf("%v: %s", err, out)

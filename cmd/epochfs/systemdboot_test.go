@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// boot runs a systemd of the test's own, with process, mount and cgroup
+// namespaces of its own and no unit but ours. Of the machine's files it can
+// write to the site's directory only.
+const boot = `set -e
+echo $$ >"$CGROUP/cgroup.procs"
+exec unshare --kill-child --pid --fork --mount --mount-proc --cgroup sh -c '
+set -e
+mount --bind "$SITE" "$SITE"
+mount -o remount,bind,ro /
+mount -t tmpfs tmpfs /run
+umount -l /sys/fs/cgroup
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+exec env -i PATH="$PATH" container=other SYSTEMD_UNIT_PATH="$SITE/units" SYSTEMD_GENERATOR_PATH="$SITE/units" \
+	"$SYSTEMD" --system --unit=basic.target --log-target=console --show-status=no'
+`
+
+// realSystemd is one that runs.
+type realSystemd struct {
+	site *site
+	pid  string // as we see it
+	log  bytes.Buffer
+}
+
+func (s *site) bootSystemd() *realSystemd {
+	t := s.t
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("root only")
+	}
+	binary := ""
+	for _, name := range []string{"/usr/lib/systemd/systemd", "/lib/systemd/systemd"} {
+		if unix.Access(name, unix.X_OK) == nil {
+			binary = name
+		}
+	}
+	groups := "/sys/fs/cgroup"
+	if _, err := os.Stat(groups + "/cgroup.procs"); err != nil {
+		groups += "/unified"
+	}
+	groups += fmt.Sprint("/epochfs-test-", os.Getpid())
+	if err := os.Mkdir(groups, 0o700); err != nil || binary == "" {
+		t.Skipf("no systemd (%q) or no cgroups of version 2 (%v)", binary, err)
+	}
+	t.Cleanup(func() {
+		if !poll(func() bool { return removeGroups(groups) == nil }) {
+			t.Errorf("%s cannot be removed", groups)
+		}
+	})
+	d := &realSystemd{site: s}
+	cmd := exec.Command("sh", "-c", boot)
+	cmd.Env = append(s.env, "CGROUP="+groups, "SITE="+s.dir, "SYSTEMD="+binary)
+	cmd.Stdout, cmd.Stderr = &d.log, &d.log
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		killed(t, cmd)
+		if t.Failed() {
+			t.Logf("systemd: %s", d.log.String())
+		}
+	})
+	eventually(t, "systemd", func() bool {
+		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
+		d.pid = strings.TrimSpace(string(children))
+		if d.pid == "" {
+			return false
+		}
+		code, _, _ := s.try("nsenter", d.enter("systemctl", "is-active", "basic.target")...)
+		return code == 0
+	})
+	return d
+}
+
+// removeGroups removes a tree of control groups, empty ones.
+func removeGroups(dir string) error {
+	below, _ := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
+	for _, name := range below {
+		_ = removeGroups(filepath.Dir(name))
+	}
+	return unix.Rmdir(dir)
+}
+
+// enter are nsenter's arguments for a command beside systemd.
+func (d *realSystemd) enter(args ...string) []string {
+	return append([]string{"-t", d.pid, "-m", "-p", "-C"}, args...)
+}
+
+func (d *realSystemd) run(args ...string) string {
+	d.site.t.Helper()
+	return strings.TrimSpace(d.site.run("nsenter", d.enter(args...)...))
+}
+
+// TestSystemd has a systemd run the unit that is installed.
+func TestSystemd(t *testing.T) {
+	s := newSite(t)
+	unit, err := os.ReadFile("../../packaging/epochfs@.service")
+	must(t, err)
+	program, err := exec.LookPath("epochfs")
+	must(t, err)
+	installed := filepath.Join(s.dir, "epochfs")
+	s.run("cp", program, installed)
+	text := strings.NewReplacer("/usr/bin/epochfs", installed, "/etc/epochfs", s.dir, "[Unit]\n", "[Unit]\nDefaultDependencies=no\n").Replace(string(unit))
+	must(t, os.Mkdir(filepath.Join(s.dir, "units"), 0o700))
+	for name, text := range map[string]string{
+		"units/epochfs@.service": text,
+		"units/basic.target":     "[Unit]\nDefaultDependencies=no\n",
+		"web.conf": fmt.Sprintf("REF=%s\nDIR=%s\nOPTIONS=--prefetch all\nEPOCHFS_CACHE_DIR=%[3]s/cache\nEPOCHFS_RUNTIME_DIR=%[3]s/run\nGORACE=atexit_sleep_ms=0\n",
+			s.ref, s.mnt, s.dir),
+	} {
+		must(t, os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600))
+	}
+	d := s.bootSystemd()
+	const service = "epochfs@web"
+	d.run("systemctl", "start", service)
+	mnt := s.mnt
+	s.mnt = "/proc/" + d.pid + "/root" + mnt
+	readers := s.readAlways()
+	main := func() string { return d.run("systemctl", "show", "-p", "MainPID", "--value", service) }
+	first := main()
+
+	d.run("systemctl", "kill", "-s", "KILL", "--kill-who=main", service)
+	eventually(t, "another process", func() bool { pid := main(); return pid != first && pid != "0" })
+	readers.goOn()
+
+	second := main()
+	s.run("cp", s.build("two"), installed+".new")
+	must(t, os.Rename(installed+".new", installed))
+	d.run("systemctl", "restart", service)
+	readers.goOn()
+	if pid := main(); pid == second {
+		t.Errorf("restart left process %s", pid)
+	}
+	if text := d.run(installed, "status", mnt); !strings.Contains(text, "(version two)") || !strings.Contains(text, "kept by process 1\n") {
+		t.Errorf("status: %s", text)
+	}
+
+	readers.stop()
+	d.run("systemctl", "stop", service)
+	for property, want := range map[string]string{"ActiveState": "inactive", "Result": "success", "NFileDescriptorStore": "0"} {
+		if got := d.run("systemctl", "show", "-p", property, "--value", service); got != want {
+			t.Errorf("after stop: %s is %s", property, got)
+		}
+	}
+	if names, err := os.ReadDir(s.mnt); err != nil || len(names) > 0 {
+		t.Errorf("after stop: %v, %v", names, err)
+	}
+}
