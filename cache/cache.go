@@ -67,8 +67,10 @@ type Cache struct {
 	checks  chan *entry         // files that may have become complete
 	index   index
 	room    room
-	spare   spare
-	counts  counts
+
+	measured measured // what Space tells of
+	spare    spare
+	counts   counts
 
 	mu       sync.Mutex
 	closed   bool

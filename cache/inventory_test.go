@@ -2,6 +2,8 @@ package cache
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,7 +114,7 @@ func TestInventoryOfOrigins(t *testing.T) {
 		if got := inv.Artifacts[0].Files[0].Key; got != inv.Files[0].Key {
 			t.Errorf("%s: the artifact has file %s, the cache %s", k.name, got, inv.Files[0].Key)
 		}
-		p, err := c.Prune(PruneOptions{To: -1, All: true})
+		p, err := c.Prune(t.Context(), PruneOptions{To: -1, All: true})
 		if err != nil || len(p.Files) != 0 || p.Small != 0 {
 			t.Errorf("%s: pruned beside a user: %+v, %v", k.name, p, err)
 		}
@@ -146,7 +148,7 @@ func TestPrune(t *testing.T) {
 			user := openFile(t, openCache(t, dir, Options{}), used.file, src)
 			c := openCache(t, dir, Options{})
 			before := diskUse(t, dir)
-			p, err := c.Prune(test.opts)
+			p, err := c.Prune(t.Context(), test.opts)
 			if err != nil || p.Small != test.small {
 				t.Fatalf("pruned %+v, %v", p, err)
 			}
@@ -352,4 +354,30 @@ func TestHalfMadeIsNothing(t *testing.T) {
 		t.Errorf("%+v, %v", v, err)
 	}
 	must(t, func() error { _, err := os.Stat(name + ".state"); return err }())
+}
+
+// A prune that is told to end stops before the next file, and tells what
+// has gone.
+func TestPruneEnds(t *testing.T) {
+	src := &fakeSource{}
+	c := openCache(t, t.TempDir(), Options{})
+	for range 3 {
+		a := makeFile(t, newRand(t), src, kinds[0], 1<<20)
+		h := openFile(t, c, a.file, src)
+		checkRead(t, h, a.flat, 0, len(a.flat))
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	looked := 0
+	p, err := c.Prune(ctx, PruneOptions{To: -1, All: true, OnFile: func() {
+		if looked++; looked == 2 {
+			cancel()
+		}
+	}})
+	inv, invErr := c.Inventory()
+	if !errors.Is(err, context.Canceled) || invErr != nil || len(p.Files) != 2 || len(inv.Files) != 1 || looked != 2 {
+		t.Errorf("%d files gone, %d left, %d looked at: %v, %v", len(p.Files), len(inv.Files), looked, err, invErr)
+	}
 }

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"math"
@@ -16,6 +17,7 @@ type PruneOptions struct {
 	To     int64         // files, the least recently used first, until so many bytes are taken; negative: none for that
 	All    bool          // whatever is not in use
 	DryRun bool          // only say what would go
+	OnFile func()        // called for each file that is looked at; may be nil
 }
 
 // Pruned is what has gone. Sizes are in bytes on disk.
@@ -29,8 +31,9 @@ type Pruned struct {
 
 // Prune removes files that nobody uses, as whole files by unlink, and then
 // the manifests, config blobs and references of artifacts of which no file
-// is left.
-func (c *Cache) Prune(opts PruneOptions) (Pruned, error) {
+// is left. When ctx ends it stops before the next file, and tells what has
+// gone until then.
+func (c *Cache) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	if !opts.All && opts.To < 0 {
 		opts.To = math.MaxInt64
 	}
@@ -42,6 +45,12 @@ func (c *Cache) Prune(opts PruneOptions) (Pruned, error) {
 	gone := map[string]bool{}
 	now := time.Now()
 	for _, f := range inv.Files {
+		if ctx.Err() != nil {
+			return p, ctx.Err()
+		}
+		if opts.OnFile != nil {
+			opts.OnFile()
+		}
 		goes := opts.All || opts.Older > 0 && now.Sub(f.Used) >= opts.Older || p.Left > opts.To
 		if f.InUse || !goes {
 			if f.InUse {

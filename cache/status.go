@@ -2,6 +2,7 @@ package cache
 
 import (
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -159,8 +160,32 @@ type Space struct {
 	Full  bool  // nothing more could be kept when it was last tried
 }
 
-// Space measures what the cache takes. It looks at each of its files.
+// Space measures what the cache takes. It looks at each of its files, but
+// spends little of its time on that: what takes long is not done often.
 func (c *Cache) Space() Space {
-	_, used := c.usage()
+	used := c.measured.get(func() int64 {
+		_, used := c.usage()
+		return used
+	})
 	return Space{Used: used, Limit: c.limit(used), Full: c.full()}
+}
+
+// measured is a number, and for how long it is good enough.
+type measured struct {
+	mu    sync.Mutex
+	n     int64
+	until time.Time
+}
+
+// measureShare is how many times longer a measurement is used than it took.
+const measureShare = 50
+
+func (m *measured) get(measure func() int64) int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if began := time.Now(); began.After(m.until) {
+		m.n = measure()
+		m.until = time.Now().Add(measureShare * time.Since(began))
+	}
+	return m.n
 }

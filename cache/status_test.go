@@ -2,6 +2,7 @@ package cache
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -128,5 +129,34 @@ func TestCounts(t *testing.T) {
 	}
 	if l := c.Link(src); l.Err == nil || l.Failures == 0 {
 		t.Errorf("a link that fails: %+v", l)
+	}
+}
+
+// What was measured is used for as long as measuring it has earned.
+func TestMeasured(t *testing.T) {
+	var m measured
+	times := int64(0)
+	measure := func() int64 { times++; return times }
+	if n := m.get(measure); n != 1 {
+		t.Fatal(n)
+	}
+	m.until = time.Now().Add(time.Hour)
+	if n := m.get(measure); n != 1 {
+		t.Errorf("it was measured again, and is %d", n)
+	}
+	m.until = time.Now().Add(-time.Nanosecond)
+	if n := m.get(measure); n != 2 {
+		t.Errorf("it was not measured again, and is %d", n)
+	}
+	before := time.Now()
+	m.until = before
+	m.get(func() int64 {
+		for time.Since(before) < time.Millisecond {
+			runtime.Gosched()
+		}
+		return 3
+	})
+	if good := m.until.Sub(before); good < measureShare*time.Millisecond {
+		t.Errorf("what took a millisecond is good for %s", good)
 	}
 }

@@ -76,7 +76,11 @@ func getManifest(ctx context.Context, dl Downloader, name, ref string) ([]byte, 
 	}
 	raw, _, err := dl.GetManifest(ctx, name, ref)
 	if err != nil {
-		return nil, fmt.Errorf("get manifest %s%s%s: %w", name, sep, ref, err)
+		what := fmt.Sprintf("get manifest %s%s%s", name, sep, ref)
+		if strings.HasPrefix(err.Error(), what) { // it need not be said twice
+			return nil, err
+		}
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	if len(raw) > MaxManifest {
 		return nil, wrong("manifest %s%s%s has %d bytes, at most %d are read", name, sep, ref, len(raw), MaxManifest)

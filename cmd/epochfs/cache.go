@@ -111,7 +111,7 @@ func (opts *cacheOptions) du(_ context.Context, c *cache.Cache) error {
 	return printUsage(opts.out, usageOf(opts.cacheDir, inv))
 }
 
-func (opts *cacheOptions) prune(_ context.Context, c *cache.Cache) error {
+func (opts *cacheOptions) prune(ctx context.Context, c *cache.Cache) error {
 	inv, err := c.Inventory()
 	if err != nil {
 		return err
@@ -120,14 +120,18 @@ func (opts *cacheOptions) prune(_ context.Context, c *cache.Cache) error {
 	if opts.toSet {
 		what.To = int64(opts.to)
 	}
-	done, err := c.Prune(what)
-	if err != nil {
+	m := opts.start(&meter{label: "prune", of: filesOfIt, total: int64(len(inv.Files))})
+	what.OnFile = func() { m.add(1) }
+	done, err := c.Prune(ctx, what)
+	m.finish()
+	if err != nil && ctx.Err() == nil {
 		return err
 	}
+	out := prunedOf(done, inv, opts.dryRun)
 	if opts.json {
-		return printJSON(opts.out, prunedOf(done, inv, opts.dryRun))
+		return errors.Join(printJSON(opts.out, out), m.interrupted(ctx, err, "the rest is there"))
 	}
-	if err := printPruned(opts.out, prunedOf(done, inv, opts.dryRun)); err != nil {
+	if err := errors.Join(printPruned(opts.out, out), m.interrupted(ctx, err, "the rest is there")); err != nil {
 		return err
 	}
 	if opts.toSet && done.Left > int64(opts.to) {
@@ -160,7 +164,7 @@ func (opts *cacheOptions) verify(ctx context.Context, c *cache.Cache) error {
 	case len(v.Wrong) > 0:
 		return fmt.Errorf("the cache in %s was wrong in %d places, which will be fetched again when they are read: %w", opts.cacheDir, len(v.Wrong), layout.ErrContent)
 	case err != nil && ctx.Err() != nil:
-		return interrupted(err, "%s of %s are verified", size(v.Bytes), size(total))
+		return m.interrupted(ctx, err, "what is wrong was dropped as far as that")
 	}
 	return err
 }

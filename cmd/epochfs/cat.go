@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -60,14 +62,25 @@ func runCat(ctx context.Context, opts catOptions) error {
 	if opts.length >= 0 {
 		left = min(left, opts.length)
 	}
-	err = copyRange(opts.out, src, opts.offset, left)
+	m := opts.meter(left)
+	err = copyRange(counting{opts.out, m.add}, src, opts.offset, left)
+	m.finish()
 	if f := files[0].file; err == nil && f != nil && left == files[0].size {
 		err = settle(ctx, o, f)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %s: %w", o.Reference, opts.file, err)
+		return m.interrupted(ctx, fmt.Errorf("%s: %s: %w", o.Reference, opts.file, err), "what was fetched stays in the cache")
 	}
 	return nil
+}
+
+// meter shows progress, but not on the terminal that the file itself goes
+// to.
+func (opts *catOptions) meter(total int64) *meter {
+	g := *opts.globals
+	f, ok := opts.out.(*os.File)
+	g.quiet = g.quiet || ok && term.IsTerminal(int(f.Fd()))
+	return g.startMeter("cat "+opts.file, total)
 }
 
 // settle tells whether a file that was read to its end was right, for what

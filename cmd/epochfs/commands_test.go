@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,8 @@ type command = func(ts *testscript.TestScript, neg bool, args []string)
 func (w *world) commands() map[string]command {
 	return map[string]command{
 		"code":           code,
+		"fails":          fails,
+		"slowly":         w.slowly,
 		"expected":       expected,
 		"reset":          func(*testscript.TestScript, bool, []string) { w.front.Reset() },
 		"cost":           w.cost,
@@ -267,8 +270,8 @@ func killPID(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(syscall.Kill(pid, sig))
 }
 
-// wait-for mount DIR, unmount DIR, text FILE TEXT, exit PID, blobs N: it
-// comes to that. DIR may be a pattern.
+// wait-for mount DIR, unmount DIR, text FILE TEXT, exit PID, blobs N,
+// asked TEXT (in a request's path): it comes to that. DIR may be a pattern.
 func (w *world) waitFor(ts *testscript.TestScript, _ bool, args []string) {
 	mountedOn := func() bool {
 		for _, dir := range w.mounts() {
@@ -295,6 +298,9 @@ func (w *world) waitFor(ts *testscript.TestScript, _ bool, args []string) {
 			return w.front.Counts() == before
 		},
 		"local": func() bool { return attr(ts, args[1], "cached") == attr(ts, args[1], "data") },
+		"asked": func() bool {
+			return slices.ContainsFunc(w.front.Requests(), func(r *registrytest.Request) bool { return strings.Contains(r.Path, args[1]) })
+		},
 		"blobs": func() bool {
 			n, err := strconv.Atoi(args[1])
 			return err == nil && w.front.Counts().Blobs >= n

@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/internal/mounting"
@@ -120,7 +121,9 @@ func printInspected(out io.Writer, all inspected) error {
 	row("reference", all.Reference)
 	row("kind", all.Kind)
 	row("platform", all.Platform)
-	row("created", timeText(all.Created, time.RFC3339, ""))
+	if !all.Created.IsZero() {
+		row("created", fmt.Sprintf("%s, %s", timeText(all.Created, time.RFC3339, ""), humanize.Time(all.Created)))
+	}
 	row("base image", all.BaseImage)
 	row("source", all.Source)
 	row("revision", all.Revision)
@@ -132,14 +135,14 @@ func printInspected(out io.Writer, all inspected) error {
 		return err
 	}
 	fmt.Fprintln(out)
-	fmt.Fprintln(w, "FILE\tSIZE\tDATA\tSTORED\tPARTS\tDIGEST")
+	fmt.Fprintln(w, "FILE\tSIZE\tDATA\tHOLES\tSTORED\tPARTS\tDIGEST")
 	for _, f := range all.Files {
 		digest := f.Digest
 		if digest == "" {
 			digest = "split"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d %s\t%s\n", printable(f.Name), size(f.Size), size(f.Data),
-			size(f.Stored), f.Parts, f.Encoding, digest)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d %s\t%s\n", printable(f.Name), size(f.Size), size(f.Data),
+			holes(f.Size, f.Data), size(f.Stored), f.Parts, f.Encoding, digest)
 	}
 	return w.Flush()
 }

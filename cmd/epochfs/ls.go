@@ -7,7 +7,10 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/cocoonstack/epochfs/internal/control"
 )
 
 type lsOptions struct {
@@ -33,7 +36,7 @@ func newLsCmd(g *globals) *cobra.Command {
 			return runLs(cmd.Context(), opts)
 		},
 	}
-	cmd.Flags().BoolVarP(&opts.long, "long", "l", false, "modes, sizes, bytes of data and times too")
+	cmd.Flags().BoolVarP(&opts.long, "long", "l", false, "a table: modes, sizes, data, share of holes, age")
 	return cmd
 }
 
@@ -67,14 +70,27 @@ func runLs(ctx context.Context, opts lsOptions) error {
 		}
 		return printJSON(opts.out, result)
 	}
+	return opts.print(o.Artifact.Created, files)
+}
+
+func (opts *lsOptions) print(created time.Time, files []shown) error {
 	w := tabwriter.NewWriter(opts.out, 0, 0, 2, ' ', 0)
+	if opts.long {
+		fmt.Fprintln(w, "MODE\tSIZE\tDATA\tHOLES\tCREATED\tNAME")
+	}
+	age := "-"
+	if !created.IsZero() {
+		age = humanize.Time(created)
+	}
 	for _, f := range files {
 		if !opts.long {
 			fmt.Fprintln(w, printable(f.name))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s of data\t%s\t%s\n", modeText(f.mode), f.size, size(f.data),
-			timeText(o.Artifact.Created, time.DateTime, "-"), printable(f.name))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", modeText(f.mode), size(f.size), size(f.data), holes(f.size, f.data), age, printable(f.name))
 	}
 	return w.Flush()
 }
+
+// holes is the share of a file that has no data.
+func holes(size, data int64) string { return control.Percent(min(size-data, size), max(size, 1)) }

@@ -82,7 +82,14 @@ func (opts *materializeOptions) check() error {
 	case opts.dir == "":
 		return nil
 	}
-	return snapshot.CheckDir(opts.dir)
+	err := snapshot.CheckDir(opts.dir)
+	switch {
+	case errors.Is(err, snapshot.ErrNotEmpty):
+		return fmt.Errorf("%w: name one that is empty, or that is not there", err)
+	case errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%s is a file: --to-dir makes a directory; -o writes a tar", opts.dir)
+	}
+	return err
 }
 
 func runMaterialize(ctx context.Context, opts materializeOptions) error {
@@ -90,7 +97,7 @@ func runMaterialize(ctx context.Context, opts materializeOptions) error {
 	if opts.output == "" && opts.dir == "" { // said before the network is asked for anything
 		binary, err := cocoon.ResolveBinary(os.Getenv(cocoon.BinaryEnv))
 		if err != nil {
-			return err
+			return fmt.Errorf("%w; -o FILE and --to-dir DIR need no cocoon", err)
 		}
 		runner = &cocoon.Exec{Binary: binary, Stderr: os.Stderr}
 	}
@@ -132,7 +139,7 @@ func (opts *materializeOptions) write(ctx context.Context, o *mounting.Opened, w
 	} else {
 		err = o.Artifact.WriteTar(ctx, w, o, opts.tarOptions(m))
 	}
-	return opts.ended(m, err, "written")
+	return opts.ended(ctx, m, err, "written")
 }
 
 // meter begins to show progress. With a cache, all that is missing is
@@ -151,12 +158,17 @@ func (opts *materializeOptions) meter(o *mounting.Opened) (*meter, error) {
 }
 
 // ended takes the meter away and says what was done.
-func (opts *materializeOptions) ended(m *meter, err error, format string, args ...any) error {
+func (opts *materializeOptions) ended(ctx context.Context, m *meter, err error, format string, args ...any) error {
 	m.finish()
 	if err == nil {
 		opts.note("%s: %s", fmt.Sprintf(format, args...), m.summary())
+		return nil
 	}
-	return err
+	left := "what was fetched stays in the cache, and is not fetched again"
+	if opts.noCache {
+		left = "nothing is kept"
+	}
+	return m.interrupted(ctx, err, left)
 }
 
 // intoDir makes a directory of plain files.
@@ -173,7 +185,7 @@ func (opts *materializeOptions) intoDir(ctx context.Context, o *mounting.Opened)
 		dir.LocalName = opts.name
 	}
 	err = o.Artifact.WriteDir(ctx, opts.dir, o, dir)
-	return opts.ended(m, err, "made %s", opts.dir)
+	return opts.ended(ctx, m, err, "made %s", opts.dir)
 }
 
 func (opts *materializeOptions) tarOptions(m *meter) snapshot.TarOptions {
@@ -216,7 +228,7 @@ func (opts *materializeOptions) intoCocoon(ctx context.Context, o *mounting.Open
 		return err
 	}
 	err = o.Artifact.Import(ctx, runner, o, opts.tarOptions(m))
-	return opts.ended(m, err, "imported into cocoon as %s", opts.name)
+	return opts.ended(ctx, m, err, "imported into cocoon as %s", opts.name)
 }
 
 // imageIntoCocoon imports a disk. A stream that is cut short would be

@@ -95,6 +95,9 @@ func (opts *mountOptions) mount(ctx context.Context, link *keeper.Link, pipe *re
 		return err
 	}
 	opts.log = opts.log.With("mount", opts.dir)
+	if link == nil {
+		opts.noteHidden()
+	}
 	switch {
 	case opts.fake:
 		return nil
@@ -130,6 +133,9 @@ func (opts *mountOptions) checkMountpoint(name string) (string, error) {
 		opts.note("cleaned up on %s after a mount that had lost its process", name)
 	}
 	dir, err := realPath(name)
+	if errors.Is(err, errNotFound) {
+		return "", fmt.Errorf("%w: mkdir makes it", err)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -138,16 +144,29 @@ func (opts *mountOptions) checkMountpoint(name string) (string, error) {
 		return "", err
 	}
 	if !st.IsDir() {
-		return "", fmt.Errorf("mountpoint %s is not a directory", dir)
+		return "", fmt.Errorf("%s is not a directory: a mount goes on one", dir)
 	}
 	there, err := mounts.Find(dir)
 	if err != nil {
 		return "", err
 	}
 	if there != nil && there.Ours() {
-		return "", fmt.Errorf("%s is a mount of %s already", dir, there.Source)
+		return "", fmt.Errorf("%s is a mount of %s already: epochfs umount %s ends it", dir, there.Source, dir)
 	}
 	return dir, nil
+}
+
+// noteHidden says of a directory that is not empty what becomes of what is
+// in it.
+func (opts *mountOptions) noteHidden() {
+	f, err := os.Open(opts.dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if names, _ := f.Readdirnames(1); len(names) > 0 {
+		opts.note("%s is not empty: what is in it cannot be seen until the unmount", opts.dir)
+	}
 }
 
 // realPath is a directory's path as the kernel lists it.

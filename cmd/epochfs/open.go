@@ -25,7 +25,9 @@ func (g *globals) openWith(ctx context.Context, reference string, timeout time.D
 		return nil, err
 	}
 	more(&cfg)
+	w := g.start(&meter{label: "asking for " + reference})
 	o, err := mounting.Open(ctx, reference, cfg)
+	w.finish()
 	if err != nil {
 		return nil, explainKind(err)
 	}
@@ -76,13 +78,21 @@ func list(o *mounting.Opened, name string) ([]shown, error) {
 	if name == "" {
 		return all, nil
 	}
+	var names []string
 	for _, f := range all {
 		if f.name == name {
 			return []shown{f}, nil
 		}
+		names = append(names, f.name)
 	}
-	return nil, fmt.Errorf("%s has no file %q: %w", o.Reference, name, errNotFound)
+	if more := len(names) - mostNames; more > 0 {
+		names = append(names[:mostNames], fmt.Sprintf("and %d more", more))
+	}
+	return nil, fmt.Errorf("%s has no file %q: %w; it has %s", o.Reference, name, errNotFound, strings.Join(names, ", "))
 }
+
+// mostNames bounds how many files an error names.
+const mostNames = 10
 
 // modeText is a file's mode as ls prints it.
 func modeText(mode uint32) string {

@@ -14,6 +14,7 @@ import (
 	"github.com/cocoonstack/epochfs/cocoon"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
 type pushOptions struct {
@@ -96,7 +97,7 @@ func runPush(ctx context.Context, opts pushOptions) error {
 	if opts.spool {
 		push.SpoolDir = cfg.CacheDir
 		if err := os.MkdirAll(cfg.CacheDir, 0o700); err != nil {
-			return err
+			return fileError{err}
 		}
 	}
 	p := snapshot.Pusher{}
@@ -118,8 +119,11 @@ func runPush(ctx context.Context, opts pushOptions) error {
 	push.OnBytes = m.add
 	result, err := p.Push(ctx, push)
 	m.finish()
+	if errors.Is(err, layout.ErrContent) && opts.input != "" {
+		err = fmt.Errorf("%s: %w", opts.input, err)
+	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", ref, err)
+		return m.interrupted(ctx, fmt.Errorf("%s: %w", ref, err), "the tag is as it was, and blobs that were sent whole are not sent again")
 	}
 	return opts.print(ref.WithDigest(result.ManifestDigest), result)
 }
@@ -163,8 +167,11 @@ func (opts *pushOptions) from(p *snapshot.Pusher) (in io.Reader, total int64, er
 	switch opts.input {
 	case "":
 		binary, err := cocoon.ResolveBinary(os.Getenv(cocoon.BinaryEnv))
+		if err != nil {
+			return nil, 0, fmt.Errorf("%w; --input FILE needs no cocoon", err)
+		}
 		p.Cocoon = &cocoon.Exec{Binary: binary, Stderr: os.Stderr}
-		return nil, 0, err
+		return nil, 0, nil
 	case "-":
 		return os.Stdin, 0, nil
 	}
@@ -175,7 +182,13 @@ func (opts *pushOptions) from(p *snapshot.Pusher) (in io.Reader, total int64, er
 	if err != nil {
 		return nil, 0, err
 	}
-	if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case st.IsDir():
+		return nil, 0, usagef("%s is a directory: --input takes a tar of cocoon snapshot export", opts.input)
+	case st.Mode().IsRegular():
 		total = st.Size()
 	}
 	return f, total, nil

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -140,6 +141,9 @@ func (g *globals) prepare(cmd *cobra.Command) error {
 	}
 	if g.quiet && g.verbose {
 		return usagef("--quiet and --verbose exclude each other")
+	}
+	if os, arch, ok := strings.Cut(g.platform, "/"); g.platform != "" && (!ok || os == "" || arch == "") {
+		return usagef("--platform is os/arch, such as linux/arm64, not %q", g.platform)
 	}
 	if g.logFormat != "text" && g.logFormat != "json" {
 		return usagef("--log-format is text or json, not %q", g.logFormat)

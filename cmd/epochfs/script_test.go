@@ -29,10 +29,20 @@ const patience = 20 * time.Second
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"epochfs":            main,
+		"epochfs":            mainOfTests,
 		"mount.fuse.epochfs": main,
 		"cocoon":             cocoontest.Main,
 	})
+}
+
+// reportEnv is how often a command tells of its progress, in scripts.
+const reportEnv = "EPOCHFS_TEST_REPORT_EVERY"
+
+func mainOfTests() {
+	if d, err := time.ParseDuration(os.Getenv(reportEnv)); err == nil {
+		reportEvery = d
+	}
+	main()
 }
 
 // registries are the registries that a script runs against, where they are not

@@ -34,6 +34,7 @@ func TestExitCode(t *testing.T) {
 		{errors.New("anything"), 1},
 		{snapshot.ErrKind, 1},
 		{context.Canceled, 1},
+		{interrupted(context.Canceled, "half"), 1},
 		{usagef("no"), 2},
 		{registry.ErrReference, 2},
 		{registry.ErrNotFound, 3},
@@ -153,13 +154,22 @@ func TestModeText(t *testing.T) {
 }
 
 func TestMeterLine(t *testing.T) {
-	m := &meter{label: "push vm", total: 3 << 30, begun: time.Now().Add(-10 * time.Second)}
+	m := &meter{label: "push vm", of: bytesOfIt, total: 3 << 30, begun: time.Now().Add(-10 * time.Second)}
 	m.add(1 << 30)
 	if got := m.line(); !strings.HasPrefix(got, "push vm: 1.0 GiB of 3.0 GiB (33%), 102 MiB/s, ") {
 		t.Errorf("line is %q", got)
 	}
 	m.total = 0
 	if got := m.line(); got != "push vm: 1.0 GiB, 102 MiB/s" {
+		t.Errorf("line is %q", got)
+	}
+	m = &meter{label: "prune", of: filesOfIt, total: 400, begun: time.Now().Add(-10 * time.Second)}
+	m.add(100)
+	if got := m.line(); !strings.HasPrefix(got, "prune: 100 files of 400 files (25%), ") {
+		t.Errorf("line is %q", got)
+	}
+	m = &meter{label: "asking for vm", begun: time.Now().Add(-10 * time.Second)}
+	if got := m.line(); got != "asking for vm, for 10s" {
 		t.Errorf("line is %q", got)
 	}
 }
