@@ -389,11 +389,17 @@ func helpServe(args []string) error {
 	return nil
 }
 
-// helpNoFUSE mounts where there is no /dev/fuse, or no fusermount3.
+// helpNoFUSE mounts where there is no /dev/fuse, no fusermount3, or a
+// /dev/fuse with a mode that keeps other users out.
 func helpNoFUSE(args []string) error {
 	hide := args[1]
 	if err := unix.Mount("tmpfs", hide, "tmpfs", 0, ""); err != nil {
 		return err
+	}
+	if len(args) > 3 {
+		if err := unix.Mknod(fuseDevice, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 229))); err != nil {
+			return err
+		}
 	}
 	if len(args) > 2 {
 		if err := unix.Mount("tmpfs", args[2], "tmpfs", 0, ""); err != nil {

@@ -26,6 +26,10 @@ func mountFUSE(dir string, opts *Options) (int, error) {
 		return -1, fmt.Errorf("%w: %w (is the kernel module fuse loaded?)", ErrNoFUSE, err)
 	}
 	if os.Geteuid() != 0 {
+		// The helper opens it as this user, and says so at some length.
+		if err := unix.Faccessat(unix.AT_FDCWD, fuseDevice, unix.R_OK|unix.W_OK, unix.AT_EACCESS); err != nil {
+			return -1, fmt.Errorf("%w: this user may not open %s, whose mode is usually 0666: %w", ErrNoFUSE, fuseDevice, err)
+		}
 		return mountByHelper(dir, opts)
 	}
 	fd, err := mountDirect(dir, opts)

@@ -240,6 +240,7 @@ func TestNoFUSE(t *testing.T) {
 	check(t, os.Chown(dir, 65534, 65534))
 	for name, hide := range map[string][]string{
 		"no device": {"/dev"},
+		"not ours":  {"/dev", "/opt", "0600"},
 		"no helper": {"/mnt", "/usr/bin"},
 	} {
 		cmd := helperCmd(append([]string{"nofuse", dir}, hide...)...)

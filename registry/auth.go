@@ -282,7 +282,7 @@ func (a *authorizer) hint() string {
 	case a.epoch != "":
 		return "EPOCH_REGISTRY_TOKEN was not accepted"
 	case a.isEpoch:
-		return "EPOCH_REGISTRY_TOKEN holds the epoch server's token"
+		return "EPOCH_REGISTRY_TOKEN, or `docker login " + a.r.host + "`, gives it credentials"
 	case a.keyErr != nil:
 		return "docker's config or its credential helper cannot be read"
 	}

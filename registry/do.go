@@ -50,7 +50,7 @@ func (r *Registry) do(ctx context.Context, q request) (*http.Response, error) {
 			return resp, nil
 		}
 		challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
-		code := errorCode(resp)
+		code := errorCode(drain(resp))
 		authz, err = r.auth.answer(ctx, challenges, q.access, authz)
 		if err != nil {
 			return nil, r.refused(q.target, err, code)

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -151,7 +152,8 @@ func (t target) short() error {
 func (t target) status(resp *http.Response) error {
 	e := t.fail(nil, nil)
 	e.Status = resp.StatusCode
-	e.Code = errorCode(resp)
+	body := drain(resp)
+	e.Code = errorCode(body)
 	e.after = retryAfter(resp.Header.Get("Retry-After"), time.Now())
 	switch s := resp.StatusCode; {
 	case s == http.StatusNotFound, s == http.StatusGone:
@@ -166,6 +168,9 @@ func (t target) status(resp *http.Response) error {
 	case s == http.StatusTooManyRequests, s == http.StatusRequestTimeout, s >= 500,
 		s == http.StatusBadRequest && redirected(resp): // how S3 calls a token of its own that is too old
 		e.kind, e.again = ErrUnreachable, true
+	case s == http.StatusBadRequest && speaksTLS(resp, body):
+		e.kind = ErrUnreachable
+		e.Hint = "it speaks TLS: set EPOCH_SERVER=https://" + t.host
 	case e.Code == "DIGEST_INVALID":
 		e.kind = ErrContent
 	case s < 300:
@@ -175,15 +180,22 @@ func (t target) status(resp *http.Response) error {
 	return e
 }
 
-// errorCode reads the first code of a registry's error body, which is
-// closed. Messages are left where they are: they may repeat secrets.
-func errorCode(resp *http.Response) string {
+// speaksTLS tells whether plain HTTP was answered by a server of TLS. What
+// answers HEAD has no body; Go's servers call it HTTP/1.0 then, as none
+// of this century would otherwise.
+func speaksTLS(resp *http.Response, body []byte) bool {
+	return resp.Request != nil && resp.Request.URL.Scheme == "http" &&
+		(bytes.Contains(body, []byte("HTTPS")) || resp.ProtoMajor == 1 && resp.ProtoMinor == 0)
+}
+
+// errorCode reads the first code of a registry's error body. Messages are
+// left where they are: they may repeat secrets.
+func errorCode(raw []byte) string {
 	var doc struct {
 		Errors []struct {
 			Code string `json:"code"`
 		} `json:"errors"`
 	}
-	raw := drain(resp)
 	if json.Unmarshal(raw, &doc) != nil || len(doc.Errors) == 0 {
 		return ""
 	}

@@ -212,3 +212,22 @@ func TestPlainHTTP(t *testing.T) {
 		}
 	}
 }
+
+// A server of TLS on loopback, which is spoken to in plain HTTP, is told
+// from one that refuses; also where its answer has no body.
+func TestTLSOnLoopback(t *testing.T) {
+	tls := registrytest.NewTLSFront(t, http.NotFoundHandler(), registrytest.NewCA(t).Config(t))
+	r := client(t, "http://"+tls.Host, Options{})
+	_, getErr := r.GetBlob(t.Context(), "vm", someDigest)
+	_, headErr := r.BlobExists(t.Context(), "vm", someDigest)
+	for _, err := range []error{getErr, headErr} {
+		if e := wantError(t, err, ErrUnreachable, false); e.Hint != "it speaks TLS: set EPOCH_SERVER=https://"+tls.Host {
+			t.Errorf("hint %q", e.Hint)
+		}
+	}
+	own := answers(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) })
+	_, err := client(t, own.URL, Options{}).GetBlob(t.Context(), "vm", someDigest)
+	if e := wantError(t, err, err, false); e.Hint != "" {
+		t.Errorf("hint %q", e.Hint)
+	}
+}

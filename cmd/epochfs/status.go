@@ -171,7 +171,7 @@ func allMounts() ([]control.Mount, error) {
 }
 
 // noAnswer is the trouble of a mount that the kernel alone knows of.
-const noAnswer = "no process answers for it: it is dead, stopped, another user's, or has another " + control.DirEnv
+const noAnswer = "no process answers for it: it is dead, stopped, another user's, or has another " + control.DirEnv + "; its log says more"
 
 // othersMounts asks the processes of other users. They are believed about
 // their own mounts only.

@@ -62,6 +62,8 @@ func mendFUSE() string {
 		return "give it CAP_SYS_ADMIN: in a container --cap-add SYS_ADMIN --device /dev/fuse"
 	case err != nil:
 		return getHelper
+	case unix.Access(device, unix.R_OK|unix.W_OK) != nil:
+		return "chmod 0666 " + device
 	case statErr == nil && info.Mode()&os.ModeSetuid == 0:
 		return "chown root " + path + " && chmod u+s " + path
 	}

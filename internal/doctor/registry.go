@@ -79,7 +79,7 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 	case errors.Is(err, layout.ErrContent), errors.Is(err, registry.ErrContent), errors.Is(err, snapshot.ErrKind):
 		return []Check{reached, ok("credentials", "%s", keys), problem("reference", "push it with epochfs push, or name a snapshot", err)}, nil
 	case err != nil:
-		return []Check{problem("registry", "look at the network, the name, HTTPS_PROXY and NO_PROXY", err)}, nil
+		return []Check{problem("registry", reach(err), err)}, nil
 	}
 	var size, data int64
 	for _, f := range a.Files {
@@ -87,6 +87,15 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 	}
 	found := ok("reference", "%s, %d files, %s, %s of data", a.Kind, len(a.Files), humanize.IBytes(uint64(size)), humanize.IBytes(uint64(data)))
 	return []Check{reached, ok("credentials", "%s", keys), found, checkRange(ctx, cfg, ref, server, a)}, a
+}
+
+// reach is what to do about a registry that does not answer.
+func reach(err error) string {
+	var e *registry.Error
+	if errors.As(err, &e) && e.Hint != "" {
+		return e.Hint
+	}
+	return "look at the network, the name, HTTPS_PROXY and NO_PROXY"
 }
 
 // load opens the artifact as a mount would.
