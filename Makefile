@@ -16,7 +16,7 @@ TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry los
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
-.PHONY: all build demo test bench bench-push lint fuzz soak install clean demo-needs test-needs bench-needs
+.PHONY: all build demo test bench bench-push bench-takeover lint fuzz soak install clean demo-needs test-needs bench-needs
 
 all: build
 
@@ -39,6 +39,11 @@ bench: bench-needs build
 bench-push: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
 	bin/bench -rows push-v1,push-file,push-v2,push-again,tar-shaped,tar-cpu,tar-v2-shaped,tar-v2-cpu,tar-no-range,tar-local,to-dir $(BENCHFLAGS)
+
+# Processes of mounts that are killed and replaced, under 3 minutes.
+bench-takeover: bench-needs build
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
+	bin/bench -rows takeover,takeover-cost $(BENCHFLAGS)
 
 lint:
 	@bad=$$(gofmt -l .); \

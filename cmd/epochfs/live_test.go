@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type site struct {
 	mnt string
 	ref string
 	env []string // for all commands
+	as  []string // what runs them, where they are not run as they are
 }
 
 func newSite(t *testing.T) *site {
@@ -43,8 +45,26 @@ func newSite(t *testing.T) *site {
 		mounting.CacheDirEnv+"="+filepath.Join(s.dir, "cache"), control.DirEnv+"="+filepath.Join(s.dir, "run"))
 	must(t, os.Mkdir(s.mnt, 0o700))
 	s.run("epochfs", "push", "--input", "../../snapshot/testdata/cocoon-export.tar", s.ref)
-	t.Cleanup(func() { _ = unix.Unmount(s.mnt, unix.MNT_DETACH) })
+	t.Cleanup(s.cleanUp)
 	return s
+}
+
+// cleanUp takes away what a test left, and one that did not fail must have
+// left nothing.
+func (s *site) cleanUp() {
+	for unix.Unmount(s.mnt, unix.MNT_DETACH) == nil {
+		if !s.t.Failed() {
+			s.t.Error("the mount was left behind")
+		}
+	}
+	left := func() []int { return processesOn(filepath.Join(s.dir, "cache")) }
+	if poll(func() bool { return len(left()) == 0 }) {
+		return
+	}
+	for _, pid := range left() {
+		s.t.Errorf("process %d does not end", pid)
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
 }
 
 func must(t *testing.T, err error) {
@@ -66,7 +86,8 @@ func (s *site) run(name string, args ...string) string {
 
 func (s *site) try(name string, args ...string) (code int, stdout, stderr string) {
 	s.t.Helper()
-	cmd := exec.CommandContext(s.t.Context(), name, args...)
+	all := slices.Concat(s.as, []string{name}, args)
+	cmd := exec.CommandContext(s.t.Context(), all[0], all[1:]...)
 	var out, errOut strings.Builder
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.env, &out, &errOut
 	return exitOf(cmd.Run()), out.String(), errOut.String()
@@ -100,18 +121,23 @@ type liveReaders struct {
 	once   sync.Once
 }
 
+// expected is what the files of the mount are, but for the envelope.
+func (s *site) expected() (want map[string]struct{ SHA256 string }) {
+	s.t.Helper()
+	raw, err := os.ReadFile("../../snapshot/testdata/expected.json")
+	must(s.t, err)
+	must(s.t, json.Unmarshal(raw, &want))
+	return want
+}
+
 // readAlways starts readers, who fail the test on the first wrong byte or
 // error. Stop waits for them.
 func (s *site) readAlways() *liveReaders {
 	s.t.Helper()
-	raw, err := os.ReadFile("../../snapshot/testdata/expected.json")
-	must(s.t, err)
-	var want map[string]struct{ SHA256 string }
-	must(s.t, json.Unmarshal(raw, &want))
 	l := &liveReaders{t: s.t, end: make(chan struct{})}
 	content := map[string][]byte{}
 	held := map[string]*os.File{}
-	for name, w := range want {
+	for name, w := range s.expected() {
 		f, err := os.Open(filepath.Join(s.mnt, name))
 		must(s.t, err)
 		held[name], l.held = f, append(l.held, f)

@@ -104,12 +104,23 @@ func restartable() ([]keeper.Mount, error) {
 		switch {
 		case s.Dir == "":
 		case at >= 0:
-			found[at].Dir = s.Dir
+			found[at].Dir, found[at].Fixed = s.Dir, s.NotKept
 		default:
-			found = append(found, keeper.Mount{Dir: s.Dir, Systemd: s.KeeperPID != 0})
+			found = append(found, keeper.Mount{Dir: s.Dir, Fixed: fixed(s)})
 		}
 	}
 	return slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir == "" }), nil
+}
+
+// fixed says why a mount's process cannot be changed by us.
+func fixed(m control.Mount) string {
+	switch {
+	case m.KeeperPID != 0:
+		return "systemd keeps it: systemctl restart its service"
+	case m.NotKept != "":
+		return m.NotKept
+	}
+	return "it is dead, another user's, or nothing keeps the mount"
 }
 
 // restartableOn is the mount on a directory. One that the kernel alone
@@ -134,16 +145,13 @@ func restartableOn(name string) ([]keeper.Mount, error) {
 	if there == nil || !there.Ours() {
 		return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", dir, errNotFound)
 	}
-	return []keeper.Mount{{Dir: dir}}, nil
+	return []keeper.Mount{{Dir: dir, Fixed: fixed(control.Mount{})}}, nil
 }
 
 // restart has this binary take over one mount.
 func (opts *restartOptions) restart(m keeper.Mount) (keeper.Mount, error) {
-	if m.Systemd {
-		return m, errors.New("systemd keeps it: systemctl restart its service")
-	}
-	if m.Keeper == 0 && m.Worker == 0 {
-		return m, errors.New("its process cannot be changed: it is dead, another user's, or nothing keeps the mount")
+	if m.Fixed != "" {
+		return m, fmt.Errorf("its process cannot be changed: %s", m.Fixed)
 	}
 	if m.Keeper == 0 {
 		dir := m.Dir

@@ -181,9 +181,11 @@ func (w *world) mounts() (dirs []string) {
 }
 
 // processes are those behind mounts: ours, by the environment they got.
-func (w *world) processes() (pids []int) {
+func (w *world) processes() (pids []int) { return processesOn(w.cacheDir()) }
+
+func processesOn(cacheDir string) (pids []int) {
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
-	mark := []byte("\x00" + mounting.CacheDirEnv + "=" + w.cacheDir())
+	mark := []byte("\x00" + mounting.CacheDirEnv + "=" + cacheDir)
 	for _, file := range files {
 		var pid int
 		_, _ = fmt.Sscanf(file, "/proc/%d/", &pid)

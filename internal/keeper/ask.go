@@ -19,7 +19,7 @@ type Mount struct {
 	Keeper int    // process id, 0 where it has ended
 	Worker int    // process id, 0 where none serves at present
 
-	Systemd bool // keeps it, and is no keeper that can be asked
+	Fixed string // why its process cannot be changed; "" where that can be tried
 
 	socket string
 }

@@ -202,6 +202,7 @@ func (k *keeper) noted(w *worker, m message) {
 		w.beat = now
 	case m.is(varStandby):
 		w.standby = true
+		debug.FreeOSMemory() // what it took to start one is not kept until the next
 	}
 	closeAll(m.fds)
 	if s := m.vars[varStatus]; s != "" {
