@@ -1,0 +1,5 @@
+package faultdisk
+
+import "golang.org/x/sys/unix"
+
+const sysStatAt = unix.SYS_NEWFSTATAT
