@@ -73,6 +73,9 @@ func (q *quiet) must(err error) {
 // it leaves is a cache that serves right bytes, and does not fetch again
 // what was marked present.
 func TestKilledAtEveryStep(t *testing.T) {
+	if withoutRace(t) {
+		return
+	}
 	src, files := crashFiles(t)
 	steps := map[string]bool{}
 	died := 0

@@ -63,10 +63,17 @@ func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 	}
 	e.ctx, e.stop = context.WithCancel(c.ctx)
 	err := e.openFiles()
-	if errors.Is(err, errDamaged) {
+	if err == nil && e.state.unsafe() {
+		e.closeFiles()
+		err = errUnsafe
+	}
+	if errors.Is(err, errDamaged) || errors.Is(err, errUnsafe) {
 		c.log.Warn("cached file is made anew", "file", f.Name, "cause", err)
-		if err = c.remove(key); err == nil {
+		gone := c.remove(key)
+		if gone == nil || errors.Is(gone, errInUse) && errors.Is(err, errUnsafe) {
 			err = e.openFiles()
+		} else {
+			err = gone
 		}
 	}
 	if diskRefuses(err) || errors.Is(err, errInUse) || errors.Is(err, errDamaged) {
@@ -81,6 +88,10 @@ func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 	e.checkComplete()
 	return e, nil
 }
+
+// errUnsafe says that a file's data may be in memory alone. It can be read
+// for as long as somebody has it open.
+var errUnsafe = errors.New("the disk has failed to take its data")
 
 func (e *entry) path(suffix string) string { return path.Join(dirFiles, e.key+suffix) }
 

@@ -70,7 +70,7 @@ func mapState(f *os.File, key string, pieces int) (*state, error) {
 	s := &state{file: f, mem: mem, words: unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), size/8)[stateHeader/8:]}
 	id := bootID()
 	if head := header(key, pieces); string(mem[:len(head)]) != string(head) ||
-		string(mem[offBoot:offBoot+len(id)]) != string(id[:]) && !s.sealed() {
+		string(mem[offBoot:offBoot+len(id)]) != string(id[:]) && !s.intact() {
 		s.unmap()
 		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
 	}

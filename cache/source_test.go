@@ -18,11 +18,16 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
 
+	"github.com/cocoonstack/epochfs/internal/faultdisk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(faultdisk.Env) != "" {
+		watchedProcess()
+		return
+	}
 	if dir := os.Getenv(crashDirEnv); dir != "" {
 		crashingProcess(dir)
 		return

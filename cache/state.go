@@ -28,7 +28,8 @@ import (
 //	  16 32  the file's key
 //	  48  8  xxh64 of bytes 0 to 48
 //	  64 16  boot id of the machine's run that last opened the file
-//	  80  4  flags: 1 sealed
+//	  80  4  flags: 1 sealed, 2 the disk failed to take the data
+//	  88  8  xxh64 of all words, as they were when the file was sealed
 //	4096  8  a word for each piece
 //
 // A word: bit 63 present, bit 62 verified, bit 61 suspect, bits 0 to 55
@@ -44,8 +45,10 @@ const (
 	offSum    = 48
 	offBoot   = 64
 	offFlags  = 80
+	offSeal   = 88
 
 	flagSealed = 1
+	flagUnsafe = 2
 
 	wordPresent  = 1 << 63
 	wordVerified = 1 << 62 // checked against a digest of the artifact
@@ -128,13 +131,15 @@ func header(key string, pieces int) []byte {
 	return b
 }
 
-// enterBoot marks what an earlier run of the machine left unsealed.
+// enterBoot marks what an earlier run of the machine left unsealed. What is
+// read from now on is what the disk has, whatever it failed to take before.
 func (s *state) enterBoot() {
 	id := bootID()
 	if bytes.Equal(s.mem[offBoot:offBoot+16], id[:]) {
 		return
 	}
-	if !s.sealed() {
+	if !s.intact() {
+		atomic.StoreUint32(s.flags(), 0)
 		s.each(func(i int) {
 			if w := s.word(i); w&wordPresent != 0 {
 				atomic.StoreUint64(&s.words[i], w|wordSuspect)
@@ -278,8 +283,21 @@ func (s *state) flags() *uint32 { return (*uint32)(unsafe.Pointer(&s.mem[offFlag
 // before this was said.
 func (s *state) sealed() bool { return atomic.LoadUint32(s.flags())&flagSealed != 0 }
 
+// intact says that the file was sealed, and that its words are what they
+// were then: what one flag says is not believed after a boot.
+func (s *state) intact() bool {
+	return s.sealed() && binary.LittleEndian.Uint64(s.mem[offSeal:]) == xxhash.Sum64(s.mem[stateHeader:])
+}
+
+// unsafe says that the disk has once failed to take the data: what it says
+// of them later is not to be believed, for the kernel does not try again.
+func (s *state) unsafe() bool { return atomic.LoadUint32(s.flags())&flagUnsafe != 0 }
+
+func (s *state) setUnsafe() { atomic.OrUint32(s.flags(), flagUnsafe) }
+
 // seal says so, and puts it on disk.
 func (s *state) seal() error {
+	binary.LittleEndian.PutUint64(s.mem[offSeal:], xxhash.Sum64(s.mem[stateHeader:]))
 	if err := unix.Msync(s.mem, unix.MS_SYNC); err != nil {
 		return os.NewSyscallError("msync", err)
 	}

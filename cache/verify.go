@@ -67,7 +67,7 @@ func (e *entry) check() {
 		return // another process does it
 	}
 	defer unlock(e.state.file, lockSeal, 1)
-	if e.state.sealed() {
+	if e.state.sealed() || e.state.unsafe() {
 		return
 	}
 	for part := range e.file.Parts {
@@ -92,6 +92,7 @@ func (e *entry) check() {
 		return
 	}
 	if err := unix.Fdatasync(int(e.data.Fd())); err != nil {
+		e.state.setUnsafe()
 		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 		return
 	}
