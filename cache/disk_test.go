@@ -71,7 +71,7 @@ func (s *diskScenario) run() error {
 		}
 		_, err := c.Verify(context.Background(), func(int64) {})
 		s.told("verify", err)
-		_, err = c.Prune(PruneOptions{To: 3 << 20})
+		_, err = c.Prune(context.Background(), PruneOptions{To: 3 << 20})
 		s.told("prune", err)
 		s.forget()
 		if err := s.read(c, 3, 1); err != nil { // needs room
