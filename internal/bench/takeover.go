@@ -119,10 +119,10 @@ func (m *mount) served(before int) (p processes, err error) {
 func (m *mount) changes(ctx context.Context, o *opener, n int, pause time.Duration, change func(pid int) error) (sample, error) {
 	var all sample
 	p, err := m.served(0)
+	if err != nil {
+		return all, err
+	}
 	for range n {
-		if err != nil {
-			return all, err
-		}
 		if _, err := o.worst(time.Now()); err != nil {
 			return all, err
 		}
@@ -140,9 +140,11 @@ func (m *mount) changes(ctx context.Context, o *opener, n int, pause time.Durati
 			return all, err
 		}
 		all = append(all, ms)
-		p, err = m.served(p.PID)
+		if p, err = m.served(p.PID); err != nil {
+			return all, err
+		}
 	}
-	return all, err
+	return all, nil
 }
 
 // anonymous is memory of a process that is its own, in MiB.
@@ -152,7 +154,7 @@ func anonymous(pid int) (float64, error) {
 		return 0, err
 	}
 	var kib float64
-	_, err = fmt.Sscanf(field(string(text), "RssAnon"), "%f", &kib)
+	_, err = fmt.Sscan(field(string(text), "RssAnon"), &kib)
 	return kib / 1024, err
 }
 
