@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -225,4 +227,22 @@ func exits(t *testing.T, cmd *exec.Cmd) int {
 	timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	return exitOf(cmd.Wait())
+}
+
+// What a caller has open beside the usual three is closed with it, although
+// the mount stays.
+func TestMountKeepsNothingOpen(t *testing.T) {
+	s := newSite(t)
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	cmd := exec.Command("epochfs", "mount", "--quiet", s.ref, s.mnt)
+	cmd.Env, cmd.ExtraFiles = s.env, []*os.File{w}
+	must(t, cmd.Run())
+	w.Close()
+	must(t, r.SetReadDeadline(time.Now().Add(patience)))
+	if n, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("%d, %v", n, err)
+	}
+	s.run("epochfs", "umount", s.mnt)
 }

@@ -135,7 +135,7 @@ func (m *manager) get(p *int) int {
 func (m *manager) start(binary string) *exec.Cmd {
 	m.site.t.Helper()
 	// Only the process itself knows its id in time.
-	cmd := exec.Command("sh", "-c", `test "$LISTEN_FDS" = 0 || export LISTEN_PID=$$; exec "$@"`, "sh",
+	cmd := exec.Command("sh", "-c", `export SYSTEMD_EXEC_PID=$$; test "$LISTEN_FDS" = 0 || export LISTEN_PID=$$; exec "$@"`, "sh",
 		binary, "mount", "--foreground", "--quiet", "--prefetch", "all", m.site.ref, m.site.mnt)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -236,4 +236,20 @@ func TestSmallDescriptorStore(t *testing.T) {
 	if code := exits(t, cmd); code != 0 {
 		t.Errorf("it ended with %d", code)
 	}
+}
+
+// A service with a store of its own may mount: that is no service of ours.
+func TestMountKeepsOutOfOthersStore(t *testing.T) {
+	s := newSite(t)
+	m := newManager(s, 64)
+	clean := s.env
+	s.env = append(clean, "NOTIFY_SOCKET="+m.socket.LocalAddr().String(), "FDSTORE=64", fmt.Sprint("SYSTEMD_EXEC_PID=", os.Getpid()))
+	s.run("epochfs", "mount", "--quiet", s.ref, s.mnt)
+	if st := s.status(); st.KeeperPID == 0 || st.KeeperPID == os.Getpid() {
+		t.Errorf("kept by %d", st.KeeperPID)
+	}
+	if n, ready := m.names(), m.get(&m.ready); len(n) > 0 || ready > 0 {
+		t.Errorf("it stored %v, and said %d times that it is ready", n, ready)
+	}
+	s.run("epochfs", "umount", s.mnt)
 }

@@ -135,8 +135,11 @@ func TestSystemd(t *testing.T) {
 	readers.goOn()
 
 	second := main()
-	s.run("cp", s.build("two"), installed+".new")
-	must(t, os.Rename(installed+".new", installed))
+	install := func(binary string) {
+		s.run("cp", binary, installed+".new")
+		must(t, os.Rename(installed+".new", installed))
+	}
+	install(s.build("two"))
 	d.run("systemctl", "restart", service)
 	readers.goOn()
 	if pid := main(); pid == second {
@@ -145,6 +148,17 @@ func TestSystemd(t *testing.T) {
 	if text := d.run(installed, "status", mnt); !strings.Contains(text, "(version two)") || !strings.Contains(text, "kept by process 1\n") {
 		t.Errorf("status: %s", text)
 	}
+
+	// One that cannot take over is no end of the mount: the one before can.
+	install(s.build("other-memory", otherMemory))
+	if code, _, _ := s.try("nsenter", d.enter("systemctl", "restart", service)...); code == 0 {
+		t.Error("restart with a binary that cannot take over: exit code 0")
+	}
+	eventually(t, "a word of why", func() bool {
+		return strings.Contains(d.run("systemctl", "show", "-p", "StatusText", "--value", service), "memory has version 1, not 2")
+	})
+	install(s.build("two"))
+	readers.goOn()
 
 	readers.stop()
 	d.run("systemctl", "stop", service)

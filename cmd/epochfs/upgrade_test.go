@@ -50,6 +50,9 @@ func (s *site) build(version string, edits ...edit) string {
 	return binary
 }
 
+// otherMemory makes a binary with another layout of a mount's memory.
+var otherMemory = edit{"fs/memory.go", "memoryVersion = 1\n", "memoryVersion = 2\n"}
+
 // A binary that cannot take over is told from one that can before anything
 // is done to the mount.
 func TestRestartWithOtherBinaries(t *testing.T) {
@@ -68,7 +71,7 @@ func TestRestartWithOtherBinaries(t *testing.T) {
 		says string
 		edit edit
 	}{
-		"other-memory":      {"memory has version 1, not 2", edit{"fs/memory.go", "memoryVersion = 1\n", "memoryVersion = 2\n"}},
+		"other-memory":      {"memory has version 1, not 2", otherMemory},
 		"other-cache":       {"cannot use the cached file", edit{"cache/state.go", "stateVersion = 1\n", "stateVersion = 2\n"}},
 		"other-negotiation": {"negotiates otherwise", edit{"fs/mount.go", "maxBackground = 128\n", "maxBackground = 64\n"}},
 	} {

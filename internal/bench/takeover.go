@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -171,7 +173,8 @@ func (b *bench) mountAlone(ctx context.Context, addr, tag string, flags ...strin
 	}
 	args := append([]string{"mount", "--foreground", addr + "/" + repo + ":" + tag, m.dir, "--cache-dir", m.cache, "--json", "--quiet"}, flags...)
 	cmd := exec.CommandContext(ctx, b.epochfs, args...)
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "nobody"), "FDSTORE=1")
+	ours := func(kv string) bool { return strings.HasPrefix(kv, "SYSTEMD_EXEC_PID=") }
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), ours), "NOTIFY_SOCKET="+filepath.Join(dir, "nobody"), "FDSTORE=1")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

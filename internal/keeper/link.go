@@ -57,7 +57,7 @@ func Join() (*Link, error) {
 const storeEnv = "FDSTORE"
 
 func (l *Link) joinSystemd() (*Link, error) {
-	path := os.Getenv(notifyEnv)
+	path := systemdSocket()
 	n, err := strconv.Atoi(os.Getenv(storeEnv))
 	if path == "" || err != nil || n <= 0 {
 		return nil, nil

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -62,6 +64,9 @@ func (s Start) Command() (*exec.Cmd, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = keeperArgs(s.Args)
 	cmd.Dir = "/"
+	// What the caller has open, a lock or the end of a pipe, is not the
+	// mount's to keep. Before Linux 5.11 it is, all the same.
+	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stdout, cmd.Stderr = s.Log, s.Log
 	set := setup{Sockets: s.Sockets, JSON: s.JSON, Stderr: 2, Adopt: s.adopt}
@@ -172,9 +177,19 @@ func (t *times) set(text string) error {
 // notifyEnv names systemd's socket, where the keeper is a service.
 const notifyEnv = "NOTIFY_SOCKET"
 
+// systemdSocket is where systemd is told of this process; "" where it did
+// not start it. A program that systemd started, and that starts us, has the
+// same variables. Before systemd 248 there is no telling the two apart.
+func systemdSocket() string {
+	if pid, ok := os.LookupEnv("SYSTEMD_EXEC_PID"); ok && pid != strconv.Itoa(os.Getpid()) {
+		return ""
+	}
+	return os.Getenv(notifyEnv)
+}
+
 // tellSystemd says that the service has started.
 func tellSystemd() {
-	path := os.Getenv(notifyEnv)
+	path := systemdSocket()
 	if path == "" {
 		return
 	}
