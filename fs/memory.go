@@ -44,6 +44,9 @@ const (
 	atPanic       = 64
 )
 
+// MemoryName is the name of such a file in /proc.
+const MemoryName = "epochfs mount"
+
 // memory is such a file, mapped but for the note.
 type memory struct {
 	file  *os.File
@@ -53,7 +56,7 @@ type memory struct {
 
 // newMemory makes one with an empty table for so many files.
 func newMemory(files int, note []byte) (*memory, error) {
-	fd, err := unix.MemfdCreate("epochfs mount", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate(MemoryName, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/mounts"
@@ -106,7 +107,7 @@ func restartable() ([]keeper.Mount, error) {
 		case at >= 0:
 			found[at].Dir, found[at].Fixed = s.Dir, s.NotKept
 		default:
-			found = append(found, keeper.Mount{Dir: s.Dir, Fixed: fixed(s)})
+			found = append(found, keeper.Mount{Dir: s.Dir, Worker: s.PID, Systemd: s.KeeperPID, Fixed: fixed(s)})
 		}
 	}
 	return slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir == "" }), nil
@@ -116,7 +117,7 @@ func restartable() ([]keeper.Mount, error) {
 func fixed(m control.Mount) string {
 	switch {
 	case m.KeeperPID != 0:
-		return "systemd keeps it: systemctl restart its service"
+		return ""
 	case m.NotKept != "":
 		return m.NotKept
 	}
@@ -153,6 +154,12 @@ func (opts *restartOptions) restart(m keeper.Mount) (keeper.Mount, error) {
 	if m.Fixed != "" {
 		return m, fmt.Errorf("its process cannot be changed: %s", m.Fixed)
 	}
+	if m.Systemd != 0 {
+		if err := m.Replace(fs.MemoryName); err != nil {
+			return m, err
+		}
+		return startedOn(m)
+	}
 	if m.Keeper == 0 {
 		dir := m.Dir
 		var err error
@@ -178,6 +185,26 @@ func (opts *restartOptions) rekeep(m keeper.Mount) (keeper.Mount, error) {
 	defer log.Close()
 	return m.Rekeep(keeper.Start{Sockets: control.Dir(), JSON: opts.logFormat == "json", Log: log})
 }
+
+// startedOn returns when systemd has started another process for a mount.
+func startedOn(m keeper.Mount) (keeper.Mount, error) {
+	for end := time.Now().Add(startTimeout); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		all, err := control.List(control.Dir())
+		if err != nil {
+			return m, err
+		}
+		for _, s := range all {
+			if s.Dir == m.Dir && s.PID != 0 && s.PID != m.Worker {
+				m.Worker, m.Keeper = s.PID, s.KeeperPID
+				return m, nil
+			}
+		}
+	}
+	return m, errors.New("systemd has not started another process for it")
+}
+
+// startTimeout bounds how long a service may take to start.
+const startTimeout = 20 * time.Second
 
 // keptOn returns when a keeper knows the mount that it was started for.
 func keptOn(dir string, pid int) (keeper.Mount, error) {

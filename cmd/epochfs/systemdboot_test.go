@@ -149,6 +149,23 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("status: %s", text)
 	}
 
+	// epochfs restart tries first.
+	third := main()
+	if code, _, stderr := s.try("nsenter", d.enter(s.build("other-memory", otherMemory), "restart", mnt)...); code != exitFailed || !strings.Contains(stderr, "memory has version 1, not 2") {
+		t.Errorf("restart of a binary that cannot take over: exit code %d, %q", code, stderr)
+	}
+	readers.goOn()
+	if pid := main(); pid != third {
+		t.Errorf("a restart that was refused left process %s, not %s", pid, third)
+	}
+	if text := d.run(installed, "restart"); !strings.Contains(text, "kept by 1") {
+		t.Errorf("restart: %q", text)
+	}
+	readers.goOn()
+	if pid := main(); pid == third || pid == "0" {
+		t.Errorf("restart left process %s", pid)
+	}
+
 	// One that cannot take over is no end of the mount: the one before can.
 	install(s.build("other-memory", otherMemory))
 	if code, _, _ := s.try("nsenter", d.enter("systemctl", "restart", service)...); code == 0 {

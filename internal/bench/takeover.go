@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -175,6 +176,8 @@ func (b *bench) mountAlone(ctx context.Context, addr, tag string, flags ...strin
 	cmd := exec.CommandContext(ctx, b.epochfs, args...)
 	ours := func(kv string) bool { return strings.HasPrefix(kv, "SYSTEMD_EXEC_PID=") }
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), ours), "NOTIFY_SOCKET="+filepath.Join(dir, "nobody"), "FDSTORE=1")
+	// As a keeper's workers are: the kernel gives each session a share.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

@@ -19,6 +19,8 @@ type Mount struct {
 	Keeper int    // process id, 0 where it has ended
 	Worker int    // process id, 0 where none serves at present
 
+	Systemd int // process id of the systemd that is its keeper, or 0
+
 	Fixed string // why its process cannot be changed; "" where that can be tried
 
 	socket string
