@@ -31,6 +31,7 @@ type served struct {
 func (opts *mountOptions) prepareToServe() chan os.Signal {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	keeper.SurviveBrokenPipes()
 	_ = os.WriteFile("/proc/self/comm", []byte("epochfs"), 0) // for ps: we were run by a descriptor
 	if err := keeper.SpareFromOOM(); err != nil {             // systemd starts us without a keeper
 		opts.log.Debug("oom_score_adj stays as it is", "error", err)

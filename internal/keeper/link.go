@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -167,6 +168,7 @@ func (l *Link) Store(name string, f *os.File) error {
 		m.vars["FDPOLL"] = "0" // a dead connection is for us to find
 	}
 	m.fds = []int{int(f.Fd())}
+	defer runtime.KeepAlive(f)
 	return l.send(m)
 }
 

@@ -161,21 +161,9 @@ func (k *keeper) beginRestart(r *request, exe int) {
 		return
 	}
 	k.killNext()
-	k.next = nil
 	k.restart = r
 	r.old = k.serving
 	k.startNext(exe)
-	if k.restart == r {
-		r.next = k.next
-	}
-}
-
-// replyTo answers who has waited for w to serve.
-func (k *keeper) replyTo(w *worker) {
-	if r := k.restart; r != nil && r.next == w {
-		k.restart = nil
-		r.reply(k.about())
-	}
 }
 
 // adopt takes a worker that runs already, and has lost its keeper. It

@@ -95,7 +95,9 @@ func receive(socket int) (message, error) {
 	var err error
 	for {
 		n, nOOB, flags, _, err = unix.Recvmsg(socket, buf, oob, unix.MSG_CMSG_CLOEXEC)
-		if err != unix.EINTR {
+		// Reset is what an end is called that did not read all we sent. What
+		// it sent before is still to come.
+		if err != unix.EINTR && err != unix.ECONNRESET {
 			break
 		}
 	}

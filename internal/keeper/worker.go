@@ -17,6 +17,7 @@ type worker struct {
 	pid   int
 	link  int  // our end of its socket
 	exe   int  // descriptor of its binary
+	own   bool // which no other worker runs: it was brought along to restart
 	first bool // it mounts by itself and is not told to serve
 	child bool
 
@@ -26,7 +27,6 @@ type worker struct {
 	standby   bool      // it is prepared
 	status    string    // what it said last
 	condemned bool      // killed by us
-	gone      bool      // waited for
 	done      chan struct{}
 }
 
@@ -35,9 +35,15 @@ func (w *worker) settled(now time.Time) bool {
 	return !w.ready.IsZero() && now.Sub(w.ready) >= settled
 }
 
-// alive says that it serves and has given a sign of life lately.
+// alive says that there is one that serves and has given a sign of life
+// lately.
 func (w *worker) alive(now time.Time, hang time.Duration) bool {
-	return !w.ready.IsZero() && now.Sub(w.beat) <= hang
+	return w != nil && !w.ready.IsZero() && now.Sub(w.beat) <= hang
+}
+
+// hangs says that it did serve, and has given none.
+func (w *worker) hangs(now time.Time, hang time.Duration) bool {
+	return !w.ready.IsZero() && now.Sub(w.beat) > hang
 }
 
 // wantsSpare says that it is time to prepare the one after it.
@@ -189,11 +195,16 @@ func (k *keeper) startNext(exe int) {
 	}
 	w, err := k.start(exe, 2, []string{Device, Memory}, []int{k.store[Device][0], k.store[Memory][0]}, env...)
 	if err != nil {
-		w = &worker{status: "it cannot be started: " + err.Error(), exe: exe}
-		if r := k.restart; r != nil && r.next == nil {
-			r.next = w
+		w = &worker{status: "it cannot be started: " + err.Error()}
+	}
+	if r := k.restart; r != nil && r.next == nil {
+		r.next, w.own = w, true
+	}
+	if err != nil {
+		if w.own {
+			_ = unix.Close(exe)
 		}
-		k.failedToPrepare(w, 0)
+		k.failedToPrepare(w, "")
 		return
 	}
 	k.next = w
