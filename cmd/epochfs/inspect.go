@@ -173,8 +173,19 @@ func envelopeFields(envelope []byte) [][2]string {
 		}
 		switch value.(type) {
 		case string, json.Number, bool:
-			fields = append(fields, [2]string{strings.ReplaceAll(fmt.Sprint(key), "_", " "), fmt.Sprint(value)})
+			fields = append(fields, [2]string{strings.ReplaceAll(fmt.Sprint(key), "_", " "), fieldText(key, value)})
 		}
 	}
 	return fields
+}
+
+// fieldText is a value of the envelope for people: memory and storage are
+// in bytes.
+func fieldText(key, value any) string {
+	if n, ok := value.(json.Number); ok && (key == "memory" || key == "storage") {
+		if bytes, err := n.Int64(); err == nil {
+			return size(bytes)
+		}
+	}
+	return fmt.Sprint(value)
 }

@@ -192,7 +192,12 @@ func (m *meter) rate() int64 {
 
 // summary is what there is to say when it is done.
 func (m *meter) summary() string {
-	text := fmt.Sprintf("%s in %s", size(m.done.Load()), time.Since(m.begun).Round(100*time.Millisecond))
+	took := time.Since(m.begun)
+	step := 100 * time.Millisecond
+	if took < time.Second {
+		step = time.Millisecond
+	}
+	text := fmt.Sprintf("%s in %s", size(m.done.Load()), took.Round(step))
 	if m.local > 0 {
 		text += fmt.Sprintf(", %s of it from the cache", size(m.local))
 	}

@@ -175,8 +175,8 @@ func TestMeterLine(t *testing.T) {
 }
 
 func TestEnvelopeFields(t *testing.T) {
-	got := envelopeFields([]byte(`{"version":1,"config":{"z_first":12345678901234567890,"name":"x","deep":{"a":1},"list":[1],"on":true,"none":null}}`))
-	want := [][2]string{{"z first", "12345678901234567890"}, {"name", "x"}, {"on", "true"}}
+	got := envelopeFields([]byte(`{"version":1,"config":{"z_first":12345678901234567890,"name":"x","memory":8388608,"storage":"some","deep":{"a":1},"list":[1],"on":true,"none":null}}`))
+	want := [][2]string{{"z first", "12345678901234567890"}, {"name", "x"}, {"memory", "8.0 MiB"}, {"storage", "some"}, {"on", "true"}}
 	if !slices.Equal(got, want) {
 		t.Errorf("fields are %q", got)
 	}
