@@ -95,7 +95,9 @@ func (m *meter) newBar() *progressbar.ProgressBar {
 	if m.of != nothing {
 		opts = append(opts, progressbar.OptionShowCount())
 	}
-	return progressbar.NewOptions64(most, opts...)
+	bar := progressbar.NewOptions64(most, opts...)
+	bar.StartWithoutRender() // its rates count from here
+	return bar
 }
 
 // add counts what is done.
@@ -135,8 +137,10 @@ func (m *meter) run() {
 			switch {
 			case m.bar == nil:
 				fmt.Fprintln(m.out, "epochfs: "+printable(m.line()))
-			case m.drawn():
+			case m.of != nothing:
 				_ = m.bar.Set64(m.done.Load())
+			case m.drawn():
+				_ = m.bar.RenderBlank()
 			}
 		}
 	}

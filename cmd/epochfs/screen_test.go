@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,5 +99,45 @@ func TestLocale(t *testing.T) {
 		if got := utf8Terminal(); got != c.want {
 			t.Errorf("%+v: %t", c, got)
 		}
+	}
+}
+
+// A terminal gets a bar: bytes, rate and time left, or how long an answer is
+// waited for, and it is gone when the work is done.
+func TestBar(t *testing.T) {
+	for _, c := range []struct {
+		m    *meter
+		want []string
+	}{
+		{&meter{label: "push vm", of: bytesOfIt, total: 64 << 20}, []string{"push vm  50% |", "(32/64 MiB, ", "iB/s) ["}},
+		{&meter{label: "push stdin", of: bytesOfIt}, []string{"push stdin", "32 MiB, ", "iB/s)"}},
+		{&meter{label: "prune", of: filesOfIt, total: 64 << 20}, []string{"prune  50% |", "(33554432/67108864) ["}},
+		{&meter{label: "asking for vm"}, []string{"asking for vm", "s]"}},
+	} {
+		tty, other := terminal(t, 100, 10)
+		late := time.AfterFunc(patience, func() { tty.Close() }) // ends a Read
+		m := c.m
+		m.out, m.begun = tty, time.Now().Add(-showWaitIn)
+		m.stop, m.gone = make(chan struct{}), make(chan struct{})
+		m.bar = m.newBar()
+		m.add(32 << 20)
+		go m.run()
+		var got string
+		buf := make([]byte, 4096)
+		for slices.ContainsFunc(c.want, func(w string) bool { return !strings.Contains(got, w) }) {
+			n, err := other.Read(buf)
+			got += string(buf[:n])
+			if err != nil {
+				t.Errorf("%s: %q", m.label, got)
+				break
+			}
+		}
+		m.finish()
+		n, _ := other.Read(buf)
+		end := strings.TrimSuffix(string(buf[:n]), "\r")
+		if end = end[strings.LastIndex(end, "\r")+1:]; strings.TrimSpace(end) != "" {
+			t.Errorf("%s: it ends with %q", m.label, end)
+		}
+		late.Stop()
 	}
 }
