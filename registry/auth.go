@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 
@@ -253,12 +254,8 @@ func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthCon
 	// A credential helper knows no context. One that hangs must not keep
 	// the program from ending, so nobody waits for this goroutine.
 	go func() {
-		var f found
-		auth, err := authn.Resolve(ctx, a.keychain, resource{a.r.base.Host, acc.name})
-		if f.err = err; err == nil {
-			f.cfg, f.err = authn.Authorization(ctx, auth)
-		}
-		ch <- f
+		cfg, err := a.askKeychain(ctx, acc)
+		ch <- found{cfg, err}
 	}()
 	select {
 	case f := <-ch:
@@ -272,6 +269,23 @@ func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthCon
 	case <-ctx.Done():
 		return authn.AuthConfig{}, fmt.Errorf("docker's credential helper does not answer: %w", ctx.Err())
 	}
+}
+
+// keychainTries is how often docker's credentials are asked for before that
+// counts as a failure: a helper may have to ask somebody itself.
+const keychainTries = 4
+
+// askKeychain asks it, and again after a pause where it fails.
+func (a *authorizer) askKeychain(ctx context.Context, acc access) (*authn.AuthConfig, error) {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = a.r.limits.first
+	return backoff.Retry(ctx, func() (*authn.AuthConfig, error) {
+		auth, err := authn.Resolve(ctx, a.keychain, resource{a.r.base.Host, acc.name})
+		if err != nil {
+			return nil, err
+		}
+		return authn.Authorization(ctx, auth)
+	}, backoff.WithBackOff(b), backoff.WithMaxTries(keychainTries))
 }
 
 // hint says what somebody whose credentials are missing can do.

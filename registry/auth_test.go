@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -325,6 +326,30 @@ func TestHungCredentialHelper(t *testing.T) {
 		t.Error("no error")
 	}
 	r.Close() // returns although the helper does not
+}
+
+// TestCredentialHelperFailsForAMoment has one that fails some times in a
+// row: up to a bound that is not the end of it.
+func TestCredentialHelperFailsForAMoment(t *testing.T) {
+	for failures, ok := range map[int32]bool{0: true, 1: true, keychainTries - 1: true, keychainTries: false} {
+		reg := newTokenRegistry(t)
+		keys := &moodyKeys{}
+		keys.failures.Store(failures)
+		_, err := client(t, reg.URL, Options{Keychain: keys}).Tags(t.Context(), "vm")
+		if errors.Is(err, ErrDenied) == ok {
+			t.Errorf("after %d failures: %v", failures, err)
+		}
+	}
+}
+
+// moodyKeys has the right credentials, after some failures.
+type moodyKeys struct{ failures atomic.Int32 }
+
+func (k *moodyKeys) Resolve(authn.Resource) (authn.Authenticator, error) {
+	if k.failures.Add(-1) >= 0 {
+		return nil, errors.New("error getting credentials")
+	}
+	return &authn.Basic{Username: "joe", Password: "hunter2"}, nil
 }
 
 type hungKeys struct{ until chan struct{} }
