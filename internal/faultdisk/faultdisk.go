@@ -25,11 +25,15 @@ type Call struct {
 	N    int    // the first since Watch is 1
 	Name string // "openat", "pwrite64", …
 	Path string // as far as it is known: of the file, or of the directory it is named in
+
+	creates bool // an openat that may make a file
 }
 
 // Changes says that the call may change what is on disk.
 func (c Call) Changes() bool {
 	switch c.Name {
+	case "openat":
+		return c.creates
 	case "read", "pread64", "fstat", "newfstatat", "getdents64", "mmap":
 		return false
 	}
@@ -163,7 +167,7 @@ func (d *Disk) judge(q *notification, pid int) reply {
 		return through
 	}
 	d.n++
-	a := d.decide(Call{N: d.n, Name: q.name(), Path: path})
+	a := d.decide(Call{N: d.n, Name: q.name(), Path: path, creates: q.Data.Args[2]&unix.O_CREAT != 0})
 	switch {
 	case a.Kill:
 		_ = unix.Kill(pid, unix.SIGKILL)
