@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -149,6 +150,41 @@ func sparseMap(text string, size int64) func(*manifest.OCIManifest, *manifest.Sn
 		f := cfg.Files["memory-ranges"]
 		f.SparseMap, f.SparseSize = text, size
 		cfg.Files["memory-ranges"] = f
+	}
+}
+
+// escapes REPO: a good snapshot whose texts would take over a terminal is
+// shown by every command without a control character.
+func (w *world) escapes(ts *testscript.TestScript, _ bool, args []string) {
+	const text = "a\x1b[31m\u009b2J\r\b\x07\u202e\x7fz"
+	envelope := `{"version":1,"config":{"name":"a\u001b[2J\u009b\u202e","\u001bkey":"\u0007"}}`
+	a := artifacttest.Snapshot([]artifacttest.File{{Name: "config.json", Data: []byte("{}")}}, artifacttest.Options{
+		Edit: func(m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) {
+			m.Annotations = map[string]string{text: text}
+			for _, key := range []string{manifest.AnnotationSnapshotBaseImage, manifest.AnnotationSource, manifest.AnnotationRevision, manifest.AnnotationCreated} {
+				m.Annotations[key] = text
+			}
+			m.Layers[0].Annotations[text] = text
+			cfg.Envelope = &envelope
+		}})
+	w.put(ts, a, args[0], "latest")
+	ref := w.front.Host + "/" + args[0]
+	shown := 0
+	for _, cmd := range [][]string{
+		{"inspect", ref}, {"inspect", "--json", ref}, {"ls", ref}, {"cat", ref, "config.json"}, {"cache", "ls"}, {"cache", "du", "--json"},
+		{"--verbose", "materialize", "-o", "out.tar", ref}, {"inspect", ref + "@" + text}, {"cat", ref, text},
+	} {
+		_ = ts.Exec("epochfs", cmd...) // some name what is not there
+		for _, name := range []string{"stdout", "stderr"} {
+			got := ts.ReadFile(name)
+			if strings.ContainsFunc(strings.ReplaceAll(got, "\n", ""), func(r rune) bool { return !unicode.IsPrint(r) }) {
+				ts.Fatalf("epochfs %s: %s has a control character: %q", cmd, name, got)
+			}
+			shown += strings.Count(got, "31m")
+		}
+	}
+	if shown < 4 {
+		ts.Fatalf("the text was shown %d times: too few to say anything", shown)
 	}
 }
 

@@ -48,6 +48,7 @@ func (w *world) commands() map[string]command {
 		"bigtar":         bigtar,
 		"seed":           w.seed,
 		"hostile":        w.hostile,
+		"escapes":        w.escapes,
 		"cloudimage":     w.cloudImage,
 		"index":          w.index,
 		"containerimage": w.containerImage,

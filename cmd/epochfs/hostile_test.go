@@ -104,6 +104,21 @@ func (l *liar) artifact(tag string, size int, o artifacttest.Options, spoil func
 	l.raw(tag, m)
 }
 
+// chunks puts a split file of so many MiB, whose list of chunks spoil
+// changes.
+func (l *liar) chunks(tag string, n int, spoil func(list []string) []string) {
+	a := artifacttest.Snapshot([]artifacttest.File{{Name: "memory-ranges", Data: bytes.Repeat([]byte("0123456789abcde\n"), n<<16)}},
+		artifacttest.Options{V2: true, Chunk: 1 << 20, Edit: func(_ *manifest.OCIManifest, cfg *manifest.SnapshotConfig) {
+			f := cfg.Files["memory-ranges"]
+			f.Chunks = spoil(f.Chunks)
+			cfg.Files["memory-ranges"] = f
+		}})
+	for _, b := range a.Blobs {
+		l.put(b)
+	}
+	l.manifests[tag] = a.Manifest
+}
+
 // layer is one that nobody will fetch.
 func someLayer(title string) manifest.Descriptor {
 	return manifest.Descriptor{
@@ -149,6 +164,11 @@ func newLiar() *liar {
 	l.snapshot("size of 2^62", mapped([]byte(`{\"o\":0,\"l\":16}`), 1<<62), mem)
 	l.snapshot("sizes that overflow", mapped([]byte(`{\"o\":9223372036854775800,\"l\":16}`), 1<<63-1), mem)
 	l.snapshot("a sum that is not the size", mapped([]byte(`{\"o\":0,\"l\":15}`), 64), mem)
+
+	l.chunks("chunk that no layer is", 3, func(list []string) []string { return append(list[:2:2], digestText([]byte("x"))) })
+	l.chunks("chunk that is missing", 3, func(list []string) []string { return list[:2] })
+	l.chunks("chunk of escapes", 3, func(list []string) []string { return append(list[:2:2], "\x1b[2J") })
+	l.snapshot("title of escapes", []byte(`{"schemaVersion":"v1"}`), mem, someLayer("\x1b]0;title\a\u009b31m"))
 
 	l.endless["endless-manifest"] = true
 	endless := someLayer("endless config")

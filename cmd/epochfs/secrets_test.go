@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,7 +129,7 @@ func (w *world) secretless(ts *testscript.TestScript, _ bool, _ []string) {
 			}
 		}
 	}
-	for _, r := range w.front.Requests() {
+	for _, r := range slices.Concat(w.front.Requests(), w.guarded.mirror.Requests()) {
 		if s := holdsSecret([]byte(r.Path + "?" + r.RawQuery)); s != "" {
 			ts.Fatalf("the URL of a request holds %q", s)
 		}
