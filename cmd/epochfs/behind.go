@@ -19,6 +19,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/internal/mounts"
 )
 
 // outcome is what goes over the pipe.
@@ -46,6 +47,9 @@ func (opts *mountOptions) startBehind(ctx context.Context) error {
 	}
 	defer start.Log.Close()
 	start.Ready = w
+	if start.SameGroup, err = mounts.Automounted(opts.dir); err != nil {
+		return err
+	}
 	cmd, err := start.Command()
 	if err != nil {
 		return err
@@ -183,6 +187,7 @@ func (r *readiness) ready(output, logFile string) error {
 			return err
 		}
 	}
+	_, _ = unix.Setsid() // fails where that was done when it was started
 	return r.send(outcome{Output: output})
 }
 

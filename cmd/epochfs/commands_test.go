@@ -67,6 +67,8 @@ func (w *world) commands() map[string]command {
 		"release":        w.release,
 		"scrape":         scrape,
 		"journald":       journald,
+		"automounted":    automounted,
+		"foreign":        foreign,
 	}
 }
 

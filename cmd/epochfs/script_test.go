@@ -208,6 +208,9 @@ func condition(cond string) (bool, error) {
 			f.Close()
 		}
 		return err == nil, nil
+	case "autofs":
+		table, err := os.ReadFile("/proc/filesystems")
+		return os.Geteuid() == 0 && bytes.Contains(table, []byte("\tautofs\n")), err
 	case "loop":
 		_, err := os.Stat("/dev/loop-control")
 		return os.Geteuid() == 0 && err == nil, nil

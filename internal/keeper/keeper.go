@@ -73,6 +73,7 @@ type keeper struct {
 	unprepared int       // workers in a row that could not be prepared
 	notUntil   time.Time // no worker is started, or told to serve, before
 	told       bool      // that the first worker serves
+	sameGroup  bool      // until then
 	asked      int       // signals that asked to unmount and found no worker
 
 	events  chan event
@@ -102,7 +103,7 @@ func Main(newLog func(json bool) *slog.Logger) int {
 	SurviveBrokenPipes()
 	k := &keeper{
 		args: s.args, env: s.env, exe: s.exe, older: -1, times: s.times, log: newLog(s.JSON), sockets: s.Sockets,
-		store: map[string][]int{}, events: make(chan event, 16), looked: time.Now(), good: time.Now(),
+		sameGroup: s.Group, store: map[string][]int{}, events: make(chan event, 16), looked: time.Now(), good: time.Now(),
 	}
 	requests, stopListening := listen(s.Sockets, k.log)
 	defer stopListening()
@@ -196,6 +197,10 @@ func (k *keeper) tellReady(w *worker) {
 	if !k.told {
 		k.told = true
 		tellSystemd()
+		if k.sameGroup {
+			k.sameGroup = false
+			_, _ = unix.Setsid() // who leads a group has a session already
+		}
 	}
 	if k.asked > 0 {
 		k.asked = 0

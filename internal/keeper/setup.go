@@ -45,6 +45,11 @@ type Start struct {
 	Log     *os.File // where those go, and the stderr of all workers but the first; nil: stderr
 	Ready   *os.File // inherited by the first worker; nil for none
 
+	// SameGroup leaves keeper and first worker in the caller's process
+	// group until the mount is ready. The kernel lets nobody but
+	// automount's own group near a directory that is being mounted for it.
+	SameGroup bool
+
 	adopt int      // a worker that runs already
 	link  *os.File // the socket to it
 }
@@ -57,9 +62,11 @@ type setup struct {
 	JSON    bool   `json:"json,omitempty"`
 	Adopt   int    `json:"adopt,omitempty"` // process id
 	Link    int    `json:"link,omitempty"`
+	Group   bool   `json:"group,omitempty"` // SameGroup
 }
 
-// Command is a process that will be a keeper, in a session of its own.
+// Command is a process that will be a keeper, in a session of its own at
+// last.
 func (s Start) Command() (*exec.Cmd, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = keeperArgs(s.Args)
@@ -67,9 +74,9 @@ func (s Start) Command() (*exec.Cmd, error) {
 	// What the caller has open, a lock or the end of a pipe, is not the
 	// mount's to keep. Before Linux 5.11 it is, all the same.
 	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: !s.SameGroup}
 	cmd.Stdout, cmd.Stderr = s.Log, s.Log
-	set := setup{Sockets: s.Sockets, JSON: s.JSON, Stderr: 2, Adopt: s.adopt}
+	set := setup{Sockets: s.Sockets, JSON: s.JSON, Stderr: 2, Adopt: s.adopt, Group: s.SameGroup}
 	inherit := func(f *os.File) int {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 		return 2 + len(cmd.ExtraFiles)

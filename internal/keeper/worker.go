@@ -98,7 +98,7 @@ func (k *keeper) start(exe int, stderr int, names []string, files []int, env ...
 	attr := &syscall.ProcAttr{
 		Env:   append(append([]string{}, k.env...), append(env, namesEnv+"="+strings.Join(append([]string{linkName}, names...), ":"))...),
 		Files: []uintptr{0, 1, uintptr(stderr), uintptr(pair[1])},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+		Sys:   &syscall.SysProcAttr{Setsid: !k.sameGroup},
 	}
 	for _, fd := range files {
 		attr.Files = append(attr.Files, uintptr(fd))

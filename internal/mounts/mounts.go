@@ -51,6 +51,22 @@ func Find(dir string) (*Mount, error) {
 	return fromInfo(all[len(all)-1]), nil
 }
 
+// Automounted says whether a directory, by a path without symbolic links,
+// is one that the kernel has mounted when it is needed: it lies on autofs.
+func Automounted(dir string) (bool, error) {
+	all, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
+	if err != nil {
+		return false, fmt.Errorf("read the table of mounts: %w", err)
+	}
+	var on *mountinfo.Info
+	for _, i := range all { // what lies on top of something comes after it
+		if on == nil || len(i.Mountpoint) >= len(on.Mountpoint) {
+			on = i
+		}
+	}
+	return on != nil && on.FSType == "autofs", nil
+}
+
 func fromInfo(i *mountinfo.Info) *Mount {
 	m := &Mount{Dir: i.Mountpoint, Source: i.Source, Type: i.FSType, Major: i.Major, Minor: i.Minor}
 	for _, option := range strings.Split(i.VFSOptions, ",") {
