@@ -2,10 +2,15 @@
 # missing is installed with apt by root, and named to everybody else.
 
 PREFIX    ?= /usr/local
+SBINDIR   ?= /sbin
 FUZZTIME  ?= 10m
 TESTTIME  ?= 10m
 SOAKTIME  ?= 30m
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# When the source was made, for what is packed
+EPOCH     ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
+TARBALL    = epochfs-$(VERSION)-linux-$(shell $(GO) env GOARCH)
 
 GO        ?= go
 export CGO_ENABLED ?= 1
@@ -16,7 +21,7 @@ TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry los
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
-.PHONY: all build demo test bench bench-push bench-takeover lint fuzz soak install clean demo-needs test-needs bench-needs
+.PHONY: all build demo test test-deb bench bench-push bench-takeover lint fuzz soak generate install dist clean demo-needs test-needs bench-needs
 
 all: build
 
@@ -45,6 +50,10 @@ bench-takeover: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
 	bin/bench -rows takeover,takeover-cost $(BENCHFLAGS)
 
+# The manual pages, from the commands.
+generate:
+	$(GO) test -count=1 -run TestManualPages ./cmd/epochfs -update
+
 lint:
 	@bad=$$(gofmt -l .); \
 	if [ -n "$$bad" ]; then echo "gofmt would change:" $$bad; exit 1; fi
@@ -65,11 +74,44 @@ fuzz:
 soak: demo-needs build
 	$(GO) run -buildvcs=false ./internal/soak -epochfs bin/epochfs -for $(SOAKTIME)
 
-# mount(8) finds its helper for the type fuse.epochfs in /sbin.
+# Everything that a package has. mount(8) finds its helper in /sbin alone.
 install: build
 	install -D -m 0755 bin/epochfs $(DESTDIR)$(PREFIX)/bin/epochfs
-	install -d $(DESTDIR)/sbin
-	ln -sf $(PREFIX)/bin/epochfs $(DESTDIR)/sbin/mount.fuse.epochfs
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)/etc/epochfs
+	ln -sf $(PREFIX)/bin/epochfs $(DESTDIR)$(SBINDIR)/mount.fuse.epochfs
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/bin/epochfs|$(PREFIX)/bin/epochfs|' packaging/epochfs@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/epochfs@.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/epochfs@.service
+	for page in docs/man/*; do install -D -m 0644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}; done
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/epochfs README.md CHANGELOG.md docs/*.*
+	install -m 0644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/epochfs/copyright
+	for c in bash:bash-completion/completions/epochfs zsh:zsh/site-functions/_epochfs fish:fish/vendor_completions.d/epochfs.fish; do \
+		install -D -m 0644 /dev/null $(DESTDIR)$(PREFIX)/share/$${c#*:} && \
+		bin/epochfs completion $${c%%:*} >$(DESTDIR)$(PREFIX)/share/$${c#*:} || exit 1; \
+	done
+
+# A tarball to unpack in /usr/local, and a package for Debian. The same source
+# makes the same bytes.
+dist: export SOURCE_DATE_EPOCH = $(EPOCH)
+dist: export ARCH = $(shell $(GO) env GOARCH)
+dist: export DEB_VERSION = $(if $(filter v%,$(VERSION)),$(subst -,+,$(VERSION:v%=%)),0~$(shell date -u -d @$(EPOCH) +%Y%m%d).$(subst -,+,$(VERSION)))
+dist: build
+	rm -rf dist && mkdir dist
+	$(MAKE) -s install DESTDIR=dist/root PREFIX=/usr SBINDIR=/usr/sbin
+	gzip -9n dist/root/usr/share/man/man?/*
+	mv dist/root/usr/share/zsh/site-functions dist/root/usr/share/zsh/vendor-completions
+	find dist/root -exec touch -h -d @$(EPOCH) {} +
+	$(GO) tool -modfile=packaging/nfpm/go.mod nfpm package --config packaging/nfpm.yaml --packager deb --target dist/
+	$(MAKE) -s install DESTDIR=dist/local PREFIX=/usr/local
+	mv dist/local/usr/local dist/$(TARBALL)
+	tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(EPOCH) -C dist -c $(TARBALL) | gzip -9n >dist/$(TARBALL).tar.gz
+	rm -rf dist/root dist/local dist/$(TARBALL)
+	cd dist && sha256sum *.deb *.tar.gz >SHA256SUMS && cat SHA256SUMS
+
+# The package is installed, used, upgraded, removed and purged; as root, in
+# namespaces, so that this machine is left as it is.
+test-deb: test-needs dist
+	unshare --mount --propagation slave sh packaging/test-deb.sh dist/*.deb
 
 clean:
 	rm -rf bin dist
