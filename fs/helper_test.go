@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -298,10 +299,13 @@ func helpMany(args []string) error {
 }
 
 // helpCross opens and closes a file on four threads, on three of them with
-// O_DIRECT, and prints how many opens there were and how they failed.
+// O_DIRECT, so and so often or for so long, and prints how opens failed.
 func helpCross(args []string) error {
 	all, _ := strconv.Atoi(args[1])
+	length, _ := time.ParseDuration(args[2])
+	end := time.Now().Add(length)
 	const threads = 4
+	var opened atomic.Int64
 	var mu sync.Mutex
 	failed := map[string]int{}
 	var wg sync.WaitGroup
@@ -311,7 +315,8 @@ func helpCross(args []string) error {
 			if i > 0 {
 				flags |= unix.O_DIRECT
 			}
-			for range all / threads {
+			for n := 0; n < all/threads && time.Now().Before(end); n++ {
+				opened.Add(1)
 				fd, err := unix.Open(args[0], flags, 0)
 				if err != nil {
 					mu.Lock()
@@ -324,7 +329,7 @@ func helpCross(args []string) error {
 		})
 	}
 	wg.Wait()
-	fmt.Printf("%d opens, %v\n", all/threads*threads, failed)
+	fmt.Printf("failed %v of %d\n", failed, opened.Load())
 	return nil
 }
 

@@ -119,9 +119,9 @@ func TestDirectHandles(t *testing.T) {
 // answers to those that come at the same time.
 func TestOpensThatCross(t *testing.T) {
 	needRoot(t)
-	opens := "300000"
+	opens, length := "300000", "8s"
 	if n := os.Getenv("EPOCHFS_TEST_OPENS"); n != "" {
-		opens = n
+		opens, length = n, "5m"
 	}
 	data := randomBytes(4096, 1)
 	disk := diskFile(t, data)
@@ -138,11 +138,12 @@ func TestOpensThatCross(t *testing.T) {
 			}
 		}
 	})
-	got := help(t, "cross", filepath.Join(m.Dir(), "f"), opens)
+	got := help(t, "cross", filepath.Join(m.Dir(), "f"), opens, length)
 	close(done)
 	flipping.Wait()
-	if want := opens + " opens, map[]\n"; got != want {
-		t.Errorf("%q, want %q", got, want)
+	t.Log(got)
+	if !strings.HasPrefix(got, "failed map[] of ") {
+		t.Error("an open failed")
 	}
 }
 

@@ -39,6 +39,13 @@ type config struct {
 }
 
 func main() {
+	if os.Getenv(touchEnv) != "" {
+		if err := touch(); err != nil {
+			fmt.Fprintln(os.Stderr, "soak: touch:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	cfg := config{}
 	flag.StringVar(&cfg.bin, "epochfs", "bin/epochfs", "the binary to try")
 	flag.DurationVar(&cfg.length, "for", 30*time.Minute, "how long")
@@ -66,7 +73,7 @@ func soak(ctx context.Context, cfg config) error {
 	fmt.Println("seed", cfg.seed)
 	sum := newReport()
 	defer func() { fmt.Println("all:", sum) }()
-	for end, round := time.Now().Add(cfg.length), 0; time.Now().Before(end) && ctx.Err() == nil; round++ {
+	for end, round := time.Now().Add(cfg.length), 0; (round == 0 || time.Until(end) > leastRound) && ctx.Err() == nil; round++ {
 		one := cfg
 		one.length = min(time.Minute, time.Until(end))
 		one.seed = rng.Uint64()
@@ -93,10 +100,12 @@ func soak(ctx context.Context, cfg config) error {
 type report struct {
 	faults                      map[string]int
 	blobs                       int
-	kills, evicted, over        int64
+	kills, spares               int64 // of processes that served, and of those that would
+	evicted, over               int64
 	reads, bytes, failed, wrong int64
 	took, longest               time.Duration // of all, and of one read
 	last                        string
+	killing                     bool // there had to be kills
 }
 
 func newReport() *report { return &report{faults: map[string]int{}} }
@@ -106,7 +115,8 @@ func (r *report) add(o *report) {
 		r.faults[k] += n
 	}
 	r.blobs += o.blobs
-	r.kills, r.evicted, r.over = r.kills+o.kills, r.evicted+o.evicted, r.over+o.over
+	r.kills, r.spares = r.kills+o.kills, r.spares+o.spares
+	r.evicted, r.over = r.evicted+o.evicted, r.over+o.over
 	r.reads, r.bytes, r.failed = r.reads+o.reads, r.bytes+o.bytes, r.failed+o.failed
 	r.wrong, r.took = r.wrong+o.wrong, r.took+o.took
 	r.longest = max(r.longest, o.longest)
@@ -117,8 +127,8 @@ func (r *report) String() string {
 	for _, n := range r.faults {
 		total += n
 	}
-	s := fmt.Sprintf("%.0f s: %d reads of %d MB, the longest %.1f s, %d failed, %d wrong, with %d kills; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
-		r.took.Seconds(), r.reads, r.bytes/1e6, r.longest.Seconds(), r.failed, r.wrong, r.kills, r.evicted, r.over, r.blobs, total)
+	s := fmt.Sprintf("%.0f s: %d reads of %d MB, the longest %.1f s, %d failed, %d wrong, with %d kills and %d of spares; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
+		r.took.Seconds(), r.reads, r.bytes/1e6, r.longest.Seconds(), r.failed, r.wrong, r.kills, r.spares, r.evicted, r.over, r.blobs, total)
 	for _, k := range slices.Sorted(maps.Keys(r.faults)) {
 		s += fmt.Sprintf(" %s %d,", k, r.faults[k])
 	}
@@ -133,9 +143,14 @@ func (r *report) verdict() error {
 		return fmt.Errorf("the cache was larger than it may be, %d times", r.over)
 	case r.reads == 0:
 		return errors.New("nothing was read")
+	case r.killing && r.kills == 0:
+		return errors.New("no process was killed")
 	}
 	return nil
 }
+
+// leastRound is time enough for something of everything.
+const leastRound = 20 * time.Second
 
 // Sizes of a campaign. A cache of its own holds less than the one file
 // that is read; a shared one a few files of many.
@@ -192,9 +207,11 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 	defer stop()
 	var t tally
 	var wg sync.WaitGroup
-	wg.Add(perMount * len(mounts))
 	for _, m := range mounts {
-		m.readers(reading, rng, perMount, &t, wg.Done)
+		wg.Add(perMount)
+		if err := m.readers(reading, rng, perMount, &t, wg.Done); err != nil {
+			return nil, err
+		}
 	}
 	look := watch{dir: mounts[0].cache, limit: sharedCache}
 	if cfg.shared {
@@ -204,14 +221,14 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 	stop()
 	reg.chance.Store(0)
 	wg.Wait()
-	r := &report{faults: reg.counts, blobs: reg.blobs, took: time.Since(began), evicted: look.evicted, over: look.over}
+	r := &report{faults: reg.counts, blobs: reg.blobs, took: time.Since(began), evicted: look.evicted, over: look.over, killing: cfg.kills}
 	r.reads, r.bytes, r.failed, r.wrong = t.reads.Load(), t.bytes.Load(), t.failed.Load(), t.wrong.Load()
 	r.longest = time.Duration(t.longest.Load())
 	r.last, _ = t.last.Load().(string)
 	for _, m := range mounts {
-		r.kills += m.kills.Load()
+		r.kills, r.spares = r.kills+m.kills.Load(), r.spares+m.spares.Load()
 		err = errors.Join(err, m.down())
-		if log := m.log.Bytes(); r.verdict() != nil {
+		if log := m.log.Bytes(); err != nil || r.verdict() != nil {
 			fmt.Fprintf(os.Stderr, "%s: ... %s\n", m.dir, log[max(0, len(log)-2000):])
 		}
 	}
@@ -252,11 +269,11 @@ func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, samples
 func (m *mount) harass(ctx context.Context, cfg config, reg *sick, samples []sample, rng *rand.Rand) (err error) {
 	for err == nil && tick(ctx) {
 		switch n := rng.IntN(20); {
-		case n < 1 && cfg.kills:
-			err = m.kill()
-		case n < 4 && cfg.shared:
+		case n < 3 && cfg.kills:
+			err = m.kill(rng)
+		case n < 6 && cfg.shared:
 			err = m.move(reg, samples[rng.IntN(len(samples))])
-		case n < 3:
+		case n < 5:
 			err = m.cold(reg)
 		}
 	}

@@ -21,7 +21,7 @@ import (
 type mount struct {
 	bin, cache, repo, dir string
 	size                  int64        // of the cache
-	kills                 atomic.Int64 // of its processes
+	kills, spares         atomic.Int64 // processes that were killed: those that served, and those that would
 	id                    uint64       // of the mount, as the kernel counts them
 	log                   bytes.Buffer // of its processes; to be read when they have ended
 	cmd                   *exec.Cmd
@@ -54,23 +54,6 @@ func (m *mount) up() error {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-}
-
-// kill ends a process behind the mount as a crash would: the one that
-// serves, or its spare.
-func (m *mount) kill() error {
-	m.kills.Add(1)
-	keeper := m.cmd.Process.Pid
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", keeper, keeper))
-	if err != nil {
-		return err
-	}
-	var pid int
-	if _, err := fmt.Sscan(string(text), &pid); err != nil {
-		return nil // between two of them
-	}
-	_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
-	return nil
 }
 
 // cold mounts anew, with an empty cache, when no reader is at it.
@@ -113,53 +96,76 @@ func (t *tally) complain(to *atomic.Int64, format string, args ...any) {
 	t.last.Store(fmt.Sprintf(format, args...))
 }
 
-// read does one read of a random kind and compares it.
-func (m *mount) read(rng *rand.Rand, t *tally) {
+// read does some reads of a random kind on one descriptor and compares
+// them.
+func (m *mount) read(rng *rand.Rand, touching *toucher, t *tally) {
 	m.using.RLock()
 	defer m.using.RUnlock()
-	flat := m.of.flat
-	off := rng.IntN(len(flat))
-	n := 1 + rng.IntN(min(256<<10, len(flat)-off))
-	var got []byte
-	var err error
-	began := time.Now()
-	switch rng.IntN(3) {
-	case 0:
-		got, err = m.pread(off, n, unix.O_RDONLY)
-	case 1:
-		off, n = off/4096*4096, (n+4095)/4096*4096
-		got, err = m.pread(off, n, unix.O_RDONLY|unix.O_DIRECT)
-	default:
-		off, n = off/(1<<20)*(1<<20), 1<<20
-		got, err = m.pread(off, n, unix.O_RDONLY)
+	kind := kinds[rng.IntN(len(kinds))]
+	f, err := os.OpenFile(filepath.Join(m.dir, fileName), kind.flags, 0)
+	if err != nil {
+		t.reads.Add(1)
+		t.complain(&t.failed, "%v", err)
+		return
 	}
-	for took, old := int64(time.Since(began)), t.longest.Load(); took > old && !t.longest.CompareAndSwap(old, took); old = t.longest.Load() {
-	}
-	t.reads.Add(1)
-	t.bytes.Add(int64(len(got)))
-	switch {
-	case err == nil && !bytes.Equal(got, flat[off:min(off+n, off+len(got), len(flat))]):
-		t.complain(&t.wrong, "wrong bytes at %d, %d of them", off, len(got))
-	case err != nil:
-		t.complain(&t.failed, "read [%d,%d): %v", off, off+n, err)
+	defer f.Close()
+	for range 1 + rng.IntN(8) {
+		m.compare(f, touching, kind, rng, t)
+		time.Sleep(time.Millisecond) // what is cached takes none: faults are what counts
 	}
 }
 
-func (m *mount) pread(off, n, flags int) ([]byte, error) {
-	fd, err := unix.Open(filepath.Join(m.dir, fileName), flags|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: m.dir, Err: err}
+// compare does one read.
+func (m *mount) compare(f *os.File, touching *toucher, kind kind, rng *rand.Rand, t *tally) {
+	flat := m.of.flat
+	off := rng.IntN(len(flat))
+	n := 1 + rng.IntN(256<<10)
+	if kind.whole > 0 {
+		off, n = off/kind.whole*kind.whole, (n+kind.whole-1)/kind.whole*kind.whole
 	}
-	f := os.NewFile(uintptr(fd), m.dir)
-	defer f.Close()
+	want := flat[off:min(off+n, len(flat))]
+	began := time.Now()
+	got, err := kind.read(f, touching, off, n)
+	took := int64(time.Since(began))
+	for old := t.longest.Load(); took > old && !t.longest.CompareAndSwap(old, took); old = t.longest.Load() {
+	}
+	// The next one shall come to the mount's process again.
+	_ = unix.Fadvise(int(f.Fd()), int64(off), int64(n), unix.FADV_DONTNEED)
+	t.reads.Add(1)
+	t.bytes.Add(int64(len(got)))
+	switch {
+	case err != nil:
+		t.complain(&t.failed, "%s [%d,%d): %v", kind.name, off, off+n, err)
+	case !bytes.Equal(got, want):
+		t.complain(&t.wrong, "%s [%d,%d): wrong bytes, %d of %d", kind.name, off, off+n, len(got), len(want))
+	}
+}
+
+// kind is a way to read.
+type kind struct {
+	name  string
+	flags int
+	whole int // offset and length are multiples of it; 0: of nothing
+	read  func(f *os.File, touching *toucher, off, n int) ([]byte, error)
+}
+
+var kinds = []kind{
+	{"read", os.O_RDONLY, 0, pread},
+	{"direct read", os.O_RDONLY | unix.O_DIRECT, 4096, pread},
+	{"large read", os.O_RDONLY, 1 << 20, pread},
+	{"page fault", os.O_RDONLY, 4096, func(f *os.File, touching *toucher, off, n int) ([]byte, error) {
+		return touching.read(f.Name(), off, n)
+	}},
+}
+
+// pread reads to the end of the file at most.
+func pread(f *os.File, _ *toucher, off, n int) ([]byte, error) {
 	buf, err := unix.Mmap(-1, 0, (n+4095)/4096*4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Munmap(buf)
 	got, err := f.ReadAt(buf[:n], int64(off))
-	// The next one shall come to the mount's process again.
-	_ = unix.Fadvise(fd, int64(off), int64(n), unix.FADV_DONTNEED)
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
@@ -167,15 +173,22 @@ func (m *mount) pread(off, n, flags int) ([]byte, error) {
 }
 
 // readers read until ctx ends.
-func (m *mount) readers(ctx context.Context, rng *rand.Rand, n int, t *tally, done func()) {
+func (m *mount) readers(ctx context.Context, rng *rand.Rand, n int, t *tally, done func()) error {
 	for range n {
 		own := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
+		touching, err := startToucher()
+		if err != nil {
+			return err
+		}
 		go func() {
 			defer done()
 			for ctx.Err() == nil {
-				m.read(own, t)
-				time.Sleep(time.Millisecond) // what is cached takes none: faults are what counts
+				m.read(own, touching, t)
+			}
+			if err := touching.close(); err != nil {
+				t.complain(&t.failed, "the process that touches: %v", err)
 			}
 		}()
 	}
+	return nil
 }

@@ -10,8 +10,16 @@ import (
 	"time"
 )
 
+func TestMain(m *testing.M) {
+	if os.Getenv(touchEnv) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
 // TestFaultCampaign injects 2,000 faults of all kinds under readers of
-// real mounts: no read fails, no byte is wrong.
+// real mounts whose processes are killed: no read fails, no byte is wrong.
 func TestFaultCampaign(t *testing.T) {
 	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
 		t.Skip("mounts need /dev/fuse and root here")
@@ -20,12 +28,12 @@ func TestFaultCampaign(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../cmd/epochfs").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	total := 0
+	total, kills := 0, int64(0)
 	for _, flips := range []bool{true, false} {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		rep, err := campaign(context.Background(), config{
-			bin: bin, dir: t.TempDir(), seed: seed, length: 3 * time.Minute, faults: 1000, flips: flips, away: true,
+			bin: bin, dir: t.TempDir(), seed: seed, length: 3 * time.Minute, faults: 1000, flips: flips, kills: true, away: true,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -37,6 +45,7 @@ func TestFaultCampaign(t *testing.T) {
 		for _, n := range rep.faults {
 			total += n
 		}
+		kills += rep.kills
 		if flips {
 			for _, f := range faults {
 				if rep.faults[f.name] == 0 {
@@ -48,4 +57,5 @@ func TestFaultCampaign(t *testing.T) {
 	if total < 2000 {
 		t.Errorf("only %d faults in the time there is", total)
 	}
+	t.Logf("%d faults, %d kills", total, kills)
 }
