@@ -23,6 +23,28 @@ type builder struct {
 	hint     func(p *layout.Part) (int64, error) // content size as a frame's header says it
 	parts    int
 	segments int
+	total    totals
+}
+
+// maxTotal bounds the sums over all files, 1 EiB. No snapshot comes near
+// it, and whoever adds sizes up need not look for overflows.
+const maxTotal = 1 << 60
+
+// totals are sums over all files. What is added is at most sparse.MaxSize.
+type totals struct{ apparent, payload, stored int64 }
+
+func (t *totals) add(f *layout.File) error {
+	t.apparent += f.Size()
+	t.payload += f.PayloadSize()
+	for i := range f.Parts {
+		if t.stored += f.Parts[i].StoredSize; t.stored > maxTotal {
+			break
+		}
+	}
+	if max(t.apparent, t.payload, t.stored) > maxTotal {
+		return wrong("more than %d bytes in all", int64(maxTotal))
+	}
+	return nil
 }
 
 // snapshotFiles makes the files of a snapshot of either format, in the
@@ -79,6 +101,9 @@ func (b *builder) build(parts func(title string, meta *manifest.SnapshotFile) ([
 		f, err := b.file(title, &meta, ps)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", title, err)
+		}
+		if err := b.total.add(f); err != nil {
+			return nil, err
 		}
 		files = append(files, f)
 	}

@@ -85,6 +85,22 @@ func hostile() map[string]edit {
 			m.Layers = append(m.Layers, d)
 		},
 	}
+	for what, size := range map[string]func(cfg *manifest.SnapshotConfig, d *manifest.Descriptor){
+		"data": func(_ *manifest.SnapshotConfig, d *manifest.Descriptor) { d.Size = 1 << 50 },
+		"size": func(cfg *manifest.SnapshotConfig, d *manifest.Descriptor) {
+			cfg.Files[d.Title()] = manifest.SnapshotFile{SparseMap: `[{"o":0,"l":16}]`, SparseSize: 1 << 50}
+		},
+	} {
+		all["sums that overflow: "+what] = func(m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) {
+			for i := range 1 << 14 {
+				d := m.Layers[0]
+				d.Digest = fmt.Sprintf("sha256:%064x", i)
+				d.Annotations = map[string]string{manifest.AnnotationTitle: fmt.Sprint("f", i)}
+				size(cfg, &d)
+				m.Layers = append(m.Layers, d)
+			}
+		}
+	}
 	for _, title := range []string{
 		"", ".", "..", "../x", "/etc/passwd", "a/b", "a\x00b", "a\nb", "\x1b[31mred", "a\u202eb", "a\u0085", "\x7f",
 		"snapshot.json", strings.Repeat("x", 256),
