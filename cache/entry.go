@@ -76,7 +76,7 @@ func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 			err = gone
 		}
 	}
-	if diskRefuses(err) || errors.Is(err, errInUse) || errors.Is(err, errDamaged) {
+	if diskRefuses(err) || errors.Is(err, errInUse) || errors.Is(err, errHeld) || errors.Is(err, errDamaged) {
 		c.log.Warn("cache cannot keep a file", "file", f.Name, "cause", err)
 		err = e.openUnkept()
 	}

@@ -2,7 +2,13 @@ package cache
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,13 +25,75 @@ const (
 // tryLock takes a lock on n bytes from off without waiting. ok is false
 // when somebody else holds one that excludes it.
 func tryLock(f *os.File, kind int16, off, n int64) (ok bool, err error) {
-	return setLock(f, unix.F_OFD_SETLK, kind, off, n)
+	return setLock(f, kind, off, n)
 }
 
-// lock takes a lock and waits for it.
+// lockPatience is how long a lock is waited for that others hold for some
+// system calls only. Who has it longer is stopped, or its disk hangs.
+const lockPatience = 5 * time.Second
+
+// errHeld says that somebody has a lock for too long.
+var errHeld = errors.New("held too long")
+
+// lock takes a lock and waits for it, but not for a process that is stopped.
 func lock(f *os.File, kind int16, off, n int64) error {
-	_, err := setLock(f, unix.F_OFD_SETLKW, kind, off, n)
-	return err
+	pause := 100 * time.Microsecond
+	for began := time.Now(); ; time.Sleep(pause) {
+		if ok, err := tryLock(f, kind, off, n); ok || err != nil {
+			return err
+		}
+		if time.Since(began) > lockPatience {
+			return fmt.Errorf("the lock of %s is %w by %s", filepath.Base(f.Name()), errHeld, holders(f, off, n))
+		}
+		pause = min(2*pause, 50*time.Millisecond)
+	}
+}
+
+// holders names the processes that have a file open and a lock on it that
+// excludes others, as far as they can be seen. The kernel itself does not
+// tell: such locks belong to no process.
+func holders(f *os.File, off, n int64) string {
+	own, err := f.Stat()
+	if err != nil {
+		return err.Error()
+	}
+	var found []string
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, fd := range fds {
+		if at, err := os.Stat(fd); err != nil || !os.SameFile(at, own) {
+			continue
+		}
+		info, err := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))
+		if err == nil && locks(string(info), off, n) {
+			found = append(found, "process "+strings.Split(fd, "/")[2])
+		}
+	}
+	slices.Sort(found)
+	if found = slices.Compact(found); len(found) == 0 {
+		return "a process that cannot be seen"
+	}
+	return strings.Join(found, ", ")
+}
+
+// locks says whether a description with this text in fdinfo has an
+// exclusive lock on any of n bytes from off:
+//
+//	lock:	1: OFDLCK ADVISORY  WRITE -1 fd:00:1234 1 1
+func locks(fdinfo string, off, n int64) bool {
+	for line := range strings.Lines(fdinfo) {
+		fields := strings.Fields(line)
+		if len(fields) != 9 || fields[0] != "lock:" || fields[4] != "WRITE" {
+			continue
+		}
+		first, err := strconv.ParseInt(fields[7], 10, 64)
+		if err != nil || first >= off+n {
+			continue
+		}
+		if last, err := strconv.ParseInt(fields[8], 10, 64); err != nil || last >= off { // or EOF
+			return true
+		}
+	}
+	return false
 }
 
 // lockedElsewhere says that another open file description has a lock on
@@ -38,13 +106,13 @@ func lockedElsewhere(f *os.File, off, n int64) bool {
 
 func unlock(f *os.File, off, n int64) {
 	// Unlocking fails only for a bad descriptor, which holds no lock.
-	_, _ = setLock(f, unix.F_OFD_SETLK, unix.F_UNLCK, off, n)
+	_, _ = setLock(f, unix.F_UNLCK, off, n)
 }
 
-func setLock(f *os.File, cmd int, kind int16, off, n int64) (bool, error) {
+func setLock(f *os.File, kind int16, off, n int64) (bool, error) {
 	l := unix.Flock_t{Type: kind, Whence: unix.SEEK_SET, Start: off, Len: n}
 	for {
-		err := unix.FcntlFlock(f.Fd(), cmd, &l)
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l)
 		switch {
 		case err == nil:
 			return true, nil

@@ -32,6 +32,10 @@ func TestMain(m *testing.M) {
 		crashingProcess(dir)
 		return
 	}
+	if name := os.Getenv(lockFileEnv); name != "" {
+		stoppingProcess(name)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 

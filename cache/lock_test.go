@@ -1,0 +1,60 @@
+package cache
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockFileEnv makes the test binary a process that holds the set-up lock of
+// this file, and stops itself.
+const lockFileEnv = "EPOCHFS_TEST_LOCK_FILE"
+
+func stoppingProcess(name string) {
+	t := &quiet{}
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	t.must(err)
+	t.must(lock(f, unix.F_WRLCK, lockSetup, 1))
+	t.must(syscall.Kill(os.Getpid(), syscall.SIGSTOP))
+	select {}
+}
+
+// TestStoppedInSetup has a process stopped while it sets a cached file up.
+// Others go on without sharing that file, and are told by whom it is held.
+func TestStoppedInSetup(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	dir := t.TempDir()
+	var log bytes.Buffer // written to by c.File alone
+	c := openCache(t, dir, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	name := filepath.Join(dir, dirFiles, a.file.Key()+".state")
+	stopped := exec.Command(os.Args[0])
+	stopped.Env = append(os.Environ(), lockFileEnv+"="+name)
+	if err := stopped.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stopped.Process.Kill(); _ = stopped.Wait() }()
+	eventually(t, "the process is stopped", func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", stopped.Process.Pid))
+		return err == nil && strings.Contains(string(text), ") T ")
+	})
+	began := time.Now()
+	h := openFile(t, c, a.file, src)
+	if took := time.Since(began); took > lockPatience+5*time.Second {
+		t.Errorf("waited for %v", took)
+	}
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	_ = h.Close()
+	if !strings.Contains(log.String(), fmt.Sprintf("process %d", stopped.Process.Pid)) {
+		t.Errorf("it is not told who holds the file: %s", log.String())
+	}
+}
