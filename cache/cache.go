@@ -49,7 +49,9 @@ type Options struct {
 	Memory      int64         // bytes that fetches hold in memory; 0: 64 MiB
 	Log         *slog.Logger  // nil: nothing is logged
 
-	patience time.Duration // tests shorten it
+	// Tests have others.
+	patience time.Duration
+	readDisk func(f *os.File, p []byte, off int64) (int, error)
 }
 
 // Cache is a directory of cached files. Several processes may have it open.
@@ -90,6 +92,9 @@ func Open(dir string, opts Options) (*Cache, error) {
 	}
 	if opts.patience <= 0 {
 		opts.patience = defaultPatience
+	}
+	if opts.readDisk == nil {
+		opts.readDisk = (*os.File).ReadAt
 	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)

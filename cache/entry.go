@@ -47,6 +47,7 @@ type entry struct {
 	streams   map[int]bool    // parts that are being streamed
 	bad       map[int]int     // pieces whose bytes were wrong, how often
 	strikes   map[int]int     // parts that were wrong as a whole, how often
+	lost      map[int]bool    // pieces that the disk did not give back
 	condemned map[int]error   // parts that are out of service, why
 	proofs    map[int]*proof  // parts that are being compared for readers who wait
 	dropped   []func()        // called when bytes that were handed out were wrong

@@ -44,21 +44,13 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 
 // readAt fills p, which lies within the file.
 func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
-	var unkept map[int][]byte
-	from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+int64(len(p)))
-	for ready := from == to || e.state.sealed(); !ready; {
-		if err := e.prove(ctx, from, to); err != nil {
-			return err
-		}
-		var err error
-		if unkept, err = e.ensure(ctx, look{off: off, n: int64(len(p)), from: from, to: to}); err != nil {
-			return err
-		}
-		// What has gone meanwhile came anew, and must be proved again.
-		ready = e.proved(from, to)
+	l := look{off: off, n: int64(len(p)), from: e.file.Map.PayloadAt(off), to: e.file.Map.PayloadAt(off + int64(len(p)))}
+	unkept, err := e.ready(ctx, l)
+	if err != nil {
+		return err
 	}
-	if err := e.readData(p, off, from, to); err != nil {
-		return noEOF(err)
+	if err := e.readData(p, l); err != nil {
+		return e.readAgain(ctx, p, l, unkept, err)
 	}
 	for i, payload := range unkept {
 		e.overlay(p, off, i, payload)
@@ -66,22 +58,38 @@ func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// readData fills p, the file from off on, which holds payload [from, to),
-// from the data file. Large holes are not read from it: the kernel would
-// fill its page cache with zeros for them.
-func (e *entry) readData(p []byte, off, from, to int64) error {
+// ready returns when what is looked at is on disk and may be handed out,
+// with those pieces that could not be kept there.
+func (e *entry) ready(ctx context.Context, l look) (unkept map[int][]byte, err error) {
+	for ready := l.from == l.to || e.state.sealed(); !ready; {
+		if err := e.prove(ctx, l.from, l.to); err != nil {
+			return nil, err
+		}
+		if unkept, err = e.ensure(ctx, l); err != nil {
+			return nil, err
+		}
+		// What has gone meanwhile came anew, and must be proved again.
+		ready = e.proved(l.from, l.to)
+	}
+	return unkept, nil
+}
+
+// readData fills p with what is looked at from the data file. Large holes
+// are not read from it: the kernel would fill its page cache with zeros for
+// them.
+func (e *entry) readData(p []byte, l look) error {
 	done := int64(0) // of p
 	pending := int64(0)
 	flush := func() error {
 		if pending == done {
 			return nil
 		}
-		_, err := e.data.ReadAt(p[done:pending], off+done)
+		_, err := e.cache.opts.readDisk(e.data, p[done:pending], l.off+done)
 		done = pending
 		return err
 	}
-	for run := range e.file.Map.Payload(from, to-from) {
-		at := run.Offset - off
+	for run := range e.file.Map.Payload(l.from, l.to-l.from) {
+		at := run.Offset - l.off
 		if at-pending >= hole {
 			if err := flush(); err != nil {
 				return err

@@ -17,7 +17,7 @@ import (
 // for it. An error means that the piece could not be kept, not that it is
 // wrong.
 func (e *entry) store(i int, payload []byte, verified bool) error {
-	if e.unkept {
+	if e.unkept || e.isLost(i) {
 		return errNotKept
 	}
 	if e.state.verified(i) {
