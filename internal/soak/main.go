@@ -33,7 +33,7 @@ type config struct {
 	faults int           // enough of them end it sooner; 0: never
 	seed   uint64
 	flips  bool // wrong bytes; only of artifacts whose every piece has a digest
-	kills  bool // of serving processes
+	kills  int  // in how many of twenty moments a process of a mount is killed
 	away   bool // the registry goes now and then
 	shared bool // one cache for all mounts, which go from artifact to artifact: files are evicted
 }
@@ -54,7 +54,7 @@ func main() {
 	dir, err := os.MkdirTemp("", "epochfs-soak-")
 	if err == nil {
 		defer os.RemoveAll(dir)
-		cfg.dir, cfg.flips, cfg.kills, cfg.away = dir, true, true, true
+		cfg.dir, cfg.flips, cfg.kills, cfg.away = dir, true, 3, true
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		err = soak(ctx, cfg)
@@ -221,7 +221,7 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 	stop()
 	reg.chance.Store(0)
 	wg.Wait()
-	r := &report{faults: reg.counts, blobs: reg.blobs, took: time.Since(began), evicted: look.evicted, over: look.over, killing: cfg.kills}
+	r := &report{faults: reg.counts, blobs: reg.blobs, took: time.Since(began), evicted: look.evicted, over: look.over, killing: cfg.kills > 0}
 	r.reads, r.bytes, r.failed, r.wrong = t.reads.Load(), t.bytes.Load(), t.failed.Load(), t.wrong.Load()
 	r.longest = time.Duration(t.longest.Load())
 	r.last, _ = t.last.Load().(string)
@@ -269,11 +269,11 @@ func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, samples
 func (m *mount) harass(ctx context.Context, cfg config, reg *sick, samples []sample, rng *rand.Rand) (err error) {
 	for err == nil && tick(ctx) {
 		switch n := rng.IntN(20); {
-		case n < 3 && cfg.kills:
+		case n < cfg.kills:
 			err = m.kill(rng)
-		case n < 6 && cfg.shared:
+		case n < cfg.kills+3 && cfg.shared:
 			err = m.move(reg, samples[rng.IntN(len(samples))])
-		case n < 5:
+		case n < cfg.kills+2:
 			err = m.cold(reg)
 		}
 	}
