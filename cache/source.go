@@ -130,6 +130,7 @@ func (l *link) open(ctx context.Context, p *layout.Part, off, n int64, checked b
 	}
 	body, whole, err := ask(ctx, p.Digest, p.StoredSize, off, n)
 	if err != nil {
+		l.leaveAlone(err) // before another finds out in our place
 		return nil, false, err
 	}
 	if l.rate != nil {
@@ -234,15 +235,9 @@ func (l *link) pause(err error) time.Duration {
 	defer l.mu.Unlock()
 	now := time.Now()
 	l.last = err
-	var later interface{ RetryAfter() time.Duration }
-	if errors.As(err, &later) && later.RetryAfter() > 0 {
+	if l.leaveAloneLocked(err) {
 		l.failures++
-		d := min(later.RetryAfter(), askedMost)
-		d += rand.N(d/10 + 1) // a thousand nodes were told the same
-		if until := now.Add(d); until.After(l.asked) {
-			l.asked = until
-		}
-		return l.asked.Sub(now)
+		return time.Until(l.asked)
 	}
 	if left := l.retry.Sub(now); left > 0 {
 		return left
@@ -252,6 +247,26 @@ func (l *link) pause(err error) time.Duration {
 	d = d/2 + rand.N(d/2+1)
 	l.retry = now.Add(d)
 	return d
+}
+
+// leaveAlone notes for how long an error asks to be left alone.
+func (l *link) leaveAlone(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leaveAloneLocked(err)
+}
+
+func (l *link) leaveAloneLocked(err error) bool {
+	var later interface{ RetryAfter() time.Duration }
+	if !errors.As(err, &later) || later.RetryAfter() <= 0 {
+		return false
+	}
+	d := min(later.RetryAfter(), askedMost)
+	d += rand.N(d/10 + 1) // a thousand nodes were told the same
+	if until := time.Now().Add(d); until.After(l.asked) {
+		l.asked = until
+	}
+	return true
 }
 
 // trouble is why the link does not bring bytes just now; nil if it does.
