@@ -67,13 +67,18 @@ type movingBody struct {
 func (b *movingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 {
-		b.job.moved.Store(time.Now().UnixNano())
+		b.job.moved.Store(sinceStart())
 	}
 	return n, err
 }
 
 // still is how long a job has not got a byte.
-func (j *job) still() time.Duration { return time.Duration(time.Now().UnixNano() - j.moved.Load()) }
+func (j *job) still() time.Duration { return time.Duration(sinceStart() - j.moved.Load()) }
+
+// sinceStart is the time in nanoseconds by a clock that nobody sets.
+func sinceStart() int64 { return int64(time.Since(processStart)) }
+
+var processStart = time.Now()
 
 // queue decides what is fetched next and bounds how much at a time.
 type queue struct {
@@ -208,7 +213,7 @@ func (e *entry) carve(s span, p priority, idle int) (j *job, rest span) {
 		}
 		e.streams[j.part] = true
 	}
-	j.moved.Store(time.Now().UnixNano())
+	j.moved.Store(sinceStart())
 	j.ctx, j.cancel = context.WithCancelCause(e.ctx)
 	e.jobs.Add(1)
 	return j, rest
