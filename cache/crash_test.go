@@ -211,18 +211,23 @@ func TestSweep(t *testing.T) {
 	dir := t.TempDir()
 	_ = openCache(t, dir, Options{}).Close()
 	old, young := filepath.Join(dir, dirBlobs, "x"+tmpMark+"1"), filepath.Join(dir, dirFiles, "y"+tmpMark+"2")
-	for _, name := range []string{old, young} {
+	future := filepath.Join(dir, dirRefs, "z"+tmpMark+"3")
+	for _, name := range []string{old, young, future} {
 		if err := os.WriteFile(name, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	then := time.Now().Add(-2 * tmpAge)
-	if err := os.Chtimes(old, then, then); err != nil {
-		t.Fatal(err)
+	for name, by := range map[string]time.Duration{old: -2 * tmpAge, future: 2 * tmpAge} {
+		then := time.Now().Add(by)
+		if err := os.Chtimes(name, then, then); err != nil {
+			t.Fatal(err)
+		}
 	}
 	openCache(t, dir, Options{})
-	if _, err := os.Stat(old); err == nil {
-		t.Error("what a dead process was writing is still there")
+	for _, name := range []string{old, future} {
+		if _, err := os.Stat(name); err == nil {
+			t.Errorf("what a dead process was writing is still there: %s", name)
+		}
 	}
 	if _, err := os.Stat(young); err != nil {
 		t.Error("what another process is writing is gone")

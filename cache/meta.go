@@ -178,7 +178,7 @@ func (c *Cache) sweep() {
 				continue
 			}
 			name = path.Join(d, name)
-			if info, err := c.root.Lstat(name); err == nil && time.Since(info.ModTime()) > tmpAge {
+			if info, err := c.root.Lstat(name); err == nil && time.Since(info.ModTime()).Abs() > tmpAge { // clocks are set back, too
 				_ = c.root.Remove(name) // the next one tries again
 			}
 		}

@@ -127,8 +127,10 @@ func (d *downloader) remembered(tag string, err error) ([]byte, string, error) {
 	return raw, declaredType(raw), nil
 }
 
-// age prints how long ago something was, in the unit that tells most.
+// age prints how long ago something was, in the unit that tells most. What
+// is yet to be was noted by a clock that was set back since.
 func age(d time.Duration) string {
+	d = max(d, 0)
 	switch day := 24 * time.Hour; {
 	case d < 2*time.Minute:
 		return fmt.Sprintf("%d seconds", d/time.Second)
