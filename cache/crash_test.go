@@ -81,6 +81,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	died := 0
 	for step, every := range map[string]int{
 		"state sized": 1, "data made": 1, "temporary file made": 1, "temporary file written": 1,
+		"part fetched": 1, "part decoded": 1, "piece fetched": 4,
 		"run written": 9, "piece written": 5, "data synced": 1, "words synced": 1, "sealed": 1, "unlinked": 1,
 	} {
 		for n := 1; ; n += every {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -124,6 +125,7 @@ func (e *entry) fetchWhole(j *job, piece int) (err error) {
 	if _, err := io.ReadFull(j.body(body), stored); err != nil {
 		return noEOF(err)
 	}
+	crashpoint.Reach("part fetched")
 	e.link.moved(p.StoredSize, time.Since(began))
 	if sha := sha256.Sum256(stored); "sha256:"+hex.EncodeToString(sha[:]) != p.Digest {
 		return e.wrong(part, "whole")
@@ -135,6 +137,7 @@ func (e *entry) fetchWhole(j *job, piece int) (err error) {
 		if payload, err = zstdframe.Decode(decoded[:0], stored, p.Length); err != nil {
 			return &contentError{error: errors.Join(e.wrong(part, "frame"), err)}
 		}
+		crashpoint.Reach("part decoded")
 	}
 	e.arrived(piece, payload, true)
 	return nil
@@ -180,6 +183,7 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 		if _, err := io.ReadFull(moving, buf[:n]); err != nil {
 			return from, noEOF(err)
 		}
+		crashpoint.Reach("piece fetched")
 		verified, err := e.checkPiece(from, buf[:n])
 		if err != nil {
 			e.link.blame(p.Digest, body, err)

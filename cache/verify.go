@@ -1,8 +1,11 @@
 package cache
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -91,7 +94,11 @@ func (e *entry) check() {
 	if !e.state.hasAll(0, e.grid.pieces()) {
 		return
 	}
-	if err := unix.Fdatasync(int(e.data.Fd())); err != nil {
+	switch err := e.syncData(); {
+	case err == nil:
+	case errors.Is(err, context.Canceled): // closing
+		return
+	default:
 		e.state.setUnsafe()
 		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 		return
@@ -103,6 +110,27 @@ func (e *entry) check() {
 	if !e.state.hasAll(0, e.grid.pieces()) {
 		e.state.unseal() // another process found a piece wrong meanwhile
 	}
+}
+
+// syncStep bounds how long a process that is killed may take to die: while
+// it waits for the disk it cannot, and all the mount's readers wait for its
+// end.
+const syncStep = 4 << 20
+
+// syncData puts the file's data on disk, in steps.
+func (e *entry) syncData() error {
+	fd := int(e.data.Fd())
+	for off, size := int64(0), e.file.Map.Size(); off < size; off += syncStep {
+		if e.ctx.Err() != nil {
+			return e.ctx.Err()
+		}
+		err := unix.SyncFileRange(fd, off, min(syncStep, size-off),
+			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+		if err != nil {
+			return os.NewSyscallError("sync_file_range", err)
+		}
+	}
+	return os.NewSyscallError("fdatasync", unix.Fdatasync(fd))
 }
 
 func (e *entry) partVerified(part int) bool {

@@ -11,28 +11,34 @@ import (
 )
 
 // Env names the variable that says where to die: NAME:N is the Nth time
-// that step NAME is reached, and *:N the Nth step of any name.
+// that step NAME is reached, and *:N the Nth step of any name. With
+// "panic " before it, the process panics there.
 const Env = "EPOCHFS_CRASH_AT"
 
 var (
-	name string
-	left atomic.Int64
-	on   bool
+	name   string
+	left   atomic.Int64
+	on     bool
+	panics bool
 )
 
 func init() {
-	at, n, ok := strings.Cut(os.Getenv(Env), ":")
+	text, isPanic := strings.CutPrefix(os.Getenv(Env), "panic ")
+	at, n, ok := strings.Cut(text, ":")
 	count, err := strconv.ParseInt(n, 10, 64)
 	if !ok || err != nil {
 		return
 	}
-	name, on = at, true
+	name, on, panics = at, true, isPanic
 	left.Store(count)
 }
 
 // Reach says that the process has come to a step.
 func Reach(step string) {
 	if on && (name == "*" || name == step) && left.Add(-1) == 0 {
+		if panics {
+			panic("crash point: " + step)
+		}
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // the signal is on its way
 	}
