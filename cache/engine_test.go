@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"io"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -244,4 +245,12 @@ func TestLargeMapReads(t *testing.T) {
 	for off := 0; off < len(flat); off += 90_001 {
 		checkRead(t, h, flat, off, 50_000)
 	}
+}
+
+// TestOneProcessor has readers, fetches and streams take turns on one: who
+// waits for another without yielding hangs here.
+func TestOneProcessor(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	t.Run("many readers", TestManyReadersOneFetch)
+	t.Run("all kinds", TestReadsEqualFlatCopy)
 }

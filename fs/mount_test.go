@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +36,41 @@ func TestReadOnly(t *testing.T) {
 	}
 	if got := help(t, "sha", filepath.Join(m.Dir(), "f")); got != shaLine([]byte("hello")) {
 		t.Error("the file has changed")
+	}
+}
+
+// TestKernelSettings looks at what the kernel was told about the mount.
+func TestKernelSettings(t *testing.T) {
+	needRoot(t)
+	m := mounted(t, []File{textFile("f", "hello")}, Options{ReadAhead: 512 << 10})
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	check(t, err)
+	var line string
+	for l := range strings.Lines(string(mounts)) {
+		if strings.Contains(l, " "+m.Dir()+" ") {
+			line = l
+		}
+	}
+	for _, want := range []string{"nosuid", "nodev", "default_permissions", fmt.Sprint("max_read=", maxRequest)} {
+		if !strings.Contains(line, want) {
+			t.Errorf("no %s in %q", want, line)
+		}
+	}
+	value := func(path string) string {
+		text, err := os.ReadFile(path)
+		check(t, err)
+		return strings.TrimSpace(string(text))
+	}
+	if got := value("/sys/class/bdi/" + m.dev + "/read_ahead_kb"); got != "512" {
+		t.Errorf("%s KiB of readahead", got)
+	}
+	control := t.TempDir() // not mounted everywhere
+	check(t, unix.Mount("fusectl", control, "fusectl", 0, ""))
+	defer func() { check(t, unix.Unmount(control, 0)) }()
+	for name, want := range map[string]int{"max_background": maxBackground, "congestion_threshold": maxBackground * 3 / 4} {
+		if got := value(filepath.Join(control, fmt.Sprint(m.Connection()), name)); got != fmt.Sprint(want) {
+			t.Errorf("%s is %s, not %d", name, got, want)
+		}
 	}
 }
 

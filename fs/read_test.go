@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
 // failing is a content whose reads fail, all or those past a limit.
@@ -165,5 +168,29 @@ func TestKilled(t *testing.T) {
 		if killed([]byte(status)) != want {
 			t.Errorf("%q: want %v", status, want)
 		}
+	}
+}
+
+// TestSteadyReadsDoNotAllocate answers reads of data and of a hole, as the
+// server has them answered.
+func TestSteadyReadsDoNotAllocate(t *testing.T) {
+	const size = 8 << 20
+	m, err := sparse.New([]sparse.Segment{{Offset: 0, Length: 4 << 20}}, size)
+	check(t, err)
+	f := File{Name: "f", Map: m, Content: diskFile(t, randomBytes(size, 1))}
+	tree, err := newTree([]File{f}, Options{})
+	check(t, err)
+	buf := make([]byte, 128<<10)
+	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: firstIno}}
+	n := testing.AllocsPerRun(100, func() {
+		res, status := tree.Read(nil, in, buf)
+		if !status.Ok() || res.Size() != len(buf) {
+			t.Fatalf("read at %d: %v", in.Offset, status)
+		}
+		res.Done()
+		in.Offset = (in.Offset + 1<<20) % size
+	})
+	if n > 0 {
+		t.Errorf("%v allocations a read", n)
 	}
 }

@@ -15,6 +15,10 @@ const (
 	holdShare = 4
 )
 
+// large is for rows that fill gigabytes of page cache: taking it takes a
+// second or two.
+var large held
+
 // hold sets addresses aside for the memory.
 func hold(machineMiB int64) held {
 	n := min(holdMost, machineMiB<<20/holdShare)
@@ -33,4 +37,11 @@ func (h held) take() (leave func()) {
 	}
 	_ = unix.Madvise(h, unix.MADV_POPULATE_WRITE) // what it does not get is as it was
 	return func() { _ = unix.Madvise(h, unix.MADV_DONTNEED) }
+}
+
+// holding is b for such rows.
+func (b *bench) holding() *bench {
+	h := *b
+	h.held = large
+	return &h
 }

@@ -101,7 +101,7 @@ type bench struct {
 	writer   *writer
 	pushed   map[string]bool // tags
 	warm     bool            // the page cache cannot be dropped here
-	held     held            // memory that each run finds free
+	held     held            // memory that each run finds free; none in most rows
 }
 
 // row is one measurement; it may come to several lines of the table.
@@ -131,7 +131,7 @@ func measure(ctx context.Context, opts options, rows []row) (r *report, err erro
 	b.writer = &writer{base: "http://" + b.registry.addr, blobs: map[string]madeBlob{}}
 
 	r = &report{Version: 1, Date: began.UTC().Truncate(time.Second), Machine: thisMachine(b.dir), Commit: commit(), Runs: b.runs}
-	b.held = hold(r.Machine.MemoryMiB)
+	large = hold(r.Machine.MemoryMiB)
 	for _, row := range rows {
 		t := time.Now()
 		fmt.Fprintf(os.Stderr, "%-12s ", row.name)

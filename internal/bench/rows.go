@@ -73,6 +73,7 @@ var allRows = []row{
 	{"start", startRow},
 	{"memory", memoryRow},
 	{"no-range", noRangeRow},
+	{"floor", floorRow},
 	{"check", checkRow},
 }
 
@@ -169,8 +170,15 @@ func (b *bench) readingRow(ctx context.Context, r reading) ([]*line, error) {
 	if err != nil {
 		return nil, err
 	}
+	with := *b
+	if r.d == memory {
+		with.held = large
+	}
+	if r.limit == 0 {
+		with.runs = max(1, b.runs-1)
+	}
 	var fetched, requests sample
-	ours, theirs, err := b.pair(ctx, func() (float64, error) {
+	ours, theirs, err := with.pair(ctx, func() (float64, error) {
 		m, err := b.mount(ctx, addr, r.tag)
 		if err != nil {
 			return 0, err

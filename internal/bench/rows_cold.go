@@ -171,7 +171,7 @@ func mmapRow(ctx context.Context, b *bench) ([]*line, error) {
 			return read(m.path(memory.name))
 		}
 	}
-	ours, theirs, err := b.pair(ctx, cold(func(path string) (float64, error) {
+	ours, theirs, err := b.holding().pair(ctx, cold(func(path string) (float64, error) {
 		return touch(ctx, path, [][]extent{{{0, memory.m.Size()}}})
 	}), cold(func(path string) (float64, error) {
 		return sequential(path, 0, memory.m.Size())
@@ -269,7 +269,7 @@ func noRangeRow(ctx context.Context, b *bench) ([]*line, error) {
 		return nil, err
 	}
 	var fetched sample
-	ours, theirs, err := b.pair(ctx, func() (float64, error) {
+	ours, theirs, err := b.holding().pair(ctx, func() (float64, error) {
 		m, err := b.mount(ctx, addr, "v1")
 		if err != nil {
 			return 0, err

@@ -45,13 +45,13 @@ type line struct {
 	Limit     float64 `json:"limit"`
 	Met       bool    `json:"met"`
 	Note      string  `json:"note,omitempty"`
-	ratio     bool    // Figure is a ratio
+	Ratio     bool    `json:"ratio"` // Figure is one
 }
 
 // timed compares times, pair by pair: the median of ours by theirs is to
 // be at most limit.
 func timed(work string, ours sample, reference string, theirs sample, s sense, limit float64) *line {
-	l := &line{Work: work, Unit: "s", Ours: ours, Reference: reference, Theirs: theirs, Sense: s, Limit: limit, ratio: true}
+	l := &line{Work: work, Unit: "s", Ours: ours, Reference: reference, Theirs: theirs, Sense: s, Limit: limit, Ratio: true}
 	l.Figure = ratios(ours, theirs).median()
 	l.judge()
 	return l
@@ -59,7 +59,7 @@ func timed(work string, ours sample, reference string, theirs sample, s sense, l
 
 // sped compares times as speeds: theirs by ours is to be at least limit.
 func sped(work string, ours sample, reference string, theirs sample, limit float64) *line {
-	l := &line{Work: work, Unit: "s", Ours: ours, Reference: reference, Theirs: theirs, Sense: atLeast, Limit: limit, ratio: true}
+	l := &line{Work: work, Unit: "s", Ours: ours, Reference: reference, Theirs: theirs, Sense: atLeast, Limit: limit, Ratio: true}
 	l.Figure = ratios(theirs, ours).median()
 	l.judge()
 	return l
@@ -150,12 +150,12 @@ func tableLine(cells []string, width []int, pad string) string {
 
 func (l *line) cells() []string {
 	ratio, goal, met := "", "", ""
-	if l.ratio {
+	if l.Ratio {
 		ratio = number(l.Figure) + " ×"
 	}
 	if l.Sense != no {
 		goal = string(l.Sense) + " " + number(l.Limit)
-		if l.ratio {
+		if l.Ratio {
 			goal += " ×"
 		}
 		met = "no"
