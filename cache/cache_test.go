@@ -15,7 +15,9 @@ import (
 
 // TestReadsEqualFlatCopy reads random ranges of every kind of file, from
 // registries with and without ranges, from many goroutines.
-func TestReadsEqualFlatCopy(t *testing.T) {
+func TestReadsEqualFlatCopy(t *testing.T) { readsEqualFlatCopy(t, kinds) }
+
+func readsEqualFlatCopy(t *testing.T, kinds []kind) {
 	for _, k := range kinds {
 		for _, noRange := range []bool{false, true} {
 			name := k.name

@@ -52,17 +52,17 @@ var allRows = []row{
 	}},
 	{"seq-data", func(ctx context.Context, b *bench) ([]*line, error) {
 		r := reading{"cold sequential read, holes left out by lseek, loopback as it is", "v1", memory, nil, 0, sequentialData}
-		return b.readingRow(ctx, r)
+		return b.fewer().readingRow(ctx, r)
 	}},
 	{"seq-v2", func(ctx context.Context, b *bench) ([]*line, error) {
-		return b.sequentialRow(ctx, "cold sequential read, v2 in zstd chunks of 4 MiB, shaped", "v2", memory, &shaped, 0.2)
+		return b.fewer().sequentialRow(ctx, "cold sequential read, v2 in zstd chunks of 4 MiB, shaped", "v2", memory, &shaped, 0.2)
 	}},
 	{"seq-frames", func(ctx context.Context, b *bench) ([]*line, error) {
-		return b.sequentialRow(ctx, "cold sequential read, v2 in one zstd frame, shaped", "v2-large", half, &shaped, 0)
+		return b.fewer().sequentialRow(ctx, "cold sequential read, v2 in one zstd frame, shaped", "v2-large", half, &shaped, 0)
 	}},
 	{"seq-far", func(ctx context.Context, b *bench) ([]*line, error) {
 		opts := shaping.Options{Delay: 300 * time.Millisecond, PerConn: 10e6}
-		return b.sequentialRow(ctx, "cold 64 MiB, 300 ms a request, 10 MB/s a connection", "slow", slow, &opts, 0.25)
+		return b.fewer().sequentialRow(ctx, "cold 64 MiB, 300 ms a request, 10 MB/s a connection", "slow", slow, &opts, 0.25)
 	}},
 	{"random", randomRow},
 	{"prefetch", prefetchRow},
@@ -110,6 +110,13 @@ func (b *bench) link(opts *shaping.Options) (addr string, p *shaping.Proxy, err 
 		return "", nil, err
 	}
 	return p.Addr(), p, nil
+}
+
+// fewer is b for rows that take long, or say little.
+func (b *bench) fewer() *bench {
+	f := *b
+	f.runs = max(1, b.runs-1)
+	return &f
 }
 
 // pair measures ours and theirs in turn, each from a settled state, the
@@ -173,9 +180,6 @@ func (b *bench) readingRow(ctx context.Context, r reading) ([]*line, error) {
 	with := *b
 	if r.d == memory {
 		with.held = large
-	}
-	if r.limit == 0 {
-		with.runs = max(1, b.runs-1)
 	}
 	var fetched, requests sample
 	ours, theirs, err := with.pair(ctx, func() (float64, error) {

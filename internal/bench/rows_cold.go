@@ -48,8 +48,7 @@ func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 		return nil, err
 	}
 	defer stop()
-	slower := *b // these take longest
-	slower.runs = max(1, b.runs-1)
+	slower := b.fewer() // these take longest
 	withSums, other, err := slower.pair(ctx, ours("v1", 1, &fetched), theirs(1))
 	if err != nil {
 		return nil, err
@@ -201,7 +200,7 @@ func workingSetRow(ctx context.Context, b *bench) ([]*line, error) {
 	}
 	var fetched sample
 	const share, processors = 0.05, 4
-	ours, theirs, err := b.pair(ctx, func() (float64, error) {
+	ours, theirs, err := b.fewer().pair(ctx, func() (float64, error) {
 		m, err := b.mount(ctx, addr, "v1")
 		if err != nil {
 			return 0, err
