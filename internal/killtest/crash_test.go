@@ -1,0 +1,223 @@
+package killtest
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/internal/artifacttest"
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
+)
+
+// step says how a worker comes to a step of its program.
+type step struct {
+	nth    int
+	before bool // the first worker does, before it has mounted
+	takes  bool // one that takes over does
+	zstd   bool // the artifact is compressed
+	evicts bool // the cache is too small for what it has already
+}
+
+// steps are all there are.
+var steps = map[string]step{
+	"state sized":             {nth: 1, before: true},
+	"temporary file made":     {nth: 1, before: true},
+	"temporary file written":  {nth: 1, before: true},
+	"data made":               {nth: 1, before: true},
+	"part fetched":            {nth: 3, zstd: true},
+	"part decoded":            {nth: 3, zstd: true},
+	"piece fetched":           {nth: 5},
+	"run written":             {nth: 6},
+	"piece written":           {nth: 7},
+	"unlinked":                {nth: 1, evicts: true},
+	"data synced":             {nth: 1},
+	"words synced":            {nth: 2},
+	"sealed":                  {nth: 1},
+	"mode chosen":             {nth: 3},
+	"slot written":            {nth: 4},
+	"slot cleared":            {nth: 3},
+	"backing file registered": {nth: 1},
+	"backing file forgotten":  {nth: 1},
+	"taken over":              {nth: 1, takes: true},
+	"asked again":             {nth: 1, takes: true},
+}
+
+// A worker dies at each step once, under readers. They notice nothing, and
+// what was present when it died is not fetched again.
+func TestEveryStep(t *testing.T) {
+	if here := stepsInSources(t); !slices.Equal(here, slices.Sorted(maps.Keys(steps))) {
+		t.Errorf("the program's steps are %q", here)
+	}
+	rng := newRand(t)
+	files := someFiles(rng, 8<<20)
+	filler := artifacttest.Snapshot([]artifacttest.File{dense(rng, "filler", 8<<20)}, artifacttest.Options{})
+	for name, s := range steps {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			dieAt(t, name, s, files, filler)
+		})
+	}
+}
+
+// stepsInSources are those that the program reaches.
+func stepsInSources(t *testing.T) (names []string) {
+	call := regexp.MustCompile(`crashpoint\.Reach\("([^"]+)"\)`)
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range call.FindAllSubmatch(text, -1) {
+			names = append(names, string(m[1]))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func dieAt(t *testing.T, name string, s step, files []artifacttest.File, filler *artifacttest.Artifact) {
+	front := inMemory(t)
+	how := artifacttest.Options{Piece: 256 << 10}
+	if s.zstd {
+		how = artifacttest.Options{Chunk: 1 << 20, Zstd: true}
+	}
+	w := newWorld(t, front.Host, how, files...)
+	at := fmt.Sprintf("%s=%s:%d", crashpoint.Env, name, s.nth)
+	switch {
+	case s.before:
+		if err := w.tryMount(at); err == nil {
+			t.Fatal("it was not reached")
+		}
+		w.poll("all processes end", func() bool { return len(w.processes()) == 0 })
+		w.mount()
+		w.readAll()
+		w.unmount()
+		return
+	case s.evicts:
+		pushAs(t, front.Host, "filler", filler)
+		if out, err := w.run("cat", front.Host+"/filler", "filler"); err != nil {
+			t.Fatal(len(out), err)
+		}
+		w.flags = append(w.flags, "--cache-size", fmt.Sprint(w.payload()+6<<20))
+	case s.takes:
+		at = fmt.Sprintf("%s=,%s:%d", crashpoint.Env, name, s.nth)
+	}
+	w.mount(at)
+	first := w.serving(0)
+	if !s.takes {
+		w.signal(w.keeper, unix.SIGSTOP) // nobody takes over at once
+	}
+	var readers []*reading
+	for _, f := range w.files {
+		readers = append(readers, w.read("whole", f.Name))
+	}
+	if s.takes {
+		w.dieTaking(first)
+	} else {
+		w.poll("the step is reached", func() bool { return dead(first) })
+		present := w.local()
+		front.Reset()
+		w.signal(w.keeper, unix.SIGCONT)
+		w.serving(first)
+		w.poll("all is local", func() bool { return w.local() == w.payload() })
+		if got := front.Counts(); !s.zstd && got.BlobBytes != w.payload()-present {
+			t.Errorf("%d of %d bytes were present, and %d were fetched", present, w.payload(), got.BlobBytes)
+		} else if s.zstd && int64(got.Blobs) > (w.payload()-present)/(1<<20)+int64(len(w.files)) {
+			t.Errorf("%d of %d bytes were present, and %d chunks were fetched", present, w.payload(), got.Blobs)
+		}
+	}
+	for _, r := range readers {
+		r.finish(true)
+	}
+	w.readAll()
+	w.poll("no handle is left", func() bool { return w.opened() == 0 })
+	w.unmount()
+}
+
+// dieTaking kills the worker; the one that takes over dies as well.
+func (w *world) dieTaking(worker int) {
+	w.t.Helper()
+	var spare int
+	w.poll("a spare", func() bool {
+		all := w.children()
+		for _, pid := range all {
+			if pid != worker {
+				spare = pid
+			}
+		}
+		return len(all) == 2
+	})
+	w.signal(worker, unix.SIGKILL)
+	w.poll("the step is reached", func() bool { return dead(spare) })
+	if now := w.serving(worker); now == spare {
+		w.t.Error("the spare has not died")
+	}
+}
+
+// readAll reads every file once.
+func (w *world) readAll() {
+	w.t.Helper()
+	for _, f := range w.files {
+		w.read("whole", f.Name).finish(true)
+	}
+}
+
+// local counts the bytes that are present of the mounted artifact, as
+// another process sees them.
+func (w *world) local() (n int64) {
+	w.t.Helper()
+	cmd := exec.Command(program, "cache", "ls", "--json")
+	cmd.Env = w.env
+	out, err := cmd.Output()
+	w.must(err)
+	var listing struct {
+		References []struct {
+			Reference string
+			Local     int64
+		}
+	}
+	w.must(json.Unmarshal(out, &listing))
+	for _, r := range listing.References {
+		if strings.Contains(r.Reference, "/vm@") {
+			n += r.Local
+		}
+	}
+	return n
+}
+
+// The panic of a handler, and of any other goroutine, is a crash with its
+// trace in the log, and not a hang.
+func TestPanic(t *testing.T) {
+	for _, name := range []string{"slot written", "piece written"} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, inMemory(t).Host, artifacttest.Options{Piece: 256 << 10}, someFiles(rand.New(rand.NewPCG(1, 1)), 8<<20)...)
+			w.mount(crashpoint.Env + "=panic " + name + ":2")
+			first := w.serving(0)
+			reader := w.read("whole", "memory-ranges")
+			w.serving(first)
+			reader.finish(true)
+			w.readAll()
+			text, err := os.ReadFile(w.path("log"))
+			if err != nil || !strings.Contains(string(text), "crashpoint.Reach") {
+				t.Errorf("no trace in the log: %v", err)
+			}
+			w.unmount()
+		})
+	}
+}
