@@ -92,7 +92,7 @@ func hostile() map[string]edit {
 		},
 	} {
 		all["sums that overflow: "+what] = func(m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) {
-			for i := range 1 << 14 {
+			for i := range 1<<13 + 1 {
 				d := m.Layers[0]
 				d.Digest = fmt.Sprintf("sha256:%064x", i)
 				d.Annotations = map[string]string{manifest.AnnotationTitle: fmt.Sprint("f", i)}
