@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"regexp"
 	"sync"
 	"time"
 
@@ -55,6 +56,7 @@ type authorizer struct {
 	basic   *token // for every repository
 	flights map[access]*flight
 	keyErr  error // why docker's credentials could not be read
+	keyed   bool  // there were some
 }
 
 // flight is one exchange that several requests wait for.
@@ -261,6 +263,7 @@ func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthCon
 	case f := <-ch:
 		a.mu.Lock()
 		a.keyErr = f.err
+		a.keyed = f.err == nil && f.cfg != nil && *f.cfg != authn.AuthConfig{}
 		a.mu.Unlock()
 		if f.err != nil || f.cfg == nil {
 			return authn.AuthConfig{}, nil // as docker does: on without them
@@ -288,6 +291,9 @@ func (a *authorizer) askKeychain(ctx context.Context, acc access) (*authn.AuthCo
 	}, backoff.WithBackOff(b), backoff.WithMaxTries(keychainTries))
 }
 
+// missingHelper finds a helper's name in what running it failed with.
+var missingHelper = regexp.MustCompile(`exec: "(docker-credential-[\w.-]+)": executable file not found`)
+
 // hint says what somebody whose credentials are missing can do.
 func (a *authorizer) hint() string {
 	a.mu.Lock()
@@ -298,7 +304,13 @@ func (a *authorizer) hint() string {
 	case a.isEpoch:
 		return "EPOCH_REGISTRY_TOKEN, or `docker login " + a.r.host + "`, gives it credentials"
 	case a.keyErr != nil:
+		// Its words may have what the helper printed.
+		if m := missingHelper.FindStringSubmatch(a.keyErr.Error()); m != nil {
+			return "docker's config names the credential helper " + m[1] + ", which is not in the PATH"
+		}
 		return "docker's config or its credential helper cannot be read"
+	case a.keyed:
+		return "the credentials of docker's config were refused, `docker login " + a.r.host + "` stores others"
 	}
 	return "`docker login " + a.r.host + "` stores credentials"
 }

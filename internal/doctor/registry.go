@@ -32,6 +32,13 @@ func checkRegistry(ctx context.Context, cfg *mounting.Config, reference string) 
 		return []Check{problem("mirrors", "mend that file, or name another directory: --hosts-dir", err)}
 	}
 	all, a := checkOwn(ctx, cfg, ref, conf.Server)
+	if len(conf.Mirrors) > 0 && Err(all) != nil && opens(ctx, cfg, reference) {
+		for i := range all { // a mount asks the mirrors first
+			if c := &all[i]; c.Level == Problem {
+				c.Level, c.Err, c.Found = Note, nil, "only a mirror lets a mount work: "+c.Found
+			}
+		}
+	}
 	if conf.File == "" {
 		return append(all, ok("mirrors", "none are configured for %s", ref.Host))
 	}
@@ -96,6 +103,17 @@ func reach(err error) string {
 		return e.Hint
 	}
 	return "look at the network, the name, HTTPS_PROXY and NO_PROXY"
+}
+
+// opens says whether a mount without a cache would open the artifact, from
+// wherever it gets it.
+func opens(ctx context.Context, cfg *mounting.Config, reference string) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c := *cfg
+	c.NoCache = true
+	o, err := mounting.Open(ctx, reference, c)
+	return err == nil && o.Close() == nil
 }
 
 // load opens the artifact as a mount would.
