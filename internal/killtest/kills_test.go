@@ -101,9 +101,10 @@ func TestHundredKills(t *testing.T) {
 	loop := w.mountLoop("cow.raw")
 	w.read("whole", "state.json").finish(true) // to be sealed, and read in passthrough
 	stop, stopped := make(chan struct{}), make(chan struct{})
+	own := rand.New(rand.NewPCG(rng.Uint64(), 3))
 	go func() {
 		defer close(stopped)
-		faults(front, rand.New(rand.NewPCG(rng.Uint64(), 3)), stop)
+		faults(front, own, stop)
 	}()
 	readers := []*reading{
 		w.read("pread", "memory-ranges"), w.read("pread", "memory-ranges"), w.read("mmap", "memory-ranges"),
