@@ -268,13 +268,8 @@ func TestWrongWhole(t *testing.T) {
 				}
 			}
 			h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
-			r, err := h.OpenPayload(context.Background())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer r.Close()
-			if _, err := io.Copy(io.Discard, r); !errors.Is(err, layout.ErrContent) {
-				t.Errorf("stream ended with %v", err)
+			if _, err := readPayload(h); !errors.Is(err, layout.ErrContent) {
+				t.Errorf("reads ended with %v", err)
 			}
 			eventually(t, "it is gone from the cache", func() bool { return h.Cached() == 0 })
 			if _, ok := h.Backing(); ok {
@@ -335,35 +330,4 @@ func TestStreamVouchesForItself(t *testing.T) {
 	checkRead(t, h, a.flat, int(last.Offset), 1)
 	eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
 	checkRead(t, h, a.flat, 0, len(a.flat))
-}
-
-func TestPayloadStream(t *testing.T) {
-	for _, k := range kinds {
-		for _, noRange := range []bool{false, true} {
-			src := &fakeSource{noRange: noRange}
-			size := 5<<20 + 77
-			if k.name == "large frame" {
-				if noRange {
-					continue // no range of it is asked for
-				}
-				size += wholeLimit
-			}
-			a := makeFile(t, newRand(t), src, k, size)
-			h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
-			for range 2 {
-				r, err := h.OpenPayload(context.Background())
-				if err != nil {
-					t.Fatal(err)
-				}
-				got, err := io.ReadAll(r)
-				if err != nil || !bytes.Equal(got, a.data) {
-					t.Errorf("%s: payload of %d bytes, want %d (%v)", k.name, len(got), len(a.data), err)
-				}
-			}
-			_, fetched := src.reset()
-			if stored := a.file.StoredSize(); fetched > stored {
-				t.Errorf("%s: fetched %d of %d", k.name, fetched, stored)
-			}
-		}
-	}
 }

@@ -43,7 +43,6 @@ type entry struct {
 	mu        sync.Mutex
 	closing   bool
 	flights   map[int]*flight // by piece
-	vouched   map[int]bool    // parts whose stream had their digest, kept on disk or not
 	streams   map[int]bool    // parts that are being streamed
 	bad       map[int]int     // pieces whose bytes were wrong, how often
 	strikes   map[int]int     // parts that were wrong as a whole, how often
@@ -59,7 +58,7 @@ type entry struct {
 func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 	e := &entry{
 		cache: c, key: key, file: f, grid: newGrid(f), link: l,
-		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{}, strikes: map[int]int{}, condemned: map[int]error{}, vouched: map[int]bool{},
+		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{}, strikes: map[int]int{}, condemned: map[int]error{},
 		proofs: map[int]*proof{},
 	}
 	e.ctx, e.stop = context.WithCancel(c.ctx)

@@ -79,21 +79,25 @@ func mapState(f *os.File, key string, pieces int) (*state, error) {
 
 // Part returns the payload of a part of the file when all of it is there
 // and was verified, else nil.
-func (l *Local) Part(part int) io.Reader {
-	e := l.entry
+func (l *Local) Part(part int) io.Reader { return l.entry.verifiedPart(part) }
+
+func (e *entry) verifiedPart(part int) io.Reader {
 	if !e.partVerified(part) {
 		return nil
 	}
 	p := &e.file.Parts[part]
-	return io.NewSectionReader(l, p.Offset, p.Length)
+	return io.NewSectionReader(payloadAt{e}, p.Offset, p.Length)
 }
 
-// ReadAt reads the file's payload.
-func (l *Local) ReadAt(p []byte, off int64) (int, error) {
-	if n := l.entry.file.PayloadSize() - off; n < int64(len(p)) {
-		return 0, io.ErrUnexpectedEOF // Part never asks for it
+// payloadAt reads a file's payload that is all there.
+type payloadAt struct{ entry *entry }
+
+// ReadAt never has to tell the payload's end: who asks knows it.
+func (r payloadAt) ReadAt(p []byte, off int64) (int, error) {
+	if n := r.entry.file.PayloadSize() - off; n < int64(len(p)) {
+		return 0, io.ErrUnexpectedEOF
 	}
-	if err := l.entry.loadPayload(off, p); err != nil {
+	if err := r.entry.loadPayload(off, p); err != nil {
 		return 0, err
 	}
 	return len(p), nil

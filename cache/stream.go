@@ -153,9 +153,6 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 		return e.grid.first[part], e.drop(part, whole.body, "whole")
 	}
 	e.vouch(part)
-	e.mu.Lock()
-	e.vouched[part] = true
-	e.mu.Unlock()
 	return next, nil
 }
 
@@ -255,7 +252,6 @@ func (e *entry) drop(part int, body io.ReadCloser, what string) error {
 	e.link.blame(e.file.Parts[part].Digest, body, err)
 	e.forget(part)
 	e.mu.Lock()
-	delete(e.vouched, part)
 	e.strikes[part]++
 	out := e.strikes[part] >= strikesMost && !err.elsewhere
 	if out {

@@ -142,17 +142,11 @@ func (opts *materializeOptions) write(ctx context.Context, o *mounting.Opened, w
 	return opts.ended(ctx, m, err, "written")
 }
 
-// meter begins to show progress. With a cache, all that is missing is
-// fetched ahead of who reads it, beginning now.
+// meter begins to show progress.
 func (opts *materializeOptions) meter(o *mounting.Opened) (*meter, error) {
 	sum, err := o.Sizes()
 	if err != nil {
 		return nil, err
-	}
-	if !opts.noCache {
-		if err := o.Prefetch(mounting.PrefetchAll); err != nil {
-			return nil, err
-		}
 	}
 	return opts.startLocalMeter("materialize "+o.Reference.Repository, sum.Data, sum.Local), nil
 }

@@ -2,6 +2,7 @@ package direct
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -41,9 +42,9 @@ type Options struct {
 	Concurrency int           // requests at a time; 0: 16
 	ReadTimeout time.Duration // how long a request is tried without a byte coming; 0: for ever
 	LimitRate   int64         // bytes per second; 0: no limit
-	// Local opens the payload of a file's part that need not be fetched,
-	// verified already. It returns nil where there is none. It may be nil.
-	Local func(file, part int) io.Reader
+	// Store has what need not be fetched of a file, and keeps what is
+	// where it is a Keeper; nil where there is none. It may be nil.
+	Store func(file int) Store
 }
 
 const (
@@ -70,6 +71,9 @@ type timeoutError struct{}
 
 func (timeoutError) Error() string        { return "registry did not answer in time" }
 func (timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// ErrOrder says that a file was opened out of order.
+var ErrOrder = errors.New("read out of order")
 
 // Payloads are the payloads of some files, to be read in their order.
 type Payloads struct {
@@ -124,13 +128,12 @@ func New(src Source, files []*layout.File, opts Options) *Payloads {
 		d.rate = rate.NewLimiter(rate.Limit(n), int(min(n, rateBurst)))
 	}
 	for i, f := range files {
+		var store Store
+		if opts.Store != nil {
+			store = opts.Store(i)
+		}
 		for j := range f.Parts {
-			p := d.plan(&f.Parts[j], f.Name)
-			if opts.Local != nil {
-				if p.local = opts.Local(i, j); p.local != nil {
-					p.count = 0
-				}
-			}
+			p := d.plan(&f.Parts[j], f.Name, store, j)
 			d.parts = append(d.parts, p)
 			if p.count > 0 {
 				d.reserve = max(d.reserve, min(window, int64(p.count))*p.weight(0))
@@ -152,7 +155,7 @@ func (d *Payloads) OpenPayload(ctx context.Context, f *layout.File) (io.ReadClos
 		d.next++
 	}
 	if d.next == len(d.files) || d.files[d.next] != f {
-		return nil, fmt.Errorf("%q is read out of order", f.Name)
+		return nil, fmt.Errorf("%q: %w", f.Name, ErrOrder)
 	}
 	r := &reader{d: d, ctx: ctx, part: d.first[d.next], end: d.first[d.next+1]}
 	d.head = r.part
@@ -211,12 +214,14 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 			d.changed.Broadcast()
 			continue
 		}
-		if d.running >= d.pace.connections(d.opts.Concurrency) || p.partial() && d.ranges == asking {
+		here := p.here(p.next)
+		partial := p.partial() && !here
+		if d.running >= d.pace.connections(d.opts.Concurrency) || partial && d.ranges == asking {
 			return false
 		}
 		n := 1
-		if p.partial() && d.ranges == honoured {
-			want := d.pace.units(p, d.opts.Memory)
+		if partial && d.ranges == honoured {
+			want := p.missing(d.pace.units(p, d.opts.Memory))
 			n = int(min(int64(want), free/need))
 			// What is left of memory soon grows: a request is worth waiting
 			// for, unless the reader waits for it.
@@ -224,14 +229,15 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 				return false
 			}
 		}
-		if p.partial() && d.ranges == unknown {
+		asks := partial && d.ranges == unknown
+		if asks {
 			d.ranges = asking
 		}
 		d.running++
 		i := p.next
 		d.takeLocked(p, n)
 		p.streamed = streamed
-		f := &fetcher{d: d, p: p, stream: streamed, then: i + 1, end: i + n}
+		f := &fetcher{d: d, p: p, stream: streamed, asks: asks, then: i + 1, end: i + n}
 		d.work.Go(func() { f.run(i) })
 	}
 	return true
@@ -248,10 +254,13 @@ func (d *Payloads) takeLocked(p *part, n int) {
 }
 
 // ended takes back the place of a request or stream.
-func (d *Payloads) ended() {
+func (d *Payloads) ended(f *fetcher) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.running--
+	if f.asks && d.ranges == asking {
+		d.ranges = unknown // there was nothing to ask for after all
+	}
 	d.dispatchLocked()
 }
 

@@ -429,22 +429,102 @@ func TestOrderAndCancel(t *testing.T) {
 	}
 }
 
+// shelf is a Store by function.
+type shelf func(part int) io.Reader
+
+func (s shelf) Part(part int) io.Reader { return s(part) }
+
 func TestLocalPartsAreNotFetched(t *testing.T) {
 	s := newStock(t)
 	s.raw(3<<20, 0)
 	s.frames(3<<20, 1<<20)
 	s.raw(10, 0)
-	opts := Options{Local: func(file, part int) io.Reader {
-		if file != 1 || part == 1 {
+	opts := Options{Store: func(file int) Store {
+		if file != 1 {
 			return nil
 		}
-		p := s.files[1].Parts[part]
-		return bytes.NewReader(s.want[1][p.Offset:p.End()])
+		return shelf(func(part int) io.Reader {
+			if part == 1 {
+				return nil
+			}
+			p := s.files[1].Parts[part]
+			return bytes.NewReader(s.want[1][p.Offset:p.End()])
+		})
 	}}
 	if err := s.read(opts); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := s.src.sent.Load(), 3<<20+10+s.files[1].Parts[1].StoredSize; got != want {
 		t.Errorf("%d bytes were sent, not %d", got, want)
+	}
+}
+
+// TestWriteTo writes each kind of part, after a read of some of it, and
+// hands on what it is written to says.
+func TestWriteTo(t *testing.T) {
+	s := newStock(t)
+	s.everything()
+	d := New(s.src, s.files, Options{Memory: LeastMemory})
+	defer d.Close()
+	for i, f := range s.files {
+		r, err := d.OpenPayload(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := make([]byte, min(10, len(s.want[i])))
+		if _, err := io.ReadFull(r, head); err != nil {
+			t.Fatal(err)
+		}
+		got := bytes.NewBuffer(head)
+		n, err := r.(io.WriterTo).WriteTo(got)
+		if err != nil || n != int64(len(s.want[i])-min(10, len(s.want[i]))) || !bytes.Equal(got.Bytes(), s.want[i]) {
+			t.Errorf("%s: %d bytes, %v", f.Name, n, err)
+		}
+		if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("%s: after its end %d, %v", f.Name, n, err)
+		}
+		r.Close()
+	}
+}
+
+// full takes n writes and no more.
+type full int
+
+var errFull = errors.New("full")
+
+func (f *full) Write(p []byte) (int, error) {
+	if *f--; *f < 0 {
+		return 0, errFull
+	}
+	return len(p), nil
+}
+
+func TestWriteToEnds(t *testing.T) {
+	s := newStock(t)
+	s.raw(9<<20, 256<<10)
+	s.raw(9<<20, 0)
+	d := New(s.src, s.files, Options{})
+	defer d.Close()
+	r, err := d.OpenPayload(t.Context(), s.files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	room := full(1)
+	if n, err := r.(io.WriterTo).WriteTo(&room); !errors.Is(err, errFull) || n == 0 {
+		t.Errorf("%d bytes written, %v", n, err)
+	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, errFull) {
+		t.Errorf("a read after that: %v", err)
+	}
+	s = newStock(t)
+	s.raw(9<<20, 0)
+	s.src.fail = func(int64, int64) fault { return fault{flip: true} }
+	d = New(s.src, s.files, Options{})
+	defer d.Close()
+	if r, err = d.OpenPayload(t.Context(), s.files[0]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.(io.WriterTo).WriteTo(io.Discard); !errors.Is(err, layout.ErrContent) {
+		t.Errorf("wrong bytes: %v", err)
 	}
 }

@@ -1,14 +1,14 @@
 // Package direct reads the payloads of an artifact's files straight from
-// a registry, in order, over several connections, and keeps nothing. It
-// is what materialize --no-cache reads from.
+// a registry, in order, over several connections, and has them kept where
+// there is a Keeper. It is what materialize reads from.
 //
-// Why it is not the cache's engine with the disk taken away: a mount's
-// readers come in any order, so the cache fetches what is asked for and
-// has to keep it. Here the order is known before the first byte moves:
-// all parts of all files, one after another. So what is fetched next is
-// never a guess, memory can be handed out in that order and taken back
-// when a byte has been read, and a slow reader holds the connections back
-// instead of having what came for him thrown away.
+// Why it is not the cache's engine: a mount's readers come in any order,
+// so the cache fetches what is asked for and has to keep it. Here the
+// order is known before the first byte moves: all parts of all files, one
+// after another. So what is fetched next is never a guess, memory can be
+// handed out in that order and taken back when a byte has been read, and
+// a slow reader holds the connections back instead of having what came for
+// him thrown away.
 //
 // Words. A unit is what one request fetches: a whole part where that is
 // small, for then its digest is looked at before a byte of it is used,

@@ -26,9 +26,10 @@ type fetcher struct {
 	d      *Payloads
 	p      *part
 	stream bool
-	then   int // the unit after the one it is at
-	end    int // after the last of those in a row
-	next   int // of a stream: the first unit after those
+	asks   bool // its request is to tell whether ranges are honoured
+	then   int  // the unit after the one it is at
+	end    int  // after the last of those in a row
+	next   int  // of a stream: the first unit after those
 
 	body   *watched           // nil without a connection
 	at     int64              // where the body's next byte lies in the blob
@@ -41,7 +42,7 @@ type fetcher struct {
 
 // run begins with unit i and goes on while there is something to fill.
 func (f *fetcher) run(i int) {
-	defer f.d.ended()
+	defer f.d.ended(f)
 	defer f.hangUp()
 	for i >= 0 {
 		f.since = time.Now()
@@ -95,8 +96,26 @@ func (d *Payloads) awaitBegun(p *part, i int) int {
 	return -1
 }
 
-// unit fetches one unit and checks it, as often as it takes.
+// unit gets one unit: from where it is kept, or else fetches it and keeps
+// it.
 func (f *fetcher) unit(i int) ([]byte, error) {
+	release, err := f.p.claim(f.d.ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if data := f.p.load(i, &f.d.memory); data != nil {
+		return data, nil
+	}
+	data, err := f.fetch(i)
+	if err == nil {
+		f.p.store(i, data)
+	}
+	return data, err
+}
+
+// fetch fetches one unit and checks it, as often as it takes.
+func (f *fetcher) fetch(i int) ([]byte, error) {
 	off, n := f.p.extent(i)
 	stored := f.d.memory.get(n)
 	got := 0

@@ -13,12 +13,14 @@ import (
 // part is one part of a file on its way.
 type part struct {
 	*layout.Part
-	name  string // of the file, for errors
-	size  int64  // stored bytes a unit; the last may be shorter
-	count int    // units
-	cut   bool   // units are stored bytes, and not the payload of a part that was checked
-	sums  bool   // each unit is made of pieces that have digests
-	local io.Reader
+	name  string    // of the file, for errors
+	index int       // in the file
+	size  int64     // stored bytes a unit; the last may be shorter
+	count int       // units
+	cut   bool      // units are stored bytes, and not the payload of a part that was checked
+	sums  bool      // each unit is made of pieces that have digests
+	local io.Reader // all of its payload, where that is there
+	keep  Keeper    // nil where nothing is kept
 
 	// Under Payloads.mu.
 	next     int           // the first unit that was not begun
@@ -38,13 +40,19 @@ type unit struct {
 
 // plan cuts a part into units. A frame that fits with what it decodes to
 // is one unit, so is a small raw part.
-func (d *Payloads) plan(lp *layout.Part, name string) *part {
-	p := &part{Part: lp, name: name, size: lp.StoredSize, count: 1, units: map[int]*unit{}}
-	if lp.Length == 0 && lp.StoredSize == 0 {
+func (d *Payloads) plan(lp *layout.Part, name string, store Store, index int) *part {
+	p := &part{Part: lp, name: name, index: index, size: lp.StoredSize, count: 1, units: map[int]*unit{}}
+	if store != nil {
+		p.local = store.Part(index)
+	}
+	if p.local != nil || lp.Length == 0 && lp.StoredSize == 0 {
 		p.count = 0
 		return p
 	}
 	usual := max(unitLeast, min(unitMost, d.opts.Memory/32))
+	if k, ok := store.(Keeper); ok {
+		usual = p.keepIn(k, usual, d.opts.Memory)
+	}
 	most := usual
 	if lp.Encoding != layout.Raw {
 		most = d.opts.Memory / 4
@@ -59,6 +67,42 @@ func (d *Payloads) plan(lp *layout.Part, name string) *part {
 	}
 	p.count = int((lp.StoredSize + p.size - 1) / p.size)
 	return p
+}
+
+// keepIn has p kept, in units that are usual bytes or what else can be
+// kept as one. Where memory does not hold that, p is not kept.
+func (p *part) keepIn(k Keeper, usual, memory int64) int64 {
+	grain := k.Grain(p.index)
+	unit := max(grain, usual/grain*grain)
+	if p.Encoding == layout.Raw && min(window*unit, p.StoredSize) > memory*3/4 {
+		return usual
+	}
+	p.keep = k
+	if p.Encoding == layout.Raw {
+		return unit
+	}
+	return usual
+}
+
+// plain says that units are payload, once they are checked and decoded.
+func (p *part) plain() bool { return !p.cut || p.Encoding == layout.Raw }
+
+// payload is where unit i, if it is payload, lies in the part's.
+func (p *part) payload(i int) (off, n int64) {
+	if !p.cut {
+		return 0, p.Length
+	}
+	return p.extent(i)
+}
+
+// missing is how many units from the next on have to be fetched, up to n.
+func (p *part) missing(n int) int {
+	for i := 1; i < n; i++ {
+		if p.here(p.next + i) {
+			return i
+		}
+	}
+	return n
 }
 
 // partial says that a unit is less than the stored blob.

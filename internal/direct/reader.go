@@ -127,6 +127,7 @@ type partReader struct {
 	decoder io.Closer // nil where units are payload, or stored as they are
 	hash    hash.Hash // over the stored bytes; nil where each unit was checked
 	left    int64     // of the payload
+	release func()    // of a frame that is kept as it passes; may be nil
 	plain   bool      // units are payload: next gives them
 }
 
@@ -138,7 +139,7 @@ func (d *Payloads) openPart(ctx context.Context, i int) (*partReader, error) {
 		r.payload = p.local
 		return r, nil
 	}
-	r.plain = !p.cut || p.Encoding == layout.Raw
+	r.plain = p.plain()
 	if p.cut && !p.sums {
 		r.hash = sha256.New()
 		r.payload = io.TeeReader(u, r.hash)
@@ -149,6 +150,9 @@ func (d *Payloads) openPart(ctx context.Context, i int) (*partReader, error) {
 			return nil, u.blame(err)
 		}
 		r.payload, r.decoder = z, z
+		if p.keep != nil {
+			r.payload, r.release = p.keepPassing(z)
+		}
 	}
 	return r, nil
 }
@@ -157,6 +161,9 @@ func (r *partReader) Read(p []byte) (int, error) {
 	n, err := r.payload.Read(p)
 	r.left -= int64(n)
 	if err != nil && err != io.EOF {
+		if k := r.units.p.keep; k != nil && errors.Is(err, zstdframe.ErrFrame) {
+			k.Drop(r.units.p.index)
+		}
 		err = r.units.blame(err)
 	}
 	return n, err
@@ -182,10 +189,15 @@ func (r *partReader) next() ([]byte, error) {
 // finish says whether what was read to its end was all, and right.
 func (r *partReader) finish() error {
 	p := r.units.p
-	if r.left != 0 {
-		return p.wrong()
+	wrong := r.left != 0 || r.hash != nil && "sha256:"+hex.EncodeToString(r.hash.Sum(nil)) != p.Digest
+	switch {
+	case p.keep == nil || r.hash == nil:
+	case wrong:
+		p.keep.Drop(p.index)
+	default:
+		p.keep.Vouch(p.index)
 	}
-	if r.hash != nil && "sha256:"+hex.EncodeToString(r.hash.Sum(nil)) != p.Digest {
+	if wrong {
 		return p.wrong()
 	}
 	return nil
@@ -194,6 +206,9 @@ func (r *partReader) finish() error {
 func (r *partReader) close() {
 	if r.decoder != nil {
 		_ = r.decoder.Close() // it only gives memory back
+	}
+	if r.release != nil {
+		r.release()
 	}
 	r.units.release()
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 
@@ -27,10 +26,12 @@ type Opened struct {
 	Cache     *cache.Cache // nil where nothing is kept
 	Notes     []string     // what a user should know, one line each; maybe none
 
-	source    cache.Source
-	known     *known
-	uncached  *uncached // nil with a cache
-	limitRate int64     // of Config
+	source cache.Source
+	known  *known
+	cfg    Config
+
+	reading sync.Mutex
+	ordered ordered
 
 	mu    sync.Mutex
 	files map[*layout.File]*cache.File
@@ -44,7 +45,7 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Opened{files: map[*layout.File]*cache.File{}, limitRate: cfg.LimitRate}
+	o := &Opened{files: map[*layout.File]*cache.File{}, cfg: cfg}
 	o.Registry, err = cfg.mirrors(ref)
 	if err != nil {
 		return nil, err
@@ -54,7 +55,7 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 			o.Registry.Close()
 			return nil, err
 		}
-		o.uncached = newUncached(o, cfg)
+		o.findLocal()
 		return o, nil
 	}
 	o.Cache, err = cache.Open(cfg.CacheDir, cache.Options{
@@ -168,19 +169,6 @@ func (o *Opened) opened() map[string]*cache.File {
 	return all
 }
 
-// OpenPayload streams a file's data segments; io.EOF comes only when all
-// of them were verified.
-func (o *Opened) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
-	if o.uncached != nil {
-		return o.uncached.open(ctx, f)
-	}
-	open, err := o.File(f)
-	if err != nil {
-		return nil, err
-	}
-	return open.OpenPayload(ctx)
-}
-
 // Sizes are sums over the files of an artifact, in bytes.
 type Sizes struct {
 	Apparent int64 // holes included
@@ -196,8 +184,8 @@ func (o *Opened) Sizes() (Sizes, error) {
 		s.Apparent += f.Size()
 		s.Data += f.PayloadSize()
 		s.Stored += f.StoredSize()
-		if o.uncached != nil {
-			s.Local += o.uncached.has(i, f)
+		if o.Cache == nil {
+			s.Local += o.ordered.has(i, f)
 			continue
 		}
 		open, err := o.File(f)
@@ -212,6 +200,7 @@ func (o *Opened) Sizes() (Sizes, error) {
 // Close closes the files, the cache and the registry's connections. Reads
 // must have ended.
 func (o *Opened) Close() error {
+	o.ordered.close()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var errs []error
@@ -219,9 +208,7 @@ func (o *Opened) Close() error {
 		errs = append(errs, f.Close())
 	}
 	clear(o.files)
-	if o.uncached != nil {
-		o.uncached.close()
-	} else {
+	if o.Cache != nil {
 		errs = append(errs, o.Cache.Close())
 	}
 	o.Registry.Close()

@@ -59,7 +59,7 @@ func (o *Opened) networkStatus() control.Network {
 	n := o.Registry.Stats()
 	s := control.Network{
 		Requests: n.Requests, Bytes: n.Bytes, Retries: n.Retries,
-		Causes: o.Registry.Reasons(), Limit: o.limitRate,
+		Causes: o.Registry.Reasons(), Limit: o.cfg.LimitRate,
 	}
 	for why, times := range o.Cache.Counts().Retries {
 		s.Retries += times

@@ -1,0 +1,75 @@
+package direct
+
+import (
+	"runtime"
+	"testing"
+	"time"
+)
+
+// TestPace has few connections and large requests where the registry is
+// near and one connection is faster than a processor hashes, and many of
+// both everywhere else.
+func TestPace(t *testing.T) {
+	const limit = 16
+	part := &part{size: 4 << 20, count: 100}
+	few := min(limit, runtime.GOMAXPROCS(0)+1)
+	for name, c := range map[string]struct {
+		delay       time.Duration
+		speed       float64 // 0: nothing has come yet
+		answers     int
+		connections int
+		units       int
+	}{
+		"nothing known":         {connections: probes, units: 1},
+		"one answer, no bytes":  {delay: 20 * time.Millisecond, answers: 1, connections: probes, units: 1},
+		"far":                   {delay: 20 * time.Millisecond, answers: 2, connections: limit, units: 1},
+		"far and fast":          {delay: 20 * time.Millisecond, answers: 2, speed: 1 << 30, connections: limit, units: 1},
+		"near and slow":         {delay: time.Millisecond, answers: 2, speed: 100 << 20, connections: limit, units: 1},
+		"near and fast":         {delay: time.Millisecond, answers: 2, speed: 1 << 30, connections: few, units: 8},
+		"near, nothing arrived": {delay: time.Millisecond, answers: 5, connections: probes, units: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var p pace
+			for range c.answers {
+				p.answered(c.delay)
+			}
+			if c.speed > 0 {
+				p.moved(4<<20, time.Duration(float64(4<<20)/c.speed*float64(time.Second)))
+			}
+			if n := p.connections(limit); n != c.connections {
+				t.Errorf("%d connections, not %d", n, c.connections)
+			}
+			if n := p.units(part, 160<<20); n != c.units {
+				t.Errorf("%d units a request, not %d", n, c.units)
+			}
+		})
+	}
+}
+
+// TestPaceBounds keeps a request within a quarter of memory and within its
+// part, and learns nothing from what is too short to tell.
+func TestPaceBounds(t *testing.T) {
+	var p pace
+	p.answered(time.Millisecond)
+	p.moved(unitLeast-1, time.Microsecond)
+	if p.speed != 0 {
+		t.Error("a short read counts")
+	}
+	p.moved(4<<20, time.Millisecond)
+	p.moved(4<<20, time.Second)
+	if !p.isFast() {
+		t.Error("the fastest does not count")
+	}
+	of := &part{size: 4 << 20, count: 100, next: 97}
+	if n := p.units(of, 160<<20); n != 3 {
+		t.Errorf("%d units at a part's end", n)
+	}
+	of.next = 0
+	if n := p.units(of, 32<<20); n != 2 {
+		t.Errorf("%d units of 4 MiB in a quarter of 32 MiB", n)
+	}
+	p.answered(5 * time.Millisecond)
+	if p.delay != time.Millisecond {
+		t.Error("the shortest delay does not count")
+	}
+}

@@ -1,0 +1,147 @@
+package mounting
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"slices"
+	"time"
+
+	"github.com/cocoonstack/epochfs/cache"
+	"github.com/cocoonstack/epochfs/internal/direct"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// keeper is what a downloader keeps manifests, configs and references in.
+type keeper interface {
+	Blob(digest string) ([]byte, error)
+	PutBlob(digest string, data []byte) error
+	Ref(reference string) (digest string, seen time.Time, err error)
+	PutRef(reference, digest string) error
+	PutArtifact(reference, digest string, files []*layout.File, src cache.Source, blobs []string) error
+}
+
+// nowhere is a keeper that keeps nothing.
+type nowhere struct{}
+
+func (nowhere) Blob(string) ([]byte, error)           { return nil, fs.ErrNotExist }
+func (nowhere) PutBlob(string, []byte) error          { return nil }
+func (nowhere) Ref(string) (string, time.Time, error) { return "", time.Time{}, fs.ErrNotExist }
+func (nowhere) PutRef(string, string) error           { return nil }
+func (nowhere) PutArtifact(string, string, []*layout.File, cache.Source, []string) error {
+	return nil
+}
+
+// overhead is what a process takes beside the bytes that it holds for a
+// payload: the program, stacks, connections' buffers and decoders.
+const overhead = 112 << 20
+
+// LeastMemory is the smallest Config.Memory that can be kept to.
+const LeastMemory = overhead + direct.LeastMemory
+
+// buffers is how much of Config.Memory is for bytes that are fetched; 0
+// for the usual number.
+func (c *Config) buffers() int64 {
+	if c.Memory == 0 {
+		return 0
+	}
+	return max(c.Memory-overhead, direct.LeastMemory)
+}
+
+// ordered is what an artifact is read from in order: the registry, and
+// what the cache has. What is fetched is kept where there is a cache.
+type ordered struct {
+	payloads *direct.Payloads
+	local    []*cache.Local // without a cache: by file, nil where none has anything of it
+}
+
+// findLocal looks for what a cache that is not to be used happens to have.
+func (o *Opened) findLocal() {
+	o.ordered.local = make([]*cache.Local, len(o.Artifact.Files))
+	for i, f := range o.Artifact.Files {
+		if l, err := cache.OpenLocal(o.cfg.CacheDir, f, o.source); err == nil {
+			o.ordered.local[i] = l
+		}
+	}
+}
+
+// OpenPayload streams a file's data segments; io.EOF comes only when all
+// of them were verified. It is quick for who opens the files in their order
+// and one after another, and leaves none out but those that are all there.
+func (o *Opened) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	if o.ordered.payloads == nil {
+		if err := o.readFrom(0); err != nil {
+			return nil, err
+		}
+	}
+	r, err := o.ordered.payloads.OpenPayload(ctx, f)
+	if errors.Is(err, direct.ErrOrder) {
+		if err = o.readFrom(max(0, slices.Index(o.Artifact.Files, f))); err == nil {
+			r, err = o.ordered.payloads.OpenPayload(ctx, f)
+		}
+	}
+	return r, err
+}
+
+// readFrom begins to read file i and those after it.
+func (o *Opened) readFrom(i int) error {
+	stores, err := o.stores()
+	if err != nil {
+		return err
+	}
+	if o.ordered.payloads != nil {
+		_ = o.ordered.payloads.Close() // it only ends requests
+	}
+	o.ordered.payloads = direct.New(o.source, o.Artifact.Files[i:], direct.Options{
+		Memory:      o.cfg.buffers(),
+		Concurrency: o.cfg.Concurrency,
+		ReadTimeout: o.cfg.ReadTimeout,
+		LimitRate:   o.cfg.LimitRate,
+		Store:       func(file int) direct.Store { return stores[i+file] },
+	})
+	return nil
+}
+
+// stores are where bytes of each file may be found, and kept.
+func (o *Opened) stores() ([]direct.Store, error) {
+	stores := make([]direct.Store, len(o.Artifact.Files))
+	for i, f := range o.Artifact.Files {
+		if o.Cache == nil {
+			if l := o.ordered.local[i]; l != nil {
+				stores[i] = l
+			}
+			continue
+		}
+		open, err := o.File(f)
+		if err != nil {
+			return nil, err
+		}
+		stores[i] = open.Filler()
+	}
+	return stores, nil
+}
+
+// has is how many bytes of the payload of file i need not be fetched,
+// where there is no cache.
+func (d *ordered) has(i int, f *layout.File) (n int64) {
+	for p := range f.Parts {
+		if l := d.local[i]; l != nil && l.Part(p) != nil {
+			n += f.Parts[p].Length
+		}
+	}
+	return n
+}
+
+func (d *ordered) close() {
+	if d.payloads != nil {
+		_ = d.payloads.Close() // it only ends requests
+	}
+	for _, l := range d.local {
+		if l != nil {
+			_ = l.Close() // it was only read
+		}
+	}
+}
