@@ -122,26 +122,31 @@ func (b *bench) fewer() *bench {
 // pair measures ours and theirs in turn, each from a settled state, the
 // other one first in every second run.
 func (b *bench) pair(ctx context.Context, ours, theirs func() (float64, error)) (o, t sample, err error) {
+	all, err := b.rounds(ctx, ours, theirs)
+	return all[0], all[1], err
+}
+
+// rounds measures each of several, one after another, round by round; each
+// round begins with another of them.
+func (b *bench) rounds(ctx context.Context, measure ...func() (float64, error)) ([]sample, error) {
+	all := make([]sample, len(measure))
 	for i := range b.runs {
-		for j := range 2 {
+		for j := range measure {
 			if err := ctx.Err(); err != nil {
-				return o, t, err
+				return all, err
 			}
 			if err := b.settle(); err != nil {
-				return o, t, err
+				return all, err
 			}
-			f, to := ours, &o
-			if (i+j)%2 == 1 {
-				f, to = theirs, &t
-			}
-			v, err := f()
+			n := (i + j) % len(measure)
+			v, err := measure[n]()
 			if err != nil {
-				return o, t, err
+				return all, err
 			}
-			*to = append(*to, v)
+			all[n] = append(all[n], v)
 		}
 	}
-	return o, t, nil
+	return all, nil
 }
 
 // sequentialRow reads all of a file, with its holes, through a cold mount,

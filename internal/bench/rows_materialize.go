@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -127,29 +128,32 @@ func (b *bench) tarRow(ctx context.Context, work, tag string, opts *shaping.Opti
 	if proxy != nil {
 		defer proxy.Close()
 	}
-	var lines []*line
-	for _, mode := range []struct {
-		what string
-		args []string
-	}{{"", []string{"-o", "-"}}, {", --no-cache", []string{"-o", "-", "--no-cache"}}} {
-		var rss sample
-		ours, theirs, err := b.pair(ctx, func() (float64, error) {
-			m, err := b.cold(ctx, addr, tag, mode.args...)
-			rss = append(rss, m.rss)
+	modes := []string{"", "--no-cache"}
+	rss := make([]sample, len(modes))
+	var runs []func() (float64, error)
+	for i, mode := range modes {
+		runs = append(runs, func() (float64, error) {
+			m, err := b.cold(ctx, addr, tag, slices.DeleteFunc([]string{"-o", "-", mode}, func(s string) bool { return s == "" })...)
+			rss[i] = append(rss[i], m.rss)
 			return m.seconds, err
-		}, func() (float64, error) {
-			began := time.Now()
-			err := ref.run(b, ctx, addr, tag, os.DevNull)
-			return time.Since(began).Seconds(), err
 		})
-		if err != nil {
-			return lines, err
-		}
-		l := timed(work+mode.what, ours, ref.name, theirs, atMost, limit)
-		l.Note = number(rss.median()) + " MB of memory"
+	}
+	times, err := b.rounds(ctx, append(runs, func() (float64, error) {
+		began := time.Now()
+		err := ref.run(b, ctx, addr, tag, os.DevNull)
+		return time.Since(began).Seconds(), err
+	})...)
+	if err != nil {
+		return nil, err
+	}
+	var lines []*line
+	for i, mode := range modes {
+		what := strings.TrimSuffix(", "+mode, ", ")
+		l := timed(work+what, times[i], ref.name, times[len(modes)], atMost, limit)
+		l.Note = number(rss[i].median()) + " MB of memory"
 		lines = append(lines, l)
 		if memory > 0 {
-			lines = append(lines, counted("memory of it at its most"+mode.what, "MB", rss, atMost, memory))
+			lines = append(lines, counted("memory of it at its most"+what, "MB", rss[i], atMost, memory))
 		}
 	}
 	return lines, nil

@@ -237,8 +237,14 @@ func do(ctx context.Context, method, url string, body io.Reader, size int64) (*h
 	return resp, err
 }
 
-// pushRow compares a way to push with the reference.
-func (b *bench) pushRow(ctx context.Context, work string, limit float64, args ...string) ([]*line, error) {
+// pushForm is a way to push.
+type pushForm struct {
+	work string
+	args []string
+}
+
+// pushRow compares ways to push with the reference.
+func (b *bench) pushRow(ctx context.Context, limit float64, forms ...pushForm) ([]*line, error) {
 	file, err := b.exportTar("first", nil)
 	if err != nil {
 		return nil, err
@@ -247,26 +253,32 @@ func (b *bench) pushRow(ctx context.Context, work string, limit float64, args ..
 	if _, err := b.pushByReference(ctx, file); err != nil {
 		return nil, err
 	}
-	if _, err := b.push(ctx, file, b.repository(), args...); err != nil {
-		return nil, err
+	rss := make([]sample, len(forms))
+	var runs []func() (float64, error)
+	for i, f := range forms {
+		if _, err := b.push(ctx, file, b.repository(), f.args...); err != nil {
+			return nil, err
+		}
+		runs = append(runs, func() (float64, error) {
+			r, err := b.push(ctx, file, b.repository(), f.args...)
+			rss[i] = append(rss[i], r.rss)
+			return r.seconds, err
+		})
 	}
-	var rss sample
-	ours, theirs, err := b.pair(ctx, func() (float64, error) {
-		r, err := b.push(ctx, file, b.repository(), args...)
-		rss = append(rss, r.rss)
-		return r.seconds, err
-	}, func() (float64, error) { return b.pushByReference(ctx, file) })
+	times, err := b.rounds(ctx, append(runs, func() (float64, error) { return b.pushByReference(ctx, file) })...)
 	if err != nil {
 		return nil, err
 	}
-	return []*line{
-		timed(work, ours, spooling, theirs, atMost, limit),
-		counted(work+", resident memory", "MB", rss, atMost, 256),
-	}, nil
+	var lines []*line
+	for i, f := range forms {
+		lines = append(lines, timed(f.work, times[i], spooling, times[len(forms)], atMost, limit),
+			counted(f.work+", resident memory", "MB", rss[i], atMost, 256))
+	}
+	return lines, nil
 }
 
 func pushV1Row(ctx context.Context, b *bench) ([]*line, error) {
-	return b.pushRow(ctx, "push v1 out of cocoon", 0.6)
+	return b.pushRow(ctx, 0.6, pushForm{work: "push v1 out of cocoon"})
 }
 
 func pushFileRow(ctx context.Context, b *bench) ([]*line, error) {
@@ -274,11 +286,13 @@ func pushFileRow(ctx context.Context, b *bench) ([]*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.pushRow(ctx, "push v1 of a tar file", 0.6, "--input", file)
+	return b.pushRow(ctx, 0.6, pushForm{"push v1 of a tar file", []string{"--input", file}})
 }
 
 func pushV2Row(ctx context.Context, b *bench) ([]*line, error) {
-	return b.pushRow(ctx, "push v2, zstd 3, default chunks", 0.6, "--zstd", "3")
+	return b.pushRow(ctx, 0.6,
+		pushForm{"push v2, zstd 3, default chunks", []string{"--zstd", "3"}},
+		pushForm{"push v2, zstd 1, default chunks", []string{"--zstd", "1"}})
 }
 
 // pushAgainRow pushes a snapshot and then one in which 2 % of the pages
