@@ -95,16 +95,18 @@ func simple() *artifacttest.Artifact {
 	return artifacttest.Snapshot(files, artifacttest.Options{Envelope: artifacttest.Envelope, Piece: 256 << 10})
 }
 
-// read reads a file's payload to its verified end.
+// read reads a file, as a mount does, and waits until it was verified.
 func read(t *testing.T, o *Opened, f *layout.File) []byte {
 	t.Helper()
-	r, err := o.OpenPayload(t.Context(), f)
+	open, err := o.File(f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	data, err := io.ReadAll(r)
-	if err != nil {
+	data := make([]byte, f.Size())
+	if _, err := open.ReadAt(t.Context(), data, 0); err != nil && err != io.EOF {
+		t.Fatal(err)
+	}
+	if err := open.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return data

@@ -9,7 +9,23 @@ import (
 
 	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
+
+// stream reads a file's payload to its verified end.
+func stream(t *testing.T, o *Opened, f *layout.File) []byte {
+	t.Helper()
+	r, err := o.OpenPayload(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	data, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
 
 // TestOrderedReads breaks a stream off and takes it up again: what came is
 // not fetched again, what a mount beside it has fetched is not either, and
@@ -57,7 +73,7 @@ func TestOrderedReads(t *testing.T) {
 			}
 			there := beside.Cached()
 			p.front.Reset()
-			if got := read(t, o, f); !bytes.Equal(got, data) {
+			if got := stream(t, o, f); !bytes.Equal(got, data) {
 				t.Error("other bytes")
 			}
 			missing := int64(len(data)) - there
@@ -68,7 +84,7 @@ func TestOrderedReads(t *testing.T) {
 				t.Errorf("complete %v, verified %v", beside.Complete(), beside.Verified())
 			}
 			p.front.Reset()
-			if got := read(t, o, f); !bytes.Equal(got, data) || p.front.Counts().BlobBytes > 0 {
+			if got := stream(t, o, f); !bytes.Equal(got, data) || p.front.Counts().BlobBytes > 0 {
 				t.Error("what is in the cache was fetched, or is wrong")
 			}
 		})
