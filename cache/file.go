@@ -210,7 +210,6 @@ func (e *entry) overlay(p []byte, off int64, i int, payload []byte) {
 func (f *File) Backing() (file *os.File, ok bool) {
 	e := f.entry
 	if !e.state.sealed() {
-		e.checkComplete() // another process may have brought the last of it
 		return nil, false
 	}
 	e.mu.Lock()

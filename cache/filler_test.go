@@ -79,7 +79,8 @@ func TestFiller(t *testing.T) {
 	if n, _ := src.reset(); n != 0 {
 		t.Errorf("%d requests", n)
 	}
-	eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
+	h = openFile(t, openCache(t, dir, Options{}), a.file, src)
+	eventually(t, "it is sealed when it is opened next", func() bool { _, ok := h.Backing(); return ok })
 }
 
 // TestFillerVouchesForWhatPassed has a piece be other bytes by the time
