@@ -74,6 +74,9 @@ func (t *tree) negotiate(request []byte) (server *fuse.Server, fd int, reply []b
 	if err != nil {
 		return nil, -1, nil, err // the descriptor is closed
 	}
+	if err := presentBuffers(server); err != nil {
+		return nil, -1, nil, err
+	}
 	reply = make([]byte, mostInit)
 	n, err := unix.Read(pair[0], reply)
 	return server, pair[1], reply[:max(n, 0)], err
