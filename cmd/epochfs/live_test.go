@@ -22,17 +22,19 @@ import (
 
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/internal/registrytest"
 )
 
 // site is where Go tests mount: a registry with the fixtures' snapshot,
 // and a cache, a mountpoint and sockets of its own.
 type site struct {
-	t   *testing.T
-	dir string // of everything
-	mnt string
-	ref string
-	env []string // for all commands
-	as  []string // what runs them, where they are not run as they are
+	t     *testing.T
+	front *registrytest.Front
+	dir   string // of everything
+	mnt   string
+	ref   string
+	env   []string // for all commands
+	as    []string // what runs them, where they are not run as they are
 }
 
 func newSite(t *testing.T) *site {
@@ -41,7 +43,7 @@ func newSite(t *testing.T) *site {
 		t.Skip("no FUSE on this machine")
 	}
 	front := startRegistry(t, "memory")
-	s := &site{t: t, dir: t.TempDir(), ref: front.Host + "/vm"}
+	s := &site{t: t, front: front, dir: t.TempDir(), ref: front.Host + "/vm"}
 	s.mnt = filepath.Join(s.dir, "mnt")
 	s.env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "HOME="+s.dir,
 		mounting.CacheDirEnv+"="+filepath.Join(s.dir, "cache"), control.DirEnv+"="+filepath.Join(s.dir, "run"))

@@ -33,6 +33,7 @@ type downloader struct {
 	cache   keeper
 	ref     registry.Reference
 	offline bool
+	timeout time.Duration // of one fetch; 0: none
 	log     *slog.Logger
 
 	sizes map[string]int64 // of blobs, as manifests have named them
@@ -45,7 +46,7 @@ func newDownloader(reg *registry.Mirrors, c keeper, ref registry.Reference, cfg 
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &downloader{reg: reg, cache: c, ref: ref, offline: cfg.Offline, log: log, sizes: map[string]int64{}}
+	return &downloader{reg: reg, cache: c, ref: ref, offline: cfg.Offline, timeout: cfg.ReadTimeout, log: log, sizes: map[string]int64{}}
 }
 
 // GetManifest returns a manifest by tag or digest.
@@ -92,12 +93,25 @@ func (d *downloader) getManifest(ctx context.Context, name, tag string) ([]byte,
 const tagPatience = 20 * time.Second
 
 func (d *downloader) ask(ctx context.Context, name, tag string) ([]byte, string, error) {
+	var most time.Duration
 	if _, _, err := d.cache.Ref(d.tagged(tag)); err == nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, tagPatience)
-		defer cancel()
+		most = tagPatience
 	}
+	ctx, cancel := d.within(ctx, most)
+	defer cancel()
 	return d.reg.GetManifest(ctx, name, tag)
+}
+
+// within is the context of one fetch, with all its tries: it ends with the
+// read timeout, or after most, where there is either.
+func (d *downloader) within(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+	if d.timeout > 0 && (most == 0 || d.timeout < most) {
+		most = d.timeout
+	}
+	if most == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, most, ErrTimeout)
 }
 
 // unreachable says that the registry was not heard, or asked to come again
@@ -166,6 +180,8 @@ const blobTries = 4
 
 // fetchBlob fetches a blob that fits into memory and compares its digest.
 func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte, error) {
+	ctx, cancel := d.within(ctx, 0)
+	defer cancel()
 	for {
 		var body io.ReadCloser
 		data, err := tries(ctx, func() (data []byte, err error) {
@@ -247,6 +263,8 @@ func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n 
 	if d.offline {
 		return nil, fmt.Errorf("blob %s: %w", digest, ErrOffline)
 	}
+	ctx, cancel := d.within(ctx, 0)
+	defer cancel()
 	data, err := tries(ctx, func() ([]byte, error) { return readAll(d.reg.GetBlobRange(ctx, name, digest, off, n)) })
 	if err != nil {
 		return nil, err
