@@ -9,19 +9,22 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// presentBuffers makes the server read requests only into memory that is
-// there. The kernel takes a request off its queue before it copies it into
-// the reader's buffer. When that has to be faulted in, and the process is
-// killed meanwhile, the copy fails, and the request with it: EIO for
-// whoever made it, where the next process would have been asked again.
-// Buffers of 1 MiB are fresh from the kernel, and untouched, above all in
-// a process that has just begun. A request is small and lies in the first
-// two pages.
-func presentBuffers(server *fuse.Server) error {
+// present sees to it that the kernel finds memory where it copies requests
+// to and answers from. It takes a request off its queue before it copies
+// it, and an answer for given before it has all of it. When a page must be
+// faulted in for that, and the process is killed meanwhile, the copy fails,
+// and the request with it: EIO for whoever made it, where the next process
+// would have been asked again. What the process has just written is there.
+// What is not are buffers of 1 MiB, fresh from the kernel, above all in a
+// process that has just begun; and zeros, which nobody writes: reading them
+// would not do, for the kernel's own page of zeros is looked up on the way
+// that fails. A request is small and lies in the first two pages.
+func present(server *fuse.Server) error {
 	pool, err := readPool(server)
 	if err != nil {
 		return err
 	}
+	clear(zeros[:])
 	fresh := pool.New
 	pool.New = func() any {
 		buf := fresh()

@@ -74,7 +74,7 @@ func (t *tree) negotiate(request []byte) (server *fuse.Server, fd int, reply []b
 	if err != nil {
 		return nil, -1, nil, err // the descriptor is closed
 	}
-	if err := presentBuffers(server); err != nil {
+	if err := present(server); err != nil {
 		return nil, -1, nil, err
 	}
 	reply = make([]byte, mostInit)
