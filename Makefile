@@ -73,7 +73,8 @@ fuzz:
 
 # Mounts under all kinds of faults, as root.
 soak: demo-needs build
-	$(GO) run -buildvcs=false ./internal/soak -epochfs bin/epochfs -for $(SOAKTIME)
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-X main.version=other' -o bin/epochfs-other ./cmd/epochfs
+	$(GO) run -buildvcs=false ./internal/soak -epochfs bin/epochfs -other bin/epochfs-other -for $(SOAKTIME)
 
 # Everything that a package has. mount(8) finds its helper in /sbin alone.
 install: build

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -55,6 +56,15 @@ func (m *mount) kill(rng *rand.Rand) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", m.dir, errNothingToKill)
+}
+
+// restart has a build take the mount over.
+func (m *mount) restart(bin string) error {
+	if out, err := exec.Command(bin, "restart", m.dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s restart %s: %w: %s", bin, m.dir, err, out)
+	}
+	m.restarts++
+	return nil
 }
 
 // children are those of all threads of a process, the oldest first,

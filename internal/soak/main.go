@@ -28,6 +28,7 @@ import (
 // config says what a campaign is like.
 type config struct {
 	bin    string
+	other  string        // another build, which takes mounts over; may be empty
 	dir    string        // for cache and mount points
 	length time.Duration // at most
 	faults int           // enough of them end it sooner; 0: never
@@ -48,13 +49,14 @@ func main() {
 	}
 	cfg := config{}
 	flag.StringVar(&cfg.bin, "epochfs", "bin/epochfs", "the binary to try")
+	flag.StringVar(&cfg.other, "other", "", "another build of it, to take mounts over now and then")
 	flag.DurationVar(&cfg.length, "for", 30*time.Minute, "how long")
 	flag.Uint64Var(&cfg.seed, "seed", uint64(time.Now().UnixNano()), "of everything random")
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "epochfs-soak-")
 	if err == nil {
 		defer os.RemoveAll(dir)
-		cfg.dir, cfg.flips, cfg.kills, cfg.away = dir, true, 3, true
+		cfg.dir, cfg.flips, cfg.kills, cfg.away = dir, true, 9, true
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		err = soak(ctx, cfg)
@@ -101,6 +103,7 @@ type report struct {
 	faults                      map[string]int
 	blobs                       int
 	kills, spares               int64 // of processes that served, and of those that would
+	restarts                    int64 // from build to build
 	evicted, over               int64
 	reads, bytes, failed, wrong int64
 	took, longest               time.Duration // of all, and of one read
@@ -116,6 +119,7 @@ func (r *report) add(o *report) {
 	}
 	r.blobs += o.blobs
 	r.kills, r.spares = r.kills+o.kills, r.spares+o.spares
+	r.restarts += o.restarts
 	r.evicted, r.over = r.evicted+o.evicted, r.over+o.over
 	r.reads, r.bytes, r.failed = r.reads+o.reads, r.bytes+o.bytes, r.failed+o.failed
 	r.wrong, r.took = r.wrong+o.wrong, r.took+o.took
@@ -127,8 +131,8 @@ func (r *report) String() string {
 	for _, n := range r.faults {
 		total += n
 	}
-	s := fmt.Sprintf("%.0f s: %d reads of %d MB, the longest %.1f s, %d failed, %d wrong, with %d kills and %d of spares; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
-		r.took.Seconds(), r.reads, r.bytes/1e6, r.longest.Seconds(), r.failed, r.wrong, r.kills, r.spares, r.evicted, r.over, r.blobs, total)
+	s := fmt.Sprintf("%.0f s: %d reads of %d MB, the longest %.1f s, %d failed, %d wrong, with %d kills, %d of spares and %d restarts; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
+		r.took.Seconds(), r.reads, r.bytes/1e6, r.longest.Seconds(), r.failed, r.wrong, r.kills, r.spares, r.restarts, r.evicted, r.over, r.blobs, total)
 	for _, k := range slices.Sorted(maps.Keys(r.faults)) {
 		s += fmt.Sprintf(" %s %d,", k, r.faults[k])
 	}
@@ -227,6 +231,7 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 	r.last, _ = t.last.Load().(string)
 	for _, m := range mounts {
 		r.kills, r.spares = r.kills+m.kills.Load(), r.spares+m.spares.Load()
+		r.restarts += m.restarts
 		err = errors.Join(err, m.down())
 		if log := m.log.Bytes(); err != nil || r.verdict() != nil {
 			fmt.Fprintf(os.Stderr, "%s: ... %s\n", m.dir, log[max(0, len(log)-2000):])
@@ -275,6 +280,8 @@ func (m *mount) harass(ctx context.Context, cfg config, reg *sick, samples []sam
 			err = m.move(reg, samples[rng.IntN(len(samples))])
 		case n < cfg.kills+2:
 			err = m.cold(reg)
+		case n == 19 && cfg.other != "":
+			err = m.restart([]string{cfg.bin, cfg.other}[rng.IntN(2)])
 		}
 	}
 	return err

@@ -22,6 +22,7 @@ type mount struct {
 	bin, cache, repo, dir string
 	size                  int64        // of the cache
 	kills, spares         atomic.Int64 // processes that were killed: those that served, and those that would
+	restarts              int64        // of who serves, by restart; for harass alone
 	id                    uint64       // of the mount, as the kernel counts them
 	log                   bytes.Buffer // of its processes; to be read when they have ended
 	cmd                   *exec.Cmd
