@@ -18,7 +18,7 @@ const copyStep = 64 << 20
 // dst as it was, unless all of the file is present and verified. onBytes
 // is told of payload as it is copied.
 func (f *File) CopyTo(ctx context.Context, dst *os.File, onBytes func(int64)) (ok bool, err error) {
-	if !f.Kept() || !f.Complete() || !f.Verified() {
+	if !f.Kept() || !f.Complete() || !f.Verified() || f.entry.state.unsafe() {
 		return false, nil
 	}
 	return true, f.entry.copyTo(ctx, dst, onBytes)

@@ -49,7 +49,11 @@ func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
 	if err != nil {
 		return err
 	}
-	if err := e.readData(p, l); err != nil {
+	err = errUnsafe
+	if !e.state.unsafe() {
+		err = e.readData(p, l)
+	}
+	if err != nil {
 		return e.readAgain(ctx, p, l, unkept, err)
 	}
 	for i, payload := range unkept {
@@ -84,7 +88,7 @@ func (e *entry) readData(p []byte, l look) error {
 		if pending == done {
 			return nil
 		}
-		_, err := e.cache.opts.readDisk(e.data, p[done:pending], l.off+done)
+		_, err := e.readDisk(p[done:pending], l.off+done)
 		done = pending
 		return err
 	}

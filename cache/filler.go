@@ -55,7 +55,7 @@ func (k *Filler) Here(part int, off, n int64) bool {
 // of its part.
 func (k *Filler) usable(part, i int) bool {
 	e := k.entry
-	return e.state.verified(i) || e.state.has(i) && e.hashedOnRead(part)
+	return !e.state.unsafe() && (e.state.verified(i) || e.state.has(i) && e.hashedOnRead(part))
 }
 
 // hashedOnRead says that a part's stored bytes are its payload, with no

@@ -70,7 +70,7 @@ func mapState(f *os.File, key string, pieces int) (*state, error) {
 	s := &state{file: f, mem: mem, words: unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), size/8)[stateHeader/8:]}
 	id := bootID()
 	if head := header(key, pieces); string(mem[:len(head)]) != string(head) ||
-		string(mem[offBoot:offBoot+len(id)]) != string(id[:]) && !s.intact() {
+		string(mem[offBoot:offBoot+len(id)]) != string(id[:]) && !s.intact() || s.unsafe() {
 		s.unmap()
 		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
 	}
@@ -82,7 +82,7 @@ func mapState(f *os.File, key string, pieces int) (*state, error) {
 func (l *Local) Part(part int) io.Reader { return l.entry.verifiedPart(part) }
 
 func (e *entry) verifiedPart(part int) io.Reader {
-	if !e.partVerified(part) {
+	if e.state.unsafe() || !e.partVerified(part) {
 		return nil
 	}
 	p := &e.file.Parts[part]

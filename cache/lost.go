@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+
+	"github.com/cespare/xxhash/v2"
 )
 
 // mostLosses is how often a read finds pieces that the disk does not give
@@ -40,7 +42,7 @@ func (e *entry) readPieces(p []byte, l look, unkept map[int][]byte) (lost []int,
 		end := min(start+n, l.to)
 		if payload, ok := unkept[i]; ok {
 			e.overlay(p, l.off, i, payload)
-		} else if err := e.readRuns(p, l.off, off, end); err != nil {
+		} else if err := e.readPiece(i, p, l.off, off, end); err != nil {
 			lost, last = append(lost, i), err
 		}
 		off = end
@@ -48,12 +50,42 @@ func (e *entry) readPieces(p []byte, l look, unkept map[int][]byte) (lost []int,
 	return lost, last
 }
 
+// readPiece copies payload [from, to), which is of piece i, to where it
+// belongs in p, which is the file from off on.
+func (e *entry) readPiece(i int, p []byte, off, from, to int64) error {
+	if !e.state.unsafe() {
+		return e.readRuns(p, off, from, to)
+	}
+	_, n := e.grid.extent(i)
+	buf := getBuffer(n)
+	defer putBuffer(buf)
+	if err := e.loadAsKept(i, buf); err != nil {
+		return err
+	}
+	e.overlay(p, off, i, buf)
+	return nil
+}
+
+// loadAsKept is load for a file of which the disk has failed to take
+// something: what the kernel could not write it forgets, and then reads as
+// it was before.
+func (e *entry) loadAsKept(i int, buf []byte) error {
+	word := e.state.word(i)
+	if err := e.load(i, buf); err != nil {
+		return err
+	}
+	if word&wordPresent == 0 || xxhash.Sum64(buf)&wordSum != word&wordSum {
+		return errUnsafe
+	}
+	return nil
+}
+
 // readRuns copies payload [from, to) to where it belongs in p, which is the
 // file from off on.
 func (e *entry) readRuns(p []byte, off, from, to int64) error {
 	for run := range e.file.Map.Payload(from, to-from) {
 		at := run.Offset - off
-		if _, err := e.cache.opts.readDisk(e.data, p[at:at+run.Length], run.Offset); err != nil {
+		if _, err := e.readDisk(p[at:at+run.Length], run.Offset); err != nil {
 			return err
 		}
 	}

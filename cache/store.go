@@ -73,12 +73,20 @@ func (e *entry) load(i int, buf []byte) error {
 // loadPayload reads payload bytes from off on, whatever pieces they are in.
 func (e *entry) loadPayload(off int64, buf []byte) error {
 	for run := range e.file.Map.Payload(off, int64(len(buf))) {
-		if _, err := e.data.ReadAt(buf[:run.Length], run.Offset); err != nil {
+		if _, err := e.readDisk(buf[:run.Length], run.Offset); err != nil {
 			return err
 		}
 		buf = buf[run.Length:]
 	}
 	return nil
+}
+
+// readDisk fills p from the data file's offset off on.
+func (e *entry) readDisk(p []byte, off int64) (int, error) {
+	if e.cache == nil { // a Local
+		return e.data.ReadAt(p, off)
+	}
+	return e.cache.opts.readDisk(e.data, p, off)
 }
 
 // recheck looks at the checksum of a piece from before the last boot. It
