@@ -51,16 +51,17 @@ func lock(f *os.File, kind int16, off, n int64) error {
 
 // holders names the processes that have a file open and a lock on it that
 // excludes others, as far as they can be seen. The kernel itself does not
-// tell: such locks belong to no process.
+// tell: such locks belong to no process. It asks nothing of the files that
+// others have open: theirs may be on a file system that does not answer.
 func holders(f *os.File, off, n int64) string {
-	own, err := f.Stat()
+	own, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err != nil {
 		return err.Error()
 	}
 	var found []string
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range fds {
-		if at, err := os.Stat(fd); err != nil || !os.SameFile(at, own) {
+		if name, err := os.Readlink(fd); err != nil || name != own {
 			continue
 		}
 		info, err := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))

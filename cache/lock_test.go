@@ -58,3 +58,42 @@ func TestStoppedInSetup(t *testing.T) {
 		t.Errorf("it is not told who holds the file: %s", log.String())
 	}
 }
+
+// TestHoldersAskNoFiles has a process with a file open on a file system
+// that never answers: whoever looks for the holder of a lock does not wait
+// for it.
+func TestHoldersAskNoFiles(t *testing.T) {
+	dir := t.TempDir()
+	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer unix.Close(dev)
+	if err := unix.Mount("silent", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", dev)); err != nil {
+		t.Skip(err)
+	}
+	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+	silent, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(silent)
+	f, err := os.Create(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := lock(f, unix.F_WRLCK, lockSetup, 1); err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan string, 1)
+	go func() { told <- holders(f, lockSetup, 1) }()
+	select {
+	case who := <-told:
+		if want := fmt.Sprintf("process %d", os.Getpid()); who != want {
+			t.Errorf("%q, not %q", who, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits")
+	}
+}

@@ -1,12 +1,15 @@
 package cache
 
 import (
+	"context"
 	"io"
 	"os"
 	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
 // badDisk fails reads of a stretch of a file.
@@ -60,4 +63,62 @@ func TestDiskDoesNotGiveBack(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestDiskThatForgets has a disk fail to take what was written, after which
+// the kernel forgets it too: readers get their bytes all the same, and
+// nobody else is given what is not there.
+func TestDiskThatForgets(t *testing.T) {
+	for n, kind := range kinds {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, kind, 3<<20)
+		dir := t.TempDir()
+		h := openFile(t, openCache(t, dir, Options{}), a.file, src)
+		checkRead(t, h, a.flat, 0, len(a.flat))
+		eventually(t, "the file is sealed", func() bool { _, ok := h.Backing(); return ok })
+		h.entry.state.unseal()
+		h.entry.state.setUnsafe()
+		for run := range a.file.Map.Payload(1<<20, 100_000) {
+			if _, err := h.entry.data.WriteAt(make([]byte, run.Length), run.Offset); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k := h.Filler()
+		if k.Part(0) != nil || k.Load(0, 0, make([]byte, k.Grain(0))) {
+			t.Errorf("kind %d: what the disk has is passed on unseen", n)
+		}
+		if ok, err := h.CopyTo(context.Background(), nil, nil); ok || err != nil {
+			t.Errorf("kind %d: it is copied: %v, %v", n, ok, err)
+		}
+		if l, err := OpenLocal(dir, a.file, src); err == nil {
+			_ = l.Close()
+			t.Errorf("kind %d: another process is given it", n)
+		}
+		_, all := src.reset()
+		checkRead(t, h, a.flat, 0, len(a.flat))
+		checkRead(t, h, a.flat, 12_345, len(a.flat)/2)
+		if _, again := src.reset(); again == 0 || again > all {
+			t.Errorf("kind %d: %d bytes were fetched again of %d", n, again, all)
+		}
+	}
+}
+
+// TestSealLargeHole seals a file whose hole is much larger than what can
+// be gone through.
+func TestSealLargeHole(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 1<<20)
+	f := *a.file
+	var err error
+	if f.Map, err = sparse.New([]sparse.Segment{{Offset: 0, Length: 1 << 20}}, sparse.MaxSize); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "epochfs-hole-") // others do not take such a file
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	h := openFile(t, openCache(t, dir, Options{}), &f, src)
+	checkRead(t, h, a.data, 0, len(a.data))
+	eventually(t, "the file is sealed", func() bool { _, ok := h.Backing(); return ok })
 }

@@ -119,12 +119,12 @@ const syncStep = 4 << 20
 
 // syncData puts the file's data on disk, in steps.
 func (e *entry) syncData() error {
-	fd := int(e.data.Fd())
-	for off, size := int64(0), e.file.Map.Size(); off < size; off += syncStep {
+	fd, m := int(e.data.Fd()), e.file.Map
+	for off, ok := m.SeekData(0); ok; off, ok = m.SeekData(off + syncStep) {
 		if e.ctx.Err() != nil {
 			return e.ctx.Err()
 		}
-		err := unix.SyncFileRange(fd, off, min(syncStep, size-off),
+		err := unix.SyncFileRange(fd, off, min(syncStep, m.Size()-off),
 			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
 		if err != nil {
 			return os.NewSyscallError("sync_file_range", err)
