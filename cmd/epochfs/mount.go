@@ -85,7 +85,12 @@ func runMount(ctx context.Context, opts mountOptions) error {
 // where somebody does, and pipe to who waits for the mount to be ready.
 func (opts *mountOptions) mount(ctx context.Context, link *keeper.Link, pipe *readiness) error {
 	if kept, ok := inherited(link); ok {
-		return opts.takeOver(ctx, link, kept)
+		if err := opts.takeOver(ctx, link, kept); err != nil {
+			// Other codes mean that nothing is mounted yet, and that it can
+			// wait: the unit goes by them.
+			return &exitError{message(err), exitFailed}
+		}
+		return nil
 	}
 	var err error
 	if opts.dir, err = opts.checkMountpoint(opts.dir); err != nil {

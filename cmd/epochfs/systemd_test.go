@@ -215,6 +215,28 @@ func TestDescriptorStore(t *testing.T) {
 	eventually(t, "an empty store", func() bool { return len(m.names()) == 0 })
 }
 
+// Under a live mount every failure is of one kind, by which the unit has
+// it tried again at once.
+func TestTakeoverExitCode(t *testing.T) {
+	s := newSite(t)
+	m := newManager(s, 64)
+	killed(t, m.serve())
+	cache := filepath.Join(s.dir, "cache")
+	must(t, os.Rename(cache, cache+".away"))
+	must(t, os.WriteFile(cache, nil, 0o600))
+	if code := exits(t, m.start("epochfs")); code != exitFailed {
+		t.Errorf("without a cache it ended with %d", code)
+	}
+	must(t, os.Remove(cache))
+	must(t, os.Rename(cache+".away", cache))
+	cmd := m.serve()
+	s.run("cat", filepath.Join(s.mnt, "config.json"))
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	if code := exits(t, cmd); code != 0 {
+		t.Errorf("it ended with %d", code)
+	}
+}
+
 // A store that is too small would lose some of what it is sent.
 func TestSmallDescriptorStore(t *testing.T) {
 	s := newSite(t)

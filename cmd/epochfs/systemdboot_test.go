@@ -102,32 +102,54 @@ func (d *realSystemd) run(args ...string) string {
 	return strings.TrimSpace(d.site.run("nsenter", d.enter(args...)...))
 }
 
-// TestSystemd has a systemd run the unit that is installed.
-func TestSystemd(t *testing.T) {
-	s := newSite(t)
+// show is a property of the service.
+func (d *realSystemd) show(property string) string {
+	d.site.t.Helper()
+	return d.run("systemctl", "show", "-p", property, "--value", service)
+}
+
+// service is an instance of the unit that is installed.
+const service = "epochfs@web"
+
+// installUnit has the next systemd know the unit, with changes: pairs of old
+// and new text, of which each old one is there. It returns the unit's binary.
+func (s *site) installUnit(ref string, changes ...string) (binary string) {
+	t := s.t
+	t.Helper()
 	unit, err := os.ReadFile("../../packaging/epochfs@.service")
 	must(t, err)
 	program, err := exec.LookPath("epochfs")
 	must(t, err)
-	installed := filepath.Join(s.dir, "epochfs")
-	s.run("cp", program, installed)
-	text := strings.NewReplacer("/usr/bin/epochfs", installed, "/etc/epochfs", s.dir, "[Unit]\n", "[Unit]\nDefaultDependencies=no\n").Replace(string(unit))
+	binary = filepath.Join(s.dir, "epochfs")
+	s.run("cp", program, binary)
+	changes = append(changes, "/usr/bin/epochfs", binary, "/etc/epochfs", s.dir, "[Unit]\n", "[Unit]\nDefaultDependencies=no\n")
+	for i := 0; i < len(changes); i += 2 {
+		if !strings.Contains(string(unit), changes[i]) {
+			t.Fatalf("the unit has no %q", changes[i])
+		}
+	}
 	must(t, os.Mkdir(filepath.Join(s.dir, "units"), 0o700))
 	for name, text := range map[string]string{
-		"units/epochfs@.service": text,
+		"units/epochfs@.service": strings.NewReplacer(changes...).Replace(string(unit)),
 		"units/basic.target":     "[Unit]\nDefaultDependencies=no\n",
 		"web.conf": fmt.Sprintf("REF=%s\nDIR=%s\nOPTIONS=--prefetch all\nEPOCHFS_CACHE_DIR=%[3]s/cache\nEPOCHFS_RUNTIME_DIR=%[3]s/run\nGORACE=atexit_sleep_ms=0\n",
-			s.ref, s.mnt, s.dir),
+			ref, s.mnt, s.dir),
 	} {
 		must(t, os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600))
 	}
+	return binary
+}
+
+// TestSystemd has a systemd run the unit that is installed.
+func TestSystemd(t *testing.T) {
+	s := newSite(t)
+	installed := s.installUnit(s.ref)
 	d := s.bootSystemd()
-	const service = "epochfs@web"
 	d.run("systemctl", "start", service)
 	mnt := s.mnt
 	s.mnt = "/proc/" + d.pid + "/root" + mnt
 	readers := s.readAlways()
-	main := func() string { return d.run("systemctl", "show", "-p", "MainPID", "--value", service) }
+	main := func() string { return d.show("MainPID") }
 	first := main()
 
 	d.run("systemctl", "kill", "-s", "KILL", "--kill-who=main", service)
@@ -172,7 +194,7 @@ func TestSystemd(t *testing.T) {
 		t.Error("restart with a binary that cannot take over: exit code 0")
 	}
 	eventually(t, "a word of why", func() bool {
-		return strings.Contains(d.run("systemctl", "show", "-p", "StatusText", "--value", service), "memory has version 1, not 2")
+		return strings.Contains(d.show("StatusText"), "memory has version 1, not 2")
 	})
 	install(s.build("two"))
 	readers.goOn()
@@ -180,7 +202,7 @@ func TestSystemd(t *testing.T) {
 	readers.stop()
 	d.run("systemctl", "stop", service)
 	for property, want := range map[string]string{"ActiveState": "inactive", "Result": "success", "NFileDescriptorStore": "0"} {
-		if got := d.run("systemctl", "show", "-p", property, "--value", service); got != want {
+		if got := d.show(property); got != want {
 			t.Errorf("after stop: %s is %s", property, got)
 		}
 	}
