@@ -1,5 +1,5 @@
-// Package killtest kills the processes behind live mounts, and compares
-// what readers see. Its readers are processes of their own: one that waits
+// Package killtest kills the processes behind live mounts, or leaves them
+// without what they need, and compares what readers see. Its readers are processes of their own: one that waits
 // for a page of a mount stops all of a Go process with it.
 package killtest
 
