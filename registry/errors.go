@@ -185,7 +185,7 @@ func (t target) status(resp *http.Response) error {
 // of this century would otherwise.
 func speaksTLS(resp *http.Response, body []byte) bool {
 	return resp.Request != nil && resp.Request.URL.Scheme == "http" &&
-		(bytes.Contains(body, []byte("HTTPS")) || resp.ProtoMajor == 1 && resp.ProtoMinor == 0)
+		(bytes.Contains(body, []byte("HTTPS")) || len(body) == 0 && resp.ProtoMajor == 1 && resp.ProtoMinor == 0)
 }
 
 // errorCode reads the first code of a registry's error body. Messages are

@@ -225,9 +225,20 @@ func TestTLSOnLoopback(t *testing.T) {
 			t.Errorf("hint %q", e.Hint)
 		}
 	}
-	own := answers(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) })
-	_, err := client(t, own.URL, Options{}).GetBlob(t.Context(), "vm", someDigest)
-	if e := wantError(t, err, err, false); e.Hint != "" {
-		t.Errorf("hint %q", e.Hint)
+	refuses := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) }
+	old := func(w http.ResponseWriter, _ *http.Request) { // as some small servers do
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.0 400 Bad Request\r\n\r\n"+`{"errors":[{"code":"NAME_INVALID"}]}`)
+		_ = conn.Close()
+	}
+	for _, answer := range []http.HandlerFunc{refuses, old} {
+		own := answers(t, answer)
+		_, err := client(t, own.URL, Options{}).GetBlob(t.Context(), "vm", someDigest)
+		if e := wantError(t, err, err, false); e.Hint != "" {
+			t.Errorf("hint %q", e.Hint)
+		}
 	}
 }
