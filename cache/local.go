@@ -98,6 +98,7 @@ func (r payloadAt) ReadAt(p []byte, off int64) (int, error) {
 		return 0, io.ErrUnexpectedEOF
 	}
 	if err := r.entry.loadPayload(off, p); err != nil {
+		r.entry.loseWithin(off, int64(len(p)), err)
 		return 0, err
 	}
 	return len(p), nil

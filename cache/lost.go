@@ -110,6 +110,24 @@ func (e *entry) lose(pieces []int, cause error) {
 	e.cache.log.Warn("the disk does not give back what was kept; it is fetched again", "file", e.file.Name, "cause", cause)
 }
 
+// loseWithin marks those pieces of payload [off, off+n) as missing that the
+// disk does not give back: who asks again has them fetched.
+func (e *entry) loseWithin(off, n int64, cause error) {
+	if e.cache == nil || errors.Is(cause, fs.ErrClosed) {
+		return // a Local changes nothing
+	}
+	var lost []int
+	for i, end := e.grid.at(off), e.grid.at(off+n-1); i <= end; i++ {
+		_, size := e.grid.extent(i)
+		buf := getBuffer(size)
+		if e.load(i, buf) != nil {
+			lost = append(lost, i)
+		}
+		putBuffer(buf)
+	}
+	e.lose(lost, cause)
+}
+
 func (e *entry) isLost(i int) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()

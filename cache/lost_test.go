@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"sync/atomic"
@@ -62,6 +63,29 @@ func TestDiskDoesNotGiveBack(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestPartNotGivenBack has a part that is to be passed on fail on disk: it
+// is not there any more for who asks again.
+func TestPartNotGivenBack(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[1], 3<<20)
+	disk := &badDisk{with: unix.EIO}
+	h := openFile(t, openCache(t, t.TempDir(), Options{readDisk: disk.ReadAt}), a.file, src)
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	seg := a.file.Map.Segments()[0]
+	disk.from.Store(seg.Offset)
+	disk.to.Store(seg.Offset + 1)
+	k := h.Filler()
+	if _, err := io.ReadAll(k.Part(0)); !errors.Is(err, unix.EIO) {
+		t.Errorf("error %v", err)
+	}
+	if k.Part(0) != nil || k.Here(0, 0, k.Grain(0)) {
+		t.Error("what the disk does not give back counts as present")
+	}
+	if !k.Here(0, k.Grain(0), k.Grain(0)) {
+		t.Error("what it does give back does not")
 	}
 }
 
