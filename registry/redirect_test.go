@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -235,7 +236,8 @@ func TestTLSOnLoopback(t *testing.T) {
 		_ = conn.Close()
 	}
 	for _, answer := range []http.HandlerFunc{refuses, old} {
-		own := answers(t, answer)
+		own := httptest.NewServer(answer)
+		t.Cleanup(own.Close)
 		_, err := client(t, own.URL, Options{}).GetBlob(t.Context(), "vm", someDigest)
 		if e := wantError(t, err, err, false); e.Hint != "" {
 			t.Errorf("hint %q", e.Hint)
