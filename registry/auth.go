@@ -294,23 +294,24 @@ func (a *authorizer) askKeychain(ctx context.Context, acc access) (*authn.AuthCo
 // missingHelper finds a helper's name in what running it failed with.
 var missingHelper = regexp.MustCompile(`exec: "(docker-credential-[\w.-]+)": executable file not found`)
 
-// hint says what somebody whose credentials are missing can do.
-func (a *authorizer) hint() string {
+// hint says what somebody whose credentials are missing can do, and
+// which helper is missing.
+func (a *authorizer) hint() (text, helper string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case a.epoch != "":
-		return "EPOCH_REGISTRY_TOKEN was not accepted"
+		return "EPOCH_REGISTRY_TOKEN was not accepted", ""
 	case a.isEpoch:
-		return "EPOCH_REGISTRY_TOKEN, or `docker login " + a.r.host + "`, gives it credentials"
+		return "EPOCH_REGISTRY_TOKEN, or `docker login " + a.r.host + "`, gives it credentials", ""
 	case a.keyErr != nil:
 		// Its words may have what the helper printed.
 		if m := missingHelper.FindStringSubmatch(a.keyErr.Error()); m != nil {
-			return "docker's config names the credential helper " + m[1] + ", which is not in the PATH"
+			return "docker's config names the credential helper " + m[1] + ", which is not in the PATH", m[1]
 		}
-		return "docker's config or its credential helper cannot be read"
+		return "docker's config or its credential helper cannot be read", ""
 	case a.keyed:
-		return "the credentials of docker's config were refused, `docker login " + a.r.host + "` stores others"
+		return "the credentials of docker's config were refused, `docker login " + a.r.host + "` stores others", ""
 	}
-	return "`docker login " + a.r.host + "` stores credentials"
+	return "`docker login " + a.r.host + "` stores credentials", ""
 }

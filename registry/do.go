@@ -70,7 +70,8 @@ func (r *Registry) refused(t target, err error, code string) error {
 		return t.broken(err)
 	}
 	e = t.fail(ErrDenied, nil)
-	e.Status, e.Code, e.Hint = http.StatusUnauthorized, code, r.auth.hint()
+	e.Status, e.Code = http.StatusUnauthorized, code
+	e.Hint, e.Helper = r.auth.hint()
 	return e
 }
 

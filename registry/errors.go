@@ -17,10 +17,11 @@ import (
 
 // What a failure was, for errors.Is.
 var (
-	ErrNotFound    = errors.New("not found")     // the registry says there is no such thing
-	ErrDenied      = errors.New("not allowed")   // credentials are missing or refused
-	ErrUnreachable = errors.New("not reachable") // no answer, a broken one, or one that says: later
-	ErrContent     = errors.New("wrong content") // a digest, a size or a range that must not be
+	ErrNotFound    = errors.New("not found")              // the registry says there is no such thing
+	ErrDenied      = errors.New("not allowed")            // credentials are missing or refused
+	ErrUnreachable = errors.New("not reachable")          // no answer, a broken one, or one that says: later
+	ErrContent     = errors.New("wrong content")          // a digest, a size or a range that must not be
+	ErrRoots       = errors.New("read root certificates") // of a file that EPOCH_CA_CERT or hosts.toml names
 	errStalled     = errors.New("no byte came for too long")
 	errHungUp      = errors.New("the connection was closed without an answer")
 	errPlainHTTP   = errors.New("plain HTTP is only spoken to loopback hosts, and where --plain-http allows it")
@@ -35,6 +36,7 @@ type Error struct {
 	Status int    // HTTP status of the answer; 0 where there was none
 	Code   string // the registry's error code, such as MANIFEST_UNKNOWN, or ""
 	Hint   string // what to do about it, or ""
+	Helper string // the credential helper that docker's config names and that is not there, or ""
 
 	kind  error // ErrNotFound, ErrDenied, ErrUnreachable, ErrContent or nil
 	cause error // what happened, or nil

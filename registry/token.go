@@ -140,7 +140,7 @@ func (a *authorizer) endpointRefused(t target, resp *http.Response) error {
 	var e *Error
 	if errors.As(err, &e) && !e.Temporary() {
 		e.kind = ErrDenied
-		e.Hint = a.hint()
+		e.Hint, e.Helper = a.hint()
 	}
 	return err
 }

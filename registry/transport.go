@@ -112,7 +112,7 @@ func rootCAs(files []string) (*x509.CertPool, error) {
 		}
 		pem, err := os.ReadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("read root certificates: %w", err)
+			return nil, fmt.Errorf("%w: %w", ErrRoots, err)
 		}
 		if pool == nil {
 			if pool, err = x509.SystemCertPool(); err != nil {
@@ -120,7 +120,7 @@ func rootCAs(files []string) (*x509.CertPool, error) {
 			}
 		}
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read root certificates: %s holds no PEM certificate", file)
+			return nil, fmt.Errorf("%w: %s holds no PEM certificate", ErrRoots, file)
 		}
 	}
 	return pool, nil

@@ -57,8 +57,14 @@ func TestPlainUser(t *testing.T) {
 	if last := status(); last.PID == third.PID || last.Keeper != third.Keeper || last.Keeper == 0 {
 		t.Errorf("process %d, kept by %d; before %d, %d", last.PID, last.Keeper, third.PID, third.Keeper)
 	}
-	if text := run("doctor"); !strings.Contains(text, "\nok    takeover ") || !strings.Contains(text, "\nnote  passthrough ") {
-		t.Errorf("doctor: %s", text)
+	text, allowOther := run("doctor"), "note  allow-other "
+	if conf, _ := os.ReadFile("/etc/fuse.conf"); strings.Contains("\n"+string(conf), "\nuser_allow_other") {
+		allowOther = "ok    allow-other "
+	}
+	for _, want := range []string{"ok    takeover ", "note  passthrough ", "note  readahead ", "note  memory ", allowOther} {
+		if !strings.Contains(text, "\n"+want) {
+			t.Errorf("doctor has no %q: %s", want, text)
+		}
 	}
 	reader.stop()
 	run("umount", s.mnt)

@@ -55,7 +55,7 @@ var allowed = map[string][]string{
 
 	// Where everything is joined.
 	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
-	"internal/doctor":   {"cocoon", "fs", "internal/mounting", "registry", "registry/hosts", "snapshot", "snapshot/layout"},
+	"internal/doctor":   {"cocoon", "fs", "internal/keeper", "internal/mounting", "registry", "registry/hosts", "snapshot", "snapshot/layout"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
 		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/doctor", "internal/keeper", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/keeper"
 )
 
 const (
@@ -48,7 +49,19 @@ func checkFUSE(backing *os.File) []Check {
 		who = "a plain user, with " + helper
 	}
 	all := []Check{ok("fuse", "a mount was made and taken away as %s (kernel %s, FUSE %s)", who, unix.ByteSliceToString(name.Release[:]), s.Protocol)}
-	return append(all, passthrough(s.Passthrough), takeover(s.Resend))
+	all = append(all, passthrough(s.Passthrough), takeover(s.Resend))
+	return append(all, privileges(isRoot(), keeper.SpareFromOOM())...)
+}
+
+// privileges notes what root's mounts have besides passthrough.
+func privileges(root bool, spared error) (all []Check) {
+	if !root {
+		all = append(all, note("readahead", "mount as root", "only root may have the kernel read ahead more than 128 KiB of what is not complete"))
+	}
+	if spared != nil {
+		all = append(all, note("memory", "mount as root (CAP_SYS_RESOURCE)", "when memory is short the kernel may kill the processes of a mount as any others (%v)", spared))
+	}
+	return all
 }
 
 // mendFUSE is what to do where a mount cannot be made.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -32,12 +33,12 @@ func checkRegistry(ctx context.Context, cfg *mounting.Config, reference string) 
 		return []Check{problem("mirrors", "mend that file, or name another directory: --hosts-dir", err)}
 	}
 	all, a := checkOwn(ctx, cfg, ref, conf.Server)
-	if len(conf.Mirrors) > 0 && Err(all) != nil && opens(ctx, cfg, reference) {
-		for i := range all { // a mount asks the mirrors first
-			if c := &all[i]; c.Level == Problem {
-				c.Level, c.Err, c.Found = Note, nil, "only a mirror lets a mount work: "+c.Found
-			}
-		}
+	switch err := Err(all); {
+	case err == nil:
+	case len(conf.Mirrors) > 0 && opens(ctx, cfg, reference, true): // a mount asks them first
+		demote(all, "only a mirror lets a mount work")
+	case errors.Is(err, registry.ErrUnreachable) && opensCached(ctx, cfg, reference):
+		demote(all, "only the cache lets a mount work, with what is in it")
 	}
 	if conf.File == "" {
 		return append(all, ok("mirrors", "none are configured for %s", ref.Host))
@@ -58,6 +59,9 @@ func checkRegistry(ctx context.Context, cfg *mounting.Config, reference string) 
 // have it.
 func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference, server *hosts.Host) ([]Check, *snapshot.Artifact) {
 	if cfg.Offline {
+		if !opensCached(ctx, cfg, ref.String()) {
+			return []Check{problem("registry", "leave out --offline", mounting.ErrOffline)}, nil
+		}
 		return []Check{note("registry", "leave out --offline", "not asked")}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -80,7 +84,7 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 	reached := ok("registry", "%s answers, in %s", ref.Host, took.Round(time.Millisecond))
 	switch {
 	case errors.Is(err, registry.ErrDenied):
-		return []Check{reached, problem("credentials", "docker login "+ref.Host+"; for the epoch server set EPOCH_REGISTRY_TOKEN", err)}, nil
+		return []Check{reached, problem("credentials", admit(err, ref.Host), err)}, nil
 	case errors.Is(err, registry.ErrNotFound):
 		return []Check{reached, ok("credentials", "%s", keys), problem("reference", "name one that is there", cfg.WithTags(ctx, ref, server, err))}, nil
 	case errors.Is(err, layout.ErrContent), errors.Is(err, registry.ErrContent), errors.Is(err, snapshot.ErrKind):
@@ -96,24 +100,56 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 	return []Check{reached, ok("credentials", "%s", keys), found, checkRange(ctx, cfg, ref, server, a)}, a
 }
 
+// demote makes notes of problems that keep no mount from working.
+func demote(all []Check, why string) {
+	for i := range all {
+		if c := &all[i]; c.Level == Problem {
+			c.Level, c.Err, c.Found = Note, nil, why+": "+c.Found
+		}
+	}
+}
+
 // reach is what to do about a registry that does not answer.
 func reach(err error) string {
 	var e *registry.Error
-	if errors.As(err, &e) && e.Hint != "" {
+	switch {
+	case errors.Is(err, registry.ErrRoots):
+		return "have EPOCH_CA_CERT, or ca in hosts.toml, name a PEM file that can be read"
+	case errors.As(err, &e) && e.Hint != "":
 		return e.Hint
 	}
 	return "look at the network, the name, HTTPS_PROXY and NO_PROXY"
 }
 
-// opens says whether a mount without a cache would open the artifact, from
-// wherever it gets it.
-func opens(ctx context.Context, cfg *mounting.Config, reference string) bool {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// admit is what to do about a registry that refuses.
+func admit(err error, host string) string {
+	var e *registry.Error
+	if errors.As(err, &e) && e.Helper != "" {
+		return "install " + e.Helper + ", or take it out of docker's config.json"
+	}
+	return "docker login " + host + "; for the epoch server set EPOCH_REGISTRY_TOKEN"
+}
+
+// opens says whether a mount would open the artifact, with what is in the
+// cache or with none, from wherever it gets it.
+func opens(ctx context.Context, cfg *mounting.Config, reference string, noCache bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
 	c := *cfg
-	c.NoCache = true
+	c.NoCache = noCache
 	o, err := mounting.Open(ctx, reference, c)
 	return err == nil && o.Close() == nil
+}
+
+// opensCached says whether one would without the registry. It makes no
+// cache.
+func opensCached(ctx context.Context, cfg *mounting.Config, reference string) bool {
+	if _, err := os.Stat(cfg.CacheDir); err != nil {
+		return false
+	}
+	c := *cfg
+	c.Offline = true // whoever is not asked is not waited for
+	return opens(ctx, &c, reference, false) && (cfg.Offline || opens(ctx, cfg, reference, false))
 }
 
 // load opens the artifact as a mount would.
