@@ -135,6 +135,9 @@ func New(src Source, files []*layout.File, opts Options) *Payloads {
 		for j := range f.Parts {
 			p := d.plan(&f.Parts[j], f.Name, store, j)
 			d.parts = append(d.parts, p)
+			if p.instead != nil {
+				p = p.instead
+			}
 			if p.count > 0 {
 				d.reserve = max(d.reserve, min(window, int64(p.count))*p.weight(0))
 			}

@@ -20,7 +20,9 @@ type part struct {
 	cut   bool      // units are stored bytes, and not the payload of a part that was checked
 	sums  bool      // each unit is made of pieces that have digests
 	local io.Reader // all of its payload, where that is there
-	keep  Keeper    // nil where nothing is kept
+	// instead is what is fetched when local fails.
+	instead *part
+	keep    Keeper // nil where nothing is kept
 
 	// Under Payloads.mu.
 	next     int           // the first unit that was not begun
@@ -47,6 +49,9 @@ func (d *Payloads) plan(lp *layout.Part, name string, store Store, index int) *p
 	}
 	if p.local != nil || lp.Length == 0 && lp.StoredSize == 0 {
 		p.count = 0
+		if p.local != nil {
+			p.instead = d.plan(lp, name, nil, index)
+		}
 		return p
 	}
 	usual := max(unitLeast, min(unitMost, d.opts.Memory/32))

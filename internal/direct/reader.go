@@ -127,6 +127,7 @@ type partReader struct {
 	decoder io.Closer // nil where units are payload, or stored as they are
 	hash    hash.Hash // over the stored bytes; nil where each unit was checked
 	left    int64     // of the payload
+	index   int       // in Payloads.parts
 	release func()    // of a frame that is kept as it passes; may be nil
 	plain   bool      // units are payload: next gives them
 }
@@ -134,7 +135,7 @@ type partReader struct {
 func (d *Payloads) openPart(ctx context.Context, i int) (*partReader, error) {
 	p := d.parts[i]
 	u := &unitReader{d: d, p: p, ctx: ctx}
-	r := &partReader{units: u, payload: u, left: p.Length}
+	r := &partReader{units: u, payload: u, left: p.Length, index: i}
 	if p.local != nil {
 		r.payload = p.local
 		return r, nil
@@ -160,6 +161,12 @@ func (d *Payloads) openPart(ctx context.Context, i int) (*partReader, error) {
 func (r *partReader) Read(p []byte) (int, error) {
 	n, err := r.payload.Read(p)
 	r.left -= int64(n)
+	if err != nil && err != io.EOF && r.units.p.local != nil {
+		if err = r.refetch(); err == nil && n == 0 {
+			return r.Read(p)
+		}
+		return n, err
+	}
 	if err != nil && err != io.EOF {
 		if k := r.units.p.keep; k != nil && errors.Is(err, zstdframe.ErrFrame) {
 			k.Drop(r.units.p.index)
@@ -167,6 +174,26 @@ func (r *partReader) Read(p []byte) (int, error) {
 		err = r.units.blame(err)
 	}
 	return n, err
+}
+
+// refetch goes on with what the registry has of a part, all of it, where
+// the disk does not give back what is there.
+func (r *partReader) refetch() error {
+	d, done, ctx := r.units.d, r.units.p.Length-r.left, r.units.ctx
+	d.mu.Lock()
+	d.parts[r.index] = d.parts[r.index].instead
+	d.dispatchLocked()
+	d.mu.Unlock()
+	again, err := d.openPart(ctx, r.index)
+	if err != nil {
+		return err
+	}
+	*r = *again
+	r.plain = false // its reader has begun to use Read
+	if _, err = io.CopyN(io.Discard, r, done); err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // next returns what is left of a unit, to be used before the next call.
