@@ -74,7 +74,9 @@ type Cache struct {
 	spare    spare
 	counts   counts
 
-	mu       sync.Mutex
+	opening sync.Mutex // held while one file is opened, or all are closed; taken before mu
+
+	mu       sync.Mutex // never held over I/O: fetches take it
 	closed   bool
 	entries  map[string]*entry // open files by key
 	links    map[Source]*link
@@ -151,6 +153,8 @@ func openRoot(dir string) (*os.Root, error) {
 // Close ends all fetches and waits for them. Files still open fail their
 // reads from now on unless their bytes are present; close them first.
 func (c *Cache) Close() error {
+	c.opening.Lock()
+	defer c.opening.Unlock()
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -171,26 +175,42 @@ func (c *Cache) Close() error {
 // is missing comes from src. Files with the same content share one form.
 func (c *Cache) File(f *layout.File, src Source) (*File, error) {
 	key := keyOf(f, newGrid(f), src)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return nil, fs.ErrClosed
+	c.opening.Lock()
+	defer c.opening.Unlock()
+	e, l, err := c.use(key, src)
+	if err != nil {
+		return nil, err
 	}
-	e := c.entries[key]
 	if e == nil {
-		l := c.links[src]
-		if l == nil {
-			l = newLink(src, c.rate)
-			c.links[src] = l
-		}
-		var err error
 		if e, err = c.openEntry(key, f, l); err != nil {
 			return nil, fmt.Errorf("cache: file %q: %w", f.Name, err)
 		}
+		c.mu.Lock()
+		e.users++
 		c.entries[key] = e
+		c.mu.Unlock()
 	}
-	e.users++
 	return &File{entry: e, name: f.Name}, nil
+}
+
+// use is one more use of a file that is open, or says how a file comes
+// from src.
+func (c *Cache) use(key string, src Source) (*entry, *link, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, nil, fs.ErrClosed
+	}
+	if e := c.entries[key]; e != nil {
+		e.users++
+		return e, nil, nil
+	}
+	l := c.links[src]
+	if l == nil {
+		l = newLink(src, c.rate)
+		c.links[src] = l
+	}
+	return nil, l, nil
 }
 
 // release gives back one use of e; the last one closes it.

@@ -37,16 +37,7 @@ func TestStoppedInSetup(t *testing.T) {
 	var log bytes.Buffer // written to by c.File alone
 	c := openCache(t, dir, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
 	name := filepath.Join(dir, dirFiles, a.file.Key()+".state")
-	stopped := exec.Command(os.Args[0])
-	stopped.Env = append(os.Environ(), lockFileEnv+"="+name)
-	if err := stopped.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = stopped.Process.Kill(); _ = stopped.Wait() }()
-	eventually(t, "the process is stopped", func() bool {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", stopped.Process.Pid))
-		return err == nil && strings.Contains(string(text), ") T ")
-	})
+	stopped := stopWithLock(t, name)
 	began := time.Now()
 	h := openFile(t, c, a.file, src)
 	if took := time.Since(began); took > lockPatience+5*time.Second {
@@ -57,6 +48,60 @@ func TestStoppedInSetup(t *testing.T) {
 	if !strings.Contains(log.String(), fmt.Sprintf("process %d", stopped.Process.Pid)) {
 		t.Errorf("it is not told who holds the file: %s", log.String())
 	}
+}
+
+// stopWithLock returns a process that is stopped and holds the set-up lock
+// of a state file.
+func stopWithLock(t *testing.T, name string) *exec.Cmd {
+	t.Helper()
+	stopped := exec.Command(os.Args[0])
+	stopped.Env = append(os.Environ(), lockFileEnv+"="+name)
+	if err := stopped.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = stopped.Process.Kill(); _ = stopped.Wait() })
+	eventually(t, "the process is stopped", func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", stopped.Process.Pid))
+		return err == nil && strings.Contains(string(text), ") T ")
+	})
+	return stopped
+}
+
+// TestOpenKeepsNoReaderWaiting reads a file while the open of another has
+// to wait.
+func TestOpenKeepsNoReaderWaiting(t *testing.T) {
+	src := &fakeSource{}
+	rng := newRand(t)
+	a, b := makeFile(t, rng, src, kinds[0], 1<<20), makeFile(t, rng, src, kinds[2], 2<<20)
+	dir := t.TempDir()
+	c := openCache(t, dir, Options{})
+	h := openFile(t, c, b.file, src)
+	stopWithLock(t, filepath.Join(dir, dirFiles, a.file.Key()+".state"))
+	opened := make(chan error, 1)
+	go func() {
+		f, err := c.File(a.file, src)
+		if err == nil {
+			err = f.Close()
+		}
+		opened <- err
+	}()
+	eventually(t, "the other file is being opened", func() bool {
+		if c.opening.TryLock() {
+			c.opening.Unlock()
+			return false
+		}
+		return true
+	})
+	checkRead(t, h, b.flat, 0, len(b.flat))
+	select {
+	case <-opened:
+		t.Error("the read waited for the open")
+	default:
+	}
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+	_ = h.Close()
 }
 
 // TestHoldersAskNoFiles has a process with a file open on a file system
