@@ -40,7 +40,7 @@ type Mirrored interface {
 type Options struct {
 	Memory      int64         // bytes that may be fetched and not yet read; 0: 160 MiB; at least LeastMemory
 	Concurrency int           // requests at a time; 0: 16
-	ReadTimeout time.Duration // how long a request is tried without a byte coming; 0: for ever
+	ReadTimeout time.Duration // how long a unit, or a step of it, is tried; 0: for ever
 	LimitRate   int64         // bytes per second; 0: no limit
 	// Store has what need not be fetched of a file, and keeps what is
 	// where it is a Keeper; nil where there is none. It may be nil.
@@ -63,7 +63,7 @@ const (
 	rateBurst = 256 << 10
 )
 
-// ErrTimeout says that no byte came within the read timeout. It is a
+// ErrTimeout says that too little came within the read timeout. It is a
 // context.DeadlineExceeded too.
 var ErrTimeout error = timeoutError{}
 

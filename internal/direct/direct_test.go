@@ -43,7 +43,7 @@ type fault struct {
 	err   error
 	cut   int64 // end after so many bytes
 	flip  bool  // change the first byte
-	stall bool
+	stall bool  // bring nothing more instead of ending
 }
 
 func (s *source) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
@@ -67,11 +67,10 @@ func (s *source) OpenBlob(ctx context.Context, digest string, size, off, n int64
 		data = append([]byte{data[0] ^ 1}, data[1:]...)
 	}
 	var r io.Reader = bytes.NewReader(data)
-	if f.cut > 0 {
-		r = io.MultiReader(io.LimitReader(r, f.cut), iotest.ErrReader(errors.New("cut")))
-	}
 	if f.stall {
-		r = &stuck{ctx}
+		r = io.MultiReader(io.LimitReader(r, f.cut), &stuck{ctx})
+	} else if f.cut > 0 {
+		r = io.MultiReader(io.LimitReader(r, f.cut), iotest.ErrReader(errors.New("cut")))
 	}
 	s.mu.Lock()
 	s.open++
@@ -382,7 +381,7 @@ func TestFinalErrorEndsAtOnce(t *testing.T) {
 }
 
 func TestReadTimeout(t *testing.T) {
-	for name, f := range map[string]fault{"errors": {err: errors.New("refused")}, "stalls": {stall: true}} {
+	for name, f := range map[string]fault{"errors": {err: errors.New("refused")}, "stalls": {stall: true}, "trickles": {cut: 30000, stall: true}} {
 		t.Run(name, func(t *testing.T) {
 			s := newStock(t)
 			s.raw(3<<20, 0)
@@ -395,13 +394,23 @@ func TestReadTimeout(t *testing.T) {
 				if err == nil {
 					t.Fatal("read went well")
 				}
-				if name == "errors" && !errors.Is(err, ErrTimeout) {
+				if name != "stalls" && !errors.Is(err, ErrTimeout) {
 					t.Fatal(err)
 				}
 			case <-time.After(20 * time.Second):
 				t.Fatal("the timeout has no effect")
 			}
 		})
+	}
+}
+
+// A unit may take longer than the timeout while steps of it come.
+func TestReadTimeoutCountsSteps(t *testing.T) {
+	s := newStock(t)
+	s.raw(4<<20, 0)
+	s.src.fail = func(int64, int64) fault { return fault{cut: step, stall: true} }
+	if err := s.read(Options{ReadTimeout: 1500 * time.Millisecond}); err != nil {
+		t.Fatal(err)
 	}
 }
 

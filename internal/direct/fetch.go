@@ -16,6 +16,10 @@ const (
 	// stallAfter is how long a request may bring nothing before it is
 	// given up and made again.
 	stallAfter = 10 * time.Second
+	// step is how much of a unit has to come to count as progress: a
+	// registry that sends a little with each request and then stops has
+	// stopped.
+	step = 1 << 20
 )
 
 var errStalled = errors.New("request brought nothing for a while")
@@ -35,7 +39,7 @@ type fetcher struct {
 	at     int64              // where the body's next byte lies in the blob
 	cancel context.CancelFunc // of the request
 
-	since  time.Time // when a byte last came
+	since  time.Time // when a unit was begun, or a step of it last came
 	failed int       // tries in a row that brought none
 	bad    int       // times that the bytes were wrong
 }
@@ -45,7 +49,6 @@ func (f *fetcher) run(i int) {
 	defer f.d.ended(f)
 	defer f.hangUp()
 	for i >= 0 {
-		f.since = time.Now()
 		data, err := f.unit(i)
 		f.d.arrived(f.p, i, data, err)
 		switch {
@@ -118,16 +121,20 @@ func (f *fetcher) unit(i int) ([]byte, error) {
 func (f *fetcher) fetch(i int) ([]byte, error) {
 	off, n := f.p.extent(i)
 	stored := f.d.memory.get(n)
-	got := 0
+	got, counted := 0, 0
+	f.since = time.Now()
 	for {
 		more, err := f.read(off+int64(got), stored[got:])
 		got += more
+		if got-counted >= step {
+			f.since, counted = time.Now(), got
+		}
 		if err == nil {
 			var data []byte
 			if data, err = f.p.finish(i, stored, &f.d.memory); err == nil {
 				return data, nil
 			}
-			got = 0
+			got, counted = 0, 0
 		}
 		elsewhere := f.blame(err)
 		f.hangUp()
@@ -176,7 +183,7 @@ func (f *fetcher) read(off int64, p []byte) (got int, err error) {
 func (f *fetcher) moved(n int) {
 	f.at += int64(n)
 	if n > 0 {
-		f.since, f.failed = time.Now(), 0
+		f.failed = 0
 	}
 }
 
