@@ -66,14 +66,14 @@ var allRows = []row{
 	}},
 	{"random", randomRow},
 	{"prefetch", prefetchRow},
-	{"mmap", mmapRow},
+	{"mmap", func(ctx context.Context, b *bench) ([]*line, error) { return mmapRow(ctx, b.fewer()) }},
 	{"working-set", workingSetRow},
 	{"local", localRow},
 	{"partly", partlyRow},
 	{"start", startRow},
 	{"memory", memoryRow},
-	{"no-range", noRangeRow},
-	{"floor", floorRow},
+	{"no-range", func(ctx context.Context, b *bench) ([]*line, error) { return noRangeRow(ctx, b.fewer()) }},
+	{"floor", func(ctx context.Context, b *bench) ([]*line, error) { return floorRow(ctx, b.fewer()) }},
 	{"check", checkRow},
 }
 
