@@ -4,7 +4,7 @@
 PREFIX    ?= /usr/local
 SBINDIR   ?= /sbin
 FUZZTIME  ?= 10m
-TESTTIME  ?= 10m
+TESTTIME  ?= 14m
 SOAKTIME  ?= 30m
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
