@@ -216,14 +216,14 @@ func (w *world) serving(not int) int {
 
 // children are the keeper's.
 func (w *world) children() (pids []int) {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", w.keeper, w.keeper))
+	var text []byte
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", w.keeper))
 	for _, name := range tasks {
 		more, _ := os.ReadFile(name)
 		text = append(append(text, ' '), more...)
 	}
 	for _, s := range strings.Fields(string(text)) {
-		if pid, err := strconv.Atoi(s); err == nil && !slices.Contains(pids, pid) {
+		if pid, err := strconv.Atoi(s); err == nil {
 			pids = append(pids, pid)
 		}
 	}
