@@ -169,6 +169,25 @@ func TestTracker(t *testing.T) {
 	}
 }
 
+// TestTrackerFromTheStart reads 2 MiB from a file's start, and from its
+// middle: who begins where the file begins will probably read all of it,
+// and has 4 MiB ahead of it after the first; who reads a bit of the middle
+// does not pay for more than the third part of it again.
+func TestTrackerFromTheStart(t *testing.T) {
+	const size, n = 1 << 30, 128 << 10
+	for _, first := range []int64{0, size / 2} {
+		k := tracker{}
+		upTo := first
+		for off := first; off < first+2<<20; off += n {
+			upTo = max(upTo, k.saw(look{off, n, off, off + n, true}, size, 0).to)
+		}
+		ahead := upTo - (first + 2<<20)
+		if first == 0 && ahead < 4<<20 || first > 0 && ahead > 1<<20 {
+			t.Errorf("read from %d on: %d bytes were fetched ahead", first, ahead)
+		}
+	}
+}
+
 // TestTrackerAcrossHoles has a sequential reader whose reads the kernel
 // swaps, in a file that is mostly holes: a few data in every megabyte. It
 // must stay the one reader it is.

@@ -17,9 +17,10 @@ const (
 	// steady is how much in a row makes a reader a steady one, who gets
 	// growth times as much ahead as has been read. Before that it is a third of
 	// it: who looks at a megabyte does not pay for many. Where every request
-	// takes long, less is enough to say so.
+	// takes long, and from the file's start, where those begin who read all of
+	// it, less is enough to say so.
 	steady     = 4 << 20
-	steadyFar  = 1 << 20
+	steadySoon = 1 << 20
 	growth     = 4
 	farAway    = 100 * time.Millisecond
 	aheadLeast = 512 << 10 // less than this is not worth a request of its own
@@ -51,6 +52,7 @@ type sequence struct {
 	ahead  int64  // up to where of the payload was fetched ahead
 	read   int64  // how much of the payload it has read in a row
 	missed bool   // some of that was missing, or fetched ahead for it
+	first  bool   // it began where the file begins
 	used   uint64 // the tracker's clock at its last read; 0: none
 
 	start int64 // in the file, where its last read began
@@ -95,7 +97,7 @@ func (t *tracker) saw(l look, size int64, delay time.Duration) reach {
 	}
 	s := t.oldest()
 	*s = sequence{
-		off: l.off + l.n, next: l.to, ahead: l.to, read: l.to - l.from, missed: l.missing,
+		off: l.off + l.n, next: l.to, ahead: l.to, read: l.to - l.from, missed: l.missing, first: l.from == 0,
 		used: t.clock, start: l.off, step: l.off - before, steps: 1,
 	}
 	return reach{}
@@ -167,8 +169,8 @@ func (s *sequence) goOn(l look, size int64, delay time.Duration) reach {
 // window is how far ahead of the reader to fetch.
 func (s *sequence) window(delay time.Duration) int64 {
 	enough := int64(steady)
-	if delay >= farAway {
-		enough = steadyFar
+	if delay >= farAway || s.first {
+		enough = steadySoon
 	}
 	switch {
 	case s.read < enough:
