@@ -44,7 +44,7 @@ bench: bench-needs build
 # tar-no-range are for whom they are of interest.
 bench-push: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
-	bin/bench -rows push-v1,push-v2,push-again,tar-shaped,tar-cpu,tar-v2-shaped,tar-v2-cpu,tar-local,to-dir $(BENCHFLAGS)
+	bin/bench -rows push-v1,push-v2,push-again,push-floor,tar-shaped,tar-cpu,tar-v2-shaped,tar-v2-cpu,tar-local,to-dir $(BENCHFLAGS)
 
 # Processes of mounts that are killed and replaced, under 3 minutes.
 bench-takeover: bench-needs build

@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -27,6 +26,7 @@ var pushRows = []row{
 	{"push-file", pushFileRow},
 	{"push-v2", pushV2Row},
 	{"push-again", pushAgainRow},
+	{"push-floor", pushFloorRow},
 }
 
 const spooling = "spool to a file, hash, then PUT, one file after another"
@@ -150,11 +150,15 @@ func (b *bench) push(ctx context.Context, file, repository string, args ...strin
 	var out, words strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &words
 	began := time.Now()
-	if err := cmd.Run(); err != nil {
+	if err := cmd.Start(); err != nil {
+		return r, err
+	}
+	most := watchMemory(cmd.Process.Pid)
+	if err := cmd.Wait(); err != nil {
 		return r, fmt.Errorf("push: %w: %s", err, words.String())
 	}
 	r.seconds = time.Since(began).Seconds()
-	r.rss = float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) * 1024 / 1e6
+	r.rss = most()
 	return r, json.Unmarshal([]byte(out.String()), &r)
 }
 
@@ -205,19 +209,14 @@ func (b *bench) spoolAndPut(ctx context.Context, repository string, body io.Read
 	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	base := "http://" + b.registry.addr + "/v2/" + repository + "/blobs/uploads/"
-	resp, err := do(ctx, http.MethodPost, base, nil, 0)
-	if err != nil {
-		return err
-	}
-	to, err := resp.Location()
+	to, err := b.session(ctx, repository)
 	if err != nil {
 		return err
 	}
 	q := to.Query()
 	q.Set("digest", "sha256:"+hex.EncodeToString(hash.Sum(nil)))
 	to.RawQuery = q.Encode()
-	resp, err = do(ctx, http.MethodPut, to.String(), io.NopCloser(tmp), n)
+	resp, err := do(ctx, http.MethodPut, to.String(), io.NopCloser(tmp), n)
 	if err == nil && resp.StatusCode != http.StatusCreated {
 		err = errors.New(resp.Status)
 	}

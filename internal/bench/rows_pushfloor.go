@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+)
+
+// pushFloorRow measures what no push can do without on this machine: the
+// registry taking bytes that are ready in memory, and zstd on all
+// processors, each beside the reference that pushRows have.
+func pushFloorRow(ctx context.Context, b *bench) ([]*line, error) {
+	file, err := b.exportTar("first", nil)
+	if err != nil {
+		return nil, err
+	}
+	var blobs [][]byte
+	for _, d := range pushedSets {
+		data := make([]byte, d.m.DataSize())
+		d.fill(data, 0)
+		blobs = append(blobs, data)
+	}
+	var frames [][]byte
+	forms := []struct {
+		work string
+		run  func() error
+	}{
+		{"sending what v1 has, in bodies of 16 MiB, and nothing else", func() error { return b.sendPatches(ctx, blobs) }},
+		{"zstd 3 in chunks of 4 MiB on all processors, and nothing else", func() (err error) {
+			frames, err = encodeAll(ctx, blobs)
+			return err
+		}},
+		{"sending these chunks, 8 at a time, and nothing else", func() error { return b.sendFrames(ctx, frames) }},
+	}
+	var runs []func() (float64, error)
+	for _, f := range forms {
+		runs = append(runs, func() (float64, error) {
+			began := time.Now()
+			err := f.run()
+			return time.Since(began).Seconds(), err
+		})
+	}
+	if frames, err = encodeAll(ctx, blobs); err != nil {
+		return nil, err
+	}
+	if err := b.sendFrames(ctx, frames); err != nil { // the registry keeps from now on what it gets
+		return nil, err
+	}
+	times, err := b.rounds(ctx, append(runs, func() (float64, error) { return b.pushByReference(ctx, file) })...)
+	if err != nil {
+		return nil, err
+	}
+	var lines []*line
+	for i, f := range forms {
+		lines = append(lines, timed(f.work, times[i], spooling, times[len(forms)], no, 0))
+	}
+	return lines, nil
+}
+
+// sendPatches uploads blobs one after another.
+func (b *bench) sendPatches(ctx context.Context, blobs [][]byte) error {
+	const most = 16 << 20
+	repository := b.repository()
+	for _, data := range blobs {
+		to, err := b.session(ctx, repository)
+		if err != nil {
+			return err
+		}
+		digest := digestOf(data)
+		for off := 0; off < len(data); off += most {
+			p := data[off:min(off+most, len(data))]
+			resp, err := do(ctx, http.MethodPatch, to.String(), io.NopCloser(bytes.NewReader(p)), int64(len(p)))
+			if err != nil {
+				return err
+			}
+			if to, err = resp.Location(); err != nil {
+				return fmt.Errorf("%s: %w", resp.Status, err)
+			}
+		}
+		if err := finishSession(ctx, to, digest, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendFrames uploads blobs, each in one request.
+func (b *bench) sendFrames(ctx context.Context, frames [][]byte) error {
+	repository := b.repository()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for _, data := range frames {
+		g.Go(func() error {
+			to, err := b.session(ctx, repository)
+			if err != nil {
+				return err
+			}
+			return finishSession(ctx, to, digestOf(data), data)
+		})
+	}
+	return g.Wait()
+}
+
+// session begins an upload and returns where it goes on.
+func (b *bench) session(ctx context.Context, repository string) (*url.URL, error) {
+	resp, err := do(ctx, http.MethodPost, "http://"+b.registry.addr+"/v2/"+repository+"/blobs/uploads/", nil, 0)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Location()
+}
+
+// finishSession ends an upload with its last bytes.
+func finishSession(ctx context.Context, to *url.URL, digest string, data []byte) error {
+	q := to.Query()
+	q.Set("digest", digest)
+	to.RawQuery = q.Encode()
+	resp, err := do(ctx, http.MethodPut, to.String(), io.NopCloser(bytes.NewReader(data)), int64(len(data)))
+	if err == nil && resp.StatusCode != http.StatusCreated {
+		err = fmt.Errorf("put: %s", resp.Status)
+	}
+	return err
+}
+
+// encodeAll makes zstd frames of chunks of the blobs.
+func encodeAll(ctx context.Context, blobs [][]byte) ([][]byte, error) {
+	const size = 4 << 20
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(2))
+	if err != nil {
+		return nil, err
+	}
+	defer enc.Close()
+	var chunks [][]byte
+	for _, data := range blobs {
+		for off := 0; off < len(data); off += size {
+			chunks = append(chunks, data[off:min(off+size, len(data))])
+		}
+	}
+	frames := make([][]byte, len(chunks))
+	return frames, parallel(ctx, len(chunks), func(_ context.Context, i int) error {
+		frames[i] = enc.EncodeAll(chunks[i], make([]byte, 0, len(chunks[i])/2))
+		return nil
+	})
+}
