@@ -21,7 +21,8 @@ import (
 type FileCopier interface {
 	// CopyFile makes dst, which is empty and has the file's size, hold f,
 	// every byte verified, holes kept. ok is false where that cannot be
-	// had; then dst is as it was. onBytes is told of payload as it comes.
+	// had; then dst holds nothing that f does not. onBytes is told of
+	// payload as it comes.
 	CopyFile(ctx context.Context, dst *os.File, f *layout.File, onBytes func(int64)) (ok bool, err error)
 }
 
