@@ -11,11 +11,11 @@ import (
 	"runtime/debug"
 	"syscall"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/cocoon"
 	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/internal/whole"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
@@ -197,15 +197,15 @@ func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opene
 		}
 		return errors.Join(opts.write(ctx, o, f), f.Close())
 	}
-	f, err := renameio.NewPendingFile(opts.output, renameio.WithPermissions(0o600))
+	f, err := whole.Create(opts.output)
 	if err != nil {
 		return cannotWrite(opts.output, err)
 	}
-	defer f.Cleanup()
+	defer f.Close()
 	if err := opts.write(ctx, o, f); err != nil {
 		return err
 	}
-	return cannotWrite(opts.output, f.CloseAtomicallyReplace())
+	return cannotWrite(opts.output, f.Commit())
 }
 
 // intoCocoon imports the artifact under opts.name. Either all of it gets
