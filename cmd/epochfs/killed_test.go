@@ -66,8 +66,10 @@ func (k *killedRun) run(name string, data int64, rng *rand.Rand) {
 	target := filepath.Join(k.dir, name)
 	var whole int64
 	for range 4 {
+		// Not all at once, for the next to have something to fetch.
+		n := (data - k.local()) * 5 / 8
 		k.front.Reset()
-		k.kill(rng.Int64N(data*5/4), time.Duration(rng.IntN(20))*time.Millisecond)
+		k.kill(rng.Int64N(n+1), time.Duration(rng.IntN(20))*time.Millisecond)
 		size, err := sizeOf(target)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -102,7 +104,7 @@ func (k *killedRun) run(name string, data int64, rng *rand.Rand) {
 // kill runs the command and kills it when the registry has sent n bytes
 // and some time more has passed.
 func (k *killedRun) kill(n int64, more time.Duration) {
-	cmd := exec.Command("epochfs", k.args...)
+	cmd := exec.Command("epochfs", append(k.args, "--limit-rate", "24MiB")...)
 	must(k.t, cmd.Start())
 	ended := make(chan struct{})
 	go func() {
