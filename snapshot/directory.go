@@ -62,7 +62,7 @@ func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts 
 		return err
 	}
 	defer func() { err = errors.Join(err, temp.Close()) }()
-	w := &dirWriter{dir: temp.Path, src: src, opts: &opts}
+	w := &dirWriter{dir: temp, src: src, opts: &opts}
 	if err := w.write(ctx, text, a.Files); err != nil {
 		return err
 	}
@@ -86,7 +86,8 @@ func checkTarget(dir string) (os.FileMode, error) {
 	found, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return 0o700, nil
+		_, err := os.Stat(filepath.Dir(filepath.Clean(dir)))
+		return 0o700, err
 	case err != nil:
 		return 0, err
 	case len(found) > 0:
@@ -101,7 +102,7 @@ func checkTarget(dir string) (os.FileMode, error) {
 
 // dirWriter is one directory being written.
 type dirWriter struct {
-	dir  string
+	dir  *whole.Dir
 	src  Payloads
 	opts *DirOptions
 }
@@ -123,7 +124,7 @@ func (w *dirWriter) write(ctx context.Context, envelope []byte, files []*layout.
 // create makes one file, on disk when it returns. Names of files are
 // checked when an artifact is loaded.
 func (w *dirWriter) create(name string, mode os.FileMode, size int64, fill func(*os.File) error) error {
-	f, err := os.OpenFile(filepath.Join(w.dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := w.dir.Create(name)
 	if err != nil {
 		return err
 	}

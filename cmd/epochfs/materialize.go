@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -52,6 +53,9 @@ run that was interrupted goes on where it was. With --no-cache nothing is kept.`
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
 			opts.reference = args[0]
+			if err := notEmpty(cmd.Flags(), "name", "output", "to-dir"); err != nil {
+				return err
+			}
 			opts.nameSet = cmd.Flags().Changed("name")
 			if err := opts.check(); err != nil {
 				return err
@@ -79,6 +83,8 @@ func (opts *materializeOptions) check() error {
 		return usagef("--output and --to-dir exclude each other")
 	case opts.noCache && opts.offline:
 		return usagef("--no-cache and --offline exclude each other")
+	case strings.HasSuffix(opts.output, "/"):
+		return usagef("%s is a directory: -o writes a file; --to-dir makes a directory", opts.output)
 	case opts.dir == "":
 		return nil
 	}
@@ -89,7 +95,7 @@ func (opts *materializeOptions) check() error {
 	case errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("%s is a file: --to-dir makes a directory; -o writes a tar", opts.dir)
 	}
-	return err
+	return cannotWrite(opts.dir, err)
 }
 
 func runMaterialize(ctx context.Context, opts materializeOptions) error {

@@ -23,41 +23,49 @@ func Create(path string) (*File, error) { return create(path, unix.O_TMPFILE) }
 
 func create(path string, nameless int) (*File, error) {
 	f := &File{place: placeOf(path), path: path}
-	var err error
-	f.File, err = os.OpenFile(f.place.dir, nameless|os.O_RDWR, 0o600)
+	err := f.open(f.place.dir, nameless|unix.O_RDWR)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
 		err = f.createNamed()
 	} else if err == nil {
 		_ = tryLock(f.File) // nobody else has it
 	}
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
 	}
 	return f, nil
+}
+
+// open opens name as what it will be called.
+func (f *File) open(name string, flags int) error {
+	fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		f.File = os.NewFile(uintptr(fd), f.path)
+	}
+	return err
 }
 
 // createNamed makes a file where all must have names.
 func (f *File) createNamed() error {
 	for range tries {
 		name := f.place.name()
-		made, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		err := f.open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
 		if errors.Is(err, fs.ErrExist) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		mine, err := own(made, name)
+		mine, err := own(f.File, name)
 		switch {
 		case err != nil:
-			return errors.Join(err, made.Close(), os.Remove(name))
+			return errors.Join(err, f.File.Close(), os.Remove(name))
 		case mine:
-			f.File, f.temp = made, name
+			f.temp = name
 			return nil
 		}
-		_ = made.Close()
+		_ = f.File.Close()
 	}
-	return &fs.PathError{Op: "create", Path: f.path, Err: fs.ErrExist}
+	return fs.ErrExist
 }
 
 // Commit puts the file on disk and in its place, and closes it.

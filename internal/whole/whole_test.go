@@ -78,8 +78,13 @@ func TestDir(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(d.Path, "x"), nil, 0o600); err != nil {
+		f, err := d.Create("x")
+		if err != nil {
 			t.Fatal(err)
+		}
+		f.Close()
+		if f.Name() != filepath.Join(path, "x") {
+			t.Errorf("a file is called %s", f.Name())
 		}
 		return d
 	}
@@ -131,9 +136,9 @@ func TestSweep(t *testing.T) {
 	}
 	defer b.Close()
 	placeOf(filepath.Join(parent, "vm"))
-	want := fmt.Sprintf("%s %s", filepath.Base(a.Path), filepath.Base(b.temp))
-	if filepath.Base(a.Path) > filepath.Base(b.temp) {
-		want = fmt.Sprintf("%s %s", filepath.Base(b.temp), filepath.Base(a.Path))
+	want := fmt.Sprintf("%s %s", filepath.Base(a.temp), filepath.Base(b.temp))
+	if filepath.Base(a.temp) > filepath.Base(b.temp) {
+		want = fmt.Sprintf("%s %s", filepath.Base(b.temp), filepath.Base(a.temp))
 	}
 	got := strings.Replace(names(t, parent), ".vm.epochfs-5 ", "", 1)
 	if got != want+" .vm.other .vmx.epochfs-3" {
