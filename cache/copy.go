@@ -44,17 +44,25 @@ func (e *entry) copyTo(ctx context.Context, dst *os.File, onBytes func(int64)) e
 		return nil
 	}
 	for _, s := range e.file.Map.Segments() {
-		for off, end := s.Offset, s.Offset+s.Length; off < end; {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			n, err := copyRange(dst, e.data, off, min(copyStep, end-off))
-			if err != nil {
-				return err
-			}
-			off += n
-			onBytes(n)
+		if err := copyRun(ctx, dst, e.data, s.Offset, s.Offset+s.Length, onBytes); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// copyRun copies bytes [off, end) to the same place of dst.
+func copyRun(ctx context.Context, dst, src *os.File, off, end int64, onBytes func(int64)) error {
+	for off < end {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := copyRange(dst, src, off, min(copyStep, end-off))
+		if err != nil {
+			return err
+		}
+		off += n
+		onBytes(n)
 	}
 	return nil
 }

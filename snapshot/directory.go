@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/internal/whole"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
@@ -21,7 +22,8 @@ import (
 type FileCopier interface {
 	// CopyFile makes dst, which is empty and has the file's size, hold f,
 	// every byte verified, holes kept. ok is false where that cannot be
-	// had; then dst is as it was. onBytes is told of payload as it comes.
+	// had; then dst holds nothing that f does not. onBytes is told of
+	// payload as it comes.
 	CopyFile(ctx context.Context, dst *os.File, f *layout.File, onBytes func(int64)) (ok bool, err error)
 }
 
@@ -41,7 +43,8 @@ var ErrNotEmpty = errors.New("directory is not empty")
 // modes, sparse where they are, snapshot.json among them: what cocoon
 // starts a VM from. dir may be an empty directory, else there must be
 // nothing of that name. It comes into being at once, complete, verified
-// and on disk, or not at all.
+// and on disk, or not at all. What a process that was killed has left of an
+// earlier try is removed.
 func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts DirOptions) (err error) {
 	if a.Kind != manifest.KindSnapshot {
 		return &kindError{a.Kind}
@@ -54,36 +57,20 @@ func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts 
 	if err != nil {
 		return err
 	}
-	parent, name := filepath.Split(filepath.Clean(dir))
-	if parent == "" {
-		parent = "."
-	}
-	temp, err := os.MkdirTemp(parent, "."+name+".")
+	temp, err := whole.MakeDir(dir)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(temp))
-		}
-	}()
+	defer func() { err = errors.Join(err, temp.Close()) }()
 	w := &dirWriter{dir: temp, src: src, opts: &opts}
 	if err := w.write(ctx, text, a.Files); err != nil {
 		return err
 	}
-	if err := os.Chmod(temp, mode); err != nil {
-		return err
+	err = temp.Commit(mode)
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		err = fmt.Errorf("%s: %w", dir, ErrNotEmpty)
 	}
-	if err := syncPath(temp); err != nil {
-		return err
-	}
-	if err := unix.Rename(temp, filepath.Clean(dir)); err != nil {
-		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
-			err = ErrNotEmpty
-		}
-		return &os.PathError{Op: "make", Path: dir, Err: err}
-	}
-	return syncPath(parent)
+	return err
 }
 
 // CheckDir fails when WriteDir cannot make dir, as far as can be told
@@ -99,7 +86,8 @@ func checkTarget(dir string) (os.FileMode, error) {
 	found, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return 0o700, nil
+		_, err := os.Stat(filepath.Dir(filepath.Clean(dir)))
+		return 0o700, err
 	case err != nil:
 		return 0, err
 	case len(found) > 0:
@@ -114,7 +102,7 @@ func checkTarget(dir string) (os.FileMode, error) {
 
 // dirWriter is one directory being written.
 type dirWriter struct {
-	dir  string
+	dir  *whole.Dir
 	src  Payloads
 	opts *DirOptions
 }
@@ -136,7 +124,7 @@ func (w *dirWriter) write(ctx context.Context, envelope []byte, files []*layout.
 // create makes one file, on disk when it returns. Names of files are
 // checked when an artifact is loaded.
 func (w *dirWriter) create(name string, mode os.FileMode, size int64, fill func(*os.File) error) error {
-	f, err := os.OpenFile(filepath.Join(w.dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := w.dir.Create(name)
 	if err != nil {
 		return err
 	}
@@ -202,12 +190,4 @@ func (c counted) Write(p []byte) (int, error) {
 	n, err := c.Writer.Write(p)
 	c.onBytes(int64(n))
 	return n, err
-}
-
-func syncPath(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

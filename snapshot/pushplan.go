@@ -1,8 +1,10 @@
 package snapshot
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -14,11 +16,13 @@ const (
 	// below.
 	fewLayers = 2000
 
-	// mostLayers is what fits into a manifest of 4 MiB for sure.
-	mostLayers = 8000
+	// layersAside are kept free in a stream for files that the envelope
+	// does not tell of, and of these fewAside for small ones.
+	layersAside = 200
+	fewAside    = 50
 
-	// layersAside are kept free in a stream for files not known of yet.
-	layersAside = 50
+	// manifestAside is what a manifest has beside its layers, in bytes.
+	manifestAside = 64 << 10
 
 	// minEncoded is the payload below which a file is left as it is, in
 	// bytes.
@@ -50,12 +54,14 @@ func (o *PushOptions) v2() bool { return o.Zstd > 0 || o.Chunk > 0 }
 // than fewLayers layers. In a tar that can seek all sizes are known, and
 // all files get the same. In a stream each file gets what it needs
 // together with what came before it and all that the envelope lets
-// expect.
+// expect; one that the envelope does not tell of gets half of what is left,
+// as there may be more of them.
 type chunkPlan struct {
 	asked  int64
 	sizes  []int64
 	whole  bool // sizes has all there will be
 	layers int64
+	text   int64           // bytes of the layers in the manifest
 	seen   map[string]bool // media types
 }
 
@@ -65,33 +71,62 @@ func newChunkPlan(asked int64, sizes []int64) *chunkPlan {
 
 // next returns the chunk size for the next file.
 func (p *chunkPlan) next(name string, size int64, env *envelopeConfig) (int64, error) {
+	before := p.rest(env)
 	p.seen[manifest.MediaTypeForCocoonFile(name)] = true
 	chunk := p.asked
 	if chunk == 0 {
-		chunk = p.choose(size, env)
+		chunk = p.choose(size, env, p.rest(env) < before)
 	}
-	p.layers += layerCount(size, chunk)
-	if p.layers > mostLayers {
-		return 0, fmt.Errorf("chunks of %d MiB are too small: the manifest would have more than %d layers", chunk>>20, mostLayers)
+	if p.whole {
+		p.asked = chunk // it is the same for all
+	}
+	n := layerCount(size, chunk)
+	text, err := layerText(name, size, n)
+	if err != nil {
+		return 0, err
+	}
+	p.layers += n
+	if p.text += n * text; p.text > MaxManifest-manifestAside {
+		return 0, fmt.Errorf("chunks of %d MiB are too small: the manifest would have more than %d layers, and more than the %d bytes that registries take",
+			chunk>>20, p.layers-1, MaxManifest)
 	}
 	return chunk, nil
 }
 
-func (p *chunkPlan) choose(size int64, env *envelopeConfig) int64 {
+// choose is the chunk size for a file; told says that the envelope tells
+// of it.
+func (p *chunkPlan) choose(size int64, env *envelopeConfig, told bool) int64 {
 	for chunk := int64(chunkUnit); ; chunk *= 2 {
-		n := p.layers + layersAside
-		if p.whole {
-			n = 0
+		own := layerCount(size, chunk)
+		n := p.layers + layerCount(p.rest(env), chunk)
+		switch {
+		case p.whole:
+			n, own = 0, 0
 			for _, s := range p.sizes {
 				n += layerCount(s, chunk)
+				own = max(own, layerCount(s, chunk))
 			}
-		} else {
-			n += layerCount(size, chunk) + layerCount(p.rest(env), chunk)
+		case told:
+			n += own + layersAside
+		default:
+			n += 2*own + fewAside
 		}
-		if n < fewLayers || chunk >= maxChunk {
+		if n < fewLayers || own == 1 {
 			return chunk
 		}
 	}
+}
+
+// layerText is what each layer of a file that becomes n of them takes in
+// the manifest, in bytes, at most.
+func layerText(name string, size, n int64) (int64, error) {
+	d := (&storedFile{name: name, encoded: true}).layer(0, digestOf(nil), size)
+	if n > 1 {
+		d.Annotations[annotationChunkIndex] = strconv.FormatInt(n-1, 10)
+		d.Annotations[annotationChunkCount] = strconv.FormatInt(n, 10)
+	}
+	text, err := json.MarshalIndent(&d, "    ", "  ")
+	return int64(len(text) + len(",\n    ")), err
 }
 
 // rest is what may still come after the current file.

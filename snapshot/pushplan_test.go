@@ -1,6 +1,15 @@
 package snapshot
 
-import "testing"
+import (
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
 
 // A tar that can seek gets the smallest power of two MiB that leaves
 // fewer than 2,000 layers; a stream never more than that.
@@ -38,8 +47,102 @@ func TestChunkPlan(t *testing.T) {
 	if p.layers >= fewLayers || p.layers < fewLayers/4 {
 		t.Errorf("%d layers", p.layers)
 	}
-	if _, err := newChunkPlan(mib, nil).next("x", 8001*mib, env); err == nil {
-		t.Error("a manifest of more than 4 MiB")
+	for _, size := range []int64{12000 * mib, 1 << 50} {
+		if _, err := newChunkPlan(mib, nil).next("x", size, env); err == nil {
+			t.Error("a manifest of more than 4 MiB")
+		}
+	}
+}
+
+// Snapshots of all sizes, of one file or hundreds, have fewer than 2,000
+// layers by the smallest chunk size that does it; registries take the
+// manifest, and readers find that size again.
+func TestChunkPlanOfAnySize(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 5))
+	for try := range 60 {
+		sizes := make([]int64, 1+rng.IntN(1+int(rng.Uint32()%1500)))
+		for i := range sizes {
+			sizes[i] = rng.Int64N(1 << (1 + rng.IntN(46)))
+		}
+		p := newChunkPlan(0, sizes)
+		var chunk, layers, half int64
+		for i, size := range sizes {
+			var err error
+			if chunk, err = p.next(anyName(i), size, &envelopeConfig{}); err != nil {
+				t.Fatal(err)
+			}
+			layers += layerCount(size, chunk)
+			half += layerCount(size, chunk/2)
+			if n := layerCount(size, chunk); n > 1 {
+				lo, hi := strides(size, n)
+				if chunk < lo || chunk > hi || chunk > (size-1)/(n-1)+1 {
+					t.Fatalf("%d bytes in chunks of %d: readers look from %d to %d", size, chunk, lo, hi)
+				}
+			}
+		}
+		if bits.OnesCount64(uint64(chunk)) != 1 || chunk < chunkUnit || layers >= fewLayers || chunk > chunkUnit && half < fewLayers {
+			t.Fatalf("%d files: %d layers by chunks of %d", len(sizes), layers, chunk)
+		}
+		if try%30 == 0 {
+			checkManifestSize(t, sizes, chunk, p.text)
+		}
+	}
+}
+
+// anyName is a name as long as they may be, of characters that JSON makes
+// longer.
+func anyName(i int) string { return fmt.Sprintf("%03d%s.raw", i, strings.Repeat("<", 248)) }
+
+// checkManifestSize writes the manifest.
+func checkManifestSize(t *testing.T, sizes []int64, chunk, most int64) {
+	t.Helper()
+	u := &push{opts: &PushOptions{}}
+	for i, size := range sizes {
+		f := &storedFile{name: anyName(i), size: size, encoded: true, layers: make([]manifest.Descriptor, layerCount(size, chunk))}
+		f.split = len(f.layers) > 1
+		for j := range f.layers {
+			f.layers[j] = f.layer(j, digestOf(nil), min(chunk, size))
+		}
+		u.stored = append(u.stored, f)
+	}
+	raw, err := u.manifest(manifest.Descriptor{})
+	if err != nil || int64(len(raw)) > most+manifestAside {
+		t.Fatalf("%d files: a manifest of %d bytes, counted were %d, %v", len(sizes), len(raw), most, err)
+	}
+}
+
+// Of a stream not all is known beforehand. What the envelope does not tell
+// of finds layers left, whenever it comes.
+func TestChunkPlanOfAStream(t *testing.T) {
+	const gib = 1 << 30
+	told := &envelopeConfig{Memory: 16 * gib, Storage: 40 * gib}
+	for name, env := range map[string]*envelopeConfig{"told": told, "not told": {}} {
+		for disks := range 30 {
+			p := newChunkPlan(0, nil)
+			next := func(name string, size int64) (layers int64) {
+				chunk, err := p.next(name, size, env)
+				if err != nil || bits.OnesCount64(uint64(chunk)) != 1 {
+					t.Fatal(chunk, err)
+				}
+				return layerCount(size, chunk)
+			}
+			next("config.json", 100)
+			next("cow.raw", 40*gib)
+			next("memory-ranges", 16*gib)
+			for i := range disks {
+				if n := next(fmt.Sprintf("vd%c.qcow2", 'b'+i), 10*gib); i < 3 && n < 8 {
+					t.Errorf("%s: disk %d of %d has %d layers", name, i, disks, n)
+				}
+			}
+			for i := range 10 {
+				next(fmt.Sprint(i), 1<<17)
+			}
+			if p.layers >= fewLayers {
+				t.Errorf("%s: %d layers with %d disks more", name, p.layers, disks)
+			}
+		}
 	}
 }
 

@@ -29,7 +29,7 @@ type TarOptions struct {
 	LocalName   string            // config.name of the envelope; empty: as it is
 	Description string            // config.description of the envelope; empty: as it is
 	Progress    func(string)      // a line for each file; may be nil
-	OnBytes     func(delta int64) // bytes of files that went into the tar since the last call; may be nil
+	OnBytes     func(delta int64) // bytes of data that went into the tar since the last call; may be nil
 }
 
 // WriteTar writes the snapshot as the tar that cocoon imports: the
@@ -227,7 +227,7 @@ func copyExactly(ctx context.Context, w io.Writer, payload io.Reader, n int64) e
 }
 
 // copyFull writes the file with its holes.
-func copyFull(ctx context.Context, w io.Writer, payload io.Reader, f *layout.File) error {
+func copyFull(ctx context.Context, w *heldBack, payload io.Reader, f *layout.File) error {
 	var at int64
 	for _, s := range f.Map.Segments() {
 		if err := writeZeros(ctx, w, s.Offset-at); err != nil {
@@ -243,13 +243,14 @@ func copyFull(ctx context.Context, w io.Writer, payload io.Reader, f *layout.Fil
 
 var zeros [64 << 10]byte
 
-func writeZeros(ctx context.Context, w io.Writer, n int64) error {
+// writeZeros writes n bytes of a hole, which nobody counts.
+func writeZeros(ctx context.Context, w *heldBack, n int64) error {
 	for n > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		k := min(n, int64(len(zeros)))
-		if _, err := w.Write(zeros[:k]); err != nil {
+		if err := w.hold(zeros[:k]); err != nil {
 			return err
 		}
 		n -= k
@@ -269,7 +270,7 @@ func verified(payload io.Reader, size int64) error {
 	return nil
 }
 
-// heldBack writes all but the last byte it was given.
+// heldBack writes all but the last byte it was given, and counts.
 type heldBack struct {
 	w       io.Writer
 	last    [1]byte
@@ -278,21 +279,29 @@ type heldBack struct {
 }
 
 func (h *heldBack) Write(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	if err := h.release(); err != nil {
+	if err := h.hold(p); err != nil {
 		return 0, err
 	}
-	end := len(p) - 1
-	if _, err := h.w.Write(p[:end]); err != nil {
-		return 0, err
-	}
-	h.last[0], h.held = p[end], true
 	if h.onBytes != nil {
 		h.onBytes(int64(len(p)))
 	}
 	return len(p), nil
+}
+
+// hold writes p and what was held, but for the last byte.
+func (h *heldBack) hold(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	if err := h.release(); err != nil {
+		return err
+	}
+	end := len(p) - 1
+	if _, err := h.w.Write(p[:end]); err != nil {
+		return err
+	}
+	h.last[0], h.held = p[end], true
+	return nil
 }
 
 // release writes the byte that was held back.

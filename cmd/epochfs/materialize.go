@@ -9,13 +9,14 @@ import (
 	"os"
 	"path"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/cocoon"
 	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/internal/whole"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
@@ -52,6 +53,9 @@ run that was interrupted goes on where it was. With --no-cache nothing is kept.`
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
 			opts.reference = args[0]
+			if err := notEmpty(cmd.Flags(), "name", "output", "to-dir"); err != nil {
+				return err
+			}
 			opts.nameSet = cmd.Flags().Changed("name")
 			if err := opts.check(); err != nil {
 				return err
@@ -79,6 +83,8 @@ func (opts *materializeOptions) check() error {
 		return usagef("--output and --to-dir exclude each other")
 	case opts.noCache && opts.offline:
 		return usagef("--no-cache and --offline exclude each other")
+	case strings.HasSuffix(opts.output, "/"):
+		return usagef("%s is a directory: -o writes a file; --to-dir makes a directory", opts.output)
 	case opts.dir == "":
 		return nil
 	}
@@ -89,7 +95,7 @@ func (opts *materializeOptions) check() error {
 	case errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("%s is a file: --to-dir makes a directory; -o writes a tar", opts.dir)
 	}
-	return err
+	return cannotWrite(opts.dir, err)
 }
 
 func runMaterialize(ctx context.Context, opts materializeOptions) error {
@@ -197,15 +203,15 @@ func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opene
 		}
 		return errors.Join(opts.write(ctx, o, f), f.Close())
 	}
-	f, err := renameio.NewPendingFile(opts.output, renameio.WithPermissions(0o600))
+	f, err := whole.Create(opts.output)
 	if err != nil {
 		return cannotWrite(opts.output, err)
 	}
-	defer f.Cleanup()
+	defer f.Close()
 	if err := opts.write(ctx, o, f); err != nil {
 		return err
 	}
-	return cannotWrite(opts.output, f.CloseAtomicallyReplace())
+	return cannotWrite(opts.output, f.Commit())
 }
 
 // intoCocoon imports the artifact under opts.name. Either all of it gets

@@ -53,6 +53,9 @@ disk: an upload that breaks off begins anew by reading the file, or asking
 cocoon, once more. Standard input can do so with --spool only.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := notEmpty(cmd.Flags(), "input"); err != nil {
+				return err
+			}
 			opts.out = cmd.OutOrStdout()
 			opts.reference = args[len(args)-1]
 			if len(args) == 2 {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/cocoonstack/epochfs/internal/logging"
 	"github.com/cocoonstack/epochfs/internal/mounting"
@@ -192,4 +193,15 @@ func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
 		cfg.CacheDir, err = mounting.DefaultCacheDir()
 	}
 	return cfg, err
+}
+
+// notEmpty refuses flags that were given without a value, as by a script
+// whose variable is not set: that is not the same as leaving them out.
+func notEmpty(f *pflag.FlagSet, names ...string) error {
+	for _, name := range names {
+		if f.Changed(name) && f.Lookup(name).Value.String() == "" {
+			return usagef("--%s is empty", name)
+		}
+	}
+	return nil
 }

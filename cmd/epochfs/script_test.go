@@ -54,6 +54,7 @@ var registries = map[string][]string{
 	"restart.txtar":   {"debian"},
 	"slow.txtar":      {"epoch"},
 	"takeover.txtar":  {"debian"},
+	"holes.txtar":     {"memory"},
 }
 
 func TestScript(t *testing.T) {

@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"internal/mounts":     nil,
 	"internal/shaping":    nil,
 	"internal/text":       nil,
+	"internal/whole":      nil,
 	"internal/zstdframe":  nil,
 
 	// Implements interfaces of snapshot and cache without knowing them.
@@ -37,7 +38,7 @@ var allowed = map[string][]string{
 	// The form of a parsed artifact, and its parser. No HTTP, no FUSE: it
 	// is a library for whoever has a Downloader.
 	"snapshot/layout": {"snapshot/sparse"},
-	"snapshot":        {"cocoon", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+	"snapshot":        {"cocoon", "internal/whole", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 
 	// The cache asks an interface for bytes: no registry, no FUSE.
 	"cache": {"internal/crashpoint", "internal/zstdframe", "snapshot/layout", "snapshot/sparse"},
@@ -59,7 +60,7 @@ var allowed = map[string][]string{
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
 		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/doctor", "internal/keeper", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
-		"internal/text", "snapshot", "snapshot/layout", "snapshot/manifest",
+		"internal/text", "internal/whole", "snapshot", "snapshot/layout", "snapshot/manifest",
 	},
 
 	// For tests.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/cocoonstack/epochfs/cache"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -25,27 +26,31 @@ func (o *Opened) CopyFile(ctx context.Context, dst *os.File, f *layout.File, onB
 	if ok, err := open.CopyTo(ctx, dst, onBytes); ok || err != nil {
 		return ok, err
 	}
-	if err := o.fetch(ctx, f, onBytes); err != nil {
-		return false, err
-	}
-	return open.CopyTo(ctx, dst, func(int64) {}) // where the disk has refused some, it does not do
+	return o.fetchInto(ctx, open.NewCopy(dst), f, onBytes)
 }
 
-// fetch has all of a file in the cache, verified.
-func (o *Opened) fetch(ctx context.Context, f *layout.File, onBytes func(int64)) error {
+// fetchInto fetches what the cache lacks of a file, once, whether the cache
+// can keep it or not.
+func (o *Opened) fetchInto(ctx context.Context, to *cache.Copy, f *layout.File, onBytes func(int64)) (bool, error) {
 	payload, err := o.OpenPayload(ctx, f)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer payload.Close()
-	_, err = io.Copy(counter(onBytes), payload)
-	return err
+	if _, err := io.Copy(counted{to, onBytes}, payload); err != nil {
+		return false, err
+	}
+	return to.Finish(ctx)
 }
 
-// counter is told how much is written to it.
-type counter func(int64)
+// counted tells how much is written.
+type counted struct {
+	io.Writer
+	onBytes func(int64)
+}
 
-func (c counter) Write(p []byte) (int, error) {
-	c(int64(len(p)))
-	return len(p), nil
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.onBytes(int64(n))
+	return n, err
 }

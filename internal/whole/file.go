@@ -1,0 +1,125 @@
+package whole
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// File is a file that gets its name when it is whole. Only its owner may
+// read and write it.
+type File struct {
+	*os.File
+	place place
+	path  string
+	temp  string // the name it has until then; empty where it has none
+}
+
+// Create begins a file that path will name.
+func Create(path string) (*File, error) { return create(path, unix.O_TMPFILE) }
+
+func create(path string, nameless int) (*File, error) {
+	f := &File{place: placeOf(path), path: path}
+	err := f.open(f.place.dir, nameless|unix.O_RDWR)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
+		err = f.createNamed()
+	} else if err == nil {
+		_ = tryLock(f.File) // nobody else has it
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
+	}
+	return f, nil
+}
+
+// open opens name as what it will be called.
+func (f *File) open(name string, flags int) error {
+	fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		f.File = os.NewFile(uintptr(fd), f.path)
+	}
+	return err
+}
+
+// createNamed makes a file where all must have names.
+func (f *File) createNamed() error {
+	for range tries {
+		name := f.place.name()
+		err := f.open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		mine, err := own(f.File, name)
+		switch {
+		case err != nil:
+			return errors.Join(err, f.File.Close(), os.Remove(name))
+		case mine:
+			f.temp = name
+			return nil
+		}
+		_ = f.File.Close()
+	}
+	return fs.ErrExist
+}
+
+// Commit puts the file on disk and in its place, and closes it.
+func (f *File) Commit() error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if f.temp == "" {
+		placed, err := f.link()
+		if err != nil {
+			return err
+		}
+		if placed {
+			return errors.Join(syncDir(f.place.dir), f.File.Close())
+		}
+	}
+	if err := os.Rename(f.temp, f.path); err != nil {
+		return err
+	}
+	f.temp = ""
+	return errors.Join(syncDir(f.place.dir), f.File.Close())
+}
+
+// link names a file that has no name: as it is to be called, or, where
+// something is called so already, in another way for a moment.
+func (f *File) link() (placed bool, err error) {
+	fd := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	err = unix.Linkat(unix.AT_FDCWD, fd, unix.AT_FDCWD, f.path, unix.AT_SYMLINK_FOLLOW)
+	if !errors.Is(err, unix.EEXIST) {
+		return err == nil, os.NewSyscallError("linkat", err)
+	}
+	for range tries {
+		name := f.place.name()
+		err = unix.Linkat(unix.AT_FDCWD, fd, unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+		if err == nil {
+			f.temp = name
+			return false, nil
+		}
+		if !errors.Is(err, unix.EEXIST) {
+			break
+		}
+	}
+	return false, os.NewSyscallError("linkat", err)
+}
+
+// Close gives the file up, unless it is in its place.
+func (f *File) Close() error {
+	err := f.File.Close()
+	if f.temp != "" {
+		err = errors.Join(err, os.Remove(f.temp))
+		f.temp = ""
+	}
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
