@@ -37,7 +37,7 @@ func crashFiles(t testing.TB) (*fakeSource, []artifact) {
 func crashingProcess(dir string) {
 	t := &quiet{}
 	src, files := crashFiles(t)
-	c, err := Open(dir, Options{})
+	c, err := Open(dir, Options{grace: time.Minute})
 	t.must(err)
 	for _, a := range files {
 		h, err := c.File(a.file, src)
