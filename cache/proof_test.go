@@ -79,7 +79,7 @@ func TestUnprovenWithoutRoom(t *testing.T) {
 	for _, k := range unchecked {
 		for _, size := range []int64{1, 40 << 20} { // for nothing, and for some
 			src := &named{fakeSource: &fakeSource{}, origin: "plain"}
-			a := makeFile(t, newRand(t), src.fakeSource, k, 96<<20)
+			a := makeFile(t, newRand(t), src.fakeSource, k, 72<<20)
 			c := openCache(t, t.TempDir(), Options{Size: size})
 			h := openFile(t, c, a.file, src)
 			at := int(a.file.Map.Segments()[0].Offset)

@@ -126,7 +126,7 @@ func TestReadOnlyCache(t *testing.T) {
 			t.Errorf("kind %d: %d bytes kept, before %d", n, h.Cached(), here)
 		}
 	}
-	fresh := makeFile(t, newRand(t), src, kinds[1], 100<<20)
+	fresh := makeFile(t, newRand(t), src, kinds[1], 72<<20)
 	h := openFile(t, c, fresh.file, src)
 	for off := 0; off < len(fresh.flat); off += 1 << 20 {
 		checkRead(t, h, fresh.flat, off, 1<<20)

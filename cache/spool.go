@@ -75,7 +75,7 @@ func (s *Spool) grow(to int64) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("the copy has %d bytes, and the cache in %s has no room for more: what it holds is in use, or --cache-size is too small: %w",
+			return fmt.Errorf("the copy has %d bytes, and the cache in %s has no room for more beside what is in use (see --cache-size): %w",
 				s.has, s.cache.root.Name(), unix.ENOSPC)
 		}
 		s.has = to
