@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +40,10 @@ const (
 	// defaultPatience is how long a fetch that another process has claimed
 	// may stand still before it is done here.
 	defaultPatience = 3 * time.Second
+	// defaultGrace is how long a fetch is held up by what is read from the
+	// disk for all: how much room there is, which file holds what. It is
+	// less than most requests take, and more than most disks do.
+	defaultGrace = 50 * time.Millisecond
 )
 
 // Options tell how to open a cache. The zero value is usable.
@@ -51,7 +57,9 @@ type Options struct {
 
 	// Tests have others.
 	patience time.Duration
+	grace    time.Duration
 	readDisk func(f *os.File, p []byte, off int64) (int, error)
+	before   func(work string) // called before work that reads the disk at length
 }
 
 // Cache is a directory of cached files. Several processes may have it open.
@@ -72,13 +80,15 @@ type Cache struct {
 
 	measured measured // what Space tells of
 	spare    spare
+	said     said
 	counts   counts
 
-	opening sync.Mutex // held while one file is opened, or all are closed; taken before mu
+	late *semaphore.Weighted // bytes of pieces that are still to be kept
 
 	mu       sync.Mutex // never held over I/O: fetches take it
 	closed   bool
-	entries  map[string]*entry // open files by key
+	opening  map[string]chan struct{} // files that are being opened, by key
+	entries  map[string]*entry        // open files by key
 	links    map[Source]*link
 	fetching map[string]chan struct{} // whole parts on their way, by digest
 }
@@ -94,6 +104,12 @@ func Open(dir string, opts Options) (*Cache, error) {
 	}
 	if opts.patience <= 0 {
 		opts.patience = defaultPatience
+	}
+	if opts.grace <= 0 {
+		opts.grace = defaultGrace
+	}
+	if opts.before == nil {
+		opts.before = func(string) {}
 	}
 	if opts.readDisk == nil {
 		opts.readDisk = (*os.File).ReadAt
@@ -112,6 +128,8 @@ func Open(dir string, opts Options) (*Cache, error) {
 		buffers:  semaphore.NewWeighted(opts.Memory),
 		windows:  semaphore.NewWeighted(zstdframe.MaxWindow),
 		checks:   make(chan *entry, 1024),
+		late:     semaphore.NewWeighted(lateMost),
+		opening:  map[string]chan struct{}{},
 		entries:  map[string]*entry{},
 		links:    map[Source]*link{},
 		fetching: map[string]chan struct{}{},
@@ -142,7 +160,8 @@ func openRoot(dir string) (*os.Root, error) {
 		return nil, err
 	}
 	for _, d := range []string{dirFiles, dirBlobs, dirRefs} {
-		if err := root.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		// Where one cannot be made nothing is found, and nothing kept.
+		if err := root.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) && !readOnly(err) {
 			_ = root.Close()
 			return nil, err
 		}
@@ -153,14 +172,18 @@ func openRoot(dir string) (*os.Root, error) {
 // Close ends all fetches and waits for them. Files still open fail their
 // reads from now on unless their bytes are present; close them first.
 func (c *Cache) Close() error {
-	c.opening.Lock()
-	defer c.opening.Unlock()
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return nil
 	}
-	c.closed = true
+	c.closed = true // nobody begins to open another file
+	opening := slices.Collect(maps.Values(c.opening))
+	c.mu.Unlock()
+	for _, done := range opening {
+		<-done
+	}
+	c.mu.Lock()
 	for _, e := range c.entries {
 		e.shut()
 	}
@@ -168,6 +191,8 @@ func (c *Cache) Close() error {
 	c.stop()
 	c.queue.close()
 	c.work.Wait()
+	c.index.end()
+	c.room.end()
 	return c.root.Close()
 }
 
@@ -175,42 +200,65 @@ func (c *Cache) Close() error {
 // is missing comes from src. Files with the same content share one form.
 func (c *Cache) File(f *layout.File, src Source) (*File, error) {
 	key := keyOf(f, newGrid(f), src)
-	c.opening.Lock()
-	defer c.opening.Unlock()
-	e, l, err := c.use(key, src)
-	if err != nil {
-		return nil, err
-	}
-	if e == nil {
-		if e, err = c.openEntry(key, f, l); err != nil {
-			return nil, fmt.Errorf("cache: file %q: %w", f.Name, err)
+	for {
+		e, opens, opened, err := c.use(key)
+		switch {
+		case err != nil:
+			return nil, err
+		case e != nil:
+			return &File{entry: e, name: f.Name}, nil
+		case !opens:
+			<-opened
+			continue
+		}
+		if e, err = c.openEntry(key, f, c.linkTo(src)); err != nil {
+			err = fmt.Errorf("cache: file %q: %w", f.Name, err)
 		}
 		c.mu.Lock()
-		e.users++
-		c.entries[key] = e
+		if err == nil {
+			e.users++
+			c.entries[key] = e
+		}
+		delete(c.opening, key)
+		close(opened)
 		c.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		return &File{entry: e, name: f.Name}, nil
 	}
-	return &File{entry: e, name: f.Name}, nil
 }
 
-// use is one more use of a file that is open, or says how a file comes
-// from src.
-func (c *Cache) use(key string, src Source) (*entry, *link, error) {
+// use is one more use of a file that is open. One that is not is opened by
+// the caller, or by somebody else just now; opened is closed after that.
+func (c *Cache) use(key string) (e *entry, opens bool, opened chan struct{}, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, nil, fs.ErrClosed
+		return nil, false, nil, fs.ErrClosed
 	}
 	if e := c.entries[key]; e != nil {
 		e.users++
-		return e, nil, nil
+		return e, false, nil, nil
 	}
+	opened = c.opening[key]
+	if opens = opened == nil; opens {
+		opened = make(chan struct{})
+		c.opening[key] = opened
+	}
+	return nil, opens, opened, nil
+}
+
+// linkTo is what was learned about a source.
+func (c *Cache) linkTo(src Source) *link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	l := c.links[src]
 	if l == nil {
 		l = newLink(src, c.rate)
 		c.links[src] = l
 	}
-	return nil, l, nil
+	return l
 }
 
 // release gives back one use of e; the last one closes it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -229,26 +230,49 @@ func TestFinalErrorEndsRead(t *testing.T) {
 	checkRead(t, h, a.flat, 0, len(a.flat))
 }
 
-// TestWrongBytesAreNotHandedOut flips a bit in everything that is fetched.
+// TestWrongBytesAreNotHandedOut flips a bit in everything that is fetched
+// of a file: blobs that are one piece, pieces with digests, and chunks of
+// all sizes. Another file does not notice.
 func TestWrongBytesAreNotHandedOut(t *testing.T) {
-	for _, k := range kinds[1:4] {
-		t.Run(k.name, func(t *testing.T) {
-			src := &fakeSource{mangle: func(_ string, _ int64, b []byte) ([]byte, error) {
-				b[len(b)/2] ^= 1
-				return b, nil
-			}}
-			a := makeFile(t, newRand(t), src, k, 256<<10)
-			h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
-			if _, err := h.ReadAt(context.Background(), make([]byte, len(a.flat)), 0); !errors.Is(err, layout.ErrContent) {
-				t.Errorf("error %v", err)
+	large := kind{name: "largest chunks", chunk: wholeLimit}
+	for _, k := range append(kinds[1:4:4], large) {
+		for _, size := range []int{256 << 10, smallBlob, 3 << 20, wholeLimit + 1<<20} {
+			if (size > 3<<20) != (k.name == large.name) {
+				continue
 			}
-			if h.Cached() != 0 {
-				t.Errorf("%d wrong bytes are in the cache", h.Cached())
-			}
-			if n, _ := src.reset(); n != 2 {
-				t.Errorf("%d requests, want one and another try", n)
-			}
-		})
+			t.Run(fmt.Sprint(k.name, size), func(t *testing.T) {
+				src := &fakeSource{}
+				good := makeFile(t, newRand(t), src, k, 1<<20)
+				a := makeFile(t, newRand(t), src, k, size)
+				src.mangle = func(digest string, _ int64, b []byte) ([]byte, error) {
+					if digest != good.file.Parts[0].Digest {
+						for i := 0; i < len(b); i += 4096 {
+							b[i] ^= 1
+						}
+					}
+					return b, nil
+				}
+				c := openCache(t, t.TempDir(), Options{})
+				h := openFile(t, c, a.file, src)
+				at := a.file.Map.Segments()[0].Offset
+				if n, err := h.ReadAt(context.Background(), make([]byte, 1), at); !errors.Is(err, layout.ErrContent) {
+					t.Errorf("%d bytes, error %v", n, err)
+				}
+				if n, _ := src.reset(); n != 2 {
+					t.Errorf("%d requests, want one and another try", n)
+				}
+				if _, err := h.ReadAt(context.Background(), make([]byte, len(a.flat)), 0); !errors.Is(err, layout.ErrContent) {
+					t.Errorf("error %v", err)
+				}
+				checkRead(t, openFile(t, c, good.file, src), good.flat, 0, len(good.flat))
+				if h.Verified() || h.Complete() {
+					t.Error("wrong bytes are in the cache")
+				}
+				if _, err := h.ReadAt(context.Background(), make([]byte, 1), at); !errors.Is(err, layout.ErrContent) {
+					t.Errorf("read again: %v", err)
+				}
+			})
+		}
 	}
 }
 

@@ -18,7 +18,7 @@ const copyStep = 64 << 20
 // dst as it was, unless all of the file is present and verified. onBytes
 // is told of payload as it is copied.
 func (f *File) CopyTo(ctx context.Context, dst *os.File, onBytes func(int64)) (ok bool, err error) {
-	if !f.Kept() || !f.Complete() || !f.Verified() || f.entry.state.unsafe() {
+	if f.entry.inMemory() || !f.Complete() || !f.Verified() || f.entry.state.unsafe() {
 		return false, nil
 	}
 	return true, f.entry.copyTo(ctx, dst, onBytes)
@@ -27,6 +27,10 @@ func (f *File) CopyTo(ctx context.Context, dst *os.File, onBytes func(int64)) (o
 // Kept says whether what is fetched of the file can be kept on disk, as
 // far as is known.
 func (f *File) Kept() bool { return !f.entry.unkept }
+
+// ReadOnly says that it cannot because the cache can only be read. What is
+// there is served from it.
+func (f *File) ReadOnly() bool { return readOnly(f.entry.refused) }
 
 // CopyTo is File.CopyTo for a file as it was found.
 func (l *Local) CopyTo(ctx context.Context, dst *os.File, onBytes func(int64)) (ok bool, err error) {

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,7 @@ func crashFiles(t testing.TB) (*fakeSource, []artifact) {
 func crashingProcess(dir string) {
 	t := &quiet{}
 	src, files := crashFiles(t)
-	c, err := Open(dir, Options{})
+	c, err := Open(dir, Options{grace: time.Minute})
 	t.must(err)
 	for _, a := range files {
 		h, err := c.File(a.file, src)
@@ -235,7 +236,8 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// FuzzState opens any bytes as a state file.
+// FuzzState opens any bytes as a state file. Who can only read it sees in it
+// what others do, and changes nothing.
 func FuzzState(f *testing.F) {
 	key := strings.Repeat("ab", 32)
 	good := make([]byte, stateHeader+8*5)
@@ -256,14 +258,21 @@ func FuzzState(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer file.Close()
+		seen := seenReadOnly(t, name, key, pieces)
+		if after, err := os.ReadFile(name); err != nil || !bytes.Equal(after, b) {
+			t.Fatalf("it was changed: %v", err)
+		}
 		s, err := openState(file, key, pieces)
 		if err != nil {
-			if !errors.Is(err, errDamaged) {
-				t.Fatal(err)
+			if !errors.Is(err, errDamaged) || seen != "" {
+				t.Fatal(seen, err)
 			}
 			return
 		}
 		defer s.unmap()
+		if seen != "" && seen != stateText(s, pieces) {
+			t.Fatalf("read-only it is\n%s\nand else\n%s", seen, stateText(s, pieces))
+		}
 		for i := range pieces {
 			if err := s.reserve(i); err != nil {
 				t.Fatal(err)
@@ -274,6 +283,43 @@ func FuzzState(f *testing.F) {
 			}
 		}
 	})
+}
+
+// seenReadOnly is what a state file says to who can only read it; "" where
+// it is damaged.
+func seenReadOnly(t *testing.T, name, key string, pieces int) string {
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s, err := openStateReadOnly(f, key, pieces)
+	if err != nil {
+		if !errors.Is(err, errDamaged) {
+			t.Fatal(err)
+		}
+		return ""
+	}
+	defer s.unmap()
+	text := stateText(s, pieces)
+	s.unseal()
+	for i := range pieces {
+		s.settle(i, 0)
+		s.setVerified(i)
+		s.clear(i)
+	}
+	if s.sealed() {
+		t.Fatal("a piece was wrong, and the file is sealed")
+	}
+	return text
+}
+
+func stateText(s *state, pieces int) string {
+	text := fmt.Sprintln(s.sealed(), s.unsafe())
+	for i := range pieces {
+		text += fmt.Sprintln(i, s.has(i), s.suspect(i), s.verified(i))
+	}
+	return text
 }
 
 // FuzzRecord reads any bytes as KEY.meta.

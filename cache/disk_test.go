@@ -92,7 +92,7 @@ func (s *diskScenario) forget() {
 
 // session opens the cache. A disk that does not give it must say so.
 func (s *diskScenario) session(do func(c *Cache) error) error {
-	c, err := Open(s.dir, Options{Size: diskQuota, Concurrency: 1})
+	c, err := Open(s.dir, Options{Size: diskQuota, Concurrency: 1, grace: time.Minute})
 	if err != nil {
 		s.told("open", err)
 		return nil
@@ -330,7 +330,7 @@ func (w wants) check(t *testing.T, name string, o outcome, dir string, src *fake
 	if o.end != "<nil>" && o.end != "" {
 		t.Errorf("%s: a reader saw: %s", name, o.end)
 	}
-	c, err := Open(dir, Options{Size: 1 << 30})
+	c, err := Open(dir, Options{Size: 1 << 30, grace: time.Minute})
 	if err != nil {
 		t.Errorf("%s: the next open: %v", name, err)
 		return

@@ -12,8 +12,6 @@
 // KEY.state with one word a piece, KEY.meta with what the file is made
 // of. See docs/format.md for the bytes.
 //
-// Locks, in the order in which they are taken: Cache.mu, queue.mu,
-// entry.mu, spare.mu. The last three are never held over I/O. Cache.mu is
-// while a file is opened; room.mu, index.mu and an entry's donors have
-// I/O of their own, and only who needs its result waits for it.
+// No mutex is held over I/O, and no fetch waits long for work that is done
+// for all: docs/architecture.md has the locks and their order.
 package cache

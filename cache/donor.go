@@ -6,9 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"os"
-	"path"
-	"strings"
-	"sync"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
@@ -16,137 +14,24 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// index knows which cached files hold a part with a given digest, so that
-// what another file has is copied and not downloaded. It is made when it
-// is first asked, and learns of files that this process opens later.
-type index struct {
-	mu    sync.Mutex
-	built bool
-	parts map[string][]place
-}
-
-// place is a part of a cached file.
-type place struct {
-	key    string
-	first  int // the part's first piece in that file
-	length int64
-}
-
-// mostPlaces bounds how many copies of one part are remembered. Chunks of
-// zeros may occur thousands of times.
-const mostPlaces = 4
-
-func (x *index) addLocked(key string, r *record) {
-	first := 0
-	for i := range r.Parts {
-		p := &r.Parts[i]
-		if places := x.parts[p.Digest]; len(places) < mostPlaces && p.Length > 0 {
-			x.parts[p.Digest] = append(places, place{key, first, p.Length})
-		}
-		first += p.pieces()
-	}
-}
-
-// note remembers a part that has just come as the first place to look.
-func (x *index) note(e *entry, part int) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if !x.built {
-		return
-	}
-	p := &e.file.Parts[part]
-	places := x.parts[p.Digest]
-	if len(places) == mostPlaces {
-		places = places[:mostPlaces-1]
-	}
-	here := place{e.key, e.grid.first[part], p.Length}
-	x.parts[p.Digest] = append([]place{here}, places...)
-}
-
-// places returns where else the part may be found.
-func (c *Cache) places(e *entry, part int) []place {
-	x := &c.index
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if !x.built {
-		c.buildIndexLocked()
-	}
-	var found []place
-	for _, p := range x.parts[e.file.Parts[part].Digest] {
-		own := p.key == e.key && p.first == e.grid.first[part]
-		if !own && p.length == e.file.Parts[part].Length {
-			found = append(found, p)
-		}
-	}
-	return found
-}
-
-// buildIndexLocked reads what every file in the cache is made of. What
-// cannot be read donates nothing.
-func (c *Cache) buildIndexLocked() {
-	x := &c.index
-	x.built = true
-	x.parts = map[string][]place{}
-	dir, err := c.root.Open(dirFiles)
-	if err != nil {
-		return
-	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1) // as many as there are
-	for _, name := range names {
-		key, ok := strings.CutSuffix(name, ".meta")
-		if !ok {
-			continue
-		}
-		r, _, f, err := c.readRecord(key)
-		if err != nil {
-			continue
-		}
-		_ = f.Close()
-		x.addLocked(key, &r)
-	}
-}
-
-// learn adds a file that was opened after the index was made.
-func (x *index) learn(key string, r record) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if !x.built {
-		return // it will be found on disk
-	}
-	for _, p := range x.parts[r.firstDigest()] {
-		if p.key == key {
-			return
-		}
-	}
-	x.addLocked(key, &r)
-}
-
-func (r *record) firstDigest() string {
-	if len(r.Parts) == 0 {
-		return ""
-	}
-	return r.Parts[0].Digest
-}
-
 // donor is another cached file, open to be copied from. Its lock keeps it
 // from being evicted meanwhile.
 type donor struct {
 	entry
 }
 
-// openDonor opens a cached file by its key. It is not an error when there
-// is none any more.
-func (c *Cache) openDonor(key string) *donor {
+// openDonor opens a cached file by its key. There may be none any more.
+func (c *Cache) openDonor(key string) (*donor, error) {
+	c.opts.before("donor")
 	d, err := c.donorOf(key)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	if d.openToRead() != nil {
+	if err := d.openToRead(lockNow); err != nil {
 		d.closeFiles()
-		return nil
+		return nil, err
 	}
-	return d
+	return d, nil
 }
 
 // donorOf makes a donor of a cached file's record, with no file open yet.
@@ -169,16 +54,27 @@ func (c *Cache) donorOf(key string) (*donor, error) {
 	return d, nil
 }
 
-func (d *donor) openToRead() error {
-	sf, err := d.cache.root.OpenFile(path.Join(dirFiles, d.key+".state"), os.O_RDWR|openFlags, 0)
+// openToRead opens the donor's files. With locks that are only tried it
+// waits for nobody: who is just setting the file up, or evicting it, may be
+// stopped.
+func (d *donor) openToRead(locked locker) error {
+	name := d.path(".state")
+	sf, err := d.cache.root.OpenFile(name, os.O_RDWR|openFlags, 0)
+	kind, open := int16(unix.F_WRLCK), openStateLocked
+	if readOnly(err) {
+		sf, err = d.cache.root.OpenFile(name, os.O_RDONLY|openFlags, 0)
+		kind, open = unix.F_RDLCK, openReadOnlyLocked
+	}
 	if err != nil {
 		return err
 	}
-	if err := lock(sf, unix.F_RDLCK, lockInUse, 1); err != nil {
-		_ = sf.Close()
-		return err
+	if err = locked(sf, unix.F_RDLCK, lockInUse, 1); err == nil {
+		if err = locked(sf, kind, lockSetup, 1); err == nil {
+			d.state, err = open(sf, d.key, d.grid.pieces())
+			unlock(sf, lockSetup, 1)
+		}
 	}
-	if d.state, err = openState(sf, d.key, d.grid.pieces()); err != nil {
+	if err != nil {
 		_ = sf.Close()
 		return err
 	}
@@ -186,26 +82,60 @@ func (d *donor) openToRead() error {
 	return err
 }
 
+// locker takes a lock, or says why not.
+type locker func(f *os.File, kind int16, off, n int64) error
+
+// lockNow is a locker that does not wait.
+func lockNow(f *os.File, kind int16, off, n int64) error {
+	ok, err := tryLock(f, kind, off, n)
+	if err == nil && !ok {
+		err = errHeld
+	}
+	return err
+}
+
+// lentFile is a donor that one job opens for all of a file's jobs.
+type lentFile struct {
+	ready chan struct{} // closed when donor is what it will be
+	began time.Time
+	donor *donor // nil: it cannot be had
+}
+
 // donor returns an open donor, which lives as long as e does; nil when it
-// cannot be had.
-func (e *entry) donor(key string) *entry {
+// cannot be had, or another job takes long to open it.
+func (e *entry) donor(key string, most time.Duration) *entry {
 	if key == e.key {
 		return e
 	}
-	e.donors.Lock() // over I/O: nobody but the same file's jobs waits for it
-	defer e.donors.Unlock()
-	if e.donors.open == nil {
-		e.donors.open = map[string]*donor{}
+	e.donors.Lock()
+	l := e.donors.open[key]
+	if l == nil {
+		l = &lentFile{ready: make(chan struct{}), began: time.Now()}
+		if e.donors.open == nil {
+			e.donors.open = map[string]*lentFile{}
+		}
+		e.donors.open[key] = l
+		e.donors.Unlock()
+		e.open(key, l)
+	} else {
+		e.donors.Unlock()
 	}
-	d, known := e.donors.open[key]
-	if !known {
-		d = e.cache.openDonor(key)
-		e.donors.open[key] = d
-	}
-	if d == nil {
+	if !await(e.ctx, l.ready, most-time.Since(l.began)) || l.donor == nil {
 		return nil
 	}
-	return &d.entry
+	return &l.donor.entry
+}
+
+// open opens a donor. One that somebody has locked just now may be had the
+// next time.
+func (e *entry) open(key string, l *lentFile) {
+	defer close(l.ready)
+	var err error
+	if l.donor, err = e.cache.openDonor(key); errors.Is(err, errHeld) {
+		e.donors.Lock()
+		delete(e.donors.open, key)
+		e.donors.Unlock()
+	}
 }
 
 // alone has one fetch of a part with a given digest at a time, for the
@@ -237,19 +167,20 @@ func (c *Cache) alone(ctx context.Context, e *entry, part int) (done func()) {
 }
 
 // copyPieces fills those of pieces [from, to) of a part that another
-// cached file holds, or the same file elsewhere.
-func (e *entry) copyPieces(part, from, to int) {
-	for _, p := range e.cache.places(e, part) {
+// cached file holds, or the same file elsewhere. Which those are may not be
+// known, or not be at hand, for longer than is waited for.
+func (e *entry) copyPieces(part, from, to int, most time.Duration) {
+	for _, p := range e.cache.places(e, part, most) {
 		if e.state.hasAll(from, to) {
 			return
 		}
-		d := e.donor(p.key)
+		d := e.donor(p.key, most)
 		if d == nil {
 			continue
 		}
 		theirs := donated{entry: d, part: d.grid.part(p.first), piece: -1}
 		for i := from; i < to; i++ {
-			if !e.state.has(i) {
+			if !e.state.has(i) && (!e.unkept || e.flying(i)) {
 				e.copyPiece(part, i, &theirs)
 			}
 		}
@@ -264,7 +195,7 @@ func (e *entry) copyPiece(part, i int, d *donated) {
 	buf := getBuffer(n)
 	defer putBuffer(buf)
 	verified, ok := d.read(buf, off-e.file.Parts[part].Offset)
-	if !ok || e.unkept {
+	if !ok {
 		return
 	}
 	if !verified {
@@ -282,7 +213,7 @@ func (e *entry) copyPiece(part, i int, d *donated) {
 	if !verified && d.entry != e {
 		return // another source may have sent it
 	}
-	e.arrived(i, buf, verified)
+	e.arrived(i, buf, verified, nil)
 }
 
 // hasDigest says that payload is all of a part and hashes to its digest. A

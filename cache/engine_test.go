@@ -134,7 +134,7 @@ func TestSequentialReadIsFetchedOnce(t *testing.T) {
 func TestTracker(t *testing.T) {
 	const size = 1 << 30
 	// dense is a read of a file without holes.
-	dense := func(off, n int64, missing bool) look { return look{off, n, off, off + n, missing} }
+	dense := func(off, n int64, missing bool) look { return look{off, n, off, off + n, missing, 0} }
 	k := tracker{}
 	var fetched int64
 	for i := range int64(500) { // random reads, a page each
@@ -197,7 +197,7 @@ func TestTrackerAcrossHoles(t *testing.T) {
 	var upTo int64
 	for i := int64(0); i < 4096; i++ {
 		at := i ^ 1 // every two are swapped
-		r := k.saw(look{at * mib, mib, at * data, (at + 1) * data, true}, 4096*data, 0)
+		r := k.saw(look{at * mib, mib, at * data, (at + 1) * data, true, 0}, 4096*data, 0)
 		upTo = max(upTo, r.to)
 		if read := i * data; read > 2*steady && upTo < min(read+steady, 4000*data) {
 			t.Fatalf("after %d bytes only fetched ahead up to %d", read, upTo)
@@ -218,7 +218,7 @@ func TestTrackerSteps(t *testing.T) {
 			if i > strideSteps && !want[off] {
 				late++
 			}
-			r := k.saw(look{off, n, off, off + n, !want[off]}, size, 0)
+			r := k.saw(look{off, n, off, off + n, !want[off], 0}, size, 0)
 			if r.from < r.to {
 				t.Fatalf("step %d: fetches %+v", step, r)
 			}

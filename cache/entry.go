@@ -31,13 +31,14 @@ type entry struct {
 	stop context.CancelFunc
 	jobs sync.WaitGroup // what works with the files; see use
 
-	unkept  bool        // its files are in memory and take no data: the disk refused them
+	unkept  bool        // its files take no data: they can only be read, or are in memory, because the disk refused them
+	refused error       // why
 	asked   atomic.Bool // waits in Cache.checks
 	reading tracker     // who reads how, for readahead
 
 	donors struct {
 		sync.Mutex
-		open map[string]*donor // by key; nil for one that cannot be had
+		open map[string]*lentFile // by key
 	}
 
 	mu        sync.Mutex
@@ -49,6 +50,7 @@ type entry struct {
 	lost      map[int]bool    // pieces that the disk did not give back
 	condemned map[int]error   // parts that are out of service, why
 	proofs    map[int]*proof  // parts that are being compared for readers who wait
+	vouched   map[int]vouched // pieces that are not on disk, of parts that were right
 	dropped   []func()        // called when bytes that were handed out were wrong
 	backing   *os.File        // read-only, for the kernel; opened once
 }
@@ -76,17 +78,32 @@ func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 			err = gone
 		}
 	}
-	if diskRefuses(err) || errors.Is(err, errInUse) || errors.Is(err, errHeld) || errors.Is(err, errDamaged) {
-		c.log.Warn("cache cannot keep a file", "file", f.Name, "cause", err)
-		err = e.openUnkept()
+	if err != nil && e.mayDoWithout(err) {
+		e.refused = err
+		if !readOnly(err) { // else it is said when something is fetched
+			c.notKept(f.Name, err)
+		}
+		if !readOnly(err) || e.openReadOnly() != nil {
+			err = e.openUnkept()
+		} else {
+			err = nil
+		}
 	}
 	if err != nil {
 		e.stop()
 		return nil, err
 	}
-	c.index.learn(key, e.record())
+	if r := e.record(); !e.inMemory() {
+		c.index.add(key, &r)
+	}
 	e.checkComplete()
 	return e, nil
+}
+
+// mayDoWithout says that the file is served although it cannot be kept. A
+// directory that is missing could not be made.
+func (e *entry) mayDoWithout(err error) bool {
+	return diskRefuses(err) || errors.Is(err, errInUse) || errors.Is(err, errHeld) || errors.Is(err, errDamaged) || errors.Is(err, fs.ErrNotExist)
 }
 
 // errUnsafe says that a file's data may be in memory alone. It can be read
@@ -97,7 +114,7 @@ func (e *entry) path(suffix string) string { return path.Join(dirFiles, e.key+su
 
 func (e *entry) openFiles() error {
 	root := e.cache.root
-	sf, err := e.openInUse()
+	sf, err := e.openInUse(os.O_RDWR | os.O_CREATE)
 	if err != nil {
 		return err
 	}
@@ -123,9 +140,9 @@ func (e *entry) openFiles() error {
 
 // openInUse opens the state file and takes the lock that says so: nobody
 // evicts a file under it. One that was evicted just before is made again.
-func (e *entry) openInUse() (*os.File, error) {
+func (e *entry) openInUse(flags int) (*os.File, error) {
 	for {
-		f, err := e.cache.root.OpenFile(e.path(".state"), os.O_RDWR|os.O_CREATE|openFlags, 0o600)
+		f, err := e.cache.root.OpenFile(e.path(".state"), flags|openFlags, 0o600)
 		if err != nil {
 			return nil, err
 		}
@@ -152,6 +169,11 @@ func diskRefuses(err error) bool {
 		}
 	}
 	return false
+}
+
+// readOnly says that err is about what may only be read.
+func readOnly(err error) bool {
+	return errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
 }
 
 // openUnkept gives the entry files in memory that stay empty: what is
@@ -245,9 +267,9 @@ func (e *entry) close() {
 	if !e.unkept {
 		e.touch()
 	}
-	for _, d := range e.donors.open {
-		if d != nil {
-			d.closeFiles()
+	for _, l := range e.donors.open {
+		if l.donor != nil {
+			l.donor.closeFiles()
 		}
 	}
 	e.closeFiles()

@@ -60,14 +60,13 @@ func (e *entry) claim(j *job) (from, to, held int) {
 		return 0, 0, 0
 	}
 	e.requeue(j.from+n, j.to)
-	e.copyPieces(j.part, j.from, j.from+n)
+	e.copyPieces(j.part, j.from, j.from+n, e.cache.opts.grace)
 	from = j.from
-	for from < j.from+n && e.state.has(from) {
-		e.land(from, nil)
+	for from < j.from+n && e.landed(from) {
 		from++
 	}
 	to = from
-	for to < j.from+n && !e.state.has(to) {
+	for to < j.from+n && !e.landed(to) {
 		to++
 	}
 	e.requeue(to, j.from+n)
@@ -76,6 +75,22 @@ func (e *entry) claim(j *job) (from, to, held int) {
 		e.checkComplete()
 	}
 	return from, to, j.from + n
+}
+
+// landed says that nobody waits for a job to bring piece i: it is present,
+// or was handed over.
+func (e *entry) landed(i int) bool {
+	if e.state.has(i) {
+		e.land(i, nil)
+	}
+	return !e.flying(i)
+}
+
+// flying says that piece i is on its way, or queued.
+func (e *entry) flying(i int) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.flights[i] != nil
 }
 
 // fetchOnce fetches a part that is one piece, unless the same bytes are
@@ -87,8 +102,8 @@ func (e *entry) fetchOnce(j *job, piece int) error {
 		return context.Cause(j.ctx)
 	}
 	defer done()
-	e.copyPieces(part, piece, piece+1)
-	if e.state.has(piece) {
+	e.copyPieces(part, piece, piece+1, e.cache.opts.grace)
+	if e.landed(piece) {
 		return nil
 	}
 	err := e.fetchWhole(j, piece)
@@ -139,7 +154,7 @@ func (e *entry) fetchWhole(j *job, piece int) (err error) {
 		}
 		crashpoint.Reach("part decoded")
 	}
-	e.arrived(piece, payload, true)
+	e.arrived(piece, payload, true, nil)
 	return nil
 }
 
@@ -189,20 +204,10 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 			e.link.blame(p.Digest, body, err)
 			return from, err
 		}
-		e.arrived(from, buf[:n], verified)
+		e.arrived(from, buf[:n], verified, nil)
 	}
 	e.link.moved(length, time.Since(began))
 	return to, nil
-}
-
-// arrived keeps the payload of piece i and hands it to those who wait. A
-// disk that does not take it does not fail the readers.
-func (e *entry) arrived(i int, payload []byte, verified bool) {
-	if err := e.store(i, payload, verified); err != nil {
-		e.land(i, e.cache.spare.put(e, i, payload))
-		return
-	}
-	e.land(i, nil)
 }
 
 // reserve waits for room for n bytes in memory. What is larger than all

@@ -73,7 +73,7 @@ func (e *entry) ready(ctx context.Context, l look) (unkept map[int][]byte, err e
 			return nil, err
 		}
 		// What has gone meanwhile came anew, and must be proved again.
-		ready = e.proved(l.from, l.to)
+		ready = e.proved(l.from, l.to, unkept)
 	}
 	return unkept, nil
 }
@@ -128,6 +128,9 @@ func (e *entry) ensure(ctx context.Context, l look) (map[int][]byte, error) {
 	i, j := e.grid.at(l.from), e.grid.at(l.to-1)+1
 	here := e.state.hasAll(i, j)
 	l.missing = !here
+	if e.unkept || e.cache.full() {
+		l.most = spareSize / 2 // what is held in memory must be there when it is read
+	}
 	e.fetchAhead(e.reading.saw(l, e.file.PayloadSize(), e.link.roundTrip()))
 	if here {
 		return nil, nil
@@ -232,10 +235,10 @@ func (f *File) Backing() (file *os.File, ok bool) {
 
 // Hold returns a descriptor that keeps the file from being evicted for as
 // long as it is open, in this process or another; nil where the file is
-// not kept on disk. It is of an open file description of its own: the
+// not on disk. It is of an open file description of its own: the
 // locks of fetches go with the process that fetches.
 func (f *File) Hold() (*os.File, error) {
-	if f.entry.unkept {
+	if f.entry.inMemory() {
 		return nil, nil
 	}
 	hold, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.entry.state.file.Fd()), os.O_RDONLY, 0)

@@ -4,7 +4,7 @@ import (
 	"context"
 	"io"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -89,7 +89,7 @@ func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release fun
 			e.recheck(i)
 		}
 	}
-	e.copyPieces(part, from, to)
+	e.copyPieces(part, from, to, patient)
 	return func() {
 		if locked {
 			e.state.unlockPieces(from, to)
@@ -97,6 +97,9 @@ func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release fun
 		turn()
 	}, nil
 }
+
+// patient is longer than anything takes.
+const patient = time.Hour
 
 // lockTries bounds how often others are waited for who let go of pieces
 // that they have not brought.
@@ -175,7 +178,7 @@ func (k *Filler) Keep(part int, off int64, p []byte, verified bool) {
 				continue
 			}
 		}
-		if e.store(i, piece, checked) != nil {
+		if e.storeWaiting(e.ctx, i, piece, checked, nil) != nil {
 			return // it has said so
 		}
 	}
@@ -201,10 +204,7 @@ func (k *Filler) Vouch(part int) {
 	s := k.entry.state
 	first := k.entry.grid.first[part]
 	for i, sum := range k.take(part) {
-		w := s.word(first + i)
-		if w&(wordPresent|wordSuspect) == wordPresent && w&wordSum == sum&wordSum {
-			atomic.CompareAndSwapUint64(&s.words[first+i], w, w|wordVerified)
-		}
+		s.setVerifiedAs(first+i, sum)
 	}
 }
 

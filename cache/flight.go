@@ -42,6 +42,11 @@ func (e *entry) demand(ctx context.Context, from, to int) (unkept map[int][]byte
 		ctx, cancel = context.WithTimeoutCause(ctx, t, ErrTimeout)
 		defer cancel()
 	}
+	return e.obtain(ctx, from, to)
+}
+
+// obtain is demand for as long as ctx lives.
+func (e *entry) obtain(ctx context.Context, from, to int) (unkept map[int][]byte, err error) {
 	for {
 		for i := from; i < to; i++ {
 			if e.state.suspect(i) {
@@ -173,6 +178,12 @@ func (e *entry) gaveUp(ctx context.Context, w pending) error {
 	w.flight.waiters--
 	last := w.flight.cause
 	e.mu.Unlock()
+	return e.ended(ctx, last)
+}
+
+// ended is the error of a read whose ctx has ended; last is why what it
+// waits for did not come, where that is known.
+func (e *entry) ended(ctx context.Context, last error) error {
 	if last == nil {
 		last = e.link.trouble()
 	}

@@ -62,7 +62,7 @@ func (c *Cache) Inventory() (*Inventory, error) {
 		inv.Small -= s.disk
 	}
 	inv.Disk = total
-	inv.Small += total
+	inv.Small += total - c.spooled()
 	inv.Limit = c.limit(total)
 	refs, err := c.refs()
 	if err != nil {

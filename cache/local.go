@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -63,14 +62,12 @@ func mapState(f *os.File, key string, pieces int) (*state, error) {
 	if info, err := f.Stat(); err != nil || info.Size() != size {
 		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
 	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	mem, err := mapFile(f, size, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return nil, os.NewSyscallError("mmap", err)
+		return nil, err
 	}
-	s := &state{file: f, mem: mem, words: unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), size/8)[stateHeader/8:]}
-	id := bootID()
-	if head := header(key, pieces); string(mem[:len(head)]) != string(head) ||
-		string(mem[offBoot:offBoot+len(id)]) != string(id[:]) && !s.intact() || s.unsafe() {
+	s := &state{file: f, mem: mem, words: wordsOf(mem)}
+	if head := header(key, pieces); string(mem[:len(head)]) != string(head) || !s.thisBoot() && !s.intact() || s.unsafe() {
 		s.unmap()
 		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
 	}

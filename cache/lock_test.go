@@ -86,11 +86,9 @@ func TestOpenKeepsNoReaderWaiting(t *testing.T) {
 		opened <- err
 	}()
 	eventually(t, "the other file is being opened", func() bool {
-		if c.opening.TryLock() {
-			c.opening.Unlock()
-			return false
-		}
-		return true
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.opening) > 0
 	})
 	checkRead(t, h, b.flat, 0, len(b.flat))
 	select {

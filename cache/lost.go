@@ -66,6 +66,14 @@ func (e *entry) readPiece(i int, p []byte, off, from, to int64) error {
 	return nil
 }
 
+// loadChecked is load, of a file that may not be trusted, too.
+func (e *entry) loadChecked(i int, buf []byte) error {
+	if e.state.unsafe() {
+		return e.loadAsKept(i, buf)
+	}
+	return e.load(i, buf)
+}
+
 // loadAsKept is load for a file of which the disk has failed to take
 // something: what the kernel could not write it forgets, and then reads as
 // it was before.
@@ -107,7 +115,13 @@ func (e *entry) lose(pieces []int, cause error) {
 	for _, i := range pieces {
 		e.state.clear(i)
 	}
-	e.cache.log.Warn("the disk does not give back what was kept; it is fetched again", "file", e.file.Name, "cause", cause)
+	e.notGivenBack(cause)
+}
+
+func (e *entry) notGivenBack(cause error) {
+	if e.cache.said.first("not given back " + e.key) {
+		e.cache.log.Warn("the disk does not give back what was kept; it is fetched again", "file", e.file.Name, "cause", cause)
+	}
 }
 
 // loseWithin marks those pieces of payload [off, off+n) as missing that the

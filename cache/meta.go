@@ -51,7 +51,7 @@ func (c *Cache) PutBlob(digest string, data []byte) error {
 	if sum := sha256.Sum256(data); "sha256:"+hex.EncodeToString(sum[:]) != digest {
 		return fmt.Errorf("blob %s: %w", digest, layout.ErrContent)
 	}
-	return c.writeFile(name, data)
+	return c.refused(name, c.writeFile(name, data))
 }
 
 func blobPath(digest string) (string, error) {
@@ -117,7 +117,7 @@ func (c *Cache) PutRef(reference, digest string) error {
 	if err != nil {
 		return err
 	}
-	return c.writeFile(refPath(reference), data)
+	return c.refused(reference, c.writeFile(refPath(reference), data))
 }
 
 // PutArtifact notes what an artifact consists of, for those who look at
@@ -130,13 +130,17 @@ func (c *Cache) PutArtifact(reference, digest string, files []*layout.File, src 
 	}
 	name := refPath(reference)
 	if old, err := c.readRef(name); err == nil && old.Digest == digest && slices.Equal(old.Files, r.Files) && slices.Equal(old.Blobs, blobs) {
-		return c.root.Chtimes(name, r.Seen, r.Seen) // when it was last used
+		err := c.root.Chtimes(name, r.Seen, r.Seen) // when it was last used
+		if readOnly(err) {
+			return nil // nobody evicts there
+		}
+		return c.refused(reference, err)
 	}
 	data, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	return c.writeFile(name, data)
+	return c.refused(reference, c.writeFile(name, data))
 }
 
 func refPath(reference string) string {
@@ -177,7 +181,12 @@ func (c *Cache) sweep() {
 			if !strings.Contains(name, tmpMark) {
 				continue
 			}
+			spool := strings.HasPrefix(name, spoolMark)
 			name = path.Join(d, name)
+			if spool { // its lock tells, however old it is
+				c.sweepSpool(name)
+				continue
+			}
 			if info, err := c.root.Lstat(name); err == nil && time.Since(info.ModTime()).Abs() > tmpAge { // clocks are set back, too
 				_ = c.root.Remove(name) // the next one tries again
 			}

@@ -5,8 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"time"
+
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -44,14 +47,24 @@ func keyOf(f *layout.File, g *grid, src Source) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// errNoProof says that a blob which must be hashed before it is read
-// cannot be kept until then.
-var errNoProof = errors.New("bytes from a source that proves nothing must be hashed as a whole, and the cache has no room for that")
+// proofWindow is how much of a part is had at a time to be hashed.
+const proofWindow = 32 << 20
+
+// vouched is a piece that was hashed with all of its part, and right, while
+// it was in memory: when it is fetched again, it is compared with that.
+type vouched struct {
+	digest [sha256.Size]byte
+	sum    uint64 // as a word has it
+}
+
+func vouchedPiece(payload []byte) vouched {
+	return vouched{sha256.Sum256(payload), xxhash.Sum64(payload) & wordSum}
+}
 
 // prove waits, where the source proves nothing, until all of payload
-// [from, to) is there and was compared with a digest.
+// [from, to) was compared with a digest.
 func (e *entry) prove(ctx context.Context, from, to int64) error {
-	if e.link.proven || e.proved(from, to) {
+	if e.link.proven {
 		return nil
 	}
 	if t := e.cache.opts.ReadTimeout; t > 0 {
@@ -59,32 +72,52 @@ func (e *entry) prove(ctx context.Context, from, to int64) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, t, ErrTimeout)
 		defer cancel()
 	}
-	for part := e.file.PartAt(from); part < len(e.file.Parts) && e.file.Parts[part].Offset < to; part++ {
-		for !e.grid.checked(part) && !e.partVerified(part) {
-			unkept, err := e.demand(ctx, e.grid.first[part], e.grid.first[part+1])
-			if err == nil && len(unkept) > 0 {
-				err = errNoProof
-			}
-			if err == nil {
-				err = e.compare(ctx, part)
-			}
-			if err != nil {
-				return err
-			}
+	for i, end := e.grid.at(from), e.grid.at(to-1)+1; i < end; {
+		if e.compared(i) {
+			i++
+		} else if err := e.compare(ctx, e.grid.part(i)); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// proved says that what is on disk of payload [from, to) may be handed
-// out, whoever sent it.
-func (e *entry) proved(from, to int64) bool {
+// compared says that what is present of piece i may be handed out, whoever
+// sent it, or that what is missing will be compared when it comes.
+func (e *entry) compared(i int) bool {
+	if e.grid.checked(e.grid.part(i)) || e.state.verified(i) {
+		return true
+	}
+	_, ok := e.vouchedFor(i)
+	return ok && !e.state.has(i)
+}
+
+func (e *entry) vouchedFor(i int) (vouched, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, ok := e.vouched[i]
+	return v, ok
+}
+
+// proved says that payload [from, to) may be handed out: what is on disk of
+// it, and what is in memory.
+func (e *entry) proved(from, to int64, unkept map[int][]byte) bool {
 	if e.link.proven {
 		return true
 	}
 	for i, j := e.grid.at(from), e.grid.at(to-1)+1; i < j; i++ {
-		if !e.state.verified(i) && !e.grid.checked(e.grid.part(i)) {
-			return false
+		payload, inMemory := unkept[i]
+		switch {
+		case e.grid.checked(e.grid.part(i)):
+		case !inMemory:
+			if !e.state.verified(i) {
+				return false
+			}
+		default:
+			if v, ok := e.vouchedFor(i); !ok || v.digest != sha256.Sum256(payload) {
+				e.cache.spare.drop(e, i, i+1) // it came before that was known
+				return false
+			}
 		}
 	}
 	return true
@@ -92,12 +125,15 @@ func (e *entry) proved(from, to int64) bool {
 
 // proof is the comparison of one part with its digest, for all who wait.
 type proof struct {
-	done chan struct{}
-	err  error // why it could not be compared; read only after done
+	done    chan struct{}
+	err     error // why it could not be compared; read only after done
+	waiters int   // under entry.mu; when all have left, it ends
+	cancel  context.CancelFunc
 }
 
-// compare has a part that is all there compared with its digest. When it
-// returns nil, the part is verified, or gone, or its stream goes on.
+// compare has a part compared with its digest, and what is missing of it
+// fetched for that. When it returns nil, the part is verified, or was wrong
+// and is gone.
 func (e *entry) compare(ctx context.Context, part int) error {
 	e.mu.Lock()
 	p := e.proofs[part]
@@ -106,49 +142,131 @@ func (e *entry) compare(ctx context.Context, part int) error {
 			e.mu.Unlock()
 			return fs.ErrClosed
 		}
-		p = &proof{done: make(chan struct{})}
-		e.proofs[part] = p
-		e.jobs.Add(1)
-		go func() {
-			defer e.unuse()
-			p.err = e.comparePart(part)
-			e.mu.Lock()
-			delete(e.proofs, part)
-			e.mu.Unlock()
-			close(p.done)
-		}()
+		p = e.beginProofLocked(part)
 	}
+	p.waiters++
 	e.mu.Unlock()
 	select {
 	case <-p.done:
 		return p.err
 	case <-ctx.Done():
-		return context.Cause(ctx)
+	}
+	e.mu.Lock()
+	if p.waiters--; p.waiters == 0 {
+		p.cancel()
+		e.endProofLocked(part, p) // who comes now begins anew
+	}
+	e.mu.Unlock()
+	return e.ended(ctx, nil)
+}
+
+func (e *entry) beginProofLocked(part int) *proof {
+	ctx, cancel := context.WithCancel(e.ctx)
+	p := &proof{done: make(chan struct{}), cancel: cancel}
+	e.proofs[part] = p
+	e.jobs.Add(1)
+	go func() {
+		defer e.unuse()
+		defer cancel()
+		p.err = e.comparePart(ctx, part)
+		e.mu.Lock()
+		e.endProofLocked(part, p)
+		e.mu.Unlock()
+		close(p.done)
+	}()
+	return p
+}
+
+func (e *entry) endProofLocked(part int, p *proof) {
+	if e.proofs[part] == p {
+		delete(e.proofs, part)
 	}
 }
 
-func (e *entry) comparePart(part int) error {
-	if e.partVerified(part) {
-		return nil
+// comparePart goes through a part, in pieces that are on disk or, where it
+// does not take them or give them back, in memory.
+func (e *entry) comparePart(ctx context.Context, part int) error {
+	first, end := e.grid.first[part], e.grid.first[part+1]
+	window := int(max(1, proofWindow/e.grid.size[part]))
+	whole := sha256.New()
+	seen := map[int]vouched{}
+	for i := first; i < end; i += window {
+		to := min(i+window, end)
+		e.queueMissing(ahead, to, min(to+window, end), 0)
+		unkept, err := e.obtain(ctx, i, to)
+		if err == nil && e.file.Parts[part].Encoding == layout.Raw {
+			err = e.hashPieces(ctx, whole, i, to, unkept, seen)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if e.file.Parts[part].Encoding != layout.Raw {
-		// Only its stream can tell, which may be at its end just now.
-		select {
-		case <-time.After(verifyPause):
-		case <-e.ctx.Done():
-		}
-		e.forgetUnseen(part)
+		return e.awaitStream(ctx, part)
+	}
+	if "sha256:"+hex.EncodeToString(whole.Sum(nil)) != e.file.Parts[part].Digest {
+		_ = e.drop(part, nil, "whole") // it is logged, and tried again unless it is out of service
 		return nil
 	}
-	ok, err := e.hashPart(part)
-	switch {
-	case err != nil:
-		return err
-	case ok:
-		e.vouch(part)
-	default:
-		_ = e.drop(part, nil, "whole") // it is logged, and tried again unless it is out of service
+	e.vouch(part, seen)
+	return nil
+}
+
+// hashPieces feeds pieces [from, to) to whole, and notes those that are in
+// memory.
+func (e *entry) hashPieces(ctx context.Context, whole io.Writer, from, to int, unkept map[int][]byte, seen map[int]vouched) error {
+	buf := getBuffer(e.grid.size[e.grid.part(from)])
+	defer putBuffer(buf)
+	for i := from; i < to; i++ {
+		payload, inMemory := unkept[i]
+		if !inMemory {
+			_, n := e.grid.extent(i)
+			var err error
+			if payload, inMemory, err = e.given(ctx, i, buf[:n]); err != nil {
+				return err
+			}
+		}
+		if inMemory {
+			seen[i] = vouchedPiece(payload)
+		}
+		_, _ = whole.Write(payload) // a hash takes everything
 	}
+	return nil
+}
+
+// given reads piece i into buf. What the disk does not give back is fetched
+// again, and in memory.
+func (e *entry) given(ctx context.Context, i int, buf []byte) (payload []byte, inMemory bool, err error) {
+	for range mostLosses {
+		if err = e.loadChecked(i, buf); err == nil {
+			return buf, false, nil
+		}
+		if errors.Is(err, fs.ErrClosed) {
+			break
+		}
+		e.lose([]int{i}, err)
+		unkept, err := e.obtain(ctx, i, i+1)
+		if err != nil {
+			return nil, false, err
+		}
+		if data, ok := unkept[i]; ok {
+			return data, true, nil
+		}
+	}
+	return nil, false, noEOF(err)
+}
+
+// awaitStream waits for the end of the stream that brings a frame: its
+// digest is over stored bytes, which nobody else sees.
+func (e *entry) awaitStream(ctx context.Context, part int) error {
+	for more := true; more; more = e.streaming(part) {
+		select {
+		case <-time.After(verifyPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	e.forgetUnseen(part)
 	return nil
 }
 

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
@@ -52,7 +55,9 @@ func TestUnprovenSource(t *testing.T) {
 				}
 			}
 
+			src.mu.Lock()
 			src.mangle = nil
+			src.mu.Unlock()
 			h = openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 			checkRead(t, h, a.flat, int(off), 1)
 			if !h.Verified() {
@@ -67,13 +72,72 @@ func TestUnprovenSource(t *testing.T) {
 	}
 }
 
-// TestUnprovenWithoutRoom has no room to keep a blob until it is hashed.
+// TestUnprovenWithoutRoom has no room to keep a blob until it is hashed:
+// it is hashed on its way, and its bytes are compared with what they were
+// then when they are fetched again.
 func TestUnprovenWithoutRoom(t *testing.T) {
-	src := &named{fakeSource: &fakeSource{}, origin: "plain"}
-	a := makeFile(t, newRand(t), src.fakeSource, kinds[0], 24<<20)
-	h := openFile(t, openCache(t, t.TempDir(), Options{Size: 8 << 20}), a.file, src)
-	if _, err := h.ReadAt(context.Background(), make([]byte, 1), a.file.Map.Segments()[0].Offset); !errors.Is(err, errNoProof) {
-		t.Errorf("a byte of it: %v", err)
+	for _, k := range unchecked {
+		for _, size := range []int64{1, 40 << 20} { // for nothing, and for some
+			src := &named{fakeSource: &fakeSource{}, origin: "plain"}
+			a := makeFile(t, newRand(t), src.fakeSource, k, 72<<20)
+			c := openCache(t, t.TempDir(), Options{Size: size})
+			h := openFile(t, c, a.file, src)
+			at := int(a.file.Map.Segments()[0].Offset)
+			checkRead(t, h, a.flat, at, 4096)
+			_, fetched := src.reset()
+			if fetched > a.file.StoredSize()*11/10 {
+				t.Errorf("%s: %d bytes were fetched to prove %d", k.name, fetched, a.file.StoredSize())
+			}
+			for off := range 4 {
+				checkRead(t, h, a.flat, off*len(a.flat)/4, 100_000)
+			}
+			if held := c.spare.held(); held > spareSize {
+				t.Errorf("%s: %d bytes are held in memory", k.name, held)
+			}
+			_ = h.Close()
+
+			src.mu.Lock()
+			src.mangle = wrongIn(a.file.Parts[0].StoredSize - 5)
+			src.mu.Unlock()
+			h = openFile(t, c, a.file, src)
+			if n, err := h.ReadAt(context.Background(), make([]byte, 10), int64(at)); !errors.Is(err, layout.ErrContent) && size == 1 {
+				t.Errorf("%s: %d bytes of a blob that is wrong at its end: %v", k.name, n, err)
+			}
+			_ = h.Close()
+		}
+	}
+}
+
+// TestProofNotGivenBack has the disk fail to give back what is to be
+// compared with its digest: that is fetched again, and compared.
+func TestProofNotGivenBack(t *testing.T) {
+	for _, with := range []error{unix.EIO, io.EOF} {
+		src := &named{fakeSource: &fakeSource{}, origin: "plain"}
+		a := makeFile(t, newRand(t), src.fakeSource, kinds[0], 4<<20)
+		disk := &badDisk{with: with}
+		at := a.file.Map.Segments()[0].Offset
+		disk.from.Store(at)
+		disk.to.Store(at + 1)
+		h := openFile(t, openCache(t, t.TempDir(), Options{readDisk: disk.ReadAt}), a.file, src)
+		checkRead(t, h, a.flat, 0, len(a.flat))
+		if disk.failed.Load() == 0 {
+			t.Error("the disk was not asked")
+		}
+		if _, fetched := src.reset(); fetched > a.file.StoredSize()+2<<20 {
+			t.Errorf("%d bytes were fetched of %d", fetched, a.file.StoredSize())
+		}
+		if err := h.Settle(context.Background()); err != nil {
+			t.Errorf("settled: %v", err)
+		}
+
+		// What comes in their place is compared with what was right.
+		h.entry.cache.spare.drop(h.entry, 0, h.entry.grid.pieces())
+		src.mu.Lock()
+		src.mangle = wrongIn(0)
+		src.mu.Unlock()
+		if n, err := h.ReadAt(context.Background(), make([]byte, 1), at); !errors.Is(err, layout.ErrContent) {
+			t.Errorf("%d wrong bytes: %v", n, err)
+		}
 	}
 }
 

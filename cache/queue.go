@@ -225,7 +225,7 @@ func (e *entry) wantedLocked(i int) bool {
 		e.landLocked(i, nil, nil)
 		return false
 	}
-	if data := e.cache.spare.get(e, i); data != nil {
+	if data := e.cache.spare.peek(e, i); data != nil {
 		e.landLocked(i, nil, data)
 		return false
 	}

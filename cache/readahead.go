@@ -66,7 +66,8 @@ type sequence struct {
 type look struct {
 	off, n   int64
 	from, to int64
-	missing  bool // something of it was
+	missing  bool  // something of it was
+	most     int64 // bytes to fetch ahead at most; 0: as it suits
 }
 
 // reach is what to fetch ahead: payload [from, to), or, where count is not
@@ -154,6 +155,9 @@ func (s *sequence) goOn(l look, size int64, delay time.Duration) reach {
 		return reach{}
 	}
 	window := s.window(delay)
+	if l.most > 0 {
+		window = min(window, l.most)
+	}
 	goal := min(s.next+window, size)
 	from := max(s.ahead, s.next)
 	// Large requests, of which each costs a registry some milliseconds, but

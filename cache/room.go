@@ -2,6 +2,7 @@ package cache
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"io/fs"
 	"math"
@@ -29,43 +30,107 @@ const (
 	reserveMost = 64 << 20
 	// lookAgain is how long a look is good for.
 	lookAgain = time.Second
+	// lookEarly is from what step on the next look begins when half of it
+	// is left: bytes come faster than a large cache is measured.
+	lookEarly = 64 << 20
 )
 
 // room is what this process knows of the space that the cache may take.
 type room struct {
-	mu      sync.Mutex
-	left    int64     // bytes that may be written before the next look
-	looked  time.Time // when; zero: never
-	refused bool      // the last look found no room
-	said    bool      // and that was logged, once
+	mu      sync.Mutex    // never held over I/O
+	left    int64         // bytes that may be written before the next look
+	step    int64         // what the last look left
+	taken   int64         // since the look under way has begun
+	looking chan struct{} // closed when the look under way has ended; nil: there is none
+	began   time.Time     // when it began
+	looked  time.Time     // when the last one ended; zero: never
+	refused bool          // it found no room
+	ended   bool          // the cache is closed
 }
 
+var (
+	// errFull says that there is no room for something on disk.
+	errFull = errors.New("no room in the cache")
+	// errLooking says that it is not known yet whether there is.
+	errLooking = errors.New("the cache is being measured")
+)
+
 // take reserves n bytes on disk for a piece that is about to be kept. What
-// nobody uses is evicted for it, the least recently used first. It
-// reports false when there is no room: then the piece is not kept.
-func (c *Cache) take(n int64) bool {
-	r := &c.room
+// nobody uses is evicted for it, the least recently used first. It fails
+// with errFull when there is no room, and with errLooking when the disk
+// takes longer than the grace to tell: the channel is closed when it has.
+func (c *Cache) take(n int64) (looked <-chan struct{}, err error) {
+	for {
+		looked, began, err := c.room.take(c, n)
+		if looked == nil {
+			return nil, err
+		}
+		if !await(c.ctx, looked, c.opts.grace-time.Since(began)) {
+			return looked, errLooking
+		}
+	}
+}
+
+// await waits until done is closed, for at most so long, or until ctx ends.
+// It reports whether it is.
+func await(ctx context.Context, done <-chan struct{}, most time.Duration) bool {
+	select {
+	case <-done:
+		return true
+	default:
+	}
+	if most <= 0 {
+		return false
+	}
+	t := time.NewTimer(most)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// take takes n bytes of what is left, or returns the look at the disk that
+// will tell, with the time when it began.
+func (r *room) take(c *Cache, n int64) (looked <-chan struct{}, began time.Time, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.left >= n {
+	switch {
+	case r.left >= n:
 		r.left -= n
-		return true
-	}
-	if r.refused && time.Since(r.looked) < lookAgain {
-		return false
-	}
-	c.lookLocked(n)
-	if r.left < n {
-		r.refused = true
-		if !r.said {
-			r.said = true
-			c.log.Warn("cache is full of files in use: what is fetched is not kept", "dir", c.root.Name())
+		r.taken += n
+		if r.step >= lookEarly && r.left < r.step/2 {
+			r.lookLocked(c, 0)
 		}
-		return false
+		return nil, began, nil
+	case r.looking == nil && (r.ended || r.refused && time.Since(r.looked) < lookAgain):
+		return nil, began, errFull
 	}
-	r.refused = false
-	r.left -= n
-	return true
+	r.lookLocked(c, n)
+	return r.looking, r.began, nil
+}
+
+// lookLocked has one look at the disk at a time.
+func (r *room) lookLocked(c *Cache, n int64) {
+	if r.looking != nil || r.ended {
+		return
+	}
+	r.looking, r.began, r.taken = make(chan struct{}), time.Now(), 0
+	go c.look(n)
+}
+
+// end waits for the look under way; there is no other after it.
+func (r *room) end() {
+	r.mu.Lock()
+	r.ended = true
+	looking := r.looking
+	r.mu.Unlock()
+	if looking != nil {
+		<-looking
+	}
 }
 
 // full says that the last look found no room.
@@ -83,12 +148,11 @@ func (c *Cache) noRoom() {
 	r.left = 0
 }
 
-// lookLocked measures the cache, evicts what is over the limit with n
-// bytes more, and says how much may be written until the next look. It
-// does its I/O under room.mu: who fetches has to wait for room anyway.
-func (c *Cache) lookLocked(n int64) {
-	r := &c.room
-	r.looked = time.Now()
+// look measures the cache, evicts what is over the limit with n bytes more,
+// and says how much may be written until the next look.
+func (c *Cache) look(n int64) {
+	c.opts.before("measure")
+	c.sweepSpools()
 	files, used := c.usage()
 	limit := c.limit(used)
 	step := max(limit/lookShare, lookLeast, n)
@@ -98,7 +162,15 @@ func (c *Cache) lookLocked(n int64) {
 	if over := used + step + reserve - limit; over > 0 {
 		used -= c.evict(files, over)
 	}
-	r.left = min(step, limit-used-reserve)
+	r := &c.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.step = min(step, limit-used-reserve)
+	r.left = r.step - r.taken // which may not have been measured
+	r.refused = r.step < n
+	r.looked = time.Now()
+	close(r.looking)
+	r.looking = nil
 }
 
 // limit is how many bytes the cache may take, given how many it takes now.

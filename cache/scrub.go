@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"hash"
 	"io/fs"
 	"os"
@@ -89,7 +90,11 @@ func (c *Cache) openStored(key string) (*donor, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.openToRead(); err != nil {
+	err = d.openToRead(lock)
+	if err == nil && d.state.readOnly {
+		err = fmt.Errorf("what is wrong could not be dropped: %w", unix.EROFS)
+	}
+	if err != nil {
 		d.closeFiles()
 		return nil, err
 	}

@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 		stoppingProcess(name)
 		return
 	}
+	if dir := os.Getenv(readerDirEnv); dir != "" {
+		readingProcess(dir)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -241,6 +245,9 @@ func newRand(t testing.TB) *rand.Rand {
 
 func openCache(t testing.TB, dir string, opts Options) *Cache {
 	t.Helper()
+	if opts.grace == 0 {
+		opts.grace = 10 * time.Second // where the machine is slow the disk is not
+	}
 	c, err := Open(dir, opts)
 	if err != nil {
 		t.Fatal(err)

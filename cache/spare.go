@@ -10,12 +10,14 @@ import (
 const spareSize = 64 << 20
 
 // spare holds pieces that could not be kept on disk, the latest of them:
-// what was fetched ahead of a reader must live until he comes.
+// what was fetched ahead of a reader must live until he comes. Those that
+// were read go first.
 type spare struct {
 	mu    sync.Mutex
 	bytes int64
-	byKey map[spareKey]*list.Element
-	order list.List // of *sparePiece, the latest first
+	byKey map[spareKey]*sparePiece
+	fresh list.List // of *sparePiece that nobody has read, the latest first
+	read  list.List // of those that somebody has, the same
 }
 
 type spareKey struct {
@@ -26,6 +28,8 @@ type spareKey struct {
 type sparePiece struct {
 	key  spareKey
 	data []byte
+	in   *list.List
+	at   *list.Element
 }
 
 // put takes a copy of a piece's payload.
@@ -36,26 +40,53 @@ func (s *spare) put(e *entry, piece int, payload []byte) []byte {
 	key := spareKey{e, piece}
 	s.dropLocked(key)
 	if s.byKey == nil {
-		s.byKey = map[spareKey]*list.Element{}
+		s.byKey = map[spareKey]*sparePiece{}
 	}
-	s.byKey[key] = s.order.PushFront(&sparePiece{key, data})
+	p := &sparePiece{key: key, data: data, in: &s.fresh}
+	p.at = p.in.PushFront(p)
+	s.byKey[key] = p
 	s.bytes += int64(len(data))
-	for s.bytes > spareSize && s.order.Len() > 1 {
-		s.dropLocked(s.order.Back().Value.(*sparePiece).key)
+	for s.bytes > spareSize && len(s.byKey) > 1 {
+		last := s.read.Back()
+		if last == nil {
+			last = s.fresh.Back()
+		}
+		s.dropLocked(last.Value.(*sparePiece).key)
 	}
 	return data
 }
 
-// get returns a piece's payload, or nil. It must not be changed.
+// get returns a piece's payload to a reader, or nil. It must not be changed.
 func (s *spare) get(e *entry, piece int) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	el := s.byKey[spareKey{e, piece}]
-	if el == nil {
+	p := s.byKey[spareKey{e, piece}]
+	if p == nil {
 		return nil
 	}
-	s.order.MoveToBack(el) // most are read once, and others are still to be
-	return el.Value.(*sparePiece).data
+	p.in.Remove(p.at)
+	p.in = &s.read
+	p.at = p.in.PushFront(p)
+	return p.data
+}
+
+// peek is get for who is no reader.
+func (s *spare) peek(e *entry, piece int) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.byKey[spareKey{e, piece}]; p != nil {
+		return p.data
+	}
+	return nil
+}
+
+// drop drops pieces [from, to): they are on disk now, or wrong.
+func (s *spare) drop(e *entry, from, to int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := from; i < to && s.bytes > 0; i++ {
+		s.dropLocked(spareKey{e, i})
+	}
 }
 
 // forget drops what is held of a file.
@@ -70,9 +101,9 @@ func (s *spare) forget(e *entry) {
 }
 
 func (s *spare) dropLocked(key spareKey) {
-	if el := s.byKey[key]; el != nil {
-		s.bytes -= int64(len(el.Value.(*sparePiece).data))
-		s.order.Remove(el)
+	if p := s.byKey[key]; p != nil {
+		s.bytes -= int64(len(p.data))
+		p.in.Remove(p.at)
 		delete(s.byKey, key)
 	}
 }

@@ -63,8 +63,14 @@ var errDamaged = errors.New("state file is damaged")
 type state struct {
 	file  *os.File
 	mem   []byte
-	words []uint64      // the words in mem
+	words []uint64      // the words in mem, or in own
 	room  []atomic.Bool // stretches of wordsAtOnce words that have blocks on disk
+
+	// Where the file can only be read, see readonly.go.
+	readOnly bool
+	own      []byte      // a private mapping: what this process finds out of the words
+	intactAt bool        // the words were those of the seal when the file was opened
+	unsealed atomic.Bool // this process found a piece wrong
 }
 
 // wordsAtOnce is for how many words blocks are reserved at once. A store
@@ -81,6 +87,10 @@ func openState(f *os.File, key string, pieces int) (*state, error) {
 		return nil, err
 	}
 	defer unlock(f, lockSetup, 1)
+	return openStateLocked(f, key, pieces)
+}
+
+func openStateLocked(f *os.File, key string, pieces int) (*state, error) {
 	size := int64(stateHeader + 8*pieces)
 	info, err := f.Stat()
 	if err != nil {
@@ -97,11 +107,11 @@ func openState(f *os.File, key string, pieces int) (*state, error) {
 	} else if info.Size() != size {
 		return nil, fmt.Errorf("%w: %d bytes, not %d", errDamaged, info.Size(), size)
 	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := mapFile(f, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return nil, os.NewSyscallError("mmap", err)
+		return nil, err
 	}
-	s := &state{file: f, mem: mem, words: unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), size/8)[stateHeader/8:]}
+	s := &state{file: f, mem: mem, words: wordsOf(mem)}
 	s.room = make([]atomic.Bool, (pieces+wordsAtOnce-1)/wordsAtOnce)
 	head := header(key, pieces)
 	switch {
@@ -114,6 +124,16 @@ func openState(f *os.File, key string, pieces int) (*state, error) {
 	}
 	s.enterBoot()
 	return s, nil
+}
+
+func mapFile(f *os.File, size int64, prot, flags int) ([]byte, error) {
+	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), prot, flags)
+	return mem, os.NewSyscallError("mmap", err)
+}
+
+// wordsOf are the words in a mapped state file.
+func wordsOf(mem []byte) []uint64 {
+	return unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), len(mem)/8)[stateHeader/8:]
 }
 
 // header returns the part of the header that never changes.
@@ -134,19 +154,29 @@ func header(key string, pieces int) []byte {
 // enterBoot marks what an earlier run of the machine left unsealed. What is
 // read from now on is what the disk has, whatever it failed to take before.
 func (s *state) enterBoot() {
-	id := bootID()
-	if bytes.Equal(s.mem[offBoot:offBoot+16], id[:]) {
+	if s.thisBoot() {
 		return
 	}
 	if !s.intact() {
 		atomic.StoreUint32(s.flags(), 0)
-		s.each(func(i int) {
-			if w := s.word(i); w&wordPresent != 0 {
-				atomic.StoreUint64(&s.words[i], w|wordSuspect)
-			}
-		})
+		s.suspectAll()
 	}
+	id := bootID()
 	copy(s.mem[offBoot:], id[:])
+}
+
+// thisBoot says that the file was opened in this run of the machine.
+func (s *state) thisBoot() bool {
+	id := bootID()
+	return bytes.Equal(s.mem[offBoot:offBoot+len(id)], id[:])
+}
+
+func (s *state) suspectAll() {
+	s.each(func(i int) {
+		if w := s.word(i); w&wordPresent != 0 {
+			atomic.StoreUint64(&s.words[i], w|wordSuspect)
+		}
+	})
 }
 
 // bootID names this run of the machine.
@@ -165,7 +195,10 @@ var bootID = sync.OnceValue(func() (id [16]byte) {
 
 func (s *state) unmap() {
 	_ = unix.Munmap(s.mem) // fails only for an address that is not mapped
-	s.mem, s.words = nil, nil
+	if s.own != nil {
+		_ = unix.Munmap(s.own)
+	}
+	s.mem, s.own, s.words = nil, nil, nil
 }
 
 func (s *state) word(i int) uint64 { return atomic.LoadUint64(&s.words[i]) }
@@ -251,6 +284,15 @@ func (s *state) setVerified(i int) {
 	}
 }
 
+// setVerifiedAs marks piece i as checked if what is present of it has that
+// checksum.
+func (s *state) setVerifiedAs(i int, sum uint64) {
+	w := s.word(i)
+	if w&(wordPresent|wordSuspect) == wordPresent && w&wordSum == sum&wordSum {
+		atomic.CompareAndSwapUint64(&s.words[i], w, w|wordVerified)
+	}
+}
+
 // clear makes piece i missing.
 func (s *state) clear(i int) {
 	if s.word(i) != 0 { // a store to what has no blocks could fail
@@ -281,17 +323,23 @@ func (s *state) flags() *uint32 { return (*uint32)(unsafe.Pointer(&s.mem[offFlag
 
 // sealed says that all pieces are present, verified and were on disk
 // before this was said.
-func (s *state) sealed() bool { return atomic.LoadUint32(s.flags())&flagSealed != 0 }
+func (s *state) sealed() bool { return s.flag(flagSealed) && !s.unsealed.Load() }
+
+// flag says that a flag is set. Those of an earlier run of the machine count
+// only where the seal was found to be whole.
+func (s *state) flag(which uint32) bool {
+	return atomic.LoadUint32(s.flags())&which != 0 && (!s.readOnly || s.intactAt || s.thisBoot())
+}
 
 // intact says that the file was sealed, and that its words are what they
 // were then: what one flag says is not believed after a boot.
 func (s *state) intact() bool {
-	return s.sealed() && binary.LittleEndian.Uint64(s.mem[offSeal:]) == xxhash.Sum64(s.mem[stateHeader:])
+	return atomic.LoadUint32(s.flags())&flagSealed != 0 && binary.LittleEndian.Uint64(s.mem[offSeal:]) == xxhash.Sum64(s.mem[stateHeader:])
 }
 
 // unsafe says that the disk has once failed to take the data: what it says
 // of them later is not to be believed, for the kernel does not try again.
-func (s *state) unsafe() bool { return atomic.LoadUint32(s.flags())&flagUnsafe != 0 }
+func (s *state) unsafe() bool { return s.flag(flagUnsafe) }
 
 func (s *state) setUnsafe() { atomic.OrUint32(s.flags(), flagUnsafe) }
 
@@ -310,6 +358,10 @@ func (s *state) seal() error {
 // unseal takes it back.
 // On disk too, before anything else is written.
 func (s *state) unseal() {
+	if s.readOnly {
+		s.unsealed.Store(true)
+		return
+	}
 	if atomic.AndUint32(s.flags(), ^uint32(flagSealed))&flagSealed != 0 {
 		_ = unix.Msync(s.mem[:stateHeader], unix.MS_SYNC) // fails only for memory that is not mapped
 	}
@@ -317,6 +369,9 @@ func (s *state) unseal() {
 
 // tryLockPieces claims the fetch of pieces [i, j) among processes.
 func (s *state) tryLockPieces(i, j int) (bool, error) {
+	if s.readOnly { // nobody can be kept from them, and need not: nothing is written here
+		return !lockedElsewhere(s.file, stateHeader+8*int64(i), 8*int64(j-i)), nil
+	}
 	return tryLock(s.file, unix.F_WRLCK, stateHeader+8*int64(i), 8*int64(j-i))
 }
 

@@ -15,19 +15,32 @@ import (
 // store puts the payload of piece i where it belongs in the data file and
 // marks it present. verified says that a digest of the artifact vouches
 // for it. An error means that the piece could not be kept, not that it is
-// wrong.
-func (e *entry) store(i int, payload []byte, verified bool) error {
+// wrong; with errLooking comes what is closed when it can be tried again.
+func (e *entry) store(i int, payload []byte, verified bool) (again <-chan struct{}, err error) {
+	if e.unkept && readOnly(e.refused) {
+		e.cache.notKept(e.file.Name, e.refused)
+	}
 	if e.unkept || e.isLost(i) {
-		return errNotKept
+		return nil, errNotKept
 	}
 	if e.state.verified(i) {
-		return nil // never written over: others may read it, and the kernel
+		return nil, nil // never written over: others may read it, and the kernel
 	}
-	if !e.cache.take(e.onDisk(i, int64(len(payload)))) {
-		return errNotKept
+	again, err = e.cache.take(e.onDisk(i, int64(len(payload))))
+	if err != nil {
+		if errors.Is(err, errFull) {
+			e.cache.notKept(e.file.Name, err)
+		}
+		return again, err
 	}
+	return nil, e.write(i, payload, verified)
+}
+
+// write is store when there is room.
+func (e *entry) write(i int, payload []byte, verified bool) error {
 	if err := e.state.reserve(i); err != nil {
 		e.cache.noRoom()
+		e.cache.notKept(e.file.Name, err)
 		return err
 	}
 	off, _ := e.grid.extent(i)
@@ -35,7 +48,7 @@ func (e *entry) store(i int, payload []byte, verified bool) error {
 	for run := range e.file.Map.Payload(off, int64(len(payload))) {
 		if _, err := e.data.WriteAt(rest[:run.Length], run.Offset); err != nil {
 			e.cache.noRoom()
-			e.cache.log.Warn("cache cannot keep what was fetched", "file", e.file.Name, "cause", err)
+			e.cache.notKept(e.file.Name, err)
 			return err
 		}
 		rest = rest[run.Length:]
@@ -46,8 +59,8 @@ func (e *entry) store(i int, payload []byte, verified bool) error {
 	return nil
 }
 
-// errNotKept says that there is no room for a piece on disk.
-var errNotKept = errors.New("no room in the cache")
+// errNotKept says that a piece is not put on disk.
+var errNotKept = errors.New("the file takes no data")
 
 // onDisk is how many bytes of blocks a piece of n bytes may take: a page
 // at each end of each of its runs may be new.
@@ -96,7 +109,7 @@ func (e *entry) recheck(i int) bool {
 	buf := getBuffer(n)
 	defer putBuffer(buf)
 	if err := e.load(i, buf); err != nil {
-		e.cache.log.Warn("cached piece cannot be read and is fetched again", "file", e.file.Name, "offset", i, "cause", err)
+		e.notGivenBack(err)
 		e.state.clear(i)
 		return false
 	}
@@ -104,11 +117,15 @@ func (e *entry) recheck(i int) bool {
 }
 
 // checkPiece compares a piece's payload with its own digest, where it has
-// one. verified is false where there is none.
+// one or has been found to have. verified is false where there is none.
 func (e *entry) checkPiece(i int, payload []byte) (verified bool, err error) {
 	want, ok := e.grid.sum(i)
 	if !ok {
-		return false, nil
+		v, known := e.vouchedFor(i)
+		if !known {
+			return false, nil
+		}
+		want = v.digest
 	}
 	if sha256.Sum256(payload) != want {
 		off, n := e.grid.extent(i)

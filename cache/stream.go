@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"sync"
 	"time"
@@ -64,11 +65,13 @@ func (e *entry) stream(j *job, body io.ReadCloser) {
 		}
 	}
 	if body == nil {
-		e.copyPieces(j.part, first, end)
+		e.copyPieces(j.part, first, end, e.cache.opts.grace)
 	}
 	var next int
 	var err error
-	if body != nil || !e.state.hasAll(first, end) || e.undecided(j.part) {
+	if body == nil && e.unkept && !e.undecided(j.part) && !e.anyFlying(first, end) {
+		// all that was asked for was found elsewhere
+	} else if body != nil || !e.state.hasAll(first, end) || e.undecided(j.part) {
 		next, err = e.passThrough(j.ctx, j.part, body)
 	}
 	if locked {
@@ -82,10 +85,28 @@ func (e *entry) stream(j *job, body io.ReadCloser) {
 	e.checkComplete()
 }
 
+// anyFlying says that somebody still waits for one of pieces [from, to).
+func (e *entry) anyFlying(from, to int) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i := range e.flights {
+		if i >= from && i < to {
+			return true
+		}
+	}
+	return false
+}
+
 // undecided says that only the stored bytes can tell whether the part is
 // right: a frame that nothing has vouched for.
 func (e *entry) undecided(part int) bool {
 	return e.file.Parts[part].Encoding != layout.Raw && !e.partVerified(part)
+}
+
+func (e *entry) streaming(part int) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.streams[part]
 }
 
 func (e *entry) streamEnded(part int) {
@@ -130,7 +151,9 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 		defer frame.Close()
 		payload = frame
 	}
-	if next, err = e.fill(part, payload); err != nil {
+	var late sync.WaitGroup
+	seen := map[int]vouched{}
+	if next, err = e.fill(part, payload, &late, seen); err != nil {
 		if errors.Is(err, zstdframe.ErrFrame) {
 			return e.grid.first[part], e.drop(part, whole.body, fmt.Sprintf("frame (%v)", err))
 		}
@@ -152,7 +175,8 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	if sum, ok := hash.digest(); ok && sum != p.Digest {
 		return e.grid.first[part], e.drop(part, whole.body, "whole")
 	}
-	e.vouch(part)
+	late.Wait()
+	e.vouch(part, seen)
 	return next, nil
 }
 
@@ -203,7 +227,7 @@ func (w *windowed) Close() error {
 
 // fill stores the pieces of a part as they come out of payload. Pieces
 // that are there already are read over.
-func (e *entry) fill(part int, payload io.Reader) (next int, err error) {
+func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, seen map[int]vouched) (next int, err error) {
 	buf := getBuffer(e.grid.size[part])
 	defer putBuffer(buf)
 	for next = e.grid.first[part]; next < e.grid.first[part+1]; next++ {
@@ -219,16 +243,33 @@ func (e *entry) fill(part int, payload io.Reader) (next int, err error) {
 		if err != nil {
 			return next, err
 		}
-		e.arrived(next, buf[:n], verified)
+		e.arrived(next, buf[:n], verified, late)
+		if !verified && !e.link.proven && !e.state.has(next) {
+			seen[next] = vouchedPiece(buf[:n])
+		}
 	}
 	return next, nil
 }
 
-// vouch marks all pieces of a part as checked.
-func (e *entry) vouch(part int) {
+// vouch marks all pieces of a part as checked. Of those that were seen in
+// memory it is noted what they are.
+func (e *entry) vouch(part int, seen map[int]vouched) {
 	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
-		e.state.setVerified(i)
+		if v, ok := seen[i]; ok {
+			e.state.setVerifiedAs(i, v.sum)
+		} else {
+			e.state.setVerified(i)
+		}
 	}
+	if len(seen) == 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.vouched == nil {
+		e.vouched = map[int]vouched{}
+	}
+	maps.Copy(e.vouched, seen)
 }
 
 // keptAs says that piece i is present with this payload. The digest of the
@@ -278,10 +319,12 @@ func (e *entry) condemnedLocked(from, to int) error {
 
 // forget makes all of a part missing.
 func (e *entry) forget(part int) {
+	first, end := e.grid.first[part], e.grid.first[part+1]
 	e.state.unseal()
-	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
+	for i := first; i < end; i++ {
 		e.state.clear(i)
 	}
+	e.cache.spare.drop(e, first, end)
 }
 
 // forgetUnseen makes a frame missing whose pieces are all there, but were
@@ -292,10 +335,7 @@ func (e *entry) forgetUnseen(part int) {
 	if e.file.Parts[part].Encoding == layout.Raw || e.grid.whole(part) || !e.state.hasAll(first, end) {
 		return
 	}
-	e.mu.Lock()
-	streaming := e.streams[part]
-	e.mu.Unlock()
-	if streaming {
+	if e.streaming(part) {
 		return
 	}
 	if ok, err := e.state.tryLockPieces(first, end); err != nil || !ok {

@@ -89,7 +89,7 @@ func (e *entry) check() {
 			_ = e.drop(part, nil, "whole") // it is logged; no reader waits
 			return
 		}
-		e.vouch(part)
+		e.vouch(part, nil)
 	}
 	if !e.state.hasAll(0, e.grid.pieces()) {
 		return

@@ -47,9 +47,12 @@ type PushOptions struct {
 	// ends the push. A cocoon is asked for a second export instead.
 	Spool bool
 
-	// SpoolDir holds that copy, one blob at a time, unnamed; also where
-	// the Uploader is no StreamUploader. Empty: os.TempDir.
-	SpoolDir string
+	// SpoolFile makes the file that holds that copy, one blob at a time;
+	// also where the Uploader is no StreamUploader. It is closed when it
+	// is not needed any more. Nil: an unnamed file in SpoolDir, or in
+	// os.TempDir where that is empty.
+	SpoolFile func() (SpoolFile, error)
+	SpoolDir  string
 
 	// Zstd is the level, 1 to 22, with which files are compressed; 0: not
 	// at all. Chunk is the size in bytes, a multiple of 1 MiB, by which
@@ -67,6 +70,13 @@ type PushOptions struct {
 	// to be there, since the last call; negative when a blob is begun
 	// anew. Several goroutines may call it. May be nil.
 	OnBytes func(delta int64)
+}
+
+// SpoolFile is a file that is written and read again.
+type SpoolFile interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
 }
 
 // PushResult is what Push made.
@@ -155,7 +165,7 @@ func (p *Pusher) source(opts *PushOptions) (*source, error) {
 	}
 	var err error
 	if opts.Spool && !s.again {
-		s.spool, err = newSpool(opts.SpoolDir)
+		s.spool, err = opts.newSpool()
 	}
 	return s, err
 }

@@ -143,12 +143,12 @@ func (u *push) wouldStream(ctx context.Context, body io.Reader, digest func() st
 // putSpooled writes a blob to disk first, for an Uploader that wants to
 // know the digest.
 func (u *push) putSpooled(ctx context.Context, body io.Reader, digest func() string) error {
-	tmp, err := newSpool(u.opts.SpoolDir)
+	tmp, err := u.opts.newSpool()
 	if err != nil {
 		return err
 	}
 	defer tmp.close()
-	n, err := io.CopyBuffer(struct{ io.Writer }{tmp.f}, struct{ io.Reader }{body}, make([]byte, payloadRead))
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.NewOffsetWriter(tmp.f, 0)}, struct{ io.Reader }{body}, make([]byte, payloadRead))
 	if err != nil && !isInput(err) {
 		return fmt.Errorf("spool: %w", err)
 	}

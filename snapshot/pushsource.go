@@ -279,14 +279,25 @@ func (p *payload) body() io.Reader {
 	return struct{ io.Reader }{p}
 }
 
-// spool is an unnamed file with what was read of the current blob.
+// spool is a file with what was read of the current blob.
 type spool struct {
-	f *os.File
+	f SpoolFile
 	n int64 // bytes it has
 }
 
-// newSpool makes one in dir, or in os.TempDir.
-func newSpool(dir string) (*spool, error) {
+func (opts *PushOptions) newSpool() (*spool, error) {
+	if opts.SpoolFile == nil {
+		return unnamedSpool(opts.SpoolDir)
+	}
+	f, err := opts.SpoolFile()
+	if err != nil {
+		return nil, fmt.Errorf("spool: %w", err)
+	}
+	return &spool{f: f}, nil
+}
+
+// unnamedSpool makes one in dir, or in os.TempDir.
+func unnamedSpool(dir string) (*spool, error) {
 	f, err := os.CreateTemp(dir, "epochfs-push-*")
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w", err)

@@ -265,7 +265,7 @@ func killPID(ts *testscript.TestScript, _ bool, args []string) {
 	pid, err := strconv.Atoi(args[1])
 	ts.Check(err)
 	sig, ok := map[string]syscall.Signal{
-		"TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT,
+		"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT,
 	}[args[0]]
 	if !ok {
 		ts.Fatalf("unknown signal %q", args[0])

@@ -98,10 +98,13 @@ func runPush(ctx context.Context, opts pushOptions) error {
 		return err
 	}
 	if opts.spool {
-		push.SpoolDir = cfg.CacheDir
-		if err := os.MkdirAll(cfg.CacheDir, 0o700); err != nil {
-			return fileError{err}
+		// The copy shares the cache's room with what mounts keep.
+		files, err := cfg.MakeCache()
+		if err != nil {
+			return err
 		}
+		defer files.Close()
+		push.SpoolFile = func() (snapshot.SpoolFile, error) { return files.Spool() }
 	}
 	p := snapshot.Pusher{}
 	var total int64

@@ -17,6 +17,11 @@ func (c *Config) OpenCache() (*cache.Cache, error) {
 	} else if err != nil {
 		return nil, &cacheError{fmt.Errorf("cache: %w", err)}
 	}
+	return c.MakeCache()
+}
+
+// MakeCache opens the cache by itself, and makes it where there is none.
+func (c *Config) MakeCache() (*cache.Cache, error) {
 	open, err := cache.Open(c.CacheDir, cache.Options{Size: c.CacheSize, Log: c.Log})
 	if err != nil {
 		return nil, &cacheError{err}

@@ -276,23 +276,26 @@ func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n 
 	return data, nil
 }
 
+// unsaid is an error that the cache has not logged by itself.
+func unsaid(err error) bool { return err != nil && !errors.Is(err, cache.ErrNotKept) }
+
 // keep and remember write to the cache. A cache that cannot be written
 // costs requests later, and nothing now.
 func (d *downloader) keep(digest string, data []byte) {
-	if err := d.cache.PutBlob(digest, data); err != nil {
+	if err := d.cache.PutBlob(digest, data); unsaid(err) {
 		d.log.Warn("blob is not kept", "digest", digest, "error", err)
 	}
 }
 
 func (d *downloader) remember(key, digest string) {
-	if err := d.cache.PutRef(key, digest); err != nil {
+	if err := d.cache.PutRef(key, digest); unsaid(err) {
 		d.log.Warn("reference is not kept", "reference", key, "error", err)
 	}
 }
 
 // loaded notes what the artifact consists of, whose files come from src.
 func (d *downloader) loaded(reference string, a *snapshot.Artifact, src cache.Source) {
-	if err := d.cache.PutArtifact(reference, a.Digest, a.Files, src, d.blobs); err != nil {
+	if err := d.cache.PutArtifact(reference, a.Digest, a.Files, src, d.blobs); unsaid(err) {
 		d.log.Warn("artifact is not kept in the list of what is cached", "reference", reference, "error", err)
 	}
 }

@@ -55,7 +55,7 @@ func (o *Opened) Resume(kept fs.Kept, n *Note, dir string, opts MountOptions, st
 	}
 	if strict {
 		for name, open := range o.opened() {
-			if !open.Kept() {
+			if !open.Kept() && !open.ReadOnly() {
 				return nil, fmt.Errorf("%s: this binary cannot use the cached file", name)
 			}
 		}

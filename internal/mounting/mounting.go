@@ -146,16 +146,23 @@ func (c *Config) options() registry.Options {
 // until o is closed; nothing is fetched yet.
 func (o *Opened) File(f *layout.File) (*cache.File, error) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if open, ok := o.files[f]; ok {
+	open, ok := o.files[f]
+	o.mu.Unlock()
+	if ok {
 		return open, nil
 	}
-	open, err := o.Cache.File(f, o.source)
+	// Without the mutex: it may have to wait, and others need not.
+	mine, err := o.Cache.File(f, o.source)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name, err)
 	}
-	o.files[f] = open
-	return open, nil
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if open, ok = o.files[f]; ok {
+		return open, mine.Close()
+	}
+	o.files[f] = mine
+	return mine, nil
 }
 
 // opened are the files that are open, by name.

@@ -1,0 +1,219 @@
+package cache
+
+import (
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stuckDisk keeps work of one kind waiting until it is let go.
+type stuckDisk struct {
+	work  string
+	began chan struct{} // closed when it is waiting
+	free  chan struct{}
+	once  sync.Once
+}
+
+func newStuckDisk(work string) *stuckDisk {
+	return &stuckDisk{work: work, began: make(chan struct{}), free: make(chan struct{})}
+}
+
+func (d *stuckDisk) before(work string) {
+	if work == d.work {
+		d.once.Do(func() { close(d.began) })
+		<-d.free
+	}
+}
+
+// unhurried reads all of a file while the disk is stuck.
+func unhurried(t *testing.T, h *File, a artifact) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		checkRead(t, h, a.flat, 0, len(a.flat))
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the reader waits for the disk")
+	}
+}
+
+// TestMeasuringKeepsNoReaderWaiting has the measuring of the cache get
+// stuck: readers get what is fetched, it is fetched once, and kept when the
+// disk has answered.
+func TestMeasuringKeepsNoReaderWaiting(t *testing.T) {
+	for _, k := range kinds {
+		for _, noRange := range []bool{false, true} {
+			src := &fakeSource{noRange: noRange}
+			a := makeFile(t, newRand(t), src, k, 8<<20)
+			disk := newStuckDisk("measure")
+			c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
+			h := openFile(t, c, a.file, src)
+			unhurried(t, h, a)
+			<-disk.began
+			if h.Cached() != 0 {
+				t.Errorf("%s: %d bytes kept, and it is not known whether there is room", k.name, h.Cached())
+			}
+			close(disk.free)
+			eventually(t, "what was read is kept and sealed", func() bool { _, ok := h.Backing(); return ok })
+			if _, fetched := src.reset(); fetched > a.file.StoredSize() {
+				t.Errorf("%s: %d bytes fetched of %d", k.name, fetched, a.file.StoredSize())
+			}
+		}
+	}
+}
+
+// TestIndexKeepsNoReaderWaiting has the index of parts get stuck while it
+// is made, and then a donor while it is opened: readers get the bytes from
+// the registry.
+func TestIndexKeepsNoReaderWaiting(t *testing.T) {
+	for _, work := range []string{"index", "donor"} {
+		src := &fakeSource{}
+		rng := newRand(t)
+		dir := t.TempDir()
+		a := makeFile(t, rng, src, kinds[2], 4<<20)
+		c := openCache(t, dir, Options{})
+		h := openFile(t, c, a.file, src)
+		checkRead(t, h, a.flat, 0, len(a.flat))
+		_ = h.Close()
+		_ = c.Close()
+		src.reset()
+
+		f := *a.file
+		m, flat := spread(t, rng, a.data)
+		f.Map = m
+		disk := newStuckDisk(work)
+		c = openCache(t, dir, Options{before: disk.before, grace: time.Millisecond})
+		h = openFile(t, c, &f, src)
+		if work == "index" {
+			unhurried(t, h, artifact{&f, flat, a.data})
+			if n, _ := src.reset(); n == 0 {
+				t.Error("the index is not stuck")
+			}
+			close(disk.free)
+			continue
+		}
+		// The job that opens the donor is stuck with the disk. Those of
+		// other parts are not, nor is another file.
+		chunk := func(i int) (off int) {
+			for run := range m.Payload(int64(i)<<20, 1) {
+				off = int(run.Offset)
+			}
+			return off
+		}
+		first := make(chan struct{})
+		go func() {
+			defer close(first)
+			checkRead(t, h, flat, chunk(0), 1)
+		}()
+		<-disk.began
+		checkRead(t, h, flat, chunk(2), 1)
+		b := makeFile(t, rng, src, kinds[0], 2<<20)
+		unhurried(t, openFile(t, c, b.file, src), b)
+		close(disk.free)
+		<-first
+	}
+}
+
+// TestHeldDonor has a process stopped that has a donor's locks: what it
+// holds is fetched at once, and not waited for.
+func TestHeldDonor(t *testing.T) {
+	src := &fakeSource{}
+	rng := newRand(t)
+	dir := t.TempDir()
+	a := makeFile(t, rng, src, kinds[2], 2<<20)
+	c := openCache(t, dir, Options{})
+	h := openFile(t, c, a.file, src)
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	_ = h.Close()
+	f := *a.file
+	m, flat := spread(t, rng, a.data)
+	f.Map = m
+	h = openFile(t, c, &f, src)
+	stopWithLock(t, filepath.Join(dir, dirFiles, a.file.Key()+".state"))
+	began := time.Now()
+	checkRead(t, h, flat, 0, len(flat))
+	if took := time.Since(began); took >= lockPatience {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// TestOpensKeepNoOpenWaiting opens a file while the open of another has to
+// wait for a process that is stopped.
+func TestOpensKeepNoOpenWaiting(t *testing.T) {
+	src := &fakeSource{}
+	rng := newRand(t)
+	a, b := makeFile(t, rng, src, kinds[0], 1<<20), makeFile(t, rng, src, kinds[2], 2<<20)
+	dir := t.TempDir()
+	c := openCache(t, dir, Options{})
+	stopWithLock(t, filepath.Join(dir, dirFiles, a.file.Key()+".state"))
+	opened := make(chan error, 2)
+	for range 2 { // of the same file, which is opened once
+		go func() {
+			f, err := c.File(a.file, src)
+			if err == nil {
+				err = f.Close()
+			}
+			opened <- err
+		}()
+	}
+	eventually(t, "the first is being opened", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.opening) > 0
+	})
+	h := openFile(t, c, b.file, src)
+	checkRead(t, h, b.flat, 0, len(b.flat))
+	select {
+	case <-opened:
+		t.Error("the second file waited for the first")
+	default:
+	}
+	for range 2 {
+		if err := <-opened; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestQuotaHoldsWhileMeasuring writes from many files at once, while each
+// look at the disk takes long.
+func TestQuotaHoldsWhileMeasuring(t *testing.T) {
+	const quota = 24 << 20
+	src := &fakeSource{}
+	dir := t.TempDir()
+	slow := func(work string) {
+		if work == "measure" {
+			_, _ = unix.Poll(nil, 20) // a look at a large cache
+		}
+	}
+	c := openCache(t, dir, Options{Size: quota, before: slow, grace: time.Millisecond})
+	var wg sync.WaitGroup
+	rng := newRand(t)
+	var files []artifact
+	for i := range 6 {
+		files = append(files, makeFile(t, rng, src, kinds[i%4], 6<<20+i<<10))
+	}
+	for _, a := range files {
+		wg.Go(func() {
+			h, err := c.File(a.file, src)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer h.Close()
+			for off := 0; off < len(a.flat); off += 1 << 20 {
+				checkRead(t, h, a.flat, off, 1<<20)
+				if n := diskUse(t, dir); n > quota {
+					t.Errorf("%d bytes on disk, %d allowed", n, quota)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
