@@ -179,7 +179,7 @@ func TestTrackerFromTheStart(t *testing.T) {
 		k := tracker{}
 		upTo := first
 		for off := first; off < first+2<<20; off += n {
-			upTo = max(upTo, k.saw(look{off, n, off, off + n, true}, size, 0).to)
+			upTo = max(upTo, k.saw(look{off, n, off, off + n, true, 0}, size, 0).to)
 		}
 		ahead := upTo - (first + 2<<20)
 		if first == 0 && ahead < 4<<20 || first > 0 && ahead > 1<<20 {

@@ -16,6 +16,11 @@ const (
 	// below.
 	fewLayers = 2000
 
+	// leastChunk is the smallest chunk size that is chosen, in bytes. A
+	// blob costs a registry some milliseconds, each way: chunks of 1 MiB
+	// take it twice the time of these, to push and to read.
+	leastChunk = 4 << 20
+
 	// layersAside are kept free in a stream for files that the envelope
 	// does not tell of, and of these fewAside for small ones.
 	layersAside = 200
@@ -50,8 +55,8 @@ func (o *PushOptions) checkFormat() error {
 func (o *PushOptions) v2() bool { return o.Zstd > 0 || o.Chunk > 0 }
 
 // chunkPlan chooses the chunk size. One that was asked for is taken; else
-// it is the smallest power of two MiB with which the artifact has fewer
-// than fewLayers layers. In a tar that can seek all sizes are known, and
+// it is the smallest power of two MiB, from leastChunk up, with which the
+// artifact has fewer than fewLayers layers. In a tar that can seek all sizes are known, and
 // all files get the same. In a stream each file gets what it needs
 // together with what came before it and all that the envelope lets
 // expect; one that the envelope does not tell of gets half of what is left,
@@ -96,7 +101,7 @@ func (p *chunkPlan) next(name string, size int64, env *envelopeConfig) (int64, e
 // choose is the chunk size for a file; told says that the envelope tells
 // of it.
 func (p *chunkPlan) choose(size int64, env *envelopeConfig, told bool) int64 {
-	for chunk := int64(chunkUnit); ; chunk *= 2 {
+	for chunk := int64(leastChunk); ; chunk *= 2 {
 		own := layerCount(size, chunk)
 		n := p.layers + layerCount(p.rest(env), chunk)
 		switch {

@@ -11,19 +11,19 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// A tar that can seek gets the smallest power of two MiB that leaves
-// fewer than 2,000 layers; a stream never more than that.
+// A tar that can seek gets the smallest power of two MiB, 4 MiB at least,
+// that leaves fewer than 2,000 layers; a stream never more than that.
 func TestChunkPlan(t *testing.T) {
 	const mib, gib = 1 << 20, 1 << 30
 	for _, c := range []struct {
 		sizes []int64
 		want  int64
 	}{
-		{[]int64{100}, mib},
-		{[]int64{1999 * mib}, mib},
-		{[]int64{2000 * mib}, 2 * mib},
-		{[]int64{1998 * mib, 5}, mib},
-		{[]int64{1998 * mib, mib + 1}, 2 * mib},
+		{[]int64{100}, 4 * mib},
+		{[]int64{1999 * 4 * mib}, 4 * mib},
+		{[]int64{2000 * 4 * mib}, 8 * mib},
+		{[]int64{1998 * 4 * mib, 5}, 4 * mib},
+		{[]int64{1998 * 4 * mib, 4*mib + 1}, 8 * mib},
 		{[]int64{8 * gib, 10 * gib, 100}, 16 * mib},
 		{[]int64{1 << 42}, 4096 * mib},
 	} {
@@ -82,7 +82,7 @@ func TestChunkPlanOfAnySize(t *testing.T) {
 				}
 			}
 		}
-		if bits.OnesCount64(uint64(chunk)) != 1 || chunk < chunkUnit || layers >= fewLayers || chunk > chunkUnit && half < fewLayers {
+		if bits.OnesCount64(uint64(chunk)) != 1 || chunk < leastChunk || layers >= fewLayers || chunk > leastChunk && half < fewLayers {
 			t.Fatalf("%d files: %d layers by chunks of %d", len(sizes), layers, chunk)
 		}
 		if try%30 == 0 {
