@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -135,20 +136,51 @@ func TestCacheDirectory(t *testing.T) {
 	}
 }
 
-// TestNoSymlinkIsFollowed puts links where cache files go.
+// TestNoSymlinkIsFollowed puts links where files of the cache go, and where
+// its directories are: what they lead to is neither made, read nor changed.
 func TestNoSymlinkIsFollowed(t *testing.T) {
 	src := &fakeSource{}
 	a := makeFile(t, newRand(t), src, kinds[0], 1000)
-	dir, other := t.TempDir(), filepath.Join(t.TempDir(), "victim")
-	c := openCache(t, dir, Options{})
-	if err := os.Symlink(other, filepath.Join(dir, dirFiles, a.file.Key()+".data")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.File(a.file, src); err == nil {
-		t.Error("opened through a link")
-	}
-	if _, err := os.Lstat(other); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("link's target: %v", err)
+	blob := []byte("a manifest")
+	digest := src.put(blob)
+	for _, there := range []bool{false, true} {
+		for _, name := range []string{
+			dirFiles + "/" + a.file.Key() + ".data", dirFiles + "/" + a.file.Key() + ".state", dirFiles + "/" + a.file.Key() + ".meta",
+			dirBlobs + "/" + strings.TrimPrefix(digest, "sha256:"), refPath("host/vm:latest"), dirFiles, dirBlobs, dirRefs,
+		} {
+			dir, victim := t.TempDir(), filepath.Join(t.TempDir(), "victim")
+			c := openCache(t, dir, Options{})
+			link := filepath.Join(dir, name)
+			_ = os.Remove(link)
+			if there && filepath.Dir(name) == "." {
+				must(t, os.Mkdir(victim, 0o700))
+			} else if there {
+				must(t, os.WriteFile(victim, blob, 0o600))
+			}
+			must(t, os.Symlink(victim, link))
+			before, _ := os.Stat(victim)
+
+			if h, err := c.File(a.file, src); err == nil {
+				checkRead(t, h, a.flat, 0, len(a.flat))
+				_ = h.Close()
+			} else if !strings.HasPrefix(name, dirFiles) {
+				t.Errorf("%s: a file: %v", name, err)
+			}
+			if _, err := c.Blob(digest); err == nil {
+				t.Errorf("%s: a blob was read through a link", name)
+			}
+			_ = c.PutBlob(digest, blob)
+			_ = c.PutRef("host/vm:latest", digest)
+			_, _ = c.Prune(t.Context(), PruneOptions{All: true})
+
+			after, err := os.Stat(victim)
+			switch {
+			case !there && !errors.Is(err, fs.ErrNotExist):
+				t.Errorf("%s: what the link leads to was made: %v", name, err)
+			case there && (err != nil || !after.ModTime().Equal(before.ModTime()) || after.Size() != before.Size()):
+				t.Errorf("%s: what the link leads to was changed: %v", name, err)
+			}
+		}
 	}
 }
 

@@ -273,3 +273,24 @@ func TestOneProcessor(t *testing.T) {
 	t.Run("many readers", TestManyReadersOneFetch)
 	t.Run("raw pieces and chunks", func(t *testing.T) { readsEqualFlatCopy(t, kinds[:4]) })
 }
+
+// TestTrackerWithoutRoom reads on from the start where what is fetched is
+// held in memory: no more is fetched ahead than that holds, and not less
+// often.
+func TestTrackerWithoutRoom(t *testing.T) {
+	const most, size, step = 8 << 20, 1 << 30, 1 << 20
+	var k tracker
+	ahead := int64(0)
+	for off := int64(0); off < size/2; off += step {
+		r := k.saw(look{off, step, off, off + step, true, most}, size, 0)
+		if r.from < r.to {
+			if r.to > off+step+most {
+				t.Fatalf("at %d it is fetched up to %d", off, r.to)
+			}
+			ahead = r.to
+		}
+		if off > 64<<20 && ahead < off+most/2 {
+			t.Fatalf("at %d it is fetched up to %d only", off, ahead)
+		}
+	}
+}

@@ -15,7 +15,10 @@ type stuckDisk struct {
 	began chan struct{} // closed when it is waiting
 	free  chan struct{}
 	once  sync.Once
+	freed sync.Once
 }
+
+func (d *stuckDisk) release() { d.freed.Do(func() { close(d.free) }) }
 
 func newStuckDisk(work string) *stuckDisk {
 	return &stuckDisk{work: work, began: make(chan struct{}), free: make(chan struct{})}
@@ -29,7 +32,7 @@ func (d *stuckDisk) before(work string) {
 }
 
 // unhurried reads all of a file while the disk is stuck.
-func unhurried(t *testing.T, h *File, a artifact) {
+func unhurried(t *testing.T, h *File, a artifact, disk *stuckDisk) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() {
@@ -39,7 +42,9 @@ func unhurried(t *testing.T, h *File, a artifact) {
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):
-		t.Fatal("the reader waits for the disk")
+		t.Error("the reader waits for the disk")
+		disk.release()
+		<-done
 	}
 }
 
@@ -54,12 +59,12 @@ func TestMeasuringKeepsNoReaderWaiting(t *testing.T) {
 			disk := newStuckDisk("measure")
 			c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
 			h := openFile(t, c, a.file, src)
-			unhurried(t, h, a)
+			unhurried(t, h, a, disk)
 			<-disk.began
 			if h.Cached() != 0 {
 				t.Errorf("%s: %d bytes kept, and it is not known whether there is room", k.name, h.Cached())
 			}
-			close(disk.free)
+			disk.release()
 			eventually(t, "what was read is kept and sealed", func() bool { _, ok := h.Backing(); return ok })
 			if _, fetched := src.reset(); fetched > a.file.StoredSize() {
 				t.Errorf("%s: %d bytes fetched of %d", k.name, fetched, a.file.StoredSize())
@@ -91,11 +96,11 @@ func TestIndexKeepsNoReaderWaiting(t *testing.T) {
 		c = openCache(t, dir, Options{before: disk.before, grace: time.Millisecond})
 		h = openFile(t, c, &f, src)
 		if work == "index" {
-			unhurried(t, h, artifact{&f, flat, a.data})
+			unhurried(t, h, artifact{&f, flat, a.data}, disk)
 			if n, _ := src.reset(); n == 0 {
 				t.Error("the index is not stuck")
 			}
-			close(disk.free)
+			disk.release()
 			continue
 		}
 		// The job that opens the donor is stuck with the disk. Those of
@@ -114,8 +119,8 @@ func TestIndexKeepsNoReaderWaiting(t *testing.T) {
 		<-disk.began
 		checkRead(t, h, flat, chunk(2), 1)
 		b := makeFile(t, rng, src, kinds[0], 2<<20)
-		unhurried(t, openFile(t, c, b.file, src), b)
-		close(disk.free)
+		unhurried(t, openFile(t, c, b.file, src), b, disk)
+		disk.release()
 		<-first
 	}
 }
