@@ -115,7 +115,9 @@ func (c *Config) Reference(s string) (registry.Reference, error) {
 
 // Registry returns a client of the reference's host, for uploads.
 func (c *Config) Registry(ref registry.Reference) (*registry.Registry, error) {
-	return registry.New(ref, c.options())
+	opts := c.options()
+	opts.Patience = c.ReadTimeout
+	return registry.New(ref, opts)
 }
 
 // mirrors returns a client that reads, from mirrors where there are some.
