@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 
@@ -116,7 +117,9 @@ func (c *Config) Reference(s string) (registry.Reference, error) {
 // Registry returns a client of the reference's host, for uploads.
 func (c *Config) Registry(ref registry.Reference) (*registry.Registry, error) {
 	opts := c.options()
-	opts.Patience = c.ReadTimeout
+	if opts.Patience = c.ReadTimeout; opts.Patience == 0 {
+		opts.Patience = math.MaxInt64 // for ever
+	}
 	return registry.New(ref, opts)
 }
 
