@@ -49,7 +49,7 @@ func TestDirectoryFromAFullCache(t *testing.T) {
 		room  int64
 	}{
 		"pieces":       {small, artifacttest.Options{Piece: 256 << 10}, 8 << 20},
-		"large pieces": {small, artifacttest.Options{Piece: 4 << 20}, 6 << 20},
+		"large pieces": {small, artifacttest.Options{Piece: 4 << 20}, 16 << 20},
 		"no pieces":    {small, artifacttest.Options{}, 8 << 20},
 		"chunks":       {small, artifacttest.Options{Zstd: true, Chunk: 1 << 20}, 8 << 20},
 		"raw chunks":   {small, artifacttest.Options{V2: true, Chunk: 1 << 20}, 8 << 20},
