@@ -56,6 +56,7 @@ var registries = map[string][]string{
 	"takeover.txtar":  {"debian"},
 	"holes.txtar":     {"memory"},
 	"reflink.txtar":   {"memory"},
+	"odd.txtar":       {"memory"},
 }
 
 func TestScript(t *testing.T) {
