@@ -130,7 +130,9 @@ func (b *builder) file(title string, meta *manifest.SnapshotFile, parts []layout
 	}
 	// Type, setuid and sticky bits are nobody's business here.
 	mode := uint32(meta.Mode & 0o777)
-	if meta.Mode == 0 {
+	_, told := b.cfg.Files[title]
+	told = told && b.cfg.Envelope != nil // others leave it at 0 where they do not know
+	if meta.Mode == 0 && !told {
 		mode = defaultMode
 	}
 	m, err := b.sparseMap(meta, payload)

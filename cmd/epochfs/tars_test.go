@@ -52,6 +52,7 @@ func oddTar(ts *testscript.TestScript, _ bool, args []string) {
 		file("-dash", 0o755, nil),
 		file("ünïcode ☃.raw", 0o600, noise[:1<<20], "COCOON.sparse.map", fmt.Sprintf(`[{"o":1,"l":3},{"o":4,"l":1},{"o":70001,"l":%d}]`, 1<<20-4),
 			"COCOON.sparse.size", "50000000", "COCOON.sparse.kind", ""),
+		file("mode 0", 0, nil),
 		file(".hidden.qcow2", 0o444, noise[:1<<20]),
 		file("same.qcow2", 0o644, noise[:1<<20]),
 		file("hole.raw", 0o644, nil, "COCOON.sparse.map", "null", "COCOON.sparse.size", "67108864"),
