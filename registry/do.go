@@ -222,11 +222,12 @@ func isLinkLocal(u *url.URL) bool {
 type quick struct {
 	*backoff.ExponentialBackOff
 	asked time.Duration
+	most  time.Duration // it may ask for
 }
 
 // NextBackOff returns the next wait, or backoff.Stop.
 func (q *quick) NextBackOff() time.Duration {
-	if q.asked > maxQuickWait {
+	if q.asked > q.most {
 		return backoff.Stop
 	}
 	return max(q.asked, q.ExponentialBackOff.NextBackOff())
@@ -246,7 +247,7 @@ func retryErr(ctx context.Context, r *Registry, t target, tries uint, try func()
 
 // retryTimes is retry with another number of tries.
 func retryTimes[T any](ctx context.Context, r *Registry, t target, tries uint, try func() (T, error)) (T, error) {
-	b := &quick{ExponentialBackOff: backoff.NewExponentialBackOff()}
+	b := &quick{ExponentialBackOff: backoff.NewExponentialBackOff(), most: max(maxQuickWait, r.patience)}
 	b.InitialInterval = r.limits.first
 	b.Multiplier = 2
 	value, err := backoff.Retry(ctx, func() (T, error) {
@@ -255,8 +256,12 @@ func retryTimes[T any](ctx context.Context, r *Registry, t target, tries uint, t
 		if err != nil && (!errors.As(err, &e) || !e.Temporary() || ctx.Err() != nil) {
 			return v, backoff.Permanent(err)
 		}
-		if e != nil {
-			b.asked = e.RetryAfter()
+		if e == nil {
+			return v, err
+		}
+		b.asked = e.RetryAfter()
+		if !r.comesBack(ctx, err) {
+			return v, backoff.Permanent(err)
 		}
 		return v, err
 	}, backoff.WithBackOff(b), backoff.WithMaxTries(tries), backoff.WithMaxElapsedTime(0),

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 )
@@ -27,6 +28,12 @@ type Options struct {
 	Concurrency int            // requests expected at a time; 0 is 16
 	UserAgent   string         // "" is "epochfs"
 	Log         *slog.Logger   // nil is silence
+
+	// Patience is how long a registry that has answered before is waited
+	// for when it does not, and how long it may ask to be left alone,
+	// before a request counts as failed; 0: no longer than a moment. It is
+	// for uploads: who reads has patience of his own.
+	Patience time.Duration
 }
 
 // Registry is a client of one registry. It is safe for concurrent use.
@@ -40,6 +47,8 @@ type Registry struct {
 	agent     string
 	log       *slog.Logger
 	limits    limits
+	patience  time.Duration
+	answered  atomic.Bool // at least once
 	inner     *http.Transport
 	transport http.RoundTripper // inner under guard
 	plain     func(host string) bool
@@ -111,6 +120,8 @@ func newAt(at endpoint, opts Options, lim limits, dial dialFunc) (*Registry, err
 		agent:  opts.UserAgent,
 		log:    opts.Log,
 		limits: lim,
+
+		patience: opts.Patience,
 	}
 	if r.agent == "" {
 		r.agent = "epochfs"

@@ -169,6 +169,7 @@ func (r *Registry) send(req *http.Request, wait time.Duration) (*http.Response, 
 		cancel(nil)
 		return nil, err
 	}
+	r.answered.Store(true)
 	resp.Body = r.newBody(ctx, cancel, resp.Body)
 	return resp, nil
 }

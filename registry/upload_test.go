@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -296,5 +297,41 @@ func TestPutBytes(t *testing.T) {
 	clear(data)
 	if err := r.PutBytes(ctx, "vm", "sha256:x", data); !errors.Is(err, ErrContent) {
 		t.Error(err)
+	}
+}
+
+// A registry that goes away in the middle of an upload, for longer than its
+// tries last, is waited for; one that was never there is not.
+func TestRegistryComesBack(t *testing.T) {
+	large := random(2*uploadChunk + 77)
+	for _, patience := range []time.Duration{0, 20 * time.Second} {
+		srv := &epochlike.Server{}
+		f := registrytest.NewFront(t, srv)
+		r := client(t, f.URL, Options{Patience: patience})
+		var patches atomic.Int64
+		var back atomic.Pointer[time.Time]
+		f.Inject(&registrytest.Fault{Drop: true, Match: func(r *http.Request) bool {
+			if r.Method == http.MethodPatch && patches.Add(1) == 2 {
+				end := time.Now().Add(1500 * time.Millisecond)
+				back.Store(&end)
+			}
+			end := back.Load()
+			return end != nil && time.Now().Before(*end)
+		}})
+		err := r.PutBlob(t.Context(), "vm", digestOf(large), bytes.NewReader(large), int64(len(large)))
+		switch {
+		case patience == 0 && !errors.Is(err, ErrUnreachable):
+			t.Errorf("without patience: %v", err)
+		case patience > 0 && err != nil:
+			t.Error(err)
+		case patience > 0:
+			same(t, "stored", srv.Blob(digestOf(large)), large)
+		}
+	}
+	f := registrytest.NewFront(t, &epochlike.Server{})
+	f.Inject(&registrytest.Fault{Drop: true})
+	r := client(t, f.URL, Options{Patience: time.Hour})
+	if _, err := r.BlobExists(t.Context(), "vm", digestOf(large)); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("never there: %v", err)
 	}
 }

@@ -53,11 +53,11 @@ func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts 
 	if err != nil {
 		return fmt.Errorf("%w: %w", layout.ErrContent, err)
 	}
-	mode, err := checkTarget(dir)
+	target, mode, err := checkTarget(dir)
 	if err != nil {
 		return err
 	}
-	temp, err := whole.MakeDir(dir)
+	temp, err := whole.MakeDir(target)
 	if err != nil {
 		return err
 	}
@@ -76,28 +76,53 @@ func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts 
 // CheckDir fails when WriteDir cannot make dir, as far as can be told
 // before.
 func CheckDir(dir string) error {
-	_, err := checkTarget(dir)
+	_, _, err := checkTarget(dir)
 	return err
 }
 
-// checkTarget looks whether dir can be made, and returns the mode that it
-// gets: that of an empty directory that is there.
-func checkTarget(dir string) (os.FileMode, error) {
+// checkTarget looks whether dir can be made, and returns its path without
+// symbolic links and the mode that it gets: that of an empty directory that
+// is there.
+func checkTarget(dir string) (target string, mode os.FileMode, err error) {
 	found, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		_, err := os.Stat(filepath.Dir(filepath.Clean(dir)))
-		return 0o700, err
+		return newTarget(dir)
 	case err != nil:
-		return 0, err
+		return "", 0, err
 	case len(found) > 0:
-		return 0, fmt.Errorf("%s: %w", dir, ErrNotEmpty)
+		return "", 0, fmt.Errorf("%s: %w", dir, ErrNotEmpty)
 	}
-	st, err := os.Stat(dir)
-	if err != nil {
-		return 0, err
+	if target, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", 0, err
 	}
-	return st.Mode().Perm(), nil
+	mode, err = replaceable(dir, target)
+	return target, mode, err
+}
+
+// newTarget is where a directory will be that is not there.
+func newTarget(dir string) (target string, mode os.FileMode, err error) {
+	if _, err := os.Lstat(filepath.Clean(dir)); err == nil {
+		return "", 0, &os.PathError{Op: "make", Path: dir, Err: errors.New("a symbolic link that leads nowhere has this name")}
+	}
+	_, err = os.Stat(filepath.Dir(filepath.Clean(dir)))
+	return dir, 0o700, err
+}
+
+// replaceable returns the mode of an empty directory, unless no other can
+// take its place.
+func replaceable(dir, target string) (os.FileMode, error) {
+	var own, above, here unix.Stat_t
+	if err := errors.Join(unix.Stat(target, &own), unix.Stat(filepath.Join(target, ".."), &above), unix.Stat(".", &here)); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	switch {
+	case own.Dev != above.Dev || own.Ino == above.Ino:
+		return 0, &os.PathError{Op: "replace", Path: dir, Err: errors.New("a mount point cannot be replaced: name a directory in it")}
+	case own.Dev == here.Dev && own.Ino == here.Ino:
+		return 0, &os.PathError{Op: "replace", Path: dir, Err: errors.New("the working directory cannot be replaced: call from another")}
+	}
+	return os.FileMode(own.Mode & 0o777), nil
 }
 
 // dirWriter is one directory being written.

@@ -29,6 +29,7 @@ type exportEntry struct {
 	mode       int64 // permission bits; nobody reads others
 	mapText    string
 	sparseSize int64
+	records    map[string]string
 	body       io.Reader     // the payload
 	again      io.ReadSeeker // the payload, where it can be read twice
 
@@ -213,6 +214,10 @@ func (e *exportEntry) check(hdr *tar.Header) error {
 	}
 	if hdr.Mode < 0 {
 		return wrong("mode %d", hdr.Mode)
+	}
+	e.records = recordsOf(hdr.PAXRecords)
+	if err := checkRecords(e.records); err != nil {
+		return err
 	}
 	var ok bool
 	if e.mapText, ok = hdr.PAXRecords[paxSparseMap]; !ok {

@@ -125,9 +125,14 @@ func (b *builder) file(title string, meta *manifest.SnapshotFile, parts []layout
 	if meta.Mode < 0 {
 		return nil, wrong("mode %d", meta.Mode)
 	}
+	if err := checkRecords(meta.Records); err != nil {
+		return nil, err
+	}
 	// Type, setuid and sticky bits are nobody's business here.
 	mode := uint32(meta.Mode & 0o777)
-	if meta.Mode == 0 {
+	_, told := b.cfg.Files[title]
+	told = told && b.cfg.Envelope != nil // others leave it at 0 where they do not know
+	if meta.Mode == 0 && !told {
 		mode = defaultMode
 	}
 	m, err := b.sparseMap(meta, payload)
@@ -140,7 +145,7 @@ func (b *builder) file(title string, meta *manifest.SnapshotFile, parts []layout
 	}
 	return &layout.File{
 		Name: title, MediaType: mediaType, Mode: mode,
-		Map: m, MapText: meta.SparseMap, Parts: parts,
+		Map: m, MapText: meta.SparseMap, Records: meta.Records, Parts: parts,
 	}, nil
 }
 

@@ -262,7 +262,7 @@ func (u *push) read(ctx context.Context, g *errgroup.Group) error {
 			return err
 		}
 		f := &storedFile{name: e.name, size: e.size, meta: manifest.SnapshotFile{
-			Mode: e.mode, SparseMap: e.mapText, SparseSize: e.sparseSize,
+			Mode: e.mode, SparseMap: e.mapText, SparseSize: e.sparseSize, Records: e.records,
 		}}
 		u.stored = append(u.stored, f)
 		if err := u.one(ctx, g, c, places, f, e); err != nil {

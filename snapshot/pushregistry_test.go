@@ -104,6 +104,51 @@ func TestPushToRegistries(t *testing.T) {
 	}
 }
 
+// The manifest comes last, once, when all it names is there; a dry run only
+// asks; and a push that the registry ends half way leaves the tag as it was.
+func TestManifestIsPutLast(t *testing.T) {
+	export := func(i byte) io.Reader {
+		noise := pattern(17*mib + 3)
+		noise[5] = i
+		return bytes.NewReader(artifacttest.Tar(artifacttest.Envelope, []artifacttest.File{{Name: "cow.raw", Data: noise}, {Name: "state.json", Data: []byte("{}")}}))
+	}
+	for form, opts := range map[string]snapshot.PushOptions{"v1": {}, "chunks": {Chunk: 4 * mib}} {
+		f := registrytest.NewFront(t, &epochlike.Server{Token: "t0ken"})
+		p := &snapshot.Pusher{Uploader: clientOf(t, f)}
+		opts.Name, opts.Input, opts.DryRun = "vm", export(0), true
+		if _, err := p.Push(t.Context(), opts); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range f.Requests() {
+			if r.Method != http.MethodHead && r.Method != http.MethodGet || r.Received() > 0 {
+				t.Errorf("%s: a dry run sent %s %s", form, r.Method, r.Path)
+			}
+		}
+		f.Reset()
+		opts.Input, opts.DryRun = export(0), false
+		res, err := p.Push(t.Context(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := f.Requests()
+		for i, r := range all {
+			if last := i == len(all)-1; r.IsManifest() && r.Method == http.MethodPut != last {
+				t.Errorf("%s: %s %s is request %d of %d", form, r.Method, r.Path, i, len(all))
+			}
+		}
+		f.Inject(&registrytest.Fault{Match: registrytest.Method("PUT", "/blobs/"), Status: http.StatusForbidden})
+		opts.Input = export(1)
+		if _, err := p.Push(t.Context(), opts); !errors.Is(err, ociregistry.ErrDenied) {
+			t.Errorf("%s: %v", form, err)
+		}
+		f.Clear()
+		raw, _, err := clientOf(t, f).GetManifest(t.Context(), "vm", "latest")
+		if err != nil || !bytes.Equal(raw, res.ManifestBytes) {
+			t.Errorf("%s: the tag is another one, %v", form, err)
+		}
+	}
+}
+
 // forgetting ends one upload session as if the registry had restarted.
 func forgetting() *registrytest.Fault {
 	var patches atomic.Int64

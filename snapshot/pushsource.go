@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 )
 
@@ -89,7 +90,7 @@ func (s *source) ended() bool { return s.export.src.eof || s.export.src.err != n
 
 // same compares everything but the bytes.
 func (e *exportEntry) same(o *exportEntry) bool {
-	return e.name == o.name && e.size == o.size && e.mode == o.mode && e.mapText == o.mapText && e.sparseSize == o.sparseSize
+	return e.name == o.name && e.size == o.size && e.mode == o.mode && e.mapText == o.mapText && e.sparseSize == o.sparseSize && maps.Equal(e.records, o.records)
 }
 
 // compare reads n bytes that must be those that e.sum has seen.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strconv"
 	"time"
 
@@ -124,16 +125,18 @@ func (t *tarWriter) file(ctx context.Context, f *layout.File) error {
 	}
 	defer payload.Close()
 	hdr := &tar.Header{Name: f.Name, Size: f.PayloadSize(), Mode: int64(f.Mode), ModTime: t.time}
+	hdr.PAXRecords = maps.Clone(f.Records)
 	text := mapText(f)
 	full := len(text) > maxPAXMap
 	switch {
 	case full:
 		hdr.Size = f.Size()
 	case text != "":
-		hdr.PAXRecords = map[string]string{
-			paxSparseMap:  text,
-			paxSparseSize: strconv.FormatInt(f.Size(), 10),
+		if hdr.PAXRecords == nil {
+			hdr.PAXRecords = map[string]string{}
 		}
+		hdr.PAXRecords[paxSparseMap] = text
+		hdr.PAXRecords[paxSparseSize] = strconv.FormatInt(f.Size(), 10)
 	}
 	if err := t.tar.WriteHeader(hdr); err != nil {
 		return fmt.Errorf("write tar header: %w", err)

@@ -48,6 +48,8 @@ func TestMaterialize(t *testing.T) {
 					"nothing-in":  nothingIn,
 					"fragtar":     fragTar,
 					"flattar":     flatTar,
+					"oddtar":      oddTar,
+					"renamed":     renamed,
 				})
 				testscript.Run(t, testscript.Params{
 					Files: []string{file}, RequireExplicitExec: true, RequireUniqueNames: true,
@@ -100,8 +102,10 @@ func readTar(name string) ([]entry, error) {
 			return nil, err
 		}
 		e := entry{name: h.Name, mode: h.Mode, size: h.Size, sum: [32]byte(sum.Sum(nil))}
-		if text, ok := h.PAXRecords["COCOON.sparse.map"]; ok {
-			e.pax = text + " " + h.PAXRecords["COCOON.sparse.size"]
+		for _, key := range slices.Sorted(maps.Keys(h.PAXRecords)) {
+			if strings.HasPrefix(key, "COCOON.") {
+				e.pax += key + "=" + h.PAXRecords[key] + "\n"
+			}
 		}
 		all = append(all, e)
 	}

@@ -50,7 +50,8 @@ func newPushCmd(g *globals) *cobra.Command {
 Files are stored as they are (format v1), unless --zstd or --chunk ask for
 format v2. Chunks that the registry has are not sent again. Nothing is kept on
 disk: an upload that breaks off begins anew by reading the file, or asking
-cocoon, once more. Standard input can do so with --spool only.`,
+cocoon, once more. Standard input can do so with --spool only. A registry that
+goes away meanwhile is waited for, as long as --read-timeout says.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := notEmpty(cmd.Flags(), "input"); err != nil {

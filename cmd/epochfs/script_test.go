@@ -55,6 +55,8 @@ var registries = map[string][]string{
 	"slow.txtar":      {"epoch"},
 	"takeover.txtar":  {"debian"},
 	"holes.txtar":     {"memory"},
+	"reflink.txtar":   {"memory"},
+	"odd.txtar":       {"memory"},
 }
 
 func TestScript(t *testing.T) {
@@ -212,6 +214,10 @@ func condition(cond string) (bool, error) {
 	case "autofs":
 		table, err := os.ReadFile("/proc/filesystems")
 		return os.Geteuid() == 0 && bytes.Contains(table, []byte("\tautofs\n")), err
+	case "xfs":
+		_, err := exec.LookPath("mkfs.xfs")
+		_, noLoop := os.Stat("/dev/loop-control")
+		return os.Geteuid() == 0 && err == nil && noLoop == nil, nil
 	case "loop":
 		_, err := os.Stat("/dev/loop-control")
 		return os.Geteuid() == 0 && err == nil, nil

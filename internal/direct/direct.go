@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -165,6 +166,15 @@ func (d *Payloads) OpenPayload(ctx context.Context, f *layout.File) (io.ReadClos
 	d.next++
 	d.dispatchLocked()
 	return r, nil
+}
+
+// Fetches says that some of f is fetched, or was: it must not be left out,
+// even if all of it is there by now.
+func (d *Payloads) Fetches(f *layout.File) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := slices.Index(d.files, f)
+	return i >= 0 && !d.allLocalLocked(i)
 }
 
 // allLocalLocked says that nothing of a file is fetched.

@@ -23,10 +23,20 @@ func (o *Opened) CopyFile(ctx context.Context, dst *os.File, f *layout.File, onB
 	if err != nil || !open.Kept() {
 		return false, err
 	}
-	if ok, err := open.CopyTo(ctx, dst, onBytes); ok || err != nil {
-		return ok, err
+	if !o.fetches(f) {
+		if ok, err := open.CopyTo(ctx, dst, onBytes); ok || err != nil {
+			return ok, err
+		}
 	}
 	return o.fetchInto(ctx, open.NewCopy(dst), f, onBytes)
+}
+
+// fetches says that f is on its way already. Then it has to be read, even if
+// all of it has come: who leaves it out begins anew with the files after it.
+func (o *Opened) fetches(f *layout.File) bool {
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	return o.ordered.payloads != nil && o.ordered.payloads.Fetches(f)
 }
 
 // fetchInto fetches what the cache lacks of a file, once, whether the cache

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/internal/registrytest"
@@ -49,7 +50,7 @@ func TestDirectoryFromAFullCache(t *testing.T) {
 		room  int64
 	}{
 		"pieces":       {small, artifacttest.Options{Piece: 256 << 10}, 8 << 20},
-		"large pieces": {small, artifacttest.Options{Piece: 4 << 20}, 6 << 20},
+		"large pieces": {small, artifacttest.Options{Piece: 4 << 20}, 16 << 20},
 		"no pieces":    {small, artifacttest.Options{}, 8 << 20},
 		"chunks":       {small, artifacttest.Options{Zstd: true, Chunk: 1 << 20}, 8 << 20},
 		"raw chunks":   {small, artifacttest.Options{V2: true, Chunk: 1 << 20}, 8 << 20},
@@ -82,6 +83,48 @@ func TestDirectoryFromAFullCache(t *testing.T) {
 				checkCopy(t, filepath.Join(dir, c.files[i].Name), &c.files[i])
 			}
 		})
+	}
+}
+
+// TestFileThatCameAhead copies a file of which all has come before its
+// turn: what is under way of the file after it is not given up for that.
+func TestFileThatCameAhead(t *testing.T) {
+	files := []artifacttest.File{{Name: "config.json", Data: []byte("{}")}, holey(t, "cow.raw", 3<<20+5), holey(t, "memory-ranges", 9<<20+1)}
+	p := newPlace(t, registrytest.NewHandler(), artifacttest.Snapshot(files, artifacttest.Options{Piece: 256 << 10}))
+	o := p.mustOpen(p.ref)
+	last := o.Artifact.Files[2].Parts[0]
+	p.front.Reset()
+	p.front.Inject(&registrytest.Fault{Match: registrytest.Path(last.Digest), Stall: 100_000, Times: 1})
+	copyFile := func(i int) {
+		t.Helper()
+		dst, err := os.Create(filepath.Join(t.TempDir(), files[i].Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dst.Close()
+		if err := dst.Truncate(o.Artifact.Files[i].Size()); err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := o.CopyFile(t.Context(), dst, o.Artifact.Files[i], func(int64) {}); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		checkCopy(t, dst.Name(), &files[i])
+	}
+	copyFile(0)
+	cow, err := o.File(o.Artifact.Files[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); !cow.Complete() || !cow.Verified() || p.front.BlobBytes()[last.Digest] < 100_000; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes of the second file and %d of the last have come", cow.Cached(), p.front.BlobBytes()[last.Digest])
+		}
+	}
+	copyFile(1)
+	defer time.AfterFunc(300*time.Millisecond, p.front.Clear).Stop()
+	copyFile(2)
+	if n := p.front.BlobBytes()[last.Digest]; n != last.StoredSize {
+		t.Errorf("%d bytes were fetched of %d", n, last.StoredSize)
 	}
 }
 

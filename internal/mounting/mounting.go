@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 
@@ -115,7 +116,11 @@ func (c *Config) Reference(s string) (registry.Reference, error) {
 
 // Registry returns a client of the reference's host, for uploads.
 func (c *Config) Registry(ref registry.Reference) (*registry.Registry, error) {
-	return registry.New(ref, c.options())
+	opts := c.options()
+	if opts.Patience = c.ReadTimeout; opts.Patience == 0 {
+		opts.Patience = math.MaxInt64 // for ever
+	}
+	return registry.New(ref, opts)
 }
 
 // mirrors returns a client that reads, from mirrors where there are some.

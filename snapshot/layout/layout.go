@@ -65,12 +65,13 @@ func (p *Pieces) Sum(i int64) [sha256.Size]byte {
 
 // File is one file of an artifact, validated.
 type File struct {
-	Name      string      // a plain file name, safe to print and to create
-	MediaType string      // of its first layer, as the manifest has it
-	Mode      uint32      // permission bits of the artifact, 0777 at most
-	Map       *sparse.Map // where the payload lies in the file; never nil
-	MapText   string      // the map as the config blob has it; "" for a file without one
-	Parts     []Part      // in payload order, without gaps
+	Name      string            // a plain file name, safe to print and to create
+	MediaType string            // of its first layer, as the manifest has it
+	Mode      uint32            // permission bits of the artifact, 0777 at most
+	Map       *sparse.Map       // where the payload lies in the file; never nil
+	MapText   string            // the map as the config blob has it; "" for a file without one
+	Records   map[string]string // what else its header in an export tells; nil for nothing
+	Parts     []Part            // in payload order, without gaps
 }
 
 // Size is the apparent size, in bytes, holes included.

@@ -158,6 +158,10 @@ type SnapshotFile struct {
 	SparseSize int64    `json:"sparseSize,omitempty"` // apparent bytes, with SparseMap
 	Size       int64    `json:"size,omitempty"`       // v2: payload bytes before compression
 	Chunks     []string `json:"chunks,omitempty"`     // v2: digests of a split file's chunks, in order
+
+	// Records are what the file's header in an export tells of it besides:
+	// records of cocoon's that nobody here knows.
+	Records map[string]string `json:"dev.epochfs.records,omitempty"`
 }
 
 // SnapshotPieces is the digests of a blob that is cut every Size bytes.

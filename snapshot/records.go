@@ -1,0 +1,44 @@
+package snapshot
+
+import "strings"
+
+const (
+	// paxPrefix is what the names of cocoon's records in a header begin
+	// with.
+	paxPrefix = "COCOON."
+
+	// maxRecords bounds those of one file that nobody here knows, in bytes:
+	// with the map they fit into a header of 1 MiB.
+	maxRecords = 64 << 10
+)
+
+// recordsOf picks those of cocoon's records that have no other place in the
+// artifact.
+func recordsOf(pax map[string]string) map[string]string {
+	var records map[string]string
+	for key, value := range pax {
+		if !strings.HasPrefix(key, paxPrefix) || key == paxSparseMap || key == paxSparseSize {
+			continue
+		}
+		if records == nil {
+			records = map[string]string{}
+		}
+		records[key] = value
+	}
+	return records
+}
+
+// checkRecords accepts what a header takes.
+func checkRecords(records map[string]string) error {
+	size := 0
+	for key, value := range records {
+		size += len(key) + len(value)
+		switch {
+		case len(recordsOf(map[string]string{key: value})) == 0, strings.ContainsAny(key, "=\x00"):
+			return wrong("a record %q", key)
+		case size > maxRecords:
+			return wrong("records of more than %d bytes", maxRecords)
+		}
+	}
+	return nil
+}
