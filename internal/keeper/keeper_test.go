@@ -69,12 +69,12 @@ func TestGivesUp(t *testing.T) {
 // Where no request waits, nobody is helped by an end.
 func TestNobodyWaits(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "500ms,300ms,2s,1ms", "panics", "dies", "dies", "dies", "dies", "dies", "dies", "dies", "serves")
+	k := startKeeper(t, "2s,1s,3s,1ms", "panics", "dies", "dies", "dies", "dies", "dies", "dies", "dies", "serves")
 	k.waiting(0)
 	k.until(2, "ready")
 	kill(t, k.serving(), unix.SIGSTOP)
 	stopped := k.serving()
-	time.Sleep(3 * time.Second) // nothing is to happen
+	time.Sleep(4 * time.Second) // nothing is to happen
 	if now := k.serving(); now != stopped {
 		t.Errorf("process %d serves and not %d", now, stopped)
 	}
