@@ -35,6 +35,7 @@ type writer struct {
 	base   string // URL of the registry
 	client http.Client
 	blobs  map[string]madeBlob // by payload and form
+	used   map[string]bool     // digests of those that the current row has asked for
 }
 
 // madeBlob is what is known of a payload that was uploaded.
@@ -132,6 +133,11 @@ func (w *writer) dataset(ctx context.Context, f form, d *dataset, m *manifest.OC
 // payload uploads a dataset's payload in frames of chunk bytes, or raw,
 // unless it is there.
 func (w *writer) payload(ctx context.Context, chunk int64, d *dataset) (made madeBlob, err error) {
+	defer func() {
+		for _, b := range made.blobs {
+			w.used[b.digest] = true
+		}
+	}()
 	key := fmt.Sprint(d.seed, d.m.DataSize(), chunk)
 	if made, ok := w.blobs[key]; ok {
 		return made, nil

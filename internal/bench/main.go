@@ -128,12 +128,13 @@ func measure(ctx context.Context, opts options, rows []row) (r *report, err erro
 		return nil, err
 	}
 	defer b.registry.stop()
-	b.writer = &writer{base: "http://" + b.registry.addr, blobs: map[string]madeBlob{}}
+	b.writer = &writer{base: "http://" + b.registry.addr, blobs: map[string]madeBlob{}, used: map[string]bool{}}
 
 	r = &report{Version: 1, Date: began.UTC().Truncate(time.Second), Machine: thisMachine(b.dir), Commit: commit(), Runs: b.runs}
 	large = hold(r.Machine.MemoryMiB)
 	for _, row := range rows {
 		t := time.Now()
+		clear(b.writer.used)
 		fmt.Fprintf(os.Stderr, "%-12s ", row.name)
 		lines, err := row.run(ctx, b)
 		if ctx.Err() != nil {

@@ -158,7 +158,7 @@ func (b *bench) settle() error {
 		b.warm = true // then all runs have a warm cache, and the table says so
 	}
 	defer b.held.take()()
-	return b.registry.warm()
+	return b.registry.warm(b.writer.used)
 }
 
 // forget drops a file's pages, of this mount alone.

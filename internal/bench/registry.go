@@ -73,10 +73,16 @@ func (r *registry) blobPath(digest string) string {
 	return filepath.Join(r.dir, "docker/registry/v2/blobs/sha256", hex[:2], hex, "data")
 }
 
-// warm reads all blobs, so that they are in the page cache.
-func (r *registry) warm() error {
+// warm reads blobs, so that they are in the page cache: those with one of
+// the digests, and all small ones.
+func (r *registry) warm(digests map[string]bool) error {
+	const small = 256 << 10
 	return filepath.WalkDir(filepath.Join(r.dir, "docker/registry/v2/blobs"), func(path string, e os.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil || info.Size() > small && !digests["sha256:"+filepath.Base(filepath.Dir(path))] {
 			return err
 		}
 		return readAll(path)

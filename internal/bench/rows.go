@@ -79,10 +79,15 @@ var allRows = []row{
 
 // prepare makes sure that the artifact with a tag is in the registry.
 func (b *bench) prepare(ctx context.Context, tag string) error {
+	a := artifacts[tag]
+	for _, d := range a.sets {
+		if _, err := b.writer.payload(ctx, a.form.chunk, d); err != nil {
+			return err
+		}
+	}
 	if b.pushed[tag] {
 		return nil
 	}
-	a := artifacts[tag]
 	if err := b.writer.push(ctx, tag, a.form, a.sets...); err != nil {
 		return err
 	}

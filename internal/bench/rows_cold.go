@@ -49,7 +49,7 @@ func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 	}
 	defer stop()
 	slower := b.fewer() // these take longest
-	withSums, other, err := slower.pair(ctx, ours("v1", 1, &fetched), theirs(1))
+	withSums, other, err := slower.pair(ctx, ours("v1", 1, &fetched), theirs)
 	if err != nil {
 		return nil, err
 	}
@@ -57,9 +57,8 @@ func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	slower.runs = 1
 	var ignored sample
-	few, otherFew, err := slower.pair(ctx, ours("v1", randomThreads, &ignored), theirs(randomThreads))
+	few, err := ours("v1", randomThreads, &ignored)()
 	if err != nil {
 		return nil, err
 	}
@@ -71,13 +70,13 @@ func randomRow(ctx context.Context, b *bench) ([]*line, error) {
 		counted("fetched for them", "MB", fetched, atMost, 160),
 		timed(work+"no digests of pieces", sample{plain}, "rclone mount", other, no, 0),
 		counted("fetched for them", "MB", plainFetched, atMost, 80),
-		timed(fmt.Sprintf("%d random reads from %d threads on one descriptor", randomReads, randomThreads), few, "rclone mount", otherFew, no, 0),
+		counted(fmt.Sprintf("%d random reads from %d threads on one descriptor", randomReads, randomThreads), "s", sample{few}, no, 0),
 	}, nil
 }
 
 // randomRclone reads random pages through rclone, from a web server with
 // the registry's storage: that is what its http remote can mount.
-func (b *bench) randomRclone(ctx context.Context, fetched *sample) (read func(threads int) func() (float64, error), stop func(), err error) {
+func (b *bench) randomRclone(ctx context.Context, fetched *sample) (read func() (float64, error), stop func(), err error) {
 	made, err := b.writer.payload(ctx, 0, memory)
 	if err != nil {
 		return nil, nil, err
@@ -99,19 +98,17 @@ func (b *bench) randomRclone(ctx context.Context, fetched *sample) (read func(th
 		_ = proxy.Close() // only its listener's error
 		stopFiles()
 	}
-	return func(threads int) func() (float64, error) {
-		return func() (float64, error) {
-			m, err := b.rclone(ctx, proxy.Addr())
-			if err != nil {
-				return 0, err
-			}
-			defer m.stop()
-			offsets, _ := randomData(memory, randomReads, uint64(len(*fetched)))
-			before := proxy.Counts()
-			seconds, err := together(filepath.Join(m.dir, path), offsets, threads)
-			*fetched = append(*fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
-			return seconds, err
+	return func() (float64, error) {
+		m, err := b.rclone(ctx, proxy.Addr())
+		if err != nil {
+			return 0, err
 		}
+		defer m.stop()
+		offsets, _ := randomData(memory, randomReads, uint64(len(*fetched)))
+		before := proxy.Counts()
+		seconds, err := together(filepath.Join(m.dir, path), offsets, 1)
+		*fetched = append(*fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
+		return seconds, err
 	}, stop, nil
 }
 
