@@ -25,8 +25,8 @@ var pushRows = []row{
 	{"push-v1", pushV1Row},
 	{"push-file", pushFileRow},
 	{"push-v2", pushV2Row},
-	{"push-again", pushAgainRow},
-	{"push-floor", pushFloorRow},
+	{"push-again", func(ctx context.Context, b *bench) ([]*line, error) { return pushAgainRow(ctx, b.fewer()) }},
+	{"push-floor", func(ctx context.Context, b *bench) ([]*line, error) { return pushFloorRow(ctx, b.fewer()) }},
 }
 
 const spooling = "spool to a file, hash, then PUT, one file after another"
