@@ -222,3 +222,20 @@ func TestQuotaHoldsWhileMeasuring(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestTightWhileMeasuring has the measuring take long: until it has ended,
+// no more is fetched ahead than is held in memory.
+func TestTightWhileMeasuring(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[1], 1<<20)
+	disk := newStuckDisk("measure")
+	c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
+	h := openFile(t, c, a.file, src)
+	if c.tight() {
+		t.Error("before it began")
+	}
+	unhurried(t, h, a, disk)
+	eventually(t, "it takes long", c.tight)
+	disk.release()
+	eventually(t, "it has ended", func() bool { return !c.tight() })
+}
