@@ -207,7 +207,11 @@ func TestProofOfWhatWasHashed(t *testing.T) {
 				return sealed || h.entry.strikes[0] > 0
 			})
 		}
-		checkRead(t, h, a.flat, int(a.file.Map.Segments()[0].Offset), 10)
-		checkRead(t, h, a.flat, 0, len(a.flat))
+		p := make([]byte, len(a.flat))
+		switch _, err := h.ReadAt(t.Context(), p, 0); {
+		case errors.Is(err, layout.ErrContent): // they may be found twice
+		case err != nil || !bytes.Equal(p, a.flat):
+			t.Errorf("proven %v: wrong bytes, %v", proven, err)
+		}
 	}
 }

@@ -329,6 +329,7 @@ func (e *entry) condemnedLocked(from, to int) error {
 func (e *entry) forget(part int) {
 	first, end := e.grid.first[part], e.grid.first[part+1]
 	e.drops.Add(1)
+	defer e.drops.Add(1) // who began meanwhile may have seen some of it
 	e.state.unseal()
 	for i := first; i < end; i++ {
 		e.state.clear(i)

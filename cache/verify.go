@@ -83,6 +83,9 @@ func (e *entry) check() {
 			return
 		}
 		drops := e.drops.Load()
+		if !e.state.hasAll(e.grid.first[part], e.grid.first[part+1]) {
+			return // it has gone meanwhile: what is on disk is nothing
+		}
 		pieces, ok, err := e.hashPart(part)
 		if err != nil {
 			return // closing, or the disk does not give it back
