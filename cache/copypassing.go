@@ -15,6 +15,7 @@ type Copy struct {
 	dst   *os.File
 	at    int64  // of the payload that has passed
 	piece int    // at is in it
+	kept  bool   // it is, and need not be written; of one that is not held
 	held  []byte // its beginning, while it waits for its end
 	wrote []run  // what was written to dst, in order
 }
@@ -23,7 +24,7 @@ type Copy struct {
 type run struct{ from, to int64 }
 
 // mostHeld is the largest piece that is held until all of it has passed; a
-// larger one that comes in parts is written as if it were not kept.
+// larger one that comes in parts is written unless it was there before.
 const mostHeld = framePiece
 
 // NewCopy begins a copy into dst, which is empty and has the file's size.
@@ -53,6 +54,12 @@ func (c *Copy) pass(p []byte, off, size int64) error {
 	switch {
 	case !begun && whole:
 	case size > mostHeld:
+		if !begun {
+			c.kept = c.entry.state.verified(c.piece)
+		}
+		if c.kept {
+			return nil
+		}
 		return c.write(p, c.at-int64(len(p)))
 	default:
 		if c.held = append(c.held, p...); !whole {

@@ -166,10 +166,16 @@ func (c *Cache) alone(ctx context.Context, e *entry, part int) (done func()) {
 	}
 }
 
+// keepFunc takes the payload of a piece, which is its own until it returns.
+type keepFunc func(i int, payload []byte, verified bool)
+
+// copied is the keepFunc of fetches, which wait for no disk.
+func (e *entry) copied(i int, payload []byte, verified bool) { e.arrived(i, payload, verified, nil) }
+
 // copyPieces fills those of pieces [from, to) of a part that another
 // cached file holds, or the same file elsewhere. Which those are may not be
-// known, or not be at hand, for longer than is waited for.
-func (e *entry) copyPieces(part, from, to int, most time.Duration) {
+// known, or not be at hand, for longer than is waited for. keep gets each.
+func (e *entry) copyPieces(part, from, to int, most time.Duration, keep keepFunc) {
 	for _, p := range e.cache.places(e, part, most) {
 		if e.state.hasAll(from, to) {
 			return
@@ -181,7 +187,7 @@ func (e *entry) copyPieces(part, from, to int, most time.Duration) {
 		theirs := donated{entry: d, part: d.grid.part(p.first), piece: -1}
 		for i := from; i < to; i++ {
 			if !e.state.has(i) && (!e.unkept || e.flying(i)) {
-				e.copyPiece(part, i, &theirs)
+				e.copyPiece(part, i, &theirs, keep)
 			}
 		}
 		putBuffer(theirs.buf)
@@ -190,7 +196,7 @@ func (e *entry) copyPieces(part, from, to int, most time.Duration) {
 
 // copyPiece copies piece i from another file's form of the same part,
 // which may be cut into other pieces.
-func (e *entry) copyPiece(part, i int, d *donated) {
+func (e *entry) copyPiece(part, i int, d *donated, keep keepFunc) {
 	off, n := e.grid.extent(i)
 	buf := getBuffer(n)
 	defer putBuffer(buf)
@@ -213,7 +219,7 @@ func (e *entry) copyPiece(part, i int, d *donated) {
 	if !verified && d.entry != e {
 		return // another source may have sent it
 	}
-	e.arrived(i, buf, verified, nil)
+	keep(i, buf, verified)
 }
 
 // hasDigest says that payload is all of a part and hashes to its digest. A

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,10 +32,11 @@ type entry struct {
 	stop context.CancelFunc
 	jobs sync.WaitGroup // what works with the files; see use
 
-	unkept  bool        // its files take no data: they can only be read, or are in memory, because the disk refused them
-	refused error       // why
-	asked   atomic.Bool // waits in Cache.checks
-	reading tracker     // who reads how, for readahead
+	unkept  bool         // its files take no data: they can only be read, or are in memory, because the disk refused them
+	refused error        // why
+	asked   atomic.Bool  // waits in Cache.checks
+	drops   atomic.Int64 // how often a part was forgotten: what came before that may be wrong
+	reading tracker      // who reads how, for readahead
 
 	donors struct {
 		sync.Mutex
@@ -43,16 +45,16 @@ type entry struct {
 
 	mu        sync.Mutex
 	closing   bool
-	flights   map[int]*flight // by piece
-	streams   map[int]bool    // parts that are being streamed
-	bad       map[int]int     // pieces whose bytes were wrong, how often
-	strikes   map[int]int     // parts that were wrong as a whole, how often
-	lost      map[int]bool    // pieces that the disk did not give back
-	condemned map[int]error   // parts that are out of service, why
-	proofs    map[int]*proof  // parts that are being compared for readers who wait
-	vouched   map[int]vouched // pieces that are not on disk, of parts that were right
-	dropped   []func()        // called when bytes that were handed out were wrong
-	backing   *os.File        // read-only, for the kernel; opened once
+	flights   map[int]*flight           // by piece
+	streams   map[int]bool              // parts that are being streamed
+	bad       map[int]int               // pieces whose bytes were wrong, how often
+	strikes   map[int]int               // parts that were wrong as a whole, how often
+	lost      map[int]bool              // pieces that the disk did not give back
+	condemned map[int]error             // parts that are out of service, why
+	proofs    map[int]*proof            // parts that are being compared for readers who wait
+	vouched   map[int][sha256.Size]byte // digests of pieces that are not on disk, of parts that were right
+	dropped   []func()                  // called when bytes that were handed out were wrong
+	backing   *os.File                  // read-only, for the kernel; opened once
 }
 
 // openEntry opens or makes the three files of an entry. What is damaged

@@ -60,7 +60,7 @@ func (e *entry) claim(j *job) (from, to, held int) {
 		return 0, 0, 0
 	}
 	e.requeue(j.from+n, j.to)
-	e.copyPieces(j.part, j.from, j.from+n, e.cache.opts.grace)
+	e.copyPieces(j.part, j.from, j.from+n, e.cache.opts.grace, e.copied)
 	from = j.from
 	for from < j.from+n && e.landed(from) {
 		from++
@@ -102,7 +102,7 @@ func (e *entry) fetchOnce(j *job, piece int) error {
 		return context.Cause(j.ctx)
 	}
 	defer done()
-	e.copyPieces(part, piece, piece+1, e.cache.opts.grace)
+	e.copyPieces(part, piece, piece+1, e.cache.opts.grace, e.copied)
 	if e.landed(piece) {
 		return nil
 	}

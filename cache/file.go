@@ -128,7 +128,7 @@ func (e *entry) ensure(ctx context.Context, l look) (map[int][]byte, error) {
 	i, j := e.grid.at(l.from), e.grid.at(l.to-1)+1
 	here := e.state.hasAll(i, j)
 	l.missing = !here
-	if e.unkept || e.cache.full() {
+	if e.unkept || e.cache.tight() {
 		l.most = spareSize / 2 // what is held in memory must be there when it is read
 	}
 	e.fetchAhead(e.reading.saw(l, e.file.PayloadSize(), e.link.roundTrip()))

@@ -89,7 +89,11 @@ func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release fun
 			e.recheck(i)
 		}
 	}
-	e.copyPieces(part, from, to, patient)
+	e.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool) {
+		if e.storeWaiting(ctx, i, payload, verified) == nil {
+			e.land(i, nil)
+		}
+	})
 	return func() {
 		if locked {
 			e.state.unlockPieces(from, to)
@@ -178,7 +182,7 @@ func (k *Filler) Keep(part int, off int64, p []byte, verified bool) {
 				continue
 			}
 		}
-		if e.storeWaiting(e.ctx, i, piece, checked, nil) != nil {
+		if e.storeWaiting(e.ctx, i, piece, checked) != nil {
 			return // it has said so
 		}
 	}

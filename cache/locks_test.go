@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -221,4 +222,86 @@ func TestQuotaHoldsWhileMeasuring(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestWrongBytesAreNotKeptLate has bytes of a blob come while the cache is
+// measured, and be found wrong before that has ended: they are not kept
+// then, and what comes in their place is right.
+func TestWrongBytesAreNotKeptLate(t *testing.T) {
+	src := &fakeSource{noRange: true}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	src.mangle = wrongIn(5)
+	disk := newStuckDisk("measure")
+	c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
+	h := openFile(t, c, a.file, src)
+	at := a.file.Map.Segments()[0].Offset
+	_, _ = h.ReadAt(t.Context(), make([]byte, 10), at) // what comes of it may be wrong
+	eventually(t, "the blob is found wrong", func() bool {
+		h.entry.mu.Lock()
+		defer h.entry.mu.Unlock()
+		return h.entry.strikes[0] > 0
+	})
+	src.mu.Lock()
+	src.mangle = nil
+	src.mu.Unlock()
+	disk.release()
+	eventually(t, "nothing waits to be kept", func() bool {
+		if !c.late.TryAcquire(lateMost) {
+			return false
+		}
+		c.late.Release(lateMost)
+		return true
+	})
+	checkRead(t, h, a.flat, int(at), 10)
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
+}
+
+// TestFillerCopiesWhileMeasuring fills a file from another that the cache
+// has, while it is not known yet whether there is room.
+func TestFillerCopiesWhileMeasuring(t *testing.T) {
+	src := &fakeSource{}
+	rng := newRand(t)
+	dir := t.TempDir()
+	a := makeFile(t, rng, src, kinds[2], 2<<20)
+	c := openCache(t, dir, Options{})
+	h := openFile(t, c, a.file, src)
+	checkRead(t, h, a.flat, 0, len(a.flat))
+	_ = h.Close()
+	_ = c.Close()
+
+	f := *a.file
+	f.Map, _ = spread(t, rng, a.data)
+	slow := func(work string) {
+		if work == "measure" {
+			_, _ = unix.Poll(nil, 100)
+		}
+	}
+	k := openFile(t, openCache(t, dir, Options{before: slow, grace: time.Millisecond}), &f, src).Filler()
+	release, err := k.Claim(t.Context(), 0, 0, f.Parts[0].Length)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	got := make([]byte, f.Parts[0].Length)
+	if !k.Load(0, 0, got) || !bytes.Equal(got, a.data[:len(got)]) {
+		t.Error("what another file has must be fetched")
+	}
+}
+
+// TestTightWhileMeasuring has the measuring take long: until it has ended,
+// no more is fetched ahead than is held in memory.
+func TestTightWhileMeasuring(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[1], 1<<20)
+	disk := newStuckDisk("measure")
+	c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
+	h := openFile(t, c, a.file, src)
+	if c.tight() {
+		t.Error("before it began")
+	}
+	unhurried(t, h, a, disk)
+	eventually(t, "it takes long", c.tight)
+	disk.release()
+	eventually(t, "it has ended", func() bool { return !c.tight() })
 }

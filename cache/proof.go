@@ -50,15 +50,20 @@ func keyOf(f *layout.File, g *grid, src Source) string {
 // proofWindow is how much of a part is had at a time to be hashed.
 const proofWindow = 32 << 20
 
-// vouched is a piece that was hashed with all of its part, and right, while
-// it was in memory: when it is fetched again, it is compared with that.
-type vouched struct {
-	digest [sha256.Size]byte
-	sum    uint64 // as a word has it
+// hashed is what was hashed of a part, piece by piece. What lies on disk by
+// the time that its digest is known may be something else.
+type hashed struct {
+	sums   []uint64                  // checksums of its pieces, in order
+	unkept map[int][sha256.Size]byte // digests of those that were in memory
 }
 
-func vouchedPiece(payload []byte) vouched {
-	return vouched{sha256.Sum256(payload), xxhash.Sum64(payload) & wordSum}
+func (h *hashed) add(payload []byte) { h.sums = append(h.sums, xxhash.Sum64(payload)) }
+
+func (h *hashed) inMemory(piece int, payload []byte) {
+	if h.unkept == nil {
+		h.unkept = map[int][sha256.Size]byte{}
+	}
+	h.unkept[piece] = sha256.Sum256(payload)
 }
 
 // prove waits, where the source proves nothing, until all of payload
@@ -92,11 +97,14 @@ func (e *entry) compared(i int) bool {
 	return ok && !e.state.has(i)
 }
 
-func (e *entry) vouchedFor(i int) (vouched, bool) {
+// vouchedFor is the digest of a piece that was hashed with all of its part,
+// and right, while it was in memory: when it is fetched again, it is
+// compared with that.
+func (e *entry) vouchedFor(i int) (want [sha256.Size]byte, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	v, ok := e.vouched[i]
-	return v, ok
+	want, ok = e.vouched[i]
+	return want, ok
 }
 
 // proved says that payload [from, to) may be handed out: what is on disk of
@@ -114,7 +122,7 @@ func (e *entry) proved(from, to int64, unkept map[int][]byte) bool {
 				return false
 			}
 		default:
-			if v, ok := e.vouchedFor(i); !ok || v.digest != sha256.Sum256(payload) {
+			if want, ok := e.vouchedFor(i); !ok || want != sha256.Sum256(payload) {
 				e.cache.spare.drop(e, i, i+1) // it came before that was known
 				return false
 			}
@@ -189,13 +197,14 @@ func (e *entry) comparePart(ctx context.Context, part int) error {
 	first, end := e.grid.first[part], e.grid.first[part+1]
 	window := int(max(1, proofWindow/e.grid.size[part]))
 	whole := sha256.New()
-	seen := map[int]vouched{}
+	var pieces hashed
+	drops := e.drops.Load()
 	for i := first; i < end; i += window {
 		to := min(i+window, end)
 		e.queueMissing(ahead, to, min(to+window, end), 0)
 		unkept, err := e.obtain(ctx, i, to)
 		if err == nil && e.file.Parts[part].Encoding == layout.Raw {
-			err = e.hashPieces(ctx, whole, i, to, unkept, seen)
+			err = e.hashPieces(ctx, whole, i, to, unkept, &pieces)
 		}
 		if err != nil {
 			return err
@@ -205,16 +214,15 @@ func (e *entry) comparePart(ctx context.Context, part int) error {
 		return e.awaitStream(ctx, part)
 	}
 	if "sha256:"+hex.EncodeToString(whole.Sum(nil)) != e.file.Parts[part].Digest {
-		_ = e.drop(part, nil, "whole") // it is logged, and tried again unless it is out of service
+		e.dropOnce(part, drops) // it is logged, and tried again unless it is out of service
 		return nil
 	}
-	e.vouch(part, seen)
+	e.vouch(part, &pieces)
 	return nil
 }
 
-// hashPieces feeds pieces [from, to) to whole, and notes those that are in
-// memory.
-func (e *entry) hashPieces(ctx context.Context, whole io.Writer, from, to int, unkept map[int][]byte, seen map[int]vouched) error {
+// hashPieces feeds pieces [from, to) to whole, and notes what they were.
+func (e *entry) hashPieces(ctx context.Context, whole io.Writer, from, to int, unkept map[int][]byte, pieces *hashed) error {
 	buf := getBuffer(e.grid.size[e.grid.part(from)])
 	defer putBuffer(buf)
 	for i := from; i < to; i++ {
@@ -227,8 +235,9 @@ func (e *entry) hashPieces(ctx context.Context, whole io.Writer, from, to int, u
 			}
 		}
 		if inMemory {
-			seen[i] = vouchedPiece(payload)
+			pieces.inMemory(i, payload)
 		}
+		pieces.add(payload)
 		_, _ = whole.Write(payload) // a hash takes everything
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -168,4 +170,48 @@ func TestOriginsAreApart(t *testing.T) {
 	other.Map = m
 	checkRead(t, openFile(t, openCache(t, dir, Options{}), &other, honest), append(bytes.Clone(a.flat), make([]byte, 4096)...), 0, len(a.flat)+4096)
 	checkRead(t, openFile(t, c, a.file, honest), a.flat, 0, len(a.flat))
+}
+
+// TestProofOfWhatWasHashed has another process, which was stopped meanwhile,
+// put wrong bytes in the place of a piece that has just been hashed: the
+// digest of the whole does not vouch for them.
+func TestProofOfWhatWasHashed(t *testing.T) {
+	for _, proven := range []bool{false, true} {
+		src := &named{fakeSource: &fakeSource{}, origin: "plain", proven: proven}
+		a := makeFile(t, newRand(t), src.fakeSource, kinds[0], 2<<20)
+		dir := t.TempDir()
+		other := openFile(t, openCache(t, dir, Options{}), a.file, src).entry
+		off, _ := other.grid.extent(other.grid.pieces() - 1)
+		var last int64
+		for run := range a.file.Map.Payload(off, 1) {
+			last = run.Offset
+		}
+		var wrote sync.Once
+		late := func(f *os.File, p []byte, off int64) (int, error) {
+			if off >= last {
+				wrote.Do(func() {
+					if _, err := other.store(0, make([]byte, rawPiece), false); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			return f.ReadAt(p, off)
+		}
+		h := openFile(t, openCache(t, dir, Options{readDisk: late}), a.file, src)
+		h.Prefetch()
+		if proven {
+			eventually(t, "it was compared", func() bool {
+				_, sealed := h.Backing()
+				h.entry.mu.Lock()
+				defer h.entry.mu.Unlock()
+				return sealed || h.entry.strikes[0] > 0
+			})
+		}
+		p := make([]byte, len(a.flat))
+		switch _, err := h.ReadAt(t.Context(), p, 0); {
+		case errors.Is(err, layout.ErrContent): // they may be found twice
+		case err != nil || !bytes.Equal(p, a.flat):
+			t.Errorf("proven %v: wrong bytes, %v", proven, err)
+		}
+	}
 }

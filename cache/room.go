@@ -140,6 +140,15 @@ func (c *Cache) full() bool {
 	return c.room.refused
 }
 
+// tight says that what is fetched may have to be held in memory: there is no
+// room, or it takes long to tell whether there is.
+func (c *Cache) tight() bool {
+	r := &c.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refused || r.looking != nil && r.left < lookLeast && time.Since(r.began) > c.opts.grace
+}
+
 // noRoom is told when the disk was full although the cache was not.
 func (c *Cache) noRoom() {
 	r := &c.room

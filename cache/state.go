@@ -274,16 +274,6 @@ func (s *state) set(i int, sum uint64, verified bool) {
 	atomic.StoreUint64(&s.words[i], w)
 }
 
-// setVerified marks piece i as checked against a digest, if it is present.
-func (s *state) setVerified(i int) {
-	for {
-		w := s.word(i)
-		if w&wordPresent == 0 || atomic.CompareAndSwapUint64(&s.words[i], w, w|wordVerified) {
-			return
-		}
-	}
-}
-
 // setVerifiedAs marks piece i as checked if what is present of it has that
 // checksum.
 func (s *state) setVerifiedAs(i int, sum uint64) {

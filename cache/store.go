@@ -121,11 +121,9 @@ func (e *entry) recheck(i int) bool {
 func (e *entry) checkPiece(i int, payload []byte) (verified bool, err error) {
 	want, ok := e.grid.sum(i)
 	if !ok {
-		v, known := e.vouchedFor(i)
-		if !known {
+		if want, ok = e.vouchedFor(i); !ok {
 			return false, nil
 		}
-		want = v.digest
 	}
 	if sha256.Sum256(payload) != want {
 		off, n := e.grid.extent(i)

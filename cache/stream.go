@@ -3,6 +3,7 @@ package cache
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -65,7 +66,7 @@ func (e *entry) stream(j *job, body io.ReadCloser) {
 		}
 	}
 	if body == nil {
-		e.copyPieces(j.part, first, end, e.cache.opts.grace)
+		e.copyPieces(j.part, first, end, e.cache.opts.grace, e.copied)
 	}
 	var next int
 	var err error
@@ -152,8 +153,8 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 		payload = frame
 	}
 	var late sync.WaitGroup
-	seen := map[int]vouched{}
-	if next, err = e.fill(part, payload, &late, seen); err != nil {
+	var pieces hashed
+	if next, err = e.fill(part, payload, &late, &pieces); err != nil {
 		if errors.Is(err, zstdframe.ErrFrame) {
 			return e.grid.first[part], e.drop(part, whole.body, fmt.Sprintf("frame (%v)", err))
 		}
@@ -176,7 +177,7 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 		return e.grid.first[part], e.drop(part, whole.body, "whole")
 	}
 	late.Wait()
-	e.vouch(part, seen)
+	e.vouch(part, &pieces)
 	return next, nil
 }
 
@@ -227,7 +228,7 @@ func (w *windowed) Close() error {
 
 // fill stores the pieces of a part as they come out of payload. Pieces
 // that are there already are read over.
-func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, seen map[int]vouched) (next int, err error) {
+func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, pieces *hashed) (next int, err error) {
 	buf := getBuffer(e.grid.size[part])
 	defer putBuffer(buf)
 	for next = e.grid.first[part]; next < e.grid.first[part+1]; next++ {
@@ -235,6 +236,7 @@ func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, seen map
 		if _, err := io.ReadFull(payload, buf[:n]); err != nil {
 			return next, noEOF(err)
 		}
+		pieces.add(buf[:n])
 		if e.keptAs(next, buf[:n]) {
 			e.land(next, nil)
 			continue
@@ -245,31 +247,28 @@ func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, seen map
 		}
 		e.arrived(next, buf[:n], verified, late)
 		if !verified && !e.link.proven && !e.state.has(next) {
-			seen[next] = vouchedPiece(buf[:n])
+			pieces.inMemory(next, buf[:n])
 		}
 	}
 	return next, nil
 }
 
-// vouch marks all pieces of a part as checked. Of those that were seen in
-// memory it is noted what they are.
-func (e *entry) vouch(part int, seen map[int]vouched) {
-	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
-		if v, ok := seen[i]; ok {
-			e.state.setVerifiedAs(i, v.sum)
-		} else {
-			e.state.setVerified(i)
-		}
+// vouch marks those pieces of a part as checked that are what was hashed:
+// another process may have put other bytes in the place of some meanwhile.
+// Of those that were in memory it is noted what they are.
+func (e *entry) vouch(part int, pieces *hashed) {
+	for i, sum := range pieces.sums {
+		e.state.setVerifiedAs(e.grid.first[part]+i, sum)
 	}
-	if len(seen) == 0 {
+	if len(pieces.unkept) == 0 {
 		return
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.vouched == nil {
-		e.vouched = map[int]vouched{}
+		e.vouched = map[int][sha256.Size]byte{}
 	}
-	maps.Copy(e.vouched, seen)
+	maps.Copy(e.vouched, pieces.unkept)
 }
 
 // keptAs says that piece i is present with this payload. The digest of the
@@ -307,6 +306,15 @@ func (e *entry) drop(part int, body io.ReadCloser, what string) error {
 	return err
 }
 
+// dropOnce drops a part that was found wrong, unless something was dropped
+// since drops was read: then what was hashed is not what is there, and may
+// have been told of already.
+func (e *entry) dropOnce(part int, drops int64) {
+	if e.drops.CompareAndSwap(drops, drops+1) {
+		_ = e.drop(part, nil, "whole")
+	}
+}
+
 // condemnedLocked is why one of pieces [from, to) is out of service.
 func (e *entry) condemnedLocked(from, to int) error {
 	for part, err := range e.condemned {
@@ -320,6 +328,8 @@ func (e *entry) condemnedLocked(from, to int) error {
 // forget makes all of a part missing.
 func (e *entry) forget(part int) {
 	first, end := e.grid.first[part], e.grid.first[part+1]
+	e.drops.Add(1)
+	defer e.drops.Add(1) // who began meanwhile may have seen some of it
 	e.state.unseal()
 	for i := first; i < end; i++ {
 		e.state.clear(i)

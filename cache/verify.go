@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/crashpoint"
@@ -81,17 +82,22 @@ func (e *entry) check() {
 			e.forgetUnseen(part)
 			return
 		}
-		ok, err := e.hashPart(part)
+		drops := e.drops.Load()
+		if !e.state.hasAll(e.grid.first[part], e.grid.first[part+1]) {
+			return // it has gone meanwhile: what is on disk is nothing
+		}
+		pieces, ok, err := e.hashPart(part)
 		if err != nil {
 			return // closing, or the disk does not give it back
 		}
 		if !ok {
-			_ = e.drop(part, nil, "whole") // it is logged; no reader waits
+			e.dropOnce(part, drops) // it is logged; no reader waits
 			return
 		}
-		e.vouch(part, nil)
+		e.vouch(part, pieces)
 	}
-	if !e.state.hasAll(0, e.grid.pieces()) {
+	if !e.allVerified() {
+		e.checkComplete() // another process has put something else there meanwhile
 		return
 	}
 	switch err := e.syncData(); {
@@ -107,7 +113,7 @@ func (e *entry) check() {
 	if err := e.state.seal(); err != nil {
 		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 	}
-	if !e.state.hasAll(0, e.grid.pieces()) {
+	if !e.allVerified() {
 		e.state.unseal() // another process found a piece wrong meanwhile
 	}
 }
@@ -133,6 +139,16 @@ func (e *entry) syncData() error {
 	return os.NewSyscallError("fdatasync", unix.Fdatasync(fd))
 }
 
+// allVerified says that all of the file is there and was hashed.
+func (e *entry) allVerified() bool {
+	for part := range e.file.Parts {
+		if !e.partVerified(part) {
+			return false
+		}
+	}
+	return true
+}
+
 func (e *entry) partVerified(part int) bool {
 	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
 		if !e.state.verified(i) {
@@ -143,21 +159,25 @@ func (e *entry) partVerified(part int) bool {
 }
 
 // hashPart compares a complete raw part on disk with its digest.
-func (e *entry) hashPart(part int) (bool, error) {
-	p := &e.file.Parts[part]
-	hash := sha256.New()
+func (e *entry) hashPart(part int) (pieces *hashed, ok bool, err error) {
+	whole, pieces := sha256.New(), &hashed{}
 	buf := getBuffer(verifyStep)
 	defer putBuffer(buf)
-	for off := p.Offset; off < p.End(); {
-		if e.ctx.Err() != nil {
-			return false, e.ctx.Err()
+	for i := e.grid.first[part]; i < e.grid.first[part+1]; i++ {
+		piece := xxhash.New()
+		for off, n := e.grid.extent(i); n > 0; {
+			if e.ctx.Err() != nil {
+				return nil, false, e.ctx.Err()
+			}
+			step := buf[:min(n, verifyStep)]
+			if err := e.loadPayload(off, step); err != nil {
+				return nil, false, err
+			}
+			whole.Write(step)
+			_, _ = piece.Write(step) // never fails
+			off, n = off+int64(len(step)), n-int64(len(step))
 		}
-		n := min(int64(len(buf)), p.End()-off)
-		if err := e.loadPayload(off, buf[:n]); err != nil {
-			return false, err
-		}
-		hash.Write(buf[:n])
-		off += n
+		pieces.sums = append(pieces.sums, piece.Sum64())
 	}
-	return "sha256:"+hex.EncodeToString(hash.Sum(nil)) == p.Digest, nil
+	return pieces, "sha256:"+hex.EncodeToString(whole.Sum(nil)) == e.file.Parts[part].Digest, nil
 }

@@ -1,6 +1,9 @@
 package snapshot
 
-import "strings"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 const (
 	// paxPrefix is what the names of cocoon's records in a header begin
@@ -28,16 +31,18 @@ func recordsOf(pax map[string]string) map[string]string {
 	return records
 }
 
-// checkRecords accepts what a header takes.
+// checkRecords accepts what a header takes, and JSON keeps as it is.
 func checkRecords(records map[string]string) error {
 	size := 0
 	for key, value := range records {
 		size += len(key) + len(value)
 		switch {
-		case len(recordsOf(map[string]string{key: value})) == 0, strings.ContainsAny(key, "=\x00"):
-			return wrong("a record %q", key)
 		case size > maxRecords:
 			return wrong("records of more than %d bytes", maxRecords)
+		case len(recordsOf(map[string]string{key: value})) == 0, strings.ContainsAny(key, "=\x00"):
+			return wrong("a record %q", key)
+		case !utf8.ValidString(key), !utf8.ValidString(value):
+			return wrong("record %q is not UTF-8", key)
 		}
 	}
 	return nil

@@ -36,6 +36,12 @@ func TestRecords(t *testing.T) {
 	if _, err := pushTo(t, artifacttest.NewStore(), bytes.NewReader(large)); !errors.Is(err, layout.ErrContent) {
 		t.Errorf("more than is kept: %v", err)
 	}
+	for key, value := range map[string]string{"COCOON.b": "\xff", "COCOON.\xff": "b"} {
+		odd := rawTar(t, artifacttest.Envelope, &tar.Header{Name: "a", Size: 8, PAXRecords: map[string]string{key: value}})
+		if _, err := pushTo(t, artifacttest.NewStore(), bytes.NewReader(odd)); !errors.Is(err, layout.ErrContent) {
+			t.Errorf("record %q is %q, which JSON cannot keep: %v", key, value, err)
+		}
+	}
 	for key, value := range map[string]string{
 		"path": "/etc/passwd", "COCOON.sparse.map": "[]", "COCOON.sparse.size": "1", "GNU.sparse.major": "1", "": "",
 		"COCOON.a=b": "", "COCOON.a\x00": "", "COCOON.b": most + "x",

@@ -16,6 +16,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +45,13 @@ func (p place) name() string {
 	return filepath.Join(p.dir, fmt.Sprintf("%s%08x", p.prefix, rand.Uint32()))
 }
 
+// names says that a file may have been called so by name.
+func (p place) names(file string) bool {
+	random, ok := strings.CutPrefix(file, p.prefix)
+	n, err := strconv.ParseUint(random, 16, 32)
+	return ok && err == nil && random == fmt.Sprintf("%08x", n)
+}
+
 // sweep removes what nobody works on. What it cannot remove stays: nobody
 // depends on it.
 func (p place) sweep() {
@@ -52,7 +60,7 @@ func (p place) sweep() {
 		return
 	}
 	for _, e := range found {
-		if !strings.HasPrefix(e.Name(), p.prefix) || !e.IsDir() && !e.Type().IsRegular() {
+		if !p.names(e.Name()) || !e.IsDir() && !e.Type().IsRegular() {
 			continue
 		}
 		path := filepath.Join(p.dir, e.Name())

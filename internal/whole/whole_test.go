@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -114,15 +115,15 @@ func TestDir(t *testing.T) {
 // what is called in another way.
 func TestSweep(t *testing.T) {
 	parent := t.TempDir()
-	for _, name := range []string{".vm.epochfs-1", ".vm.epochfs-2/sub", ".vmx.epochfs-3", ".vm.other"} {
+	for _, name := range []string{".vm.epochfs-00000001", ".vm.epochfs-fe000002/sub", ".vmx.epochfs-00000003", ".vm.other", ".vm.epochfs-notes", ".vm.epochfs-1"} {
 		if err := os.MkdirAll(filepath.Join(parent, name), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(parent, ".vm.epochfs-4"), []byte("x"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(parent, ".vm.epochfs-00000004"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(parent, filepath.Join(parent, ".vm.epochfs-5")); err != nil {
+	if err := os.Symlink(parent, filepath.Join(parent, ".vm.epochfs-00000005")); err != nil {
 		t.Fatal(err)
 	}
 	a, err := MakeDir(filepath.Join(parent, "vm"))
@@ -136,13 +137,10 @@ func TestSweep(t *testing.T) {
 	}
 	defer b.Close()
 	placeOf(filepath.Join(parent, "vm"))
-	want := fmt.Sprintf("%s %s", filepath.Base(a.temp), filepath.Base(b.temp))
-	if filepath.Base(a.temp) > filepath.Base(b.temp) {
-		want = fmt.Sprintf("%s %s", filepath.Base(b.temp), filepath.Base(a.temp))
-	}
-	got := strings.Replace(names(t, parent), ".vm.epochfs-5 ", "", 1)
-	if got != want+" .vm.other .vmx.epochfs-3" {
-		t.Errorf("left are %s", names(t, parent))
+	want := []string{filepath.Base(a.temp), filepath.Base(b.temp), ".vm.epochfs-00000005", ".vm.epochfs-1", ".vm.epochfs-notes", ".vm.other", ".vmx.epochfs-00000003"}
+	slices.Sort(want)
+	if got := names(t, parent); got != strings.Join(want, " ") {
+		t.Errorf("left are %s, want %q", got, want)
 	}
 }
 
