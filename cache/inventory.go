@@ -62,7 +62,7 @@ func (c *Cache) Inventory() (*Inventory, error) {
 		inv.Small -= s.disk
 	}
 	inv.Disk = total
-	inv.Small += total - c.spooled()
+	inv.Small = max(0, inv.Small+total-c.spooled()) // a spool may have grown meanwhile
 	inv.Limit = c.limit(total)
 	refs, err := c.refs()
 	if err != nil {

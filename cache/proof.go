@@ -47,8 +47,12 @@ func keyOf(f *layout.File, g *grid, src Source) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// proofWindow is how much of a part is had at a time to be hashed.
-const proofWindow = 32 << 20
+// proofWindow is how much of a part is had at a time to be hashed, and
+// proofLeast how much where that has to be held in memory.
+const (
+	proofWindow = 32 << 20
+	proofLeast  = 4 << 20
+)
 
 // hashed is what was hashed of a part, piece by piece. What lies on disk by
 // the time that its digest is known may be something else.
@@ -195,19 +199,21 @@ func (e *entry) endProofLocked(part int, p *proof) {
 // does not take them or give them back, in memory.
 func (e *entry) comparePart(ctx context.Context, part int) error {
 	first, end := e.grid.first[part], e.grid.first[part+1]
-	window := int(max(1, proofWindow/e.grid.size[part]))
 	whole := sha256.New()
 	var pieces hashed
 	drops := e.drops.Load()
-	for i := first; i < end; i += window {
-		to := min(i+window, end)
-		e.queueMissing(ahead, to, min(to+window, end), 0)
+	for i, size := first, int64(proofLeast); i < end; {
+		to := min(i+int(max(1, size/e.grid.size[part])), end)
+		e.queueMissing(ahead, to, min(2*to-i, end), 0)
 		unkept, err := e.obtain(ctx, i, to)
 		if err == nil && e.file.Parts[part].Encoding == layout.Raw {
 			err = e.hashPieces(ctx, whole, i, to, unkept, &pieces)
 		}
 		if err != nil {
 			return err
+		}
+		if i, size = to, min(2*size, proofWindow); len(unkept) > 0 {
+			size = proofLeast
 		}
 	}
 	if e.file.Parts[part].Encoding != layout.Raw {

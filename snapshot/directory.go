@@ -113,11 +113,14 @@ func newTarget(dir string) (target string, mode os.FileMode, err error) {
 // take its place.
 func replaceable(dir, target string) (os.FileMode, error) {
 	var own, above, here unix.Stat_t
-	if err := errors.Join(unix.Stat(target, &own), unix.Stat(filepath.Join(target, ".."), &above), unix.Stat(".", &here)); err != nil {
+	var more unix.Statx_t
+	err := errors.Join(unix.Stat(target, &own), unix.Stat(filepath.Join(target, ".."), &above), unix.Stat(".", &here),
+		unix.Statx(unix.AT_FDCWD, target, 0, 0, &more))
+	if err != nil {
 		return 0, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	switch {
-	case own.Dev != above.Dev || own.Ino == above.Ino:
+	case own.Dev != above.Dev || own.Ino == above.Ino || more.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0:
 		return 0, &os.PathError{Op: "replace", Path: dir, Err: errors.New("a mount point cannot be replaced: name a directory in it")}
 	case own.Dev == here.Dev && own.Ino == here.Ino:
 		return 0, &os.PathError{Op: "replace", Path: dir, Err: errors.New("the working directory cannot be replaced: call from another")}

@@ -76,6 +76,12 @@ func TestWriteDirOnAMount(t *testing.T) {
 	if err := snapshot.CheckDir(filepath.Join(dir, "vm")); err != nil {
 		t.Error(err)
 	}
+	bound := filepath.Join(dir, "bound") // on the same file system as its parent
+	must(t, os.Mkdir(bound, 0o700))
+	must(t, unix.Mount(bound, bound, "", unix.MS_BIND, ""))
+	if err := snapshot.CheckDir(bound); err == nil || !strings.Contains(err.Error(), "mount point") {
+		t.Error(err)
+	}
 }
 
 func must(t *testing.T, err error) {

@@ -20,13 +20,16 @@ func (o *Opened) CopyFile(ctx context.Context, dst *os.File, f *layout.File, onB
 		return false, nil
 	}
 	open, err := o.File(f)
-	if err != nil || !open.Kept() {
+	if err != nil {
 		return false, err
 	}
 	if !o.fetches(f) {
 		if ok, err := open.CopyTo(ctx, dst, onBytes); ok || err != nil {
 			return ok, err
 		}
+	}
+	if !open.Kept() {
+		return false, nil
 	}
 	return o.fetchInto(ctx, open.NewCopy(dst), f, onBytes)
 }
