@@ -162,7 +162,7 @@ func (s *sequence) goOn(l look, size int64, delay time.Duration) reach {
 	from := max(s.ahead, s.next)
 	// Large requests, of which each costs a registry some milliseconds, but
 	// so many at a time that the link never idles.
-	request := max(window/shares, aheadLeast)
+	request := max(window/shares, min(window/4, requestLeast), aheadLeast)
 	if goal-from < request && goal < size || from >= goal {
 		return reach{}
 	}
