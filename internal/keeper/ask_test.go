@@ -31,8 +31,8 @@ func TestAskedAtOnce(t *testing.T) {
 		if _, err := os.Lstat(name); err != nil {
 			t.Error(err)
 		}
+		os.Remove(name) // first, or the next one of this name may be taken for this one, which is dead
 		unix.Close(socket)
-		os.Remove(name)
 		if t.Failed() {
 			break
 		}
