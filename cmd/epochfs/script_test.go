@@ -55,6 +55,7 @@ var registries = map[string][]string{
 	"slow.txtar":      {"epoch"},
 	"takeover.txtar":  {"debian"},
 	"holes.txtar":     {"memory"},
+	"whole.txtar":     {"debian", "epoch"},
 	"reflink.txtar":   {"memory"},
 	"odd.txtar":       {"memory"},
 }
