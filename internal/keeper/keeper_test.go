@@ -210,7 +210,15 @@ func TestSignalWithoutWorker(t *testing.T) {
 	kill(t, k.cmd.Process.Pid, unix.SIGTERM)
 	k.poll("the signal is noted", func() bool { return k.serving() == 0 })
 	kill(t, k.until(2, "started").pid, unix.SIGCONT) // it is alive
-	kill(t, k.cmd.Process.Pid, unix.SIGTERM)
+	again := time.NewTicker(100 * time.Millisecond)  // two that come together count as one
+	defer again.Stop()
+	go func() {
+		for range again.C {
+			if k.cmd.Process.Signal(unix.SIGTERM) != nil {
+				return // it has ended
+			}
+		}
+	}()
 	if code := k.end(); code != 1 {
 		t.Errorf("code %d", code)
 	}
