@@ -210,13 +210,9 @@ func TestSignalWithoutWorker(t *testing.T) {
 	kill(t, k.cmd.Process.Pid, unix.SIGTERM)
 	k.poll("the signal is noted", func() bool { return k.serving() == 0 })
 	kill(t, k.until(2, "started").pid, unix.SIGCONT) // it is alive
-	again := time.NewTicker(100 * time.Millisecond)  // two that come together count as one
-	defer again.Stop()
-	go func() {
-		for range again.C {
-			if k.cmd.Process.Signal(unix.SIGTERM) != nil {
-				return // it has ended
-			}
+	go func() {                                      // until it has ended: two that come together count as one
+		for k.cmd.Process.Signal(unix.SIGTERM) == nil {
+			time.Sleep(100 * time.Millisecond)
 		}
 	}()
 	if code := k.end(); code != 1 {
