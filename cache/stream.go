@@ -70,9 +70,8 @@ func (e *entry) stream(j *job, body io.ReadCloser) {
 	}
 	var next int
 	var err error
-	if body == nil && e.unkept && !e.undecided(j.part) && !e.anyFlying(first, end) {
-		// all that was asked for was found elsewhere
-	} else if body != nil || !e.state.hasAll(first, end) || e.undecided(j.part) {
+	elsewhere := e.unkept && !e.anyFlying(first, end) // all that was asked for was found there
+	if body != nil || e.undecided(j.part) || !e.state.hasAll(first, end) && !elsewhere {
 		next, err = e.passThrough(j.ctx, j.part, body)
 	}
 	if locked {

@@ -56,11 +56,11 @@ func (o *PushOptions) v2() bool { return o.Zstd > 0 || o.Chunk > 0 }
 
 // chunkPlan chooses the chunk size. One that was asked for is taken; else
 // it is the smallest power of two MiB, from leastChunk up, with which the
-// artifact has fewer than fewLayers layers. In a tar that can seek all sizes are known, and
-// all files get the same. In a stream each file gets what it needs
-// together with what came before it and all that the envelope lets
-// expect; one that the envelope does not tell of gets half of what is left,
-// as there may be more of them.
+// artifact has fewer than fewLayers layers. In a tar that can seek all
+// sizes are known, and all files get the same. In a stream each file gets
+// what it needs together with what came before it and all that the
+// envelope lets expect; one that the envelope does not tell of gets half
+// of what is left, as there may be more of them.
 type chunkPlan struct {
 	asked  int64
 	sizes  []int64

@@ -213,14 +213,7 @@ func (b *bench) spoolAndPut(ctx context.Context, repository string, body io.Read
 	if err != nil {
 		return err
 	}
-	q := to.Query()
-	q.Set("digest", "sha256:"+hex.EncodeToString(hash.Sum(nil)))
-	to.RawQuery = q.Encode()
-	resp, err := do(ctx, http.MethodPut, to.String(), io.NopCloser(tmp), n)
-	if err == nil && resp.StatusCode != http.StatusCreated {
-		err = errors.New(resp.Status)
-	}
-	return err
+	return finishSession(ctx, to, "sha256:"+hex.EncodeToString(hash.Sum(nil)), tmp, n)
 }
 
 func do(ctx context.Context, method, url string, body io.Reader, size int64) (*http.Response, error) {

@@ -84,7 +84,7 @@ func (b *bench) sendPatches(ctx context.Context, blobs [][]byte) error {
 				return fmt.Errorf("%s: %w", resp.Status, err)
 			}
 		}
-		if err := finishSession(ctx, to, digest, nil); err != nil {
+		if err := finishSession(ctx, to, digest, bytes.NewReader(nil), 0); err != nil {
 			return err
 		}
 	}
@@ -102,7 +102,7 @@ func (b *bench) sendFrames(ctx context.Context, frames [][]byte) error {
 			if err != nil {
 				return err
 			}
-			return finishSession(ctx, to, digestOf(data), data)
+			return finishSession(ctx, to, digestOf(data), bytes.NewReader(data), int64(len(data)))
 		})
 	}
 	return g.Wait()
@@ -117,12 +117,12 @@ func (b *bench) session(ctx context.Context, repository string) (*url.URL, error
 	return resp.Location()
 }
 
-// finishSession ends an upload with its last bytes.
-func finishSession(ctx context.Context, to *url.URL, digest string, data []byte) error {
+// finishSession ends an upload with its last bytes, size of them.
+func finishSession(ctx context.Context, to *url.URL, digest string, rest io.Reader, size int64) error {
 	q := to.Query()
 	q.Set("digest", digest)
 	to.RawQuery = q.Encode()
-	resp, err := do(ctx, http.MethodPut, to.String(), io.NopCloser(bytes.NewReader(data)), int64(len(data)))
+	resp, err := do(ctx, http.MethodPut, to.String(), io.NopCloser(rest), size)
 	if err == nil && resp.StatusCode != http.StatusCreated {
 		err = fmt.Errorf("put: %s", resp.Status)
 	}
