@@ -225,7 +225,8 @@ func campaign(ctx context.Context, cfg config) (*report, error) {
 	stop()
 	reg.chance.Store(0)
 	wg.Wait()
-	r := &report{faults: reg.counts, blobs: reg.blobs, took: time.Since(began), evicted: look.evicted, over: look.over, killing: cfg.kills > 0}
+	r := &report{took: time.Since(began), evicted: look.evicted, over: look.over, killing: cfg.kills > 0}
+	r.faults, r.blobs = reg.told()
 	r.reads, r.bytes, r.failed, r.wrong = t.reads.Load(), t.bytes.Load(), t.failed.Load(), t.wrong.Load()
 	r.longest = time.Duration(t.longest.Load())
 	r.last, _ = t.last.Load().(string)

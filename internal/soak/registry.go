@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -139,6 +140,14 @@ func (s *sick) note(kind string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts[kind]++
+}
+
+// told is what was injected and asked for so far. A process that has no
+// readers any more may still ask.
+func (s *sick) told() (faults map[string]int, blobs int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.counts), s.blobs
 }
 
 func (s *sick) injected() (n int) {
