@@ -19,7 +19,7 @@ const (
 	// leastChunk is the smallest chunk size that is chosen, in bytes. A
 	// blob costs a registry some milliseconds, each way: chunks of 1 MiB
 	// take it twice the time of these, to push and to read.
-	leastChunk = 4 << 20
+	leastChunk = 8 << 20
 
 	// layersAside are kept free in a stream for files that the envelope
 	// does not tell of, and of these fewAside for small ones.

@@ -80,30 +80,43 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// fillPage makes a page as a guest's memory has them: a seventh cannot
-// be compressed, a third is pointers and small numbers, a third is text or
-// code, the rest is nearly empty. zstd makes it about 2.5 times smaller.
+// fillPage makes a page as a guest's memory has them: of a hundred, nine
+// cannot be compressed, eighteen are nearly empty, the rest are records,
+// pointers, and text some of which comes again. Debian 12 with PostgreSQL
+// and Python, its page cache full, is 4.25 times smaller in zstd 3 and 4.1
+// times in zstd 1; these pages 4.15 and 3.9 times, at a tenth less speed.
 func fillPage(p []byte, seed uint64) {
 	switch kind := seed % 100; {
-	case kind < 15:
+	case kind < 9:
 		for i := 0; i < pageSize; i += 8 {
 			seed = mix(seed)
 			binary.LittleEndian.PutUint64(p[i:], seed)
 		}
-	case kind < 45:
+	case kind < 27:
+		clear(p)
+		binary.LittleEndian.PutUint64(p[seed%500*8:], seed)
+	case kind < 66:
+		at := seed >> 20 % (proseSize - 256)
+		for i := 0; i < pageSize; i += 256 {
+			seed = mix(seed)
+			copy(p[i:i+256], prose[at:])
+			binary.LittleEndian.PutUint64(p[i+int(seed>>32%32*8):], seed)
+		}
+	case kind < 74:
 		for i := 0; i < pageSize; i += 16 {
 			seed = mix(seed)
 			binary.LittleEndian.PutUint64(p[i:], 0xffff888000000000|seed&0x1fffff8)
 			binary.LittleEndian.PutUint64(p[i+8:], seed>>40&0xff)
 		}
-	case kind < 80:
-		for i := 0; i < pageSize; i += 128 {
-			seed = mix(seed)
-			copy(p[i:i+128], prose[seed%(proseSize-128):])
-		}
 	default:
-		clear(p)
-		binary.LittleEndian.PutUint64(p[seed%500*8:], seed)
+		for i := 0; i < pageSize; i += 1024 {
+			seed = mix(seed)
+			at := seed >> 8 % (proseSize - 1024)
+			if seed%3 != 0 {
+				at = at % 4096 * 256
+			}
+			copy(p[i:i+1024], prose[at:])
+		}
 	}
 }
 

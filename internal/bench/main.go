@@ -44,6 +44,9 @@ func run() error {
 			return serveLoopback(os.Args[2], os.Args[3])
 		}
 	}
+	if program := plainProgram(os.Args[1:]); program != nil {
+		return program(context.Background())
+	}
 	var opts options
 	flag.StringVar(&opts.epochfs, "epochfs", "bin/epochfs", "the binary to measure")
 	flag.StringVar(&opts.rows, "rows", "", "rows to run, with commas between; all without it")

@@ -20,6 +20,47 @@ import (
 // compare with cannot be had here.
 var errNoReference = errors.New("not here")
 
+// Names under which this program calls itself to be a plain program to
+// compare with: what is measured beside a process is one too.
+const (
+	streaming = "stream-tar" // ADDR TAG
+	decoding  = "decode-tar" // ADDR TAG
+	spooling  = "spool-push" // ADDR REPOSITORY FILE DIR
+)
+
+// plainProgram is the program that the arguments name, or nil.
+func plainProgram(args []string) func(ctx context.Context) error {
+	switch {
+	case len(args) == 3 && args[0] == streaming:
+		return func(ctx context.Context) error { return streamTar(ctx, args[1], args[2]) }
+	case len(args) == 3 && args[0] == decoding:
+		return func(ctx context.Context) error { return decodeTar(ctx, args[1], args[2]) }
+	case len(args) == 5 && args[0] == spooling:
+		return func(ctx context.Context) error { return spoolAndPush(ctx, args[1], args[2], args[3], args[4]) }
+	}
+	return nil
+}
+
+// plainly runs one of the plain programs and returns the seconds it took.
+// Its stdout is /dev/null.
+func (b *bench) plainly(ctx context.Context, args ...string) (float64, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	if err := readAll(self); err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, self, args...)
+	var words strings.Builder
+	cmd.Stderr = &words
+	began := time.Now()
+	if err := cmd.Run(); err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", args[0], err, words.String())
+	}
+	return time.Since(began).Seconds(), nil
+}
+
 // curl downloads a URL to a file, which is removed, and returns the
 // seconds it took.
 func (b *bench) curl(ctx context.Context, urls ...string) (float64, error) {

@@ -24,7 +24,7 @@ type plainSnapshot struct {
 	cfg  manifest.SnapshotConfig
 }
 
-func (b *bench) plain(ctx context.Context, addr, tag string) (*plainSnapshot, error) {
+func plain(ctx context.Context, addr, tag string) (*plainSnapshot, error) {
 	s := &plainSnapshot{addr: addr}
 	if err := s.json(ctx, "/manifests/"+tag, &s.m); err != nil {
 		return nil, err
@@ -69,12 +69,12 @@ func (s *plainSnapshot) entry(w *tar.Writer, name string, size int64) error {
 
 // streamTar is what the upstream tools do with v1: each blob as one
 // stream, hashed on its way into the tar.
-func (b *bench) streamTar(ctx context.Context, addr, tag, out string) error {
-	s, err := b.plain(ctx, addr, tag)
+func streamTar(ctx context.Context, addr, tag string) error {
+	s, err := plain(ctx, addr, tag)
 	if err != nil {
 		return err
 	}
-	return writeTar(out, func(w *tar.Writer) error {
+	return writeTar(func(w *tar.Writer) error {
 		buf := make([]byte, 1<<20)
 		for _, l := range s.m.Layers {
 			if err := s.entry(w, l.Title(), l.Size); err != nil {
@@ -109,13 +109,9 @@ func agree(l manifest.Descriptor, sum []byte) error {
 	return nil
 }
 
-func writeTar(out string, fill func(*tar.Writer) error) error {
-	f, err := os.Create(out)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	w := tar.NewWriter(f)
+// writeTar writes a tar to stdout, as all tars that are measured are.
+func writeTar(fill func(*tar.Writer) error) error {
+	w := tar.NewWriter(os.Stdout)
 	if err := w.WriteHeader(&tar.Header{Name: "snapshot.json", Mode: 0o644, Size: int64(len(envelope))}); err != nil {
 		return err
 	}
@@ -125,10 +121,7 @@ func writeTar(out string, fill func(*tar.Writer) error) error {
 	if err := fill(w); err != nil {
 		return err
 	}
-	if err := w.Close(); err != nil {
-		return err
-	}
-	return f.Close()
+	return w.Close()
 }
 
 // decodedAtATime is how many chunks the reference works on.
@@ -136,8 +129,8 @@ const decodedAtATime = 8
 
 // decodeTar fetches, hashes and decodes that many chunks side by side and
 // writes them in order.
-func (b *bench) decodeTar(ctx context.Context, addr, tag, out string) error {
-	s, err := b.plain(ctx, addr, tag)
+func decodeTar(ctx context.Context, addr, tag string) error {
+	s, err := plain(ctx, addr, tag)
 	if err != nil {
 		return err
 	}
@@ -167,7 +160,7 @@ func (b *bench) decodeTar(ctx context.Context, addr, tag, out string) error {
 			}()
 		}
 	}()
-	return writeTar(out, func(w *tar.Writer) error {
+	return writeTar(func(w *tar.Writer) error {
 		title := ""
 		for _, l := range s.m.Layers {
 			if l.Title() != title {

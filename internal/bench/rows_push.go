@@ -4,14 +4,11 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,7 +26,7 @@ var pushRows = []row{
 	{"push-floor", func(ctx context.Context, b *bench) ([]*line, error) { return pushFloorRow(ctx, b.fewer()) }},
 }
 
-const spooling = "spool to a file, hash, then PUT, one file after another"
+const spooled = "spool to a file, hash, then PUT, one file after another"
 
 // pushedEnvelope tells of all memory and disk, as cocoon does, not only of
 // what is in use.
@@ -167,66 +164,7 @@ func (b *bench) pushByReference(ctx context.Context, file string) (float64, erro
 	if err := readAll(file); err != nil {
 		return 0, err
 	}
-	repository := b.repository()
-	began := time.Now()
-	cat := exec.CommandContext(ctx, "cat", file)
-	out, err := cat.StdoutPipe()
-	if err != nil {
-		return 0, err
-	}
-	if err := cat.Start(); err != nil {
-		return 0, err
-	}
-	r := tar.NewReader(out)
-	for {
-		hdr, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err == nil && hdr.Name != "snapshot.json" {
-			err = b.spoolAndPut(ctx, repository, r)
-		}
-		if err != nil {
-			return 0, errors.Join(err, cat.Process.Kill(), cat.Wait())
-		}
-	}
-	_, _ = io.Copy(io.Discard, out)
-	return time.Since(began).Seconds(), cat.Wait()
-}
-
-func (b *bench) spoolAndPut(ctx context.Context, repository string, body io.Reader) error {
-	tmp, err := os.CreateTemp(b.dir, "spool-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	hash := sha256.New()
-	n, err := io.Copy(io.MultiWriter(tmp, hash), body)
-	if err != nil {
-		return err
-	}
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	to, err := b.session(ctx, repository)
-	if err != nil {
-		return err
-	}
-	return finishSession(ctx, to, "sha256:"+hex.EncodeToString(hash.Sum(nil)), tmp, n)
-}
-
-func do(ctx context.Context, method, url string, body io.Reader, size int64) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, url, body)
-	if err != nil {
-		return nil, err
-	}
-	req.ContentLength = size
-	resp, err := http.DefaultClient.Do(req)
-	if err == nil {
-		err = resp.Body.Close()
-	}
-	return resp, err
+	return b.plainly(ctx, spooling, b.registry.addr, b.repository(), file, b.dir)
 }
 
 // pushForm is a way to push.
@@ -263,7 +201,7 @@ func (b *bench) pushRow(ctx context.Context, limit float64, forms ...pushForm) (
 	}
 	var lines []*line
 	for i, f := range forms {
-		lines = append(lines, timed(f.work, times[i], spooling, times[len(forms)], atMost, limit),
+		lines = append(lines, timed(f.work, times[i], spooled, times[len(forms)], atMost, limit),
 			counted(f.work+", resident memory", "MB", rss[i], atMost, 256))
 	}
 	return lines, nil

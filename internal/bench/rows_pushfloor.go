@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -59,7 +58,7 @@ func pushFloorRow(ctx context.Context, b *bench) ([]*line, error) {
 	}
 	var lines []*line
 	for i, f := range forms {
-		lines = append(lines, timed(f.work, times[i], spooling, times[len(forms)], no, 0))
+		lines = append(lines, timed(f.work, times[i], spooled, times[len(forms)], no, 0))
 	}
 	return lines, nil
 }
@@ -69,7 +68,7 @@ func (b *bench) sendPatches(ctx context.Context, blobs [][]byte) error {
 	const most = 16 << 20
 	repository := b.repository()
 	for _, data := range blobs {
-		to, err := b.session(ctx, repository)
+		to, err := session(ctx, b.registry.addr, repository)
 		if err != nil {
 			return err
 		}
@@ -98,7 +97,7 @@ func (b *bench) sendFrames(ctx context.Context, frames [][]byte) error {
 	g.SetLimit(8)
 	for _, data := range frames {
 		g.Go(func() error {
-			to, err := b.session(ctx, repository)
+			to, err := session(ctx, b.registry.addr, repository)
 			if err != nil {
 				return err
 			}
@@ -106,27 +105,6 @@ func (b *bench) sendFrames(ctx context.Context, frames [][]byte) error {
 		})
 	}
 	return g.Wait()
-}
-
-// session begins an upload and returns where it goes on.
-func (b *bench) session(ctx context.Context, repository string) (*url.URL, error) {
-	resp, err := do(ctx, http.MethodPost, "http://"+b.registry.addr+"/v2/"+repository+"/blobs/uploads/", nil, 0)
-	if err != nil {
-		return nil, err
-	}
-	return resp.Location()
-}
-
-// finishSession ends an upload with its last bytes, size of them.
-func finishSession(ctx context.Context, to *url.URL, digest string, rest io.Reader, size int64) error {
-	q := to.Query()
-	q.Set("digest", digest)
-	to.RawQuery = q.Encode()
-	resp, err := do(ctx, http.MethodPut, to.String(), io.NopCloser(rest), size)
-	if err == nil && resp.StatusCode != http.StatusCreated {
-		err = fmt.Errorf("put: %s", resp.Status)
-	}
-	return err
 }
 
 // encodeAll makes zstd frames of chunks of the blobs.
