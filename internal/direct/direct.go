@@ -229,7 +229,7 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 		}
 		here := p.here(p.next)
 		partial := p.partial() && !here
-		if d.running >= d.pace.connections(d.opts.Concurrency) || partial && d.ranges == asking {
+		if d.running >= d.pace.connections(p, d.opts.Concurrency) || partial && d.ranges == asking {
 			return false
 		}
 		n := 1

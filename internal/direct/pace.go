@@ -3,6 +3,8 @@ package direct
 import (
 	"runtime"
 	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
 // pace is what the answers so far say of the way to the registry. A
@@ -51,13 +53,16 @@ func (p *pace) isKnown() bool {
 	return p.speed > 0 || p.answers >= probes && p.delay >= near
 }
 
-// connections is how many of limit to use.
-func (p *pace) connections(limit int) int {
+// connections is how many of limit to use for a part.
+func (p *pace) connections(of *part, limit int) int {
 	switch {
 	case !p.isKnown():
 		limit = min(limit, probes)
-	case p.isFast():
+	case p.isFast() && of.Encoding == layout.Raw:
 		limit = min(limit, runtime.GOMAXPROCS(0)+1) // all hash, while one waits
+	case p.isFast():
+		// A frame is a request, most of which is waiting for the registry.
+		limit = min(limit, 3*runtime.GOMAXPROCS(0))
 	}
 	return limit
 }

@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
 // TestPace has few connections and large requests where the registry is
@@ -11,22 +13,24 @@ import (
 // both everywhere else.
 func TestPace(t *testing.T) {
 	const limit = 16
-	part := &part{size: 4 << 20, count: 100}
-	few := min(limit, runtime.GOMAXPROCS(0)+1)
+	raw := &part{Part: &layout.Part{Encoding: layout.Raw}, size: 4 << 20, count: 100}
+	frame := &part{Part: &layout.Part{Encoding: layout.Zstd}, size: 4 << 20, count: 1}
+	few, more := min(limit, runtime.GOMAXPROCS(0)+1), min(limit, 3*runtime.GOMAXPROCS(0))
 	for name, c := range map[string]struct {
 		delay       time.Duration
 		speed       float64 // 0: nothing has come yet
 		answers     int
 		connections int
+		frames      int // connections where each part is a frame
 		units       int
 	}{
-		"nothing known":         {connections: probes, units: 1},
-		"one answer, no bytes":  {delay: 20 * time.Millisecond, answers: 1, connections: probes, units: 1},
-		"far":                   {delay: 20 * time.Millisecond, answers: 2, connections: limit, units: 1},
-		"far and fast":          {delay: 20 * time.Millisecond, answers: 2, speed: 1 << 30, connections: limit, units: 1},
-		"near and slow":         {delay: time.Millisecond, answers: 2, speed: 100 << 20, connections: limit, units: 1},
-		"near and fast":         {delay: time.Millisecond, answers: 2, speed: 1 << 30, connections: few, units: 8},
-		"near, nothing arrived": {delay: time.Millisecond, answers: 5, connections: probes, units: 1},
+		"nothing known":         {connections: probes, frames: probes, units: 1},
+		"one answer, no bytes":  {delay: 20 * time.Millisecond, answers: 1, connections: probes, frames: probes, units: 1},
+		"far":                   {delay: 20 * time.Millisecond, answers: 2, connections: limit, frames: limit, units: 1},
+		"far and fast":          {delay: 20 * time.Millisecond, answers: 2, speed: 1 << 30, connections: limit, frames: limit, units: 1},
+		"near and slow":         {delay: time.Millisecond, answers: 2, speed: 100 << 20, connections: limit, frames: limit, units: 1},
+		"near and fast":         {delay: time.Millisecond, answers: 2, speed: 1 << 30, connections: few, frames: more, units: 8},
+		"near, nothing arrived": {delay: time.Millisecond, answers: 5, connections: probes, frames: probes, units: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var p pace
@@ -36,10 +40,13 @@ func TestPace(t *testing.T) {
 			if c.speed > 0 {
 				p.moved(4<<20, time.Duration(float64(4<<20)/c.speed*float64(time.Second)))
 			}
-			if n := p.connections(limit); n != c.connections {
+			if n := p.connections(raw, limit); n != c.connections {
 				t.Errorf("%d connections, not %d", n, c.connections)
 			}
-			if n := p.units(part, 160<<20); n != c.units {
+			if n := p.connections(frame, limit); n != c.frames {
+				t.Errorf("%d connections for frames, not %d", n, c.frames)
+			}
+			if n := p.units(raw, 160<<20); n != c.units {
 				t.Errorf("%d units a request, not %d", n, c.units)
 			}
 		})
