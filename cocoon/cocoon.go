@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -91,7 +92,28 @@ func (e *Exec) Export(ctx context.Context, name string) (tar io.ReadCloser, wait
 	if err := c.start(); err != nil {
 		return nil, nil, err
 	}
-	return out, func() error { return e.exported(ctx, name, c.wait()) }, nil
+	told := &noted{ReadCloser: out}
+	return told, func() error {
+		err := c.wait()
+		if told.some.Load() {
+			return err // there was something to export
+		}
+		return e.exported(ctx, name, err)
+	}, nil
+}
+
+// noted notes that something was read.
+type noted struct {
+	io.ReadCloser
+	some atomic.Bool
+}
+
+func (n *noted) Read(p []byte) (int, error) {
+	k, err := n.ReadCloser.Read(p)
+	if k > 0 {
+		n.some.Store(true)
+	}
+	return k, err
 }
 
 // checkName refuses what cocoon would not take for a name but a flag.

@@ -188,6 +188,34 @@ func TestExportEndedEarly(t *testing.T) {
 	}
 }
 
+// An export that is ended after its first bytes starts nothing more: the
+// snapshot was there.
+func TestExportEndedEarlyIsNotLookedFor(t *testing.T) {
+	dir := t.TempDir()
+	asked := filepath.Join(dir, "asked")
+	script := filepath.Join(dir, "cocoon")
+	text := "#!/bin/sh\necho \"$2\" >>" + asked + "\n[ $2 != export ] || exec yes\n"
+	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r, wait, err := (&Exec{Binary: script}).Export(t.Context(), "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(r, make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(); err == nil {
+		t.Error("an export that was ended is called whole")
+	}
+	if got, err := os.ReadFile(asked); err != nil || string(got) != "export\n" {
+		t.Errorf("cocoon was asked for %q, %v", got, err)
+	}
+}
+
 func TestErrorHasCocoonsWords(t *testing.T) {
 	e, _, stderr := standIn(t, "start")
 	_, err := e.List(t.Context())

@@ -109,10 +109,10 @@ func dirty(pages int64, share float64, seed uint64) map[int64]bool {
 	return set
 }
 
-// standIn is a program that is asked for an export and writes the tar.
+// standIn is a program that writes the tar when it is asked for an export.
 func (b *bench) standIn(file string) (string, error) {
 	script := file + ".sh"
-	return script, os.WriteFile(script, []byte("#!/bin/sh\nexec cat "+file+"\n"), 0o700)
+	return script, os.WriteFile(script, []byte("#!/bin/sh\n[ \"$2\" = export ] && exec cat "+file+"\n"), 0o700)
 }
 
 var repositories int
