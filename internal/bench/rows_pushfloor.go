@@ -32,7 +32,7 @@ func pushFloorRow(ctx context.Context, b *bench) ([]*line, error) {
 		run  func() error
 	}{
 		{"sending what v1 has, in bodies of 16 MiB, and nothing else", func() error { return b.sendPatches(ctx, blobs) }},
-		{"zstd 3 in chunks of 4 MiB on all processors, and nothing else", func() (err error) {
+		{"zstd 3 in chunks of 8 MiB on all processors, and nothing else", func() (err error) {
 			frames, err = encodeAll(ctx, blobs)
 			return err
 		}},
@@ -109,7 +109,7 @@ func (b *bench) sendFrames(ctx context.Context, frames [][]byte) error {
 
 // encodeAll makes zstd frames of chunks of the blobs.
 func encodeAll(ctx context.Context, blobs [][]byte) ([][]byte, error) {
-	const size = 4 << 20
+	const size = 8 << 20
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(2))
 	if err != nil {
 		return nil, err
