@@ -52,7 +52,6 @@ type exportReader struct {
 	end   int64 // where the entry read last ends, padding and all
 	names map[string]bool
 
-	seeks bool           // bodies are passed over without being read
 	ahead bool           // all headers were read at once: list and sizes
 	list  []*exportEntry // files still to return
 	sizes []int64        // of all files
@@ -99,7 +98,6 @@ func newExportReader(in io.Reader) *exportReader {
 func readAhead(in io.Reader, s io.Seeker, at io.ReaderAt, start int64) (*exportReader, error) {
 	r := newExportReader(in)
 	r.tar = tar.NewReader(&seekPosition{position: r.in, s: s, start: start})
-	r.seeks = true
 	for {
 		e, err := r.next()
 		if err == io.EOF {
@@ -128,9 +126,6 @@ func (r *exportReader) next() (*exportEntry, error) {
 		r.list = r.list[1:]
 		return e, nil
 	}
-	if err := r.pass(); err != nil {
-		return nil, err
-	}
 	for {
 		hdr, err := r.tar.Next()
 		if err == io.EOF {
@@ -145,16 +140,6 @@ func (r *exportReader) next() (*exportEntry, error) {
 			return e, err
 		}
 	}
-}
-
-// pass reads what is left of the current entry. archive/tar would, too, in
-// steps of 8 KiB.
-func (r *exportReader) pass() error {
-	if left := r.end - r.in.n; left < tarBuffer || r.seeks {
-		return nil
-	}
-	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{&entryBody{r}}, make([]byte, tarBuffer))
-	return err
 }
 
 // readError tells a tar that is none from an input that breaks.

@@ -122,8 +122,14 @@ func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error
 		up: p.Uploader, opts: &opts, src: src, blobs: newBlobSet(),
 		plan: newPiecePlan(src.export.sizes), chunks: newChunkPlan(opts.Chunk, src.export.sizes),
 	}
-	if err := u.files(ctx); err != nil {
-		return nil, err
+	readErr := u.files(ctx)
+	// What ends a cocoon that is still writing is this, and not its fault.
+	waitErr := src.done()
+	if readErr != nil && (waitErr == nil || !isInput(readErr) || !src.ended()) {
+		return nil, readErr
+	}
+	if waitErr != nil {
+		return nil, waitErr
 	}
 	return u.finish(ctx)
 }
@@ -136,7 +142,7 @@ func (p *Pusher) source(opts *PushOptions) (*source, error) {
 		if p.Cocoon == nil {
 			return nil, errors.New("snapshot push: neither a cocoon nor an input")
 		}
-		return &source{open: p.export(opts.Snapshot), again: true, beside: true}, nil
+		return &source{open: p.export(opts.Snapshot), again: true}, nil
 	}
 	s := &source{}
 	seeker, ok := opts.Input.(io.Seeker)
@@ -212,10 +218,7 @@ func (f *storedFile) failed(err error) error { return fmt.Errorf("upload %s: %w"
 // files uploads every file of the export.
 func (u *push) files(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		err := u.read(ctx, g)
-		return u.src.end(err)
-	})
+	g.Go(func() error { return u.read(ctx, g) })
 	return g.Wait()
 }
 
@@ -269,8 +272,7 @@ func (u *push) read(ctx context.Context, g *errgroup.Group) error {
 }
 
 // filesAtATime is how many files of a tar that can seek are sent at a
-// time as they are. Of one that cannot, it is one less beside the one that
-// the export has come to.
+// time as they are.
 const filesAtATime = 2
 
 // one has a file stored in the form that the options and its size ask
@@ -287,24 +289,25 @@ func (u *push) one(ctx context.Context, g *errgroup.Group, c *chunker, places ch
 			return c.store(f, e, chunk)
 		}
 	}
-	switch {
-	case e.again != nil:
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+	if e.again == nil {
+		if err := u.store(ctx, f, e, levels); err != nil {
+			return f.failed(err)
 		}
-		src := u.src
-		g.Go(func() error {
-			defer func() { <-places }()
-			return u.store(ctx, src, f, e, levels)
-		})
 		return nil
-	case len(places) == 0 && u.worthBeside(e):
-		places <- struct{}{}
-		return u.storeBeside(ctx, g, places, f, e, levels)
 	}
-	return u.store(ctx, u.src, f, e, levels)
+	select {
+	case places <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	g.Go(func() error {
+		defer func() { <-places }()
+		if err := u.store(ctx, f, e, levels); err != nil {
+			return f.failed(err)
+		}
+		return nil
+	})
+	return nil
 }
 
 // finish uploads config and manifest.

@@ -16,22 +16,22 @@ import (
 // bytes: its digest is then known before it is sent.
 const smallBlob = 16 << 20
 
-// store uploads one file of src as format v1 has it: one blob, as it is.
-func (u *push) store(ctx context.Context, src *source, f *storedFile, e *exportEntry, levels []int64) error {
+// store uploads one file as format v1 has it: one blob, as it is.
+func (u *push) store(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
 	var err error
 	switch {
 	case e.size <= smallBlob:
-		err = u.putSmall(ctx, src, f, e, levels)
+		err = u.putSmall(ctx, f, e, levels)
 	case e.again != nil:
-		err = u.putTwice(ctx, src, f, e, levels)
+		err = u.putTwice(ctx, f, e, levels)
 	default:
-		p := src.newPayload(ctx, e, e.size, levels)
+		p := u.src.newPayload(ctx, e, e.size, levels)
 		err = u.putStream(ctx, p, p.body(), func() string { return p.h.digest() })
 		p.finish()
 		f.hashes = p.h
 	}
 	if err != nil {
-		return f.failed(err)
+		return err
 	}
 	f.layers = []manifest.Descriptor{{
 		MediaType:   manifest.MediaTypeForCocoonFile(e.name),
@@ -44,8 +44,8 @@ func (u *push) store(ctx context.Context, src *source, f *storedFile, e *exportE
 }
 
 // putSmall takes a file into memory.
-func (u *push) putSmall(ctx context.Context, src *source, f *storedFile, e *exportEntry, levels []int64) error {
-	p := src.newPayload(ctx, e, e.size, levels)
+func (u *push) putSmall(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
+	p := u.src.newPayload(ctx, e, e.size, levels)
 	data := make([]byte, e.size)
 	if _, err := io.ReadFull(p, data); err != nil && e.size > 0 {
 		return err
@@ -57,8 +57,8 @@ func (u *push) putSmall(ctx context.Context, src *source, f *storedFile, e *expo
 
 // putTwice reads a file's place in a seekable tar once to hash it and
 // once to send it.
-func (u *push) putTwice(ctx context.Context, src *source, f *storedFile, e *exportEntry, levels []int64) error {
-	p := src.newPayload(ctx, e, e.size, levels)
+func (u *push) putTwice(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
+	p := u.src.newPayload(ctx, e, e.size, levels)
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{p}, make([]byte, payloadRead)); err != nil {
 		return err
 	}

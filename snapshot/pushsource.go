@@ -21,7 +21,6 @@ var errReadOnce = errors.New("the input can be read only once, and a copy of it 
 type source struct {
 	open   func(ctx context.Context) (*exportReader, func() error, error)
 	again  bool // open can be called once more
-	beside bool // open can be called while another export is read
 	spool  *spool
 	export *exportReader
 	done   func() error // ends the export and says how it went
@@ -57,12 +56,6 @@ func (s *source) rewind(ctx context.Context, off int64) error {
 	text := s.export.text
 	_ = s.done() // it was ended before its end, and may say so
 	s.done = func() error { return nil }
-	return s.repeat(ctx, off, text)
-}
-
-// repeat opens an export that is to be as the one before, whose envelope
-// was text, as far as that was read.
-func (s *source) repeat(ctx context.Context, off int64, text []byte) error {
 	if err := s.start(ctx); err != nil {
 		return &inputError{fmt.Errorf("again: %w", err)}
 	}
@@ -90,19 +83,6 @@ func (s *source) repeat(ctx context.Context, off int64, text []byte) error {
 		return &inputError{wrong("a second export has another %s", EnvelopeName)}
 	}
 	return nil
-}
-
-// end ends the export of a push that failed with err, or went well, and
-// returns what the push fails with: cocoon's own words, where it was the
-// export that broke.
-func (s *source) end(err error) error {
-	// What ends a cocoon that is still writing is this, and not its fault.
-	waitErr := s.done()
-	s.done = func() error { return nil }
-	if err != nil && (waitErr == nil || !isInput(err) || !s.ended()) {
-		return err
-	}
-	return waitErr
 }
 
 // ended tells whether the export came to its end, or broke, by itself.

@@ -91,7 +91,7 @@ func do(ctx context.Context, method, url string, body io.Reader, size int64) (*h
 		return nil, err
 	}
 	req.ContentLength = size
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := plainClient.Do(req)
 	if err == nil {
 		err = resp.Body.Close()
 	}

@@ -32,13 +32,16 @@ func plain(ctx context.Context, addr, tag string) (*plainSnapshot, error) {
 	return s, s.json(ctx, "/blobs/"+s.m.Config.Digest, &s.cfg)
 }
 
+// plainClient keeps as many connections as are used.
+var plainClient = http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: decodedAtATime}}
+
 func (s *plainSnapshot) get(ctx context.Context, path string) (io.ReadCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.addr+"/v2/"+repo+path, nil)
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Accept", manifest.MediaTypeOCIManifest)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := plainClient.Do(req)
 	if err != nil {
 		return nil, err
 	}

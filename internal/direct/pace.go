@@ -58,11 +58,11 @@ func (p *pace) connections(of *part, limit int) int {
 	switch {
 	case !p.isKnown():
 		limit = min(limit, probes)
-	case p.isFast() && of.Encoding == layout.Raw:
-		limit = min(limit, runtime.GOMAXPROCS(0)+1) // all hash, while one waits
-	case p.isFast():
+	case p.isFast() && of.Encoding != layout.Raw && !of.cut:
 		// A frame is a request, most of which is waiting for the registry.
 		limit = min(limit, 3*runtime.GOMAXPROCS(0))
+	case p.isFast():
+		limit = min(limit, runtime.GOMAXPROCS(0)+1) // all hash, while one waits
 	}
 	return limit
 }

@@ -15,6 +15,7 @@ func TestPace(t *testing.T) {
 	const limit = 16
 	raw := &part{Part: &layout.Part{Encoding: layout.Raw}, size: 4 << 20, count: 100}
 	frame := &part{Part: &layout.Part{Encoding: layout.Zstd}, size: 4 << 20, count: 1}
+	large := &part{Part: frame.Part, size: 4 << 20, count: 100, cut: true}
 	few, more := min(limit, runtime.GOMAXPROCS(0)+1), min(limit, 3*runtime.GOMAXPROCS(0))
 	for name, c := range map[string]struct {
 		delay       time.Duration
@@ -42,6 +43,9 @@ func TestPace(t *testing.T) {
 			}
 			if n := p.connections(raw, limit); n != c.connections {
 				t.Errorf("%d connections, not %d", n, c.connections)
+			}
+			if n := p.connections(large, limit); n != c.connections {
+				t.Errorf("%d connections for a large frame, not %d", n, c.connections)
 			}
 			if n := p.connections(frame, limit); n != c.frames {
 				t.Errorf("%d connections for frames, not %d", n, c.frames)
