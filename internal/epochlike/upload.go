@@ -2,7 +2,6 @@ package epochlike
 
 import (
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 )
@@ -14,7 +13,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, name string) {
 		return
 	}
 	if digest := r.URL.Query().Get("digest"); digest != "" {
-		data, err := io.ReadAll(r.Body)
+		data, err := body(r)
 		s.store(w, name, digest, data, err)
 		return
 	}
@@ -39,7 +38,7 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request, name, id string)
 	}
 	s.patch.Lock()
 	defer s.patch.Unlock()
-	more, err := io.ReadAll(r.Body)
+	more, err := body(r)
 	s.mu.Lock()
 	data, ok := s.sessions[id]
 	if ok && err == nil {
