@@ -21,12 +21,13 @@ import (
 	"github.com/cocoonstack/epochfs/registry"
 )
 
-// big is a snapshot whose memory takes several requests.
-func big() (*artifacttest.Artifact, []byte) {
+// big is a snapshot whose memory takes several requests. It is made once:
+// nobody writes to it.
+var big = sync.OnceValues(func() (*artifacttest.Artifact, []byte) {
 	data := make([]byte, 24<<20)
-	rand.NewChaCha8([32]byte{9}).Read(data)
+	artifacttest.Fill(data, 9)
 	return artifacttest.Snapshot([]artifacttest.File{{Name: "memory-ranges", Data: data}}, artifacttest.Options{Piece: 256 << 10}), data
-}
+})
 
 // readAt reads all of the first file by random accesses of several
 // readers, and compares.
