@@ -58,6 +58,7 @@ var kinds = []struct {
 func TestConformance(t *testing.T) {
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			base, opts := k.start(t)
 			r := client(t, base, opts)
 			t.Run("blobs", func(t *testing.T) { testBlobs(t, r, k.ranges, !strings.Contains(k.name, "without sessions")) })

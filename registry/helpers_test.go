@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"go.uber.org/goleak"
 )
@@ -71,8 +71,7 @@ func clientWith(t testing.TB, base string, opts Options, lim limits, dial dialFu
 // random are n bytes that are the same in every run.
 func random(n int) []byte {
 	b := make([]byte, n)
-	src := rand.NewChaCha8([32]byte{byte(n), byte(n >> 8), byte(n >> 16)})
-	src.Read(b)
+	artifacttest.Fill(b, uint64(n)<<1)
 	return b
 }
 

@@ -101,6 +101,7 @@ func TestBrokenUploads(t *testing.T) {
 			},
 		} {
 			t.Run(name+": "+fault, func(t *testing.T) {
+				t.Parallel()
 				large := random(2*uploadChunk + len(fault))
 				digest := digestOf(large)
 				f := registrytest.Before(t, base)

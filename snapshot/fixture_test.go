@@ -105,9 +105,14 @@ func readAs(t testing.TB, src snapshot.Payloads, f *layout.File) []byte {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	payload, err := io.ReadAll(r)
-	if err != nil {
+	// Of its size at once: a buffer that grows is what takes longest under
+	// the race detector.
+	payload := make([]byte, f.PayloadSize())
+	if _, err := io.ReadFull(r, payload); err != nil {
 		t.Fatalf("%s: %v", f.Name, err)
+	}
+	if more, err := io.ReadAll(r); err != nil || len(more) > 0 {
+		t.Fatalf("%s: %d bytes after its end, %v", f.Name, len(more), err)
 	}
 	data := make([]byte, f.Size())
 	for run := range f.Map.Payload(0, f.PayloadSize()) {

@@ -96,6 +96,7 @@ var breaks = [][]int64{{0}, {5 * mib}, {16 * mib, 3 * mib, 17 * mib}, {17*mib + 
 
 // A session that dies is begun anew from a second export.
 func TestSecondExport(t *testing.T) {
+	t.Parallel()
 	files := againFiles()
 	export := artifacttest.Tar(artifacttest.Envelope, files)
 	for form, opts := range map[string]snapshot.PushOptions{
@@ -130,6 +131,7 @@ func TestSecondExport(t *testing.T) {
 
 // A second export that is not what the first was fails the push.
 func TestSecondExportDiffers(t *testing.T) {
+	t.Parallel()
 	export := artifacttest.Tar(artifacttest.Envelope, againFiles())
 	change := func(edit func(files []artifacttest.File) []artifacttest.File) []byte {
 		return artifacttest.Tar(artifacttest.Envelope, edit(againFiles()))
@@ -168,6 +170,7 @@ func TestSecondExportDiffers(t *testing.T) {
 
 // A cocoon that fails half way is what the push fails with.
 func TestPushSaysWhatCocoonSays(t *testing.T) {
+	t.Parallel()
 	export := artifacttest.Tar(artifacttest.Envelope, againFiles())
 	words := errors.New("cocoon's own words")
 	for _, opts := range []snapshot.PushOptions{{}, {Zstd: 1}, {Zstd: 1, Chunk: 1024 * mib}} {
@@ -186,6 +189,7 @@ func TestPushSaysWhatCocoonSays(t *testing.T) {
 // What can be read only once fails with its upload, unless a copy was
 // asked for; a compressed file is read again.
 func TestSpool(t *testing.T) {
+	t.Parallel()
 	files := againFiles()
 	export := artifacttest.Tar(artifacttest.Envelope, files)
 	var zipped bytes.Buffer

@@ -2,10 +2,8 @@ package snapshot_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -52,11 +50,8 @@ func everyTenth() *registrytest.Fault {
 // Pushes to real registries, whole ones and such that break every tenth
 // request, hold what the export had.
 func TestPushToRegistries(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, 22*mib)
-	for i := 0; i < len(noise); i += 8 {
-		binary.LittleEndian.PutUint64(noise[i:], rng.Uint64())
-	}
+	artifacttest.Fill(noise, 1)
 	files := []artifacttest.File{
 		{Name: "cow.raw", Data: noise[:17*mib]}, {Name: "memory-ranges", Data: noise[5*mib:]}, {Name: "state.json", Data: []byte("{}")},
 	}
@@ -71,36 +66,41 @@ func TestPushToRegistries(t *testing.T) {
 	// Waiting to try again takes time: not every form meets every fault.
 	tried := map[string]string{"whole": "v1 zstd chunks streams", "drops": "zstd", "refuses": "v1", "cuts": "v1 streams", "forgets": "v1"}
 	for kind, f := range fronts(t) {
-		for fault, inject := range faults {
-			for form, opts := range map[string]snapshot.PushOptions{"v1": {}, "zstd": {Zstd: 1}, "chunks": {Chunk: 4 * mib}, "streams": {Zstd: 1, Chunk: 512 * mib}} {
-				if !strings.Contains(tried[fault], form) {
-					continue
-				}
-				t.Run(kind+" "+fault+", "+form, func(t *testing.T) {
-					r := clientOf(t, f)
-					opts.Name = "vm/" + fault + "/" + strings.ReplaceAll(form, " ", "-")
-					cocoon := &exporting{tars: [][]byte{export}}
-					f.Clear()
-					if inject != nil {
-						f.Inject(inject())
+		// Each registry has a front of its own; the faults of one come one
+		// after the other.
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			for fault, inject := range faults {
+				for form, opts := range map[string]snapshot.PushOptions{"v1": {}, "zstd": {Zstd: 1}, "chunks": {Chunk: 4 * mib}, "streams": {Zstd: 1, Chunk: 512 * mib}} {
+					if !strings.Contains(tried[fault], form) {
+						continue
 					}
-					res, err := (&snapshot.Pusher{Uploader: r, Cocoon: cocoon}).Push(t.Context(), opts)
-					f.Clear()
-					if err != nil {
-						t.Fatal(err)
-					}
-					art, err := snapshot.Load(t.Context(), r, opts.Name, "latest", snapshot.LoadOptions{})
-					if err != nil || art.Digest != res.ManifestDigest {
-						t.Fatal(art, err)
-					}
-					for i, file := range art.Files {
-						if !bytes.Equal(readAs(t, snapshot.DownloaderPayloads(r, opts.Name), file), files[i].Data) {
-							t.Errorf("%s has other bytes", file.Name)
+					t.Run(fault+", "+form, func(t *testing.T) {
+						r := clientOf(t, f)
+						opts.Name = "vm/" + fault + "/" + strings.ReplaceAll(form, " ", "-")
+						cocoon := &exporting{tars: [][]byte{export}}
+						f.Clear()
+						if inject != nil {
+							f.Inject(inject())
 						}
-					}
-				})
+						res, err := (&snapshot.Pusher{Uploader: r, Cocoon: cocoon}).Push(t.Context(), opts)
+						f.Clear()
+						if err != nil {
+							t.Fatal(err)
+						}
+						art, err := snapshot.Load(t.Context(), r, opts.Name, "latest", snapshot.LoadOptions{})
+						if err != nil || art.Digest != res.ManifestDigest {
+							t.Fatal(art, err)
+						}
+						for i, file := range art.Files {
+							if !bytes.Equal(readAs(t, snapshot.DownloaderPayloads(r, opts.Name), file), files[i].Data) {
+								t.Errorf("%s has other bytes", file.Name)
+							}
+						}
+					})
+				}
 			}
-		}
+		})
 	}
 }
 

@@ -37,6 +37,7 @@ func TestMaterialize(t *testing.T) {
 				continue
 			}
 			t.Run(kind+"/"+filepath.Base(file), func(t *testing.T) {
+				t.Parallel() // each has a registry and a cache of its own
 				w := &world{t: t, front: startRegistry(t, kind)}
 				cmds := w.commands()
 				maps.Copy(cmds, map[string]command{
