@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -190,8 +191,8 @@ func (s *stock) add(parts []layout.Part, data []byte) {
 	s.want = append(s.want, data)
 }
 
-// made is the stock that everything shares: nobody writes to it, and making
-// it takes longer than most tests that read it.
+// made is the stock whose files all tests with everything share: nobody
+// writes to them, and making them takes longer than most tests that read them.
 var made struct {
 	once sync.Once
 	*stock
@@ -204,7 +205,7 @@ func (s *stock) everything() {
 		made.stock.makeEverything()
 		made.stock.t = nil
 	})
-	s.src.blobs, s.files, s.want = made.src.blobs, made.files, made.want
+	s.src.blobs, s.files, s.want = maps.Clone(made.src.blobs), made.files, made.want
 }
 
 func (s *stock) makeEverything() {
