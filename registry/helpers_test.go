@@ -71,7 +71,7 @@ func clientWith(t testing.TB, base string, opts Options, lim limits, dial dialFu
 // random are n bytes that are the same in every run.
 func random(n int) []byte {
 	b := make([]byte, n)
-	artifacttest.Fill(b, uint64(n)<<1)
+	artifacttest.Fill(b, uint64(n))
 	return b
 }
 

@@ -40,22 +40,12 @@ func fragments(t testing.TB, n int64) *sparse.Map {
 	return m
 }
 
-// nibbles is noise of four bits a byte, which compresses to a half.
-//
-//go:norace
-func nibbles(b []byte, seed uint64) {
-	artifacttest.Fill(b, seed)
-	for i := range b {
-		b[i] &= 15
-	}
-}
-
 // roundTripFiles are files of all sorts and sizes.
 func roundTripFiles(t testing.TB, rng *rand.Rand) []artifacttest.File {
 	big := fragments(t, 42000)
 	spread := make([]byte, big.Size())
 	for _, s := range big.Segments() {
-		nibbles(spread[s.Offset:s.Offset+s.Length], rng.Uint64())
+		artifacttest.FillBits(spread[s.Offset:s.Offset+s.Length], rng.Uint64(), 15)
 	}
 	files := []artifacttest.File{
 		{Name: "zzz first.bin", Data: pattern(3*mib + 17), Mode: 0o400},

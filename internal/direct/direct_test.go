@@ -113,7 +113,8 @@ func (final1) Temporary() bool { return false }
 
 // stock makes files and the source that has them.
 type stock struct {
-	t     *testing.T
+	t     *testing.T // nil for the one that is shared
+	seed  uint64
 	rng   *rand.Rand
 	src   *source
 	files []*layout.File
@@ -121,26 +122,21 @@ type stock struct {
 }
 
 func newStock(t *testing.T) *stock {
+	s := emptyStock()
+	s.t = t
+	t.Logf("seed %d", s.seed)
+	return s
+}
+
+func emptyStock() *stock {
 	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	return &stock{t: t, rng: rand.New(rand.NewPCG(seed, 0)), src: &source{blobs: map[string][]byte{}}}
+	return &stock{seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), src: &source{blobs: map[string][]byte{}}}
 }
 
 func (s *stock) bytes(n int) []byte {
 	b := make([]byte, n)
-	sixBits(b, s.rng.Uint64())
+	artifacttest.FillBits(b, s.rng.Uint64(), 0x3f)
 	return b
-}
-
-// sixBits is noise that compresses a little. The race detector need not look
-// at it as it is made: nobody else has it yet.
-//
-//go:norace
-func sixBits(b []byte, seed uint64) {
-	artifacttest.Fill(b, seed)
-	for i := range b {
-		b[i] &= 0x3f
-	}
 }
 
 func (s *stock) put(b []byte) string {
@@ -169,7 +165,7 @@ func (s *stock) frames(size, chunk int) {
 	data := s.bytes(size)
 	enc, err := zstd.NewWriter(nil)
 	if err != nil {
-		s.t.Fatal(err)
+		panic(err) // only options can be wrong
 	}
 	defer enc.Close()
 	var parts []layout.Part
@@ -191,24 +187,17 @@ func (s *stock) add(parts []layout.Part, data []byte) {
 	s.want = append(s.want, data)
 }
 
-// made is the stock whose files all tests with everything share: nobody
-// writes to them, and making them takes longer than most tests that read them.
-var made struct {
-	once sync.Once
-	*stock
-}
-
 // everything adds a file of each kind, to a stock that has none.
 func (s *stock) everything() {
-	made.once.Do(func() {
-		made.stock = &stock{t: s.t, rng: s.rng, src: &source{blobs: map[string][]byte{}}}
-		made.stock.makeEverything()
-		made.stock.t = nil
-	})
-	s.src.blobs, s.files, s.want = maps.Clone(made.src.blobs), made.files, made.want
+	all := ofEachKind()
+	s.t.Logf("files of seed %d", all.seed)
+	s.src.blobs, s.files, s.want = maps.Clone(all.src.blobs), all.files, all.want
 }
 
-func (s *stock) makeEverything() {
+// ofEachKind is the stock whose files all tests with everything share: nobody
+// writes to them, and making them takes longer than most tests that read them.
+var ofEachKind = sync.OnceValue(func() *stock {
+	s := emptyStock()
 	s.raw(100, 0)
 	s.raw(5<<20+17, 0)
 	s.frames(3<<20+1, 1<<20)
@@ -216,7 +205,8 @@ func (s *stock) makeEverything() {
 	s.raw(6<<20+3, 256<<10)
 	s.frames(9<<20, 9<<20)
 	s.raw(7<<20, 0)
-}
+	return s
+})
 
 // read compares all files with what they must be.
 func (s *stock) read(opts Options) error {
