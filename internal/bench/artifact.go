@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -32,10 +31,9 @@ const repo = "bench/vm"
 // writer puts artifacts into a registry. Blobs that are there are not
 // made again.
 type writer struct {
-	base   string // URL of the registry
-	client http.Client
-	blobs  map[string]madeBlob // by payload and form
-	used   map[string]bool     // digests of those that the current row has asked for
+	addr  string              // of the registry
+	blobs map[string]madeBlob // by payload and form
+	used  map[string]bool     // digests of those that the current row has asked for
 }
 
 // madeBlob is what is known of a payload that was uploaded.
@@ -82,7 +80,7 @@ func (w *writer) push(ctx context.Context, tag string, f form, sets ...*dataset)
 	if raw, err = json.Marshal(m); err != nil {
 		return err
 	}
-	return w.put(ctx, w.base+"/v2/"+repo+"/manifests/"+tag, m.MediaType, bytes.NewReader(raw))
+	return w.put(ctx, "http://"+w.addr+"/v2/"+repo+"/manifests/"+tag, m.MediaType, bytes.NewReader(raw))
 }
 
 // smallFiles adds the two files that every snapshot has.
@@ -225,39 +223,28 @@ func digestOf(data []byte) string {
 
 // blob uploads data in one go.
 func (w *writer) blob(ctx context.Context, digest string, data []byte) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.base+"/v2/"+repo+"/blobs/uploads/", nil)
+	to, err := session(ctx, w.addr, repo)
 	if err != nil {
 		return err
 	}
-	resp, err := w.client.Do(req)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	place, err := resp.Location()
-	if err != nil {
-		return fmt.Errorf("upload: %s: %w", resp.Status, err)
-	}
-	q := place.Query()
-	q.Set("digest", digest)
-	place.RawQuery = q.Encode()
-	return w.put(ctx, place.String(), "application/octet-stream", bytes.NewReader(data))
+	return finishSession(ctx, to, digest, bytes.NewReader(data), int64(len(data)))
 }
 
+// put stores a manifest.
 func (w *writer) put(ctx context.Context, url, contentType string, body *bytes.Reader) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPut, url, body)
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Content-Type", contentType)
-	resp, err := w.client.Do(req)
+	resp, err := plainClient.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusCreated {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 500))
-		return fmt.Errorf("put %s: %s: %s", strings.SplitN(url, "?", 2)[0], resp.Status, text)
+		return fmt.Errorf("put %s: %s: %s", url, resp.Status, text)
 	}
 	return nil
 }

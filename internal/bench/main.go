@@ -36,15 +36,7 @@ type options struct {
 }
 
 func run() error {
-	if len(os.Args) > 2 {
-		switch os.Args[1] {
-		case touching:
-			return touchPages(os.Args[2])
-		case loopingBack:
-			return serveLoopback(os.Args[2], os.Args[3])
-		}
-	}
-	if program := plainProgram(os.Args[1:]); program != nil {
+	if program := calledAs(os.Args[1:]); program != nil {
 		return program(context.Background())
 	}
 	var opts options
@@ -131,7 +123,7 @@ func measure(ctx context.Context, opts options, rows []row) (r *report, err erro
 		return nil, err
 	}
 	defer b.registry.stop()
-	b.writer = &writer{base: "http://" + b.registry.addr, blobs: map[string]madeBlob{}, used: map[string]bool{}}
+	b.writer = &writer{addr: b.registry.addr, blobs: map[string]madeBlob{}, used: map[string]bool{}}
 
 	r = &report{Version: 1, Date: began.UTC().Truncate(time.Second), Machine: thisMachine(b.dir), Commit: commit(), Runs: b.runs}
 	large = hold(r.Machine.MemoryMiB)

@@ -28,9 +28,14 @@ const (
 	spooling  = "spool-push" // ADDR REPOSITORY FILE DIR
 )
 
-// plainProgram is the program that the arguments name, or nil.
-func plainProgram(args []string) func(ctx context.Context) error {
+// calledAs is the program that this one is by its arguments, or nil where
+// it is the benchmark.
+func calledAs(args []string) func(ctx context.Context) error {
 	switch {
+	case len(args) == 2 && args[0] == touching:
+		return func(context.Context) error { return touchPages(args[1]) }
+	case len(args) == 3 && args[0] == loopingBack:
+		return func(context.Context) error { return serveLoopback(args[1], args[2]) }
 	case len(args) == 3 && args[0] == streaming:
 		return func(ctx context.Context) error { return streamTar(ctx, args[1], args[2]) }
 	case len(args) == 3 && args[0] == decoding:

@@ -70,7 +70,11 @@ func session(ctx context.Context, addr, repository string) (*url.URL, error) {
 	if err != nil {
 		return nil, err
 	}
-	return resp.Location()
+	to, err := resp.Location()
+	if err != nil {
+		err = fmt.Errorf("upload: %s: %w", resp.Status, err)
+	}
+	return to, err
 }
 
 // finishSession ends an upload with its last bytes, size of them.
