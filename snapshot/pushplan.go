@@ -18,7 +18,7 @@ const (
 
 	// leastChunk is the smallest chunk size that is chosen, in bytes. A
 	// blob costs a registry some milliseconds, each way: chunks of 1 MiB
-	// take it three times the time of these, to push and to read.
+	// take it four times the work of these, to push and to read.
 	leastChunk = 8 << 20
 
 	// layersAside are kept free in a stream for files that the envelope

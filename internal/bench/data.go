@@ -84,7 +84,7 @@ func mix(x uint64) uint64 {
 // cannot be compressed, eighteen are nearly empty, the rest are records,
 // pointers, and text some of which comes again. Debian 12 with PostgreSQL
 // and Python, its page cache full, is 4.25 times smaller in zstd 3 and 4.1
-// times in zstd 1; these pages 4.15 and 3.9 times, at a tenth less speed.
+// times in zstd 1; these pages 4.15 and 3.9 times, and a little slower.
 func fillPage(p []byte, seed uint64) {
 	switch kind := seed % 100; {
 	case kind < 9:
