@@ -293,7 +293,13 @@ func (w *world) waitFor(ts *testscript.TestScript, _ bool, args []string) {
 		},
 		"exit": func() bool {
 			stat, err := os.ReadFile("/proc/" + args[1] + "/stat")
-			return err != nil || strings.Contains(string(stat), ") Z ") // who should reap it may be slow
+			if err != nil {
+				return true
+			}
+			// Who should reap it may be slow. What it has open is closed by the
+			// last of its threads, which need not be the first.
+			threads, err := os.ReadDir("/proc/" + args[1] + "/task")
+			return err != nil || len(threads) == 1 && strings.Contains(string(stat), ") Z ")
 		},
 		"idle": func() bool { // what the kernel reads ahead comes after the reader is done
 			before := w.front.Counts()

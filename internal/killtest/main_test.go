@@ -245,7 +245,12 @@ func (w *world) processes() (pids []int) {
 // dead says that a process has ended; it may not have been waited for.
 func dead(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err != nil || strings.Contains(string(stat), ") Z ")
+	if err != nil {
+		return true
+	}
+	// The first thread may end before those that still have files open.
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err != nil || len(threads) == 1 && strings.Contains(string(stat), ") Z ")
 }
 
 func (w *world) signal(pid int, s unix.Signal) {
