@@ -173,13 +173,13 @@ func (f *fake) serve(do string, signals <-chan os.Signal) error {
 			if err := f.link.Orphan(filepath.Join(f.dir, "run")); err != nil {
 				return err
 			}
-			f.note("adopted")
 			if err := f.keep(); err != nil {
 				return err
 			}
 			if err := f.link.Serving("/"+f.dir, 7); err != nil {
 				return err
 			}
+			f.note("adopted") // not before: the new keeper must hold the connection
 		}
 	}
 }
