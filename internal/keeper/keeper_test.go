@@ -22,7 +22,7 @@ func kill(t *testing.T, pid int, s unix.Signal) {
 // often as it takes.
 func TestKilled(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, quick, "serves")
+	k := startKeeper(t, unhurried, "serves")
 	for n := 1; n <= 20; n++ {
 		kill(t, k.until(n, "ready").pid, unix.SIGKILL)
 	}
@@ -36,12 +36,12 @@ func TestGivesUp(t *testing.T) {
 	for _, does := range []string{"dies", "refuses", "sleeps", "dies serving", "sleeps serving", "panics", "hangs"} {
 		t.Run(does, func(t *testing.T) {
 			t.Parallel()
-			k := startKeeper(t, "700ms,500ms,3s,1ms", "panics", does)
 			began := time.Now()
+			k := startKeeper(t, "2s,1s,6s,1ms", "panics", does)
 			if code := k.end(); code != 1 {
 				t.Errorf("the keeper's code is %d", code)
 			}
-			if took := time.Since(began); took < 3*time.Second || took > 12*time.Second {
+			if took := time.Since(began); took < 6*time.Second || took > 30*time.Second {
 				t.Errorf("given up after %v", took)
 			}
 			if text, err := os.ReadFile(filepath.Join(k.dir, "connections/7/abort")); string(text) != "1" {
@@ -69,7 +69,7 @@ func TestGivesUp(t *testing.T) {
 // Where no request waits, nobody is helped by an end.
 func TestNobodyWaits(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "2s,1s,3s,1ms", "panics", "dies", "dies", "dies", "dies", "dies", "dies", "dies", "serves")
+	k := startKeeper(t, "1m,1s,2m,1ms", "panics", "dies", "dies", "dies", "dies", "dies", "dies", "dies", "serves")
 	k.waiting(0)
 	k.until(2, "ready")
 	kill(t, k.serving(), unix.SIGSTOP)
@@ -90,7 +90,7 @@ func TestNobodyWaits(t *testing.T) {
 // has mounted.
 func TestLateMount(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "500ms,500ms,1s,1ms", "late", "serves")
+	k := startKeeper(t, "6s,1m,6s,1ms", "late", "serves")
 	first := k.until(1, "ready")
 	kill(t, first.pid, unix.SIGKILL)
 	k.until(2, "ready")
@@ -101,13 +101,13 @@ func TestLateMount(t *testing.T) {
 // blame for having been silent.
 func TestStoppedTogether(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "2s,500ms,1s,1ms", "serves")
+	k := startKeeper(t, "1m,3s,1s,1ms", "serves")
 	first := k.until(1, "ready")
 	k.until(1, "standby")
 	k.poll("it has settled", func() bool { return time.Since(first.at) > settled+200*time.Millisecond })
 	kill(t, k.cmd.Process.Pid, unix.SIGSTOP)
 	kill(t, first.pid, unix.SIGSTOP)
-	time.Sleep(4 * time.Second)
+	time.Sleep(6 * time.Second)
 	kill(t, k.cmd.Process.Pid, unix.SIGCONT)
 	time.Sleep(200 * time.Millisecond) // who is silent may be a little later
 	kill(t, first.pid, unix.SIGCONT)
@@ -122,7 +122,7 @@ func TestStoppedTogether(t *testing.T) {
 // serves, unless it cannot.
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "1s,500ms,20s,1ms", "serves")
+	k := startKeeper(t, "5s,1m,2m,1ms", "serves")
 	before := k.until(1, "ready").pid
 	k.until(1, "standby")
 	open := k.descriptors()
@@ -157,7 +157,7 @@ func TestOlderBinary(t *testing.T) {
 	for _, does := range []string{"dies serving", "panics"} {
 		t.Run(does, func(t *testing.T) {
 			t.Parallel()
-			k := startKeeper(t, quick, "serves")
+			k := startKeeper(t, unhurried, "serves")
 			k.until(1, "ready")
 			k.until(1, "standby")
 			before := len(k.noted("started serves"))
@@ -190,7 +190,7 @@ func (k *kept) isOlder(pid int) bool {
 // A signal goes on to the worker.
 func TestSignal(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, quick, "serves")
+	k := startKeeper(t, unhurried, "serves")
 	k.until(1, "ready")
 	k.until(1, "standby")
 	kill(t, k.cmd.Process.Pid, unix.SIGTERM)
@@ -204,7 +204,7 @@ func TestSignal(t *testing.T) {
 // One that finds no worker is for the next; the second ends the connection.
 func TestSignalWithoutWorker(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "10s,500ms,20s,1ms", "panics", "sleeps")
+	k := startKeeper(t, unhurried, "panics", "sleeps")
 	k.until(2, "started")
 	k.poll("none serves", func() bool { return k.serving() == 0 })
 	kill(t, k.cmd.Process.Pid, unix.SIGTERM)
@@ -223,12 +223,12 @@ func TestSignalWithoutWorker(t *testing.T) {
 // One that finds a worker that hangs is for the next, too.
 func TestSignalToHungWorker(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "5s,300ms,20s,1ms", "serves")
+	k := startKeeper(t, "1m,300ms,2m,1ms", "serves")
 	k.waiting(0)
 	first := k.until(1, "ready")
 	k.until(1, "standby")
 	kill(t, first.pid, unix.SIGSTOP)
-	time.Sleep(time.Second)
+	time.Sleep(3 * time.Second) // for what it said last to be heard, and long ago
 	kill(t, k.cmd.Process.Pid, unix.SIGTERM)
 	if e := k.until(1, "terminated"); e.pid == first.pid {
 		t.Error("it was not replaced")
@@ -240,7 +240,8 @@ func TestSignalToHungWorker(t *testing.T) {
 // A mount that ended took nothing with it, and left nothing.
 func TestUnmounted(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, quick, "serves")
+	k := startKeeper(t, "1m,500ms,2m,1ms", "serves")
+	k.waiting(0) // or a silence would be held against it before
 	first := k.until(1, "ready")
 	k.until(1, "standby")
 	kill(t, first.pid, unix.SIGSTOP) // and cannot see it
@@ -253,7 +254,7 @@ func TestUnmounted(t *testing.T) {
 // What is not kept ends with its worker.
 func TestNotKept(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, quick, "dies")
+	k := startKeeper(t, unhurried, "dies")
 	if code := k.end(); code != 3 {
 		t.Errorf("code %d", code)
 	}
@@ -262,7 +263,7 @@ func TestNotKept(t *testing.T) {
 // Garbage changes nothing, and no descriptor that came with it stays.
 func TestGarbage(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, quick, "garbage", "serves")
+	k := startKeeper(t, unhurried, "garbage", "serves")
 	first := k.until(1, "ready")
 	k.until(1, "standby")
 	open := k.descriptors()
@@ -296,7 +297,7 @@ func TestGarbage(t *testing.T) {
 // new keeper keeps as well.
 func TestOtherKeeper(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, quick, "serves")
+	k := startKeeper(t, unhurried, "serves")
 	first := k.until(1, "ready")
 	spare := k.until(1, "standby")
 	if err := k.cmd.Process.Kill(); err != nil {
@@ -355,7 +356,7 @@ func TestNobodyReadsTheLog(t *testing.T) {
 	}
 	r.Close()
 	defer w.Close()
-	k := startKeeperLog(t, w, quick, "serves")
+	k := startKeeperLog(t, w, unhurried, "serves")
 	for n := 1; n < 4; n++ {
 		kill(t, k.until(n, "ready").pid, unix.SIGKILL)
 	}
