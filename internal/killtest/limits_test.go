@@ -127,6 +127,7 @@ func TestOutOfDescriptors(t *testing.T) {
 					r.finish(true)
 				}
 			} else {
+				w.requestWaits(w.kernel())
 				time.Sleep(time.Second) // for as long as there are none
 			}
 			w.must(unix.Prlimit(worker, unix.RLIMIT_NOFILE, &was, nil))

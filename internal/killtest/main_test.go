@@ -29,7 +29,7 @@ import (
 )
 
 // patience bounds every wait for something that must come.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // program is the binary under test, built without the race detector: with
 // it, it is another program where time counts.
