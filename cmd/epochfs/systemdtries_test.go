@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // restarts is how often the service was started by itself.
@@ -26,12 +28,18 @@ func (d *realSystemd) restarts() int {
 // from there to where somebody does.
 func lateRegistry(t *testing.T, to string) (addr string, open func()) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// Bound, and so nobody else's, but not listening yet.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
-	addr = l.Addr().String()
-	must(t, l.Close())
+	socket := os.NewFile(uintptr(fd), "late registry")
+	t.Cleanup(func() { socket.Close() })
+	must(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	name, err := unix.Getsockname(fd)
+	must(t, err)
+	addr = fmt.Sprint("127.0.0.1:", name.(*unix.SockaddrInet4).Port)
 	return addr, func() {
-		l, err := net.Listen("tcp", addr)
+		must(t, unix.Listen(fd, unix.SOMAXCONN))
+		l, err := net.FileListener(socket)
 		must(t, err)
 		var all sync.WaitGroup
 		t.Cleanup(all.Wait)
