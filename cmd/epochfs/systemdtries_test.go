@@ -116,7 +116,8 @@ func TestSystemdTries(t *testing.T) {
 // ever.
 func TestSystemdGivesUp(t *testing.T) {
 	s := newSite(t)
-	installed := s.installUnit(s.ref, "StartLimitBurst=150", "StartLimitBurst=10")
+	// Ten are over in a second, and so might be the first of two lives below.
+	installed := s.installUnit(s.ref, "StartLimitBurst=150", "StartLimitBurst=60")
 	d := s.bootSystemd()
 	d.run("systemctl", "start", service)
 	good, err := os.ReadFile(installed)
@@ -151,7 +152,7 @@ func TestSystemdGivesUp(t *testing.T) {
 // what is open goes on, and the next start mounts.
 func TestSystemdStopsBusy(t *testing.T) {
 	s := newSite(t)
-	s.installUnit(s.ref, "TimeoutStopSec=10", "TimeoutStopSec=1")
+	s.installUnit(s.ref, "TimeoutStopSec=10", "TimeoutStopSec=3") // two signals that come together are one
 	d := s.bootSystemd()
 	d.run("systemctl", "start", service)
 	name := filepath.Join("/proc", d.pid, "root", s.mnt, "config.json")
