@@ -303,8 +303,13 @@ func (w *world) waitFor(ts *testscript.TestScript, _ bool, args []string) {
 		},
 		"idle": func() bool { // what the kernel reads ahead comes after the reader is done
 			before := w.front.Counts()
-			time.Sleep(100 * time.Millisecond)
-			return w.front.Counts() == before
+			for range 10 { // and not in one go: the machine may stand still meanwhile
+				time.Sleep(50 * time.Millisecond)
+				if w.front.Counts() != before {
+					return false
+				}
+			}
+			return true
 		},
 		"local": func() bool { return attr(ts, args[1], "cached") == attr(ts, args[1], "data") },
 		"asked": func() bool {
