@@ -25,7 +25,7 @@ import (
 const epochToken = "epoch-token-of-the-test"
 
 // patience bounds every wait for something that must come.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){

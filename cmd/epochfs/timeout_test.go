@@ -14,7 +14,7 @@ import (
 // take besides.
 const (
 	shortTimeout = 500 * time.Millisecond
-	slack        = 8 * time.Second
+	slack        = 25 * time.Second
 )
 
 // timed runs a command with a short read timeout.
