@@ -198,7 +198,7 @@ func TestBrokenFetchGoesOn(t *testing.T) {
 func TestReadTimeout(t *testing.T) {
 	src := &fakeSource{mangle: func(string, int64, []byte) ([]byte, error) { return nil, errCut }}
 	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
-	h := openFile(t, openCache(t, t.TempDir(), Options{ReadTimeout: 300 * time.Millisecond}), a.file, src)
+	h := openFile(t, openCache(t, t.TempDir(), Options{ReadTimeout: 2 * time.Second}), a.file, src)
 	_, err := h.ReadAt(context.Background(), make([]byte, len(a.flat)), 0)
 	if !errors.Is(err, ErrTimeout) || !errors.Is(err, errCut) {
 		t.Errorf("error %v, want a timeout with its cause", err)

@@ -42,7 +42,7 @@ func unhurried(t *testing.T, h *File, a artifact, disk *stuckDisk) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the reader waits for the disk")
 		disk.release()
 		<-done

@@ -145,7 +145,7 @@ func TestRetryAfter(t *testing.T) {
 func TestRetryAfterIsNoPrison(t *testing.T) {
 	src := &busySource{fakeSource: &fakeSource{}, left: 1 << 30, after: time.Hour}
 	a := makeFile(t, rand.New(rand.NewPCG(6, 6)), src.fakeSource, kinds[1], 2<<20)
-	c, err := Open(t.TempDir(), Options{ReadTimeout: 200 * time.Millisecond})
+	c, err := Open(t.TempDir(), Options{ReadTimeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

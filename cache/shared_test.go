@@ -52,7 +52,7 @@ func TestTwoProcessesOneStream(t *testing.T) {
 	second := openFile(t, openCache(t, dir, Options{}), a.file, src)
 	first.Prefetch()
 	eventually(t, "the first streams", func() bool { return first.Cached() > 1<<20 })
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	var wg sync.WaitGroup
 	for g := range 6 {
@@ -210,8 +210,9 @@ func TestPrefetchOutlivesAPeer(t *testing.T) {
 func TestSlowLinkIsLeftAlone(t *testing.T) {
 	src := &fakeSource{}
 	a := makeFile(t, newRand(t), src, kind{name: "chunks", chunk: 1 << 20}, 2<<20)
-	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, &dripping{src, 100 * time.Millisecond})
-	h.entry.link.moved(1<<30, time.Second) // readers are patient for a second
+	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, &dripping{src, 250 * time.Millisecond})
+	h.entry.link.moved(1<<30, time.Second)
+	h.entry.link.delay = 750 * time.Millisecond // readers are patient for three seconds
 	checkRead(t, h, a.flat, int(a.file.Map.Segments()[0].Offset), 1)
 	if n, _ := src.reset(); n != 1 {
 		t.Errorf("%d requests for one chunk", n)
