@@ -132,7 +132,7 @@ func mounted(t *testing.T, files []File, opts Options) *Mounted {
 	check(t, err)
 	t.Cleanup(func() {
 		err := m.Unmount()
-		for until := time.Now().Add(5 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(until); {
+		for until := time.Now().Add(time.Minute); errors.Is(err, unix.EBUSY) && time.Now().Before(until); {
 			time.Sleep(5 * time.Millisecond)
 			err = m.Unmount()
 		}

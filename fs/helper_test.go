@@ -384,7 +384,8 @@ func helpServe(args []string) error {
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	err = m.Unmount()
-	for until := time.Now().Add(5 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(until); {
+	for until := time.Now().Add(time.Minute); errors.Is(err, unix.EBUSY) && time.Now().Before(until); {
+		time.Sleep(5 * time.Millisecond)
 		err = m.Unmount()
 	}
 	if err != nil {
@@ -579,10 +580,10 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// eventually polls until ok, for ten seconds.
+// eventually polls until ok, for a minute.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for until := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for until := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("never:", what)
 		}

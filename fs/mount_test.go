@@ -125,7 +125,7 @@ func TestUnprivileged(t *testing.T) {
 		t.Skip(err)
 	}
 	if os.Getenv(inNamespace) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestUnprivileged$", "-test.timeout=60s")
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestUnprivileged$", "-test.timeout=5m")
 		cmd.Env = append(os.Environ(), inNamespace+"=1")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -210,12 +210,12 @@ func TestNobodyAsked(t *testing.T) {
 	dir := emptyDir(t)
 	server := start(t, helperCmd("serve", dir))
 	look := func() string {
-		out, err := exec.Command("timeout", "5", "ls", "-a", dir).Output()
+		out, err := exec.Command("timeout", "30", "ls", "-a", dir).Output()
 		check(t, err)
 		// stat -t would ask for the birth time
-		a, err := exec.Command("timeout", "5", "stat", "-c", "%s %a", filepath.Join(dir, "a")).Output()
+		a, err := exec.Command("timeout", "30", "stat", "-c", "%s %a", filepath.Join(dir, "a")).Output()
 		check(t, err)
-		err = exec.Command("timeout", "5", "ls", filepath.Join(dir, "absent")).Run()
+		err = exec.Command("timeout", "30", "ls", filepath.Join(dir, "absent")).Run()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 2 {
 			t.Errorf("ls of a name that is not there: %v", err)
