@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -145,14 +146,21 @@ func debianConfig(t testing.TB, dir, host string, o DebianOptions) string {
 	return b.String()
 }
 
+// freePort is one that the kernel gives to nobody who does not ask for it:
+// the registry comes to listen only later, and is away in between, and
+// meanwhile another test's server would take it, or a connection would begin
+// there, even one that a client makes to this very port.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(20000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // waitReady returns when the registry answers, whatever it says.

@@ -97,12 +97,17 @@ func startSick(seed uint64, flips bool) (*sick, error) {
 		spoilt: map[string]bool{},
 		flips:  flips,
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
+	// While it is away nobody may take its port: it is one that the kernel
+	// gives to nobody who does not ask for it.
+	var l net.Listener
+	var err error
+	for range 100 {
+		if l, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(20000))); err == nil {
+			s.serve(l)
+			return s, nil
+		}
 	}
-	s.serve(l)
-	return s, nil
+	return nil, err
 }
 
 func (s *sick) serve(l net.Listener) {
