@@ -33,7 +33,7 @@ func TestFaultCampaign(t *testing.T) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		rep, err := campaign(context.Background(), config{
-			bin: bin, dir: t.TempDir(), seed: seed, length: 3 * time.Minute, faults: 1000, flips: flips, kills: 1, away: true,
+			bin: bin, dir: t.TempDir(), seed: seed, length: 3 * time.Minute, faults: 1000, flips: flips, kills: 3, away: true,
 		})
 		if err != nil {
 			t.Fatal(err)
