@@ -13,7 +13,7 @@ import (
 // and ends when they were compared with their digests.
 func readPayload(h *File) ([]byte, error) {
 	ctx := context.Background()
-	var all []byte
+	all := make([]byte, 0, h.entry.file.Map.DataSize())
 	for _, s := range h.entry.file.Map.Segments() {
 		p := make([]byte, 256<<10)
 		for off, end := s.Offset, s.Offset+s.Length; off < end; {

@@ -182,23 +182,31 @@ func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) a
 
 // fillRandom makes bytes that compress, but are nowhere the same.
 func fillRandom(rng *rand.Rand, data []byte) {
-	var word [8]byte
-	for i := 0; i < len(data); i += 64 {
-		binary.LittleEndian.PutUint64(word[:], rng.Uint64())
-		copy(data[i:], bytes.Repeat(word[:], 8))
+	var line [64]byte
+	for i := 0; i < len(data); i += len(line) {
+		binary.LittleEndian.PutUint64(line[:], rng.Uint64())
+		for n := 8; n < len(line); n *= 2 {
+			copy(line[n:], line[:n])
+		}
+		copy(data[i:], line[:])
 	}
 }
+
+// encoder is one for all: its tables are large, and memory that is touched
+// for the first time is what takes longest under the race detector.
+var encoder = sync.OnceValue(func() *zstd.Encoder {
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		panic(err)
+	}
+	return enc
+})
 
 func storePart(t testing.TB, src *fakeSource, k kind, part []byte, off int64) layout.Part {
 	p := layout.Part{Offset: off, Length: int64(len(part))}
 	stored := part
 	if k.zstd {
-		enc, err := zstd.NewWriter(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		stored = enc.EncodeAll(part, nil)
-		_ = enc.Close()
+		stored = encoder().EncodeAll(part, nil)
 		p.Encoding = layout.Zstd
 	}
 	p.StoredSize = int64(len(stored))
@@ -218,18 +226,21 @@ func storePart(t testing.TB, src *fakeSource, k kind, part []byte, off int64) la
 func spread(t testing.TB, rng *rand.Rand, data []byte) (*sparse.Map, []byte) {
 	t.Helper()
 	var segs []sparse.Segment
-	var flat []byte
-	for rest := data; len(rest) > 0; {
+	end := 0
+	for rest := len(data); rest > 0; {
 		hole := rng.IntN(200_000)
 		if rng.IntN(8) == 0 {
 			hole = 0
 		}
-		n := min(1+rng.IntN(300_000), len(rest))
-		segs = append(segs, sparse.Segment{Offset: int64(len(flat) + hole), Length: int64(n)})
-		flat = append(append(flat, make([]byte, hole)...), rest[:n]...)
-		rest = rest[n:]
+		n := min(1+rng.IntN(300_000), rest)
+		segs = append(segs, sparse.Segment{Offset: int64(end + hole), Length: int64(n)})
+		end += hole + n
+		rest -= n
 	}
-	flat = append(flat, make([]byte, rng.IntN(100_000))...)
+	flat := make([]byte, end+rng.IntN(100_000))
+	for _, s := range segs {
+		data = data[copy(flat[s.Offset:s.Offset+s.Length], data):]
+	}
 	m, err := sparse.New(segs, int64(len(flat)))
 	if err != nil {
 		t.Fatal(err)
@@ -266,9 +277,26 @@ func openFile(t testing.TB, c *Cache, f *layout.File, src Source) *File {
 	return h
 }
 
+// readBuffers are buffers that were read into before, as many as there are
+// readers at a time.
+var readBuffers = make(chan []byte, 64)
+
+func readBuffer(n int) []byte {
+	select {
+	case p := <-readBuffers:
+		if cap(p) >= n {
+			clear(p[:n]) // or what was read before might pass for read
+			return p[:n]
+		}
+	default:
+	}
+	return make([]byte, n)
+}
+
 func checkRead(t testing.TB, h *File, flat []byte, off, n int) {
 	t.Helper()
-	p := make([]byte, n)
+	p := readBuffer(n)
+	defer func() { readBuffers <- p[:0] }()
 	got, err := h.ReadAt(context.Background(), p, int64(off))
 	want := flat[min(off, len(flat)):min(off+n, len(flat))]
 	if err != nil && !(errors.Is(err, io.EOF) && len(want) < n) {

@@ -76,9 +76,9 @@ func TestRandomFilesInEveryForm(t *testing.T) {
 		} {
 			art, store := mustLoad(t, artifacttest.Snapshot(files, o))
 			src := snapshot.DownloaderPayloads(store, "vm")
-			got, _ := extract(t, tarOf(t, store, "vm", "latest"))
+			got, _ := untarred(t, store, "vm", "latest")
 			for i, f := range files {
-				if !bytes.Equal(readAs(t, src, art.Files[i]), f.Data) {
+				if !holds(t, src, art.Files[i], f.Data) {
 					t.Errorf("round %d, %s: payload of %s differs", round, name, f.Name)
 				}
 				if !bytes.Equal(got[f.Name].Data, f.Data) {
@@ -107,7 +107,7 @@ func TestChunkSizes(t *testing.T) {
 			if want := (c.size + c.chunk - 1) / c.chunk; len(f.Parts) != want || f.Parts[0].Length != int64(min(c.chunk, c.size)) {
 				t.Errorf("%d in %d: %d parts, first %d", c.size, c.chunk, len(f.Parts), f.Parts[0].Length)
 			}
-			if !bytes.Equal(readAs(t, snapshot.DownloaderPayloads(store, "vm"), f), data) {
+			if !holds(t, snapshot.DownloaderPayloads(store, "vm"), f, data) {
 				t.Errorf("%d in %d: content differs", c.size, c.chunk)
 			}
 		}
@@ -249,7 +249,7 @@ func TestRepeatedDigests(t *testing.T) {
 				t.Fatalf("%s: %d files", name, len(art.Files))
 			}
 			for i, f := range art.Files {
-				if f.Name != files[i].Name || !bytes.Equal(readAs(t, snapshot.DownloaderPayloads(store, "vm"), f), files[i].Data) {
+				if f.Name != files[i].Name || !holds(t, snapshot.DownloaderPayloads(store, "vm"), f, files[i].Data) {
 					t.Errorf("%s: %s differs", name, f.Name)
 				}
 			}
@@ -284,7 +284,7 @@ func TestCloudImage(t *testing.T) {
 	if f.Name != "win11.qcow2" || len(f.Parts) != 3 || !f.Map.IsDense() {
 		t.Errorf("%+v", f)
 	}
-	if !bytes.Equal(readAs(t, snapshot.DownloaderPayloads(store, "vm"), f), bytes.Join(parts, nil)) {
+	if !holds(t, snapshot.DownloaderPayloads(store, "vm"), f, bytes.Join(parts, nil)) {
 		t.Error("joined wrongly")
 	}
 	if err := art.WriteTar(t.Context(), io.Discard, nil, snapshot.TarOptions{}); !errors.Is(err, snapshot.ErrKind) {
@@ -325,7 +325,7 @@ func TestIndex(t *testing.T) {
 			t.Errorf("%v: %+v, %v", c.platforms, art, err)
 		}
 		if c.want == "" {
-			if files, _ := extract(t, tarOf(t, store, "vm", "latest")); files[c.taken].Data == nil {
+			if files, _ := untarred(t, store, "vm", "latest"); files[c.taken].Data == nil {
 				t.Errorf("tar without %s", c.taken)
 			}
 		}

@@ -52,7 +52,7 @@ func TestPushRandomFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			for i, f := range art.Files {
-				if !bytes.Equal(readAs(t, snapshot.DownloaderPayloads(store, "vm"), f), files[i].Data) {
+				if !holds(t, snapshot.DownloaderPayloads(store, "vm"), f, files[i].Data) {
 					t.Errorf("%s to %s: %s differs", how, kind, f.Name)
 				}
 				checkPieces(t, f, files[i].Payload())

@@ -118,7 +118,7 @@ func TestPushRoundTrip(t *testing.T) {
 func checkSame(t *testing.T, store *artifacttest.Store, env string, files []artifacttest.File) {
 	t.Helper()
 	checkStored(t, store, env, files)
-	got, names := extract(t, tarOf(t, store, "vm", "latest"))
+	got, names := untarred(t, store, "vm", "latest")
 	for i := range files {
 		if names[i+1] != files[i].Name || !bytes.Equal(got[files[i].Name].Data, files[i].Data) {
 			t.Errorf("%s in the tar is %s, or has other bytes", files[i].Name, names[i+1])
@@ -146,7 +146,7 @@ func checkStored(t *testing.T, store *artifacttest.Store, env string, files []ar
 		if want.Map != nil && f.MapText != want.Map.Text() || want.Map == nil && f.MapText != "" {
 			t.Errorf("%s has another map", f.Name)
 		}
-		if !bytes.Equal(readAs(t, snapshot.DownloaderPayloads(store, "vm"), f), want.Data) {
+		if !holds(t, snapshot.DownloaderPayloads(store, "vm"), f, want.Data) {
 			t.Errorf("%s has other bytes", f.Name)
 		}
 	}

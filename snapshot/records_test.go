@@ -25,7 +25,7 @@ func TestRecords(t *testing.T) {
 	if _, err := pushTo(t, store, bytes.NewReader(export)); err != nil {
 		t.Fatal(err)
 	}
-	files, _ := extract(t, tarOf(t, store, "vm", "latest"))
+	files, _ := untarred(t, store, "vm", "latest")
 	if a := files["a"].PAX; len(a) != 1 || a["COCOON.b"] != most {
 		t.Errorf("%d records, of %d bytes", len(a), len(a["COCOON.b"]))
 	}

@@ -230,14 +230,14 @@ func TestMapIsWrittenInTheUsualForm(t *testing.T) {
 		` [ {"L":16, "o":5, "O":2, "x":""} ] `: `[{"o":2,"l":16}]`,
 	} {
 		art, store := mustLoad(t, artifacttest.Snapshot(cow(), artifacttest.Options{Edit: meta(func(f *manifest.SnapshotFile) { f.SparseMap, f.SparseSize = text, 32 })}))
-		files, _ := extract(t, tarOf(t, store, "vm", "latest"))
+		files, _ := untarred(t, store, "vm", "latest")
 		if got := files["cow.raw"].PAX["COCOON.sparse.map"]; got != want || art.Files[0].MapText != text {
 			t.Errorf("%s was written as %s", text, got)
 		}
 	}
 	holes := artifacttest.Snapshot([]artifacttest.File{{Name: "cow.raw"}}, artifacttest.Options{Edit: meta(func(f *manifest.SnapshotFile) { f.SparseMap, f.SparseSize = "null", 32 })})
 	_, store := mustLoad(t, holes)
-	files, _ := extract(t, tarOf(t, store, "vm", "latest"))
+	files, _ := untarred(t, store, "vm", "latest")
 	if f := files["cow.raw"]; len(f.Data) != 32 || f.PAX["COCOON.sparse.map"] != "null" || store.Calls("GetBlob") != 2 {
 		t.Errorf("all hole: %d bytes, %v, %d blobs read", len(f.Data), f.PAX, store.Calls("GetBlob"))
 	}

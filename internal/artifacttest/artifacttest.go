@@ -52,7 +52,7 @@ func (f *File) Payload() []byte {
 	if f.Map == nil {
 		return f.Data
 	}
-	var p []byte
+	p := make([]byte, 0, f.Map.DataSize())
 	for _, s := range f.Map.Segments() {
 		p = append(p, f.Data[s.Offset:s.Offset+s.Length]...)
 	}

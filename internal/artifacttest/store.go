@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -171,9 +172,43 @@ func readSized(body io.Reader, size int64) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
+// spare are buffers that have been used. A sync.Pool loses some on purpose
+// under the race detector, for which new memory is the dearest.
+var spare = make(chan []byte, 32)
+
+// readUnsized is io.ReadAll, by way of spare buffers.
+func readUnsized(body io.Reader) ([]byte, error) {
+	var parts [][]byte
+	defer func() {
+		for _, p := range parts {
+			select {
+			case spare <- p[:cap(p)]:
+			default:
+			}
+		}
+	}()
+	for {
+		var p []byte
+		select {
+		case p = <-spare:
+		default:
+			p = make([]byte, 1<<20)
+		}
+		n, err := io.ReadFull(body, p)
+		parts = append(parts, p[:n])
+		switch err {
+		case nil:
+		case io.EOF, io.ErrUnexpectedEOF:
+			return slices.Concat(parts...), nil
+		default:
+			return nil, err
+		}
+	}
+}
+
 // UploadBlob takes a blob whose digest nobody knows yet.
 func (s *Store) UploadBlob(_ context.Context, _ string, body io.Reader) (string, int64, error) {
-	data, err := io.ReadAll(body)
+	data, err := readUnsized(body)
 	if err != nil {
 		return "", 0, err
 	}

@@ -17,6 +17,11 @@ import (
 // envelope is left out.
 func Tar(envelope string, files []File) []byte {
 	var buf bytes.Buffer
+	size := len(envelope)
+	for i := range files {
+		size += len(files[i].Data) + 4096
+	}
+	buf.Grow(size)
 	w := tar.NewWriter(&buf)
 	entry := func(hdr *tar.Header, body []byte) {
 		hdr.Size, hdr.ModTime = int64(len(body)), Created
@@ -75,7 +80,7 @@ func Extract(r io.Reader) (files map[string]Extracted, names []string, err error
 		f := Extracted{Mode: hdr.Mode, PAX: hdr.PAXRecords}
 		if text, ok := hdr.PAXRecords["COCOON.sparse.map"]; ok {
 			f.Data, err = extractSparse(t, text, hdr.PAXRecords["COCOON.sparse.size"])
-		} else if f.Data, err = io.ReadAll(t); errors.Is(err, io.ErrUnexpectedEOF) {
+		} else if f.Data, err = readSized(t, hdr.Size); errors.Is(err, io.ErrUnexpectedEOF) {
 			err = nil
 		}
 		if err != nil {
