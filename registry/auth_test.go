@@ -141,7 +141,7 @@ func TestTokenIsRenewed(t *testing.T) {
 	}
 	srv.revoke()
 	rc, err := r.GetBlob(ctx, "vm", digest)
-	same(t, "after the token was revoked", readAll(t, rc, err), []byte("x"))
+	reads(t, "after the token was revoked", rc, err, []byte("x"))
 
 	// One that is too old is not even tried.
 	r.auth.mu.Lock()

@@ -90,7 +90,7 @@ func testBlobs(t *testing.T, r *Registry, ranges, sessions bool) {
 			t.Fatal(n, there, err)
 		}
 		rc, err := r.GetBlob(ctx, "vm", digest)
-		same(t, "whole blob", readAll(t, rc, err), data)
+		reads(t, "whole blob", rc, err, data)
 		testRanges(t, r, data, ranges)
 	}
 	if known, got := r.Ranges(); !known || got != ranges {
@@ -124,7 +124,7 @@ func testRanges(t *testing.T, r *Registry, data []byte, ranges bool) {
 			}
 		}
 		exactly, err := r.GetBlobRange(ctx, "vm", digest, off, n)
-		same(t, "exact range", readAll(t, exactly, err), data[off:off+n])
+		reads(t, "exact range", exactly, err, data[off:off+n])
 	}
 }
 
@@ -181,7 +181,7 @@ func TestMountBlob(t *testing.T) {
 		t.Fatal(done, err)
 	}
 	rc, err := r.GetBlob(ctx, "to", digest)
-	same(t, "mounted blob", readAll(t, rc, err), data)
+	reads(t, "mounted blob", rc, err, data)
 	if done, err := r.MountBlob(ctx, "to", someDigest, "from"); err != nil || done {
 		t.Error(done, err)
 	}
@@ -225,7 +225,7 @@ func TestFewRequests(t *testing.T) {
 			}
 			for _, b := range [][]byte{config, file} {
 				rc, err := r.GetBlob(ctx, "vm", digestOf(b))
-				same(t, "blob", readAll(t, rc, err), b)
+				reads(t, "blob", rc, err, b)
 			}
 			c := front.Counts()
 			if n := c.Manifests + c.Blobs; n > 4 {
@@ -253,7 +253,7 @@ func TestAnonymousEpoch(t *testing.T) {
 		t.Fatal(err)
 	}
 	rc, err := r.GetBlob(ctx, "vm", digest)
-	same(t, "blob", readAll(t, rc, err), []byte("hello"))
+	reads(t, "blob", rc, err, []byte("hello"))
 	if n := len(front.Requests()); n != 2 {
 		t.Errorf("%d requests for a manifest and a blob", n)
 	}

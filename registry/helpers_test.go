@@ -88,6 +88,35 @@ func readAll(t *testing.T, rc io.ReadCloser, err error) []byte {
 	return b
 }
 
+// reads compares what comes with what should. It keeps nothing of it: memory
+// that is touched for the first time is what takes longest under the race
+// detector.
+func reads(t *testing.T, what string, rc io.ReadCloser, err error, want []byte) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	buf := make([]byte, 64<<10)
+	for at := 0; ; {
+		n, err := rc.Read(buf)
+		if n > len(want)-at || !bytes.Equal(buf[:n], want[at:at+n]) {
+			t.Errorf("%s: after %d bytes come others than the %d wanted", what, at, len(want))
+			return
+		}
+		at += n
+		if err == io.EOF && at < len(want) {
+			t.Errorf("%s: %d bytes and not %d", what, at, len(want))
+		}
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func same(t *testing.T, what string, got, want []byte) {
 	t.Helper()
 	if !bytes.Equal(got, want) {

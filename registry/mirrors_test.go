@@ -76,13 +76,13 @@ func at(front *registrytest.Front) hosts.Host {
 func (s stocked) read(t *testing.T, m *Mirrors, off, n int64) {
 	t.Helper()
 	body, _, err := m.Source("vm").OpenBlob(t.Context(), s.digest, int64(len(s.blob)), off, n)
-	same(t, "range", readAll(t, body, err), s.blob[off:off+n])
+	reads(t, "range", body, err, s.blob[off:off+n])
 }
 
 func (s stocked) readTrusted(t *testing.T, m *Mirrors, off, n int64) {
 	t.Helper()
 	body, _, err := m.Source("vm").OpenTrusted(t.Context(), s.digest, int64(len(s.blob)), off, n)
-	same(t, "trusted range", readAll(t, body, err), s.blob[off:off+n])
+	reads(t, "trusted range", body, err, s.blob[off:off+n])
 }
 
 // prolong makes an hour of each time for which the first mirror is left
@@ -126,7 +126,7 @@ func TestMirrorInPlaceOfRegistry(t *testing.T) {
 		}
 	}
 	body, err := m.GetBlob(t.Context(), "vm", own.digest)
-	same(t, "blob", readAll(t, body, err), own.blob)
+	reads(t, "blob", body, err, own.blob)
 	own.read(t, m, 10, 1000)
 	own.readTrusted(t, m, 10, 1000) // loopback
 	for _, r := range mirror.Requests() {
@@ -316,7 +316,7 @@ func TestMirrorThatIsNotTrusted(t *testing.T) {
 			}
 			own.readTrusted(t, m, 10, 1000)
 			body, err := m.GetBlobRange(t.Context(), "vm", own.digest, 5, 18)
-			same(t, "header", readAll(t, body, err), own.blob[5:23])
+			reads(t, "header", body, err, own.blob[5:23])
 			if _, _, err := m.GetManifest(t.Context(), "vm", "1"); err != nil {
 				t.Fatal(err)
 			}

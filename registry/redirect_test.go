@@ -48,12 +48,12 @@ func TestRedirectToStorage(t *testing.T) {
 	r := client(t, reg.URL, Options{Keychain: account("joe", "hunter2")})
 	ctx := context.Background()
 	body, whole, err := r.Source("vm").OpenBlob(ctx, someDigest, 1000, 10, 20)
-	same(t, "range behind a redirect", readAll(t, body, err), data[10:30])
+	reads(t, "range behind a redirect", body, err, data[10:30])
 	if whole {
 		t.Error("taken for the whole blob")
 	}
 	body, err = r.GetBlob(ctx, "vm", someDigest)
-	same(t, "blob behind a redirect", readAll(t, body, err), data)
+	reads(t, "blob behind a redirect", body, err, data)
 	for _, h := range seen.all() {
 		if h != "" {
 			t.Errorf("storage got %q", h)
@@ -149,7 +149,7 @@ func TestRedirectToTLS(t *testing.T) {
 	reg := redirectTo(t, func() string { return storage.URL }, ca.Config(t))
 	r := client(t, reg.URL, Options{Keychain: account("joe", "hunter2"), CACert: ca.File})
 	body, err := r.GetBlob(context.Background(), "vm", someDigest)
-	same(t, "blob", readAll(t, body, err), data)
+	reads(t, "blob", body, err, data)
 
 	r = client(t, reg.URL, Options{Keychain: account("joe", "hunter2")})
 	_, err = r.GetBlob(context.Background(), "vm", someDigest)
