@@ -238,10 +238,7 @@ func TestHostileArtifactsInBounds(t *testing.T) {
 		}
 		return
 	}
-	bin := filepath.Join(t.TempDir(), "epochfs") // without the race detector, which takes memory of its own
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	bin := buildPlain(t)
 	l := newLiar()
 	tags := map[string]string{}
 	for name, m := range maps.Clone(l.manifests) {

@@ -25,20 +25,25 @@ import (
 )
 
 // TestMaterialize runs the scripts of testdata/materialize against each
-// kind of registry, unless registries says otherwise.
+// kind of registry, unless registries says otherwise; against the first under
+// the race detector, which would see the same again against others.
 func TestMaterialize(t *testing.T) {
 	files, err := filepath.Glob("testdata/materialize/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
+	plain := buildPlain(t)
+	programs := map[string]string{} // for each file: at first none but the test's own
 	for _, kind := range []string{"memory", "debian", "epoch"} {
 		for _, file := range files {
 			if on := registries[filepath.Base(file)]; on != nil && !slices.Contains(on, kind) {
 				continue
 			}
+			program := programs[file]
+			programs[file] = plain
 			t.Run(kind+"/"+filepath.Base(file), func(t *testing.T) {
 				t.Parallel() // each has a registry and a cache of its own
-				w := &world{t: t, front: startRegistry(t, kind)}
+				w := &world{t: t, plain: program, front: startRegistry(t, kind)}
 				cmds := w.commands()
 				maps.Copy(cmds, map[string]command{
 					"sametar":     sameTar,

@@ -77,9 +77,21 @@ func TestScript(t *testing.T) {
 	}
 }
 
+// buildPlain makes the program without the race detector, which takes time and
+// memory of its own.
+func buildPlain(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "epochfs")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return bin
+}
+
 // world is what a script has around it.
 type world struct {
 	t       *testing.T
+	plain   string // the program to run, where it is not to be the one under the race detector
 	work    string
 	front   *registrytest.Front
 	debian  *registrytest.Registry // behind front, where it is Debian's
@@ -143,6 +155,9 @@ func (w *world) setup(env *testscript.Env) error {
 	}
 	if w.debian != nil {
 		env.Setenv("DIRECT", w.debian.Host)
+	}
+	if w.plain != "" {
+		env.Setenv("PATH", filepath.Dir(w.plain)+string(os.PathListSeparator)+env.Getenv("PATH"))
 	}
 	env.Defer(w.cleanUp)
 	return nil
