@@ -277,9 +277,15 @@ func openFile(t testing.TB, c *Cache, f *layout.File, src Source) *File {
 	return h
 }
 
-// readBuffers are buffers that were read into before, as many as there are
-// readers at a time.
+// readBuffers are buffers that were read into before.
 var readBuffers = make(chan []byte, 64)
+
+func giveBack(p []byte) {
+	select {
+	case readBuffers <- p:
+	default:
+	}
+}
 
 func readBuffer(n int) []byte {
 	select {
@@ -296,7 +302,7 @@ func readBuffer(n int) []byte {
 func checkRead(t testing.TB, h *File, flat []byte, off, n int) {
 	t.Helper()
 	p := readBuffer(n)
-	defer func() { readBuffers <- p[:0] }()
+	defer giveBack(p)
 	got, err := h.ReadAt(context.Background(), p, int64(off))
 	want := flat[min(off, len(flat)):min(off+n, len(flat))]
 	if err != nil && !(errors.Is(err, io.EOF) && len(want) < n) {
