@@ -37,7 +37,7 @@ func TestPushRandomFiles(t *testing.T) {
 	files := []artifacttest.File{
 		artifacttest.RandomFile(rng, "cow.raw", 12*mib),
 		artifacttest.RandomFile(rng, "memory-ranges", 9*mib),
-		{Name: "big.qcow2", Data: pattern(17*mib + 1), Mode: 0o600},
+		{Name: "big.qcow2", Data: pattern(3*mib + 1), Mode: 0o600},
 		{Name: "empty"},
 	}
 	export := artifacttest.Tar(artifacttest.Envelope, files)
@@ -289,7 +289,7 @@ func TestPushSaysWhoFailed(t *testing.T) {
 		t.Errorf("registry that refuses: %v", err)
 	}
 	lying := &lying{Store: artifacttest.NewStore()}
-	big := artifacttest.Tar(artifacttest.Envelope, []artifacttest.File{{Name: "x", Data: pattern(17 * mib)}})
+	big := artifacttest.Tar(artifacttest.Envelope, []artifacttest.File{{Name: "x", Data: pattern(3 * mib)}})
 	if _, err := pushTo(t, lying, io.MultiReader(bytes.NewReader(big))); err == nil || lying.Calls("PutManifest") != 0 {
 		t.Errorf("registry that has another digest: %v", err)
 	}
@@ -309,7 +309,7 @@ func (l *lying) UploadBlob(ctx context.Context, name string, body io.Reader) (st
 // Nothing is left of what was spooled.
 func TestSpoolIsEmptyAfterwards(t *testing.T) {
 	dir := t.TempDir()
-	export := artifacttest.Tar(artifacttest.Envelope, []artifacttest.File{{Name: "x", Data: pattern(17 * mib)}})
+	export := artifacttest.Tar(artifacttest.Envelope, []artifacttest.File{{Name: "x", Data: pattern(3 * mib)}})
 	store := artifacttest.NewStore()
 	p := &snapshot.Pusher{Uploader: struct{ snapshot.Uploader }{store}}
 	opts := snapshot.PushOptions{Name: "vm", Input: io.MultiReader(bytes.NewReader(export)), SpoolDir: dir}

@@ -84,15 +84,15 @@ func (t *temporary) Unwrap() error { return t.error }
 // after it.
 func againFiles() []artifacttest.File {
 	return []artifacttest.File{
-		{Name: "a.raw", Data: pattern(17*mib + 3)},
-		{Name: "memory-ranges", Data: pattern(17*mib + 1)},
+		{Name: "a.raw", Data: pattern(3*mib + 3)},
+		{Name: "memory-ranges", Data: pattern(3*mib + 1)},
 		{Name: "state.json", Data: []byte("{}")},
 	}
 }
 
 // breaks are where sessions die: the first and the second time at once,
 // far, less far, farther.
-var breaks = [][]int64{{0}, {5 * mib}, {16 * mib, 3 * mib, 17 * mib}, {17*mib + 3}}
+var breaks = [][]int64{{0}, {mib}, {2 * mib, mib / 2, 3 * mib}, {3*mib + 3}}
 
 // A session that dies is begun anew from a second export.
 func TestSecondExport(t *testing.T) {
@@ -144,7 +144,7 @@ func TestSecondExportDiffers(t *testing.T) {
 		"another mode":                 change(func(f []artifacttest.File) []artifacttest.File { f[0].Mode = 0o600; return f }),
 		"fewer files":                  change(func(f []artifacttest.File) []artifacttest.File { return f[:1] }),
 		"another envelope":             artifacttest.Tar(`{"config":{"name":"x"}}`, againFiles()),
-		"cut":                          export[:18*mib],
+		"cut":                          export[:4*mib],
 		"nothing":                      nil,
 	} {
 		store := artifacttest.NewStore()
@@ -173,8 +173,8 @@ func TestPushSaysWhatCocoonSays(t *testing.T) {
 	t.Parallel()
 	export := artifacttest.Tar(artifacttest.Envelope, againFiles())
 	words := errors.New("cocoon's own words")
-	for _, opts := range []snapshot.PushOptions{{}, {Zstd: 1}, {Zstd: 1, Chunk: 1024 * mib}} {
-		for _, cut := range []int{600, 3000, 18 * mib, 25 * mib, len(export)} {
+	for _, opts := range []snapshot.PushOptions{{}, {Zstd: 1, Chunk: mib}, {Zstd: 1, Chunk: 1024 * mib}} {
+		for _, cut := range []int{600, 3000, 4 * mib, 5 * mib, len(export)} {
 			store := artifacttest.NewStore()
 			opts.Name = "vm"
 			cocoon := &exporting{tars: [][]byte{export[:cut]}, fail: words}

@@ -13,8 +13,8 @@ import (
 )
 
 // smallBlob is what is held in memory rather than spooled or streamed, in
-// bytes: its digest is then known before it is sent.
-const smallBlob = 16 << 20
+// bytes: its digest is then known before it is sent. Only tests change it.
+var smallBlob int64 = 16 << 20
 
 // store uploads one file as format v1 has it: one blob, as it is.
 func (u *push) store(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {

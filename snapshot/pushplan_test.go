@@ -11,6 +11,9 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
+// A file need not be large here to be streamed.
+func init() { smallBlob = 2 << 20 }
+
 // A tar that can seek gets the smallest power of two MiB, 8 MiB at least,
 // that leaves fewer than 2,000 layers; a stream never more than that.
 func TestChunkPlan(t *testing.T) {
