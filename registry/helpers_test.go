@@ -17,7 +17,10 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	uploadChunk = 1 << 20 // large blobs need not be so large here
+	goleak.VerifyTestMain(m)
+}
 
 // keys is a keychain with one account, or with none.
 type keys struct {

@@ -48,7 +48,7 @@ func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Rea
 	if !validRepository(name) || !digestForm.MatchString(digest) || size < 0 {
 		return t.wrong("a repository, a sha256 digest and a size are needed")
 	}
-	if size <= uploadChunk {
+	if size <= int64(uploadChunk) {
 		data, err := readBlob(body, digest, size, t)
 		if err != nil {
 			return err

@@ -18,8 +18,9 @@ import (
 )
 
 // uploadChunk is the body of one PATCH, in bytes. It is in memory before
-// it is sent, so a slow source keeps no request waiting.
-const uploadChunk = 16 << 20
+// it is sent, so a slow source keeps no request waiting. Only tests change
+// it.
+var uploadChunk = 16 << 20
 
 // chunks are buffers of uploadChunk bytes.
 var chunks = sync.Pool{New: func() any {

@@ -58,7 +58,7 @@ func TestUploadRequests(t *testing.T) {
 		t.Error(post, patch, put)
 	}
 	for _, q := range f.Requests() {
-		if q.Received() > uploadChunk {
+		if q.Received() > int64(uploadChunk) {
 			t.Errorf("a %s of %d bytes", q.Method, q.Received())
 		}
 	}
