@@ -87,7 +87,8 @@ func (s stocked) readTrusted(t *testing.T, m *Mirrors, off, n int64) {
 
 // prolong makes an hour of each time for which the first mirror is left
 // alone: a second may be over before a busy machine sends the next request.
-// It is to be called when they have begun, after the moment began.
+// Before that it looks whether they are as long as they should be, counted
+// from began, which is before the first of them.
 func prolong(t *testing.T, m *Mirrors, began time.Time) {
 	t.Helper()
 	hour := func(until *time.Time, least time.Duration) {
@@ -102,10 +103,10 @@ func prolong(t *testing.T, m *Mirrors, began time.Time) {
 	p := m.places[0]
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	hour(&p.until, aloneFirst)
+	hour(&p.until, time.Second)
 	for digest, s := range p.blobs {
-		hour(&s.whole, wholeFirst)
-		hour(&s.missing, missingFor)
+		hour(&s.whole, 2*time.Second)
+		hour(&s.missing, 30*time.Second)
 		p.blobs[digest] = s
 	}
 }
@@ -162,7 +163,6 @@ func TestMirrorThatFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			own, mirror := stock(t, registrytest.InMemory(t)), stock(t, registrytest.InMemory(t))
 			m := mirrored(t, own.URL, nil, Options{}, at(mirror.Front))
-			m.places[0].reg.limits.stall = 300 * time.Millisecond
 			mirror.Inject(fault)
 			began := time.Now()
 			own.read(t, m, 10, 1000)

@@ -59,7 +59,7 @@ func TestPlaces(t *testing.T) {
 		t.Fatalf("places: %+v", p)
 	}
 	var e *Error
-	if p[0].Failures != 1 || p[0].Resting.Before(began.Add(aloneFirst)) || !errors.As(p[0].Err, &e) || e.Reason() != "http_503" {
+	if p[0].Failures != 1 || p[0].Resting.Before(began.Add(time.Second)) || !errors.As(p[0].Err, &e) || e.Reason() != "http_503" {
 		t.Errorf("the one that fails: %+v", p[0])
 	}
 	if p[1].Stats.Requests != 1 || p[1].Stats.Bytes != 1000 || p[1].Failures != 0 || p[1].Err != nil || p[1].Wrong != 0 || p[2].Stats.Requests != 0 {

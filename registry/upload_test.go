@@ -78,7 +78,7 @@ func TestBrokenUploads(t *testing.T) {
 	} {
 		for fault, make := range map[string]func() *registrytest.Fault{
 			"patch breaks off": func() *registrytest.Fault {
-				return &registrytest.Fault{Match: registrytest.Method("PATCH", ""), Times: 1, DropBody: 1 << 20}
+				return &registrytest.Fault{Match: registrytest.Method("PATCH", ""), Times: 1, DropBody: 1 << 18}
 			},
 			"session is gone": func() *registrytest.Fault {
 				return &registrytest.Fault{Match: registrytest.Method("PATCH", ""), Times: 1, Status: 404}
@@ -261,7 +261,7 @@ func TestStreamsWithoutSessions(t *testing.T) {
 	srv := &epochlike.Server{NoSessions: true}
 	f := registrytest.NewFront(t, srv)
 	r := client(t, f.URL, Options{})
-	data := random(uploadChunk + 77)
+	data := random(16<<20 + 77)
 	f.Inject(&registrytest.Fault{Match: registrytest.Method("PUT", ""), Times: 1, DropBody: 1 << 20})
 	digest, size, err := r.UploadBlob(ctx, "vm", bytes.NewReader(data))
 	if err != nil || digest != digestOf(data) || size != int64(len(data)) {
@@ -279,7 +279,7 @@ func TestPutBytes(t *testing.T) {
 	srv := &epochlike.Server{}
 	f := registrytest.NewFront(t, srv)
 	r := client(t, f.URL, Options{})
-	data := random(uploadChunk + 3)
+	data := random(16<<20 + 3)
 	keep := bytes.Clone(data)
 	for range 3 {
 		f.Inject(&registrytest.Fault{Match: registrytest.Method("PUT", ""), Times: 1, DropBody: 1 << 20})

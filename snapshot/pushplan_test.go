@@ -1,18 +1,46 @@
 package snapshot
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"math/bits"
 	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
+// shippedSmallBlob is what smallBlob is elsewhere.
+var shippedSmallBlob = smallBlob
+
 // A file need not be large here to be streamed.
 func init() { smallBlob = 2 << 20 }
+
+// A blob of up to 16 MiB goes up with its digest, a larger one as a stream.
+func TestSmallBlob(t *testing.T) {
+	defer func(here int64) { smallBlob = here }(smallBlob)
+	smallBlob = shippedSmallBlob
+	data := make([]byte, 16<<20+1)
+	artifacttest.Fill(data, 1)
+	files := []artifacttest.File{{Name: "cow.raw", Data: data[1:]}, {Name: "memory-ranges", Data: data}}
+	store := artifacttest.NewStore()
+	input := io.MultiReader(bytes.NewReader(artifacttest.Tar(artifacttest.Envelope, files)))
+	if _, err := (&Pusher{Uploader: store}).Push(t.Context(), PushOptions{Name: "vm", Input: input}); err != nil {
+		t.Fatal(err)
+	}
+	if put, streamed := store.Calls("PutBlob"), store.Calls("UploadBlob"); put != 2 || streamed != 1 { // with the config
+		t.Errorf("%d blobs were put, %d streamed", put, streamed)
+	}
+	for _, f := range files {
+		if !bytes.Equal(store.Blob(digestOf(f.Data)), f.Data) {
+			t.Errorf("%s is not there", f.Name)
+		}
+	}
+}
 
 // A tar that can seek gets the smallest power of two MiB, 8 MiB at least,
 // that leaves fewer than 2,000 layers; a stream never more than that.

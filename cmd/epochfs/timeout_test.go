@@ -11,10 +11,10 @@ import (
 )
 
 // shortTimeout is the read timeout of a test, and slack what a command may
-// take besides.
+// take besides: less than any of the times that it waits without one.
 const (
 	shortTimeout = 500 * time.Millisecond
-	slack        = 25 * time.Second
+	slack        = 14 * time.Second
 )
 
 // timed runs a command with a short read timeout.

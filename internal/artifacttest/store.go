@@ -176,7 +176,7 @@ func readSized(body io.Reader, size int64) ([]byte, error) {
 // under the race detector, for which new memory is the dearest.
 var spare = make(chan []byte, 32)
 
-// readUnsized is io.ReadAll, by way of spare buffers.
+// readUnsized is io.ReadAll by way of spare buffers.
 func readUnsized(body io.Reader) ([]byte, error) {
 	var parts [][]byte
 	defer func() {
@@ -194,13 +194,17 @@ func readUnsized(body io.Reader) ([]byte, error) {
 		default:
 			p = make([]byte, 1<<20)
 		}
-		n, err := io.ReadFull(body, p)
+		n, err := 0, error(nil)
+		for n < len(p) && err == nil {
+			var k int
+			k, err = body.Read(p[n:])
+			n += k
+		}
 		parts = append(parts, p[:n])
-		switch err {
-		case nil:
-		case io.EOF, io.ErrUnexpectedEOF:
+		if err == io.EOF {
 			return slices.Concat(parts...), nil
-		default:
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -223,7 +223,7 @@ type kept struct {
 
 // unhurried are times that never come, but for the spare's: only deaths
 // count, however slow the machine is.
-const unhurried = "1m,1m,2m,1ms"
+const unhurried = "1h,1h,2h,1ms"
 
 // startKeeper runs a keeper whose workers behave as the plan says, the last
 // line for all that follow.

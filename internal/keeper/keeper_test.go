@@ -23,10 +23,14 @@ func kill(t *testing.T, pid int, s unix.Signal) {
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	k := startKeeper(t, unhurried, "serves")
+	began := time.Now()
 	for n := 1; n <= 20; n++ {
 		kill(t, k.until(n, "ready").pid, unix.SIGKILL)
 	}
 	k.until(21, "ready")
+	if took := time.Since(began); took > 30*time.Second { // and not 20 pauses of seconds
+		t.Errorf("20 times took %v", took)
+	}
 	k.unmount()
 }
 
@@ -69,12 +73,12 @@ func TestGivesUp(t *testing.T) {
 // Where no request waits, nobody is helped by an end.
 func TestNobodyWaits(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "1m,1s,2m,1ms", "panics", "dies", "dies", "dies", "dies", "dies", "dies", "dies", "serves")
+	k := startKeeper(t, "1h,1s,8s,1ms", "panics", "dies", "dies", "dies", "dies", "dies", "dies", "dies", "serves")
 	k.waiting(0)
 	k.until(2, "ready")
 	kill(t, k.serving(), unix.SIGSTOP)
 	stopped := k.serving()
-	time.Sleep(4 * time.Second) // nothing is to happen
+	time.Sleep(10 * time.Second) // nothing is to happen, not even that it is given up
 	if now := k.serving(); now != stopped {
 		t.Errorf("process %d serves and not %d", now, stopped)
 	}
@@ -90,7 +94,7 @@ func TestNobodyWaits(t *testing.T) {
 // has mounted.
 func TestLateMount(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "6s,1m,6s,1ms", "late", "serves")
+	k := startKeeper(t, "6s,1h,6s,1ms", "late", "serves")
 	first := k.until(1, "ready")
 	kill(t, first.pid, unix.SIGKILL)
 	k.until(2, "ready")
@@ -101,7 +105,7 @@ func TestLateMount(t *testing.T) {
 // blame for having been silent.
 func TestStoppedTogether(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "1m,3s,1s,1ms", "serves")
+	k := startKeeper(t, "1h,3s,1s,1ms", "serves")
 	first := k.until(1, "ready")
 	k.until(1, "standby")
 	k.poll("it has settled", func() bool { return time.Since(first.at) > settled+200*time.Millisecond })
@@ -122,7 +126,7 @@ func TestStoppedTogether(t *testing.T) {
 // serves, unless it cannot.
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "5s,1m,2m,1ms", "serves")
+	k := startKeeper(t, "5s,1h,2h,1ms", "serves")
 	before := k.until(1, "ready").pid
 	k.until(1, "standby")
 	open := k.descriptors()
@@ -223,7 +227,7 @@ func TestSignalWithoutWorker(t *testing.T) {
 // One that finds a worker that hangs is for the next, too.
 func TestSignalToHungWorker(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "1m,300ms,2m,1ms", "serves")
+	k := startKeeper(t, "1h,300ms,2h,1ms", "serves")
 	k.waiting(0)
 	first := k.until(1, "ready")
 	k.until(1, "standby")
@@ -240,7 +244,7 @@ func TestSignalToHungWorker(t *testing.T) {
 // A mount that ended took nothing with it, and left nothing.
 func TestUnmounted(t *testing.T) {
 	t.Parallel()
-	k := startKeeper(t, "1m,500ms,2m,1ms", "serves")
+	k := startKeeper(t, "1h,500ms,2h,1ms", "serves")
 	k.waiting(0) // or a silence would be held against it before
 	first := k.until(1, "ready")
 	k.until(1, "standby")
