@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -87,12 +86,7 @@ func TestFrameHoldsMore(t *testing.T) {
 	src := &fakeSource{}
 	data := make([]byte, wholeLimit+4<<20)
 	fillRandom(newRand(t), data)
-	enc, err := zstd.NewWriter(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stored := enc.EncodeAll(data, nil)
-	_ = enc.Close()
+	stored := encoder().EncodeAll(data, nil)
 	n := int64(len(data) - 1<<20)
 	f := &layout.File{Name: "x", Map: sparse.Dense(n), Parts: []layout.Part{{
 		Digest: src.put(stored), StoredSize: int64(len(stored)), Encoding: layout.Zstd, Length: n,
