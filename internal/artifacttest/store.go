@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -172,42 +171,27 @@ func readSized(body io.Reader, size int64) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-// spare are buffers that have been used. A sync.Pool loses some on purpose
-// under the race detector, for which new memory is the dearest.
-var spare = make(chan []byte, 32)
+// spare are buffers that have grown. A sync.Pool loses some on purpose under
+// the race detector, for which new memory is the dearest.
+var spare = make(chan *bytes.Buffer, 4)
 
-// readUnsized is io.ReadAll by way of spare buffers.
+// readUnsized is io.ReadAll by way of a spare buffer.
 func readUnsized(body io.Reader) ([]byte, error) {
-	var parts [][]byte
+	var buf *bytes.Buffer
+	select {
+	case buf = <-spare:
+		buf.Reset()
+	default:
+		buf = new(bytes.Buffer)
+	}
 	defer func() {
-		for _, p := range parts {
-			select {
-			case spare <- p[:cap(p)]:
-			default:
-			}
+		select {
+		case spare <- buf:
+		default:
 		}
 	}()
-	for {
-		var p []byte
-		select {
-		case p = <-spare:
-		default:
-			p = make([]byte, 1<<20)
-		}
-		n, err := 0, error(nil)
-		for n < len(p) && err == nil {
-			var k int
-			k, err = body.Read(p[n:])
-			n += k
-		}
-		parts = append(parts, p[:n])
-		if err == io.EOF {
-			return slices.Concat(parts...), nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
+	_, err := buf.ReadFrom(body)
+	return bytes.Clone(buf.Bytes()), err
 }
 
 // UploadBlob takes a blob whose digest nobody knows yet.
