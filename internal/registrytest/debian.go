@@ -146,21 +146,28 @@ func debianConfig(t testing.TB, dir, host string, o DebianOptions) string {
 	return b.String()
 }
 
-// freePort is one that the kernel gives to nobody who does not ask for it:
-// the registry comes to listen only later, and is away in between, and
-// meanwhile another test's server would take it, or a connection would begin
-// there, even one that a client makes to this very port.
-func freePort(t testing.TB) string {
-	t.Helper()
+// Listen listens on loopback, at a port that the kernel gives to nobody who
+// does not ask for it. A registry that comes to listen only later, or is away
+// for a while, finds it free: another test's server would have taken any
+// other, or a connection have begun there, even one that a client makes to
+// this very port.
+func Listen() (l net.Listener, err error) {
 	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(20000)))
-		if err == nil {
-			defer l.Close()
-			return l.Addr().String()
+		if l, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(20000))); err == nil {
+			break
 		}
 	}
-	t.Fatal("no port is free")
-	return ""
+	return l, err
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // waitReady returns when the registry answers, whatever it says.

@@ -18,6 +18,7 @@ import (
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/cocoonstack/epochfs/internal/artifacttest"
+	"github.com/cocoonstack/epochfs/internal/registrytest"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
@@ -97,17 +98,12 @@ func startSick(seed uint64, flips bool) (*sick, error) {
 		spoilt: map[string]bool{},
 		flips:  flips,
 	}
-	// While it is away nobody may take its port: it is one that the kernel
-	// gives to nobody who does not ask for it.
-	var l net.Listener
-	var err error
-	for range 100 {
-		if l, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(20000))); err == nil {
-			s.serve(l)
-			return s, nil
-		}
+	l, err := registrytest.Listen() // it will be away, and come back to its port
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	s.serve(l)
+	return s, nil
 }
 
 func (s *sick) serve(l net.Listener) {
