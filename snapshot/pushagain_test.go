@@ -21,7 +21,8 @@ import (
 type exporting struct {
 	snapshot.CocoonRunner
 	tars   [][]byte
-	fail   error // of an export that was read to its end
+	fail   error           // of an export that was read to its end
+	pause  <-chan struct{} // nil, or what an export waits for after 4 MiB
 	mu     sync.Mutex
 	starts int
 	open   int
@@ -34,7 +35,11 @@ func (c *exporting) Export(context.Context, string) (io.ReadCloser, func() error
 	c.starts++
 	c.open++
 	r := bytes.NewReader(tar)
-	return io.NopCloser(struct{ io.Reader }{r}), func() error {
+	body := io.Reader(struct{ io.Reader }{r})
+	if c.pause != nil {
+		body = io.MultiReader(io.LimitReader(r, 4*mib), &waiting{r, c.pause})
+	}
+	return io.NopCloser(body), func() error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.open--
@@ -46,6 +51,17 @@ func (c *exporting) Export(context.Context, string) (io.ReadCloser, func() error
 		}
 		return nil
 	}, nil
+}
+
+// waiting is a reader whose bytes come when something is closed.
+type waiting struct {
+	io.Reader
+	until <-chan struct{}
+}
+
+func (w *waiting) Read(p []byte) (int, error) {
+	<-w.until
+	return w.Reader.Read(p)
 }
 
 // dying is a registry whose upload sessions die after some bytes, a
@@ -230,7 +246,8 @@ func TestPushInterrupted(t *testing.T) {
 	for _, opts := range []snapshot.PushOptions{{}, {Zstd: 1}, {Chunk: mib}} {
 		ctx, cancel := context.WithCancel(t.Context())
 		store := artifacttest.NewStore()
-		cocoon := &exporting{tars: [][]byte{export}}
+		// The second file is not over when the first is sent.
+		cocoon := &exporting{tars: [][]byte{export}, pause: ctx.Done()}
 		opts.Name = "vm"
 		opts.OnBytes = func(int64) { cancel() }
 		_, err := (&snapshot.Pusher{Uploader: store, Cocoon: cocoon}).Push(ctx, opts)
