@@ -301,7 +301,7 @@ func (m *mounting) MountBlob(ctx context.Context, name, digest, from string) (bo
 
 func TestPushMounts(t *testing.T) {
 	for _, opts := range []snapshot.PushOptions{{}, {Zstd: 1, Chunk: mib}} {
-		export := artifacttest.Tar(artifacttest.Envelope, []artifacttest.File{{Name: "cow.raw", Data: pattern(18 * mib)}})
+		export := artifacttest.Tar(artifacttest.Envelope, []artifacttest.File{{Name: "cow.raw", Data: pattern(5 * mib)}})
 		base := artifacttest.NewStore()
 		opts.Name, opts.Input = "base", bytes.NewReader(export)
 		if _, err := (&snapshot.Pusher{Uploader: base}).Push(t.Context(), opts); err != nil {
@@ -323,7 +323,7 @@ func TestPushMounts(t *testing.T) {
 		if reg.asked.Load() == 0 || res.SentBytes > 4096 || res.ThereBytes == 0 || would.ThereBytes != res.ThereBytes {
 			t.Errorf("%+v", res)
 		}
-		checkSame(t, reg.Store, artifacttest.Envelope, []artifacttest.File{{Name: "cow.raw", Data: pattern(18 * mib)}})
+		checkSame(t, reg.Store, artifacttest.Envelope, []artifacttest.File{{Name: "cow.raw", Data: pattern(5 * mib)}})
 	}
 }
 

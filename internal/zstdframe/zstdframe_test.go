@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"runtime"
 	"sync"
 	"testing"
@@ -12,17 +11,16 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
+
+	"github.com/cocoonstack/epochfs/internal/artifacttest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // text is n bytes that compress somewhat.
 func text(n int) []byte {
-	rng := rand.New(rand.NewPCG(1, uint64(n)))
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rng.IntN(4))
-	}
+	artifacttest.FillBits(b, uint64(n), 3)
 	return b
 }
 
