@@ -230,13 +230,12 @@ func sameHoles(f *os.File, m *sparse.Map) error {
 
 func zeros(f *os.File, off, n int64) error {
 	buf := make([]byte, min(n, 1<<20))
-	none := make([]byte, len(buf))
 	for ; n > 0; off, n = off+int64(len(buf)), n-int64(len(buf)) {
 		buf = buf[:min(int64(len(buf)), n)]
 		if _, err := f.ReadAt(buf, off); err != nil {
 			return err
 		}
-		if !bytes.Equal(buf, none[:len(buf)]) {
+		if bytes.Count(buf, []byte{0}) != len(buf) {
 			return fmt.Errorf("%s has data in a hole at %d", f.Name(), off)
 		}
 	}
