@@ -57,7 +57,7 @@ func TestRandomFilesInEveryForm(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 7))
-	for round := range 6 {
+	for round := range 12 {
 		files := []artifacttest.File{
 			artifacttest.RandomFile(rng, "memory-ranges", 3*mib),
 			artifacttest.RandomFile(rng, "cow.raw", 2000),
