@@ -48,45 +48,46 @@ func everyTenth() *registrytest.Fault {
 }
 
 // Pushes to real registries, whole ones and such that break every tenth
-// request, hold what the export had.
+// request, a body or a session, hold what the export had.
 func TestPushToRegistries(t *testing.T) {
-	noise := make([]byte, 20*mib) // memory-ranges takes two requests, cow.raw one
-	artifacttest.Fill(noise, 1)
-	files := []artifacttest.File{
-		{Name: "memory-ranges", Data: noise[:17*mib]}, {Name: "cow.raw", Data: noise[17*mib:]}, {Name: "state.json", Data: []byte("{}")},
-	}
-	export := artifacttest.Tar(artifacttest.Envelope, files)
+	var pushes atomic.Uint64
 	faults := map[string]func() *registrytest.Fault{
 		"whole":   nil,
 		"drops":   func() *registrytest.Fault { f := everyTenth(); f.Drop = true; return f },
 		"refuses": func() *registrytest.Fault { f := everyTenth(); f.Status = http.StatusServiceUnavailable; return f },
-		"cuts":    func() *registrytest.Fault { f := everyTenth(); f.DropBody = 1 << 18; return f },
-		"forgets": func() *registrytest.Fault { return forgetting() },
+		"cuts":    cutting,
+		"forgets": forgetting,
 	}
 	// Waiting to try again takes time: not every form meets every fault.
-	tried := map[string]string{"whole": "v1 zstd chunks streams", "drops": "zstd", "refuses": "v1", "cuts": "v1 streams", "forgets": "v1"}
+	tried := map[string]string{"whole": "v1 zstd chunks streams", "drops": "small", "refuses": "v1", "cuts": "v1 streams", "forgets": "v1"}
 	for kind, f := range fronts(t) {
 		// Each registry has a front of its own; the faults of one come one
 		// after the other.
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			for fault, inject := range faults {
-				for form, opts := range map[string]snapshot.PushOptions{"v1": {}, "zstd": {Zstd: 1}, "chunks": {Chunk: 4 * mib}, "streams": {Zstd: 1, Chunk: 512 * mib}} {
+				for form, opts := range map[string]snapshot.PushOptions{"v1": {}, "zstd": {Zstd: 1}, "chunks": {Chunk: 4 * mib}, "small": {Zstd: 1, Chunk: 2 * mib}, "streams": {Zstd: 1, Chunk: 512 * mib}} {
 					if !strings.Contains(tried[fault], form) {
 						continue
 					}
 					t.Run(fault+", "+form, func(t *testing.T) {
 						r := clientOf(t, f)
 						opts.Name = "vm/" + fault + "/" + strings.ReplaceAll(form, " ", "-")
-						cocoon := &exporting{tars: [][]byte{export}}
+						files := noise(pushes.Add(1))
+						cocoon := &exporting{tars: [][]byte{artifacttest.Tar(artifacttest.Envelope, files)}}
 						f.Clear()
+						var struck atomic.Int64
 						if inject != nil {
-							f.Inject(inject())
+							f.Inject(counted(inject(), &struck))
 						}
 						res, err := (&snapshot.Pusher{Uploader: r, Cocoon: cocoon}).Push(t.Context(), opts)
 						f.Clear()
 						if err != nil {
 							t.Fatal(err)
+						}
+						sessions := kind != "monolithic" // else there is none to forget
+						if inject != nil && struck.Load() == 0 && (fault != "forgets" || sessions) {
+							t.Error("nothing was broken")
 						}
 						art, err := snapshot.Load(t.Context(), r, opts.Name, "latest", snapshot.LoadOptions{})
 						if err != nil || art.Digest != res.ManifestDigest {
@@ -101,6 +102,16 @@ func TestPushToRegistries(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// noise is files that nobody has pushed yet: what a registry has is not sent.
+// memory-ranges takes two requests, cow.raw one.
+func noise(seed uint64) []artifacttest.File {
+	data := make([]byte, 20*mib)
+	artifacttest.Fill(data, seed)
+	return []artifacttest.File{
+		{Name: "memory-ranges", Data: data[:17*mib]}, {Name: "cow.raw", Data: data[17*mib:]}, {Name: "state.json", Data: []byte("{}")},
 	}
 }
 
@@ -147,6 +158,28 @@ func TestManifestIsPutLast(t *testing.T) {
 			t.Errorf("%s: the tag is another one, %v", form, err)
 		}
 	}
+}
+
+// cutting breaks off in the second large body.
+func cutting() *registrytest.Fault {
+	const after = 1 << 18
+	var bodies atomic.Int64
+	return &registrytest.Fault{Times: 1, DropBody: after, Match: func(r *http.Request) bool {
+		return r.ContentLength > after && bodies.Add(1) == 2
+	}}
+}
+
+// counted is a fault that is counted when it strikes.
+func counted(fault *registrytest.Fault, struck *atomic.Int64) *registrytest.Fault {
+	match := fault.Match
+	fault.Match = func(r *http.Request) bool {
+		strikes := match(r)
+		if strikes {
+			struck.Add(1)
+		}
+		return strikes
+	}
+	return fault
 }
 
 // forgetting ends one upload session as if the registry had restarted.
