@@ -45,7 +45,7 @@ func newSite(t *testing.T) *site {
 	front := startRegistry(t, "memory")
 	s := &site{t: t, front: front, dir: t.TempDir(), ref: front.Host + "/vm"}
 	s.mnt = filepath.Join(s.dir, "mnt")
-	s.env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "HOME="+s.dir,
+	s.env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"), "HOME="+s.dir,
 		mounting.CacheDirEnv+"="+filepath.Join(s.dir, "cache"), control.DirEnv+"="+filepath.Join(s.dir, "run"))
 	must(t, os.Mkdir(s.mnt, 0o700))
 	s.run("epochfs", "push", "--input", "../../snapshot/testdata/cocoon-export.tar", s.ref)

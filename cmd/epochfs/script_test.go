@@ -149,7 +149,7 @@ func (w *world) setup(env *testscript.Env) error {
 		cocoontest.DirEnv:      filepath.Join(w.work, ".cocoon"),
 		"EPOCH_SERVER":         w.front.URL,
 		"EPOCH_REGISTRY_TOKEN": epochToken,
-		"GORACE":               "atexit_sleep_ms=0",
+		"GORACE":               "atexit_sleep_ms=0 " + os.Getenv("GORACE"),
 	} {
 		env.Setenv(key, value)
 	}

@@ -279,7 +279,7 @@ func (w *world) readAt(kind, path, flat string) *reading {
 	w.t.Helper()
 	r := &reading{w: w, kind: kind + " " + filepath.Base(path)}
 	r.cmd = exec.Command("/proc/self/exe", "reader", kind, path, flat, strconv.Itoa(rand.Int()))
-	r.cmd.Env = append(os.Environ(), "BELOW="+w.path("mnt", "cow.raw"), "GORACE=atexit_sleep_ms=0")
+	r.cmd.Env = append(os.Environ(), "BELOW="+w.path("mnt", "cow.raw"), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, os.Stderr
 	stdin, err := r.cmd.StdinPipe()
 	w.must(err)
