@@ -139,7 +139,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 	if n := opts.LimitRate; n > 0 {
 		c.rate = rate.NewLimiter(rate.Limit(n), int(min(n, rateBurst)))
 	}
-	c.queue = newQueue(opts.Concurrency, c.run)
+	c.queue = newQueue(opts.Concurrency, c.run, c.measuring)
 	c.work.Go(c.verifyLoop)
 	return c, nil
 }

@@ -305,3 +305,25 @@ func TestTightWhileMeasuring(t *testing.T) {
 	disk.release()
 	eventually(t, "it has ended", func() bool { return !c.tight() })
 }
+
+// TestPrefetchWaitsForMeasuring has the measuring take long while a file is
+// prefetched: nothing more is asked for until it is known whether it can be
+// kept, and nothing twice.
+func TestPrefetchWaitsForMeasuring(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 32<<20)
+	disk := newStuckDisk("measure")
+	c := openCache(t, t.TempDir(), Options{Concurrency: 5, before: disk.before, grace: time.Millisecond})
+	h := openFile(t, c, a.file, src)
+	h.Prefetch()
+	eventually(t, "it takes long, and nothing runs", func() bool { return c.tight() && !c.queue.busy() })
+	_, before := src.reset()
+	if size := a.file.StoredSize(); before == 0 || before >= size {
+		t.Errorf("%d bytes of %d fetched before it ended", before, size)
+	}
+	disk.release()
+	eventually(t, "all is kept", func() bool { return h.Cached() == a.file.PayloadSize() })
+	if _, after := src.reset(); before+after != a.file.StoredSize() {
+		t.Errorf("%d and %d bytes fetched of %d", before, after, a.file.StoredSize())
+	}
+}

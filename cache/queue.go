@@ -84,6 +84,7 @@ var processStart = time.Now()
 type queue struct {
 	limit int
 	start func(*job)
+	hold  func() bool // nothing is to be prefetched now; dispatch is called when that ends
 	jobs  sync.WaitGroup
 
 	mu      sync.Mutex
@@ -93,8 +94,8 @@ type queue struct {
 	spans   [priorities][]span
 }
 
-func newQueue(limit int, start func(*job)) *queue {
-	return &queue{limit: limit, start: start}
+func newQueue(limit int, start func(*job), hold func() bool) *queue {
+	return &queue{limit: limit, start: start, hold: hold}
 }
 
 // push queues spans, after those of the same priority.
@@ -108,6 +109,13 @@ func (q *queue) push(p priority, spans ...span) {
 		q.waited = time.Now()
 	}
 	q.spans[p] = append(q.spans[p], spans...)
+	q.dispatchLocked()
+}
+
+// dispatch starts what may start.
+func (q *queue) dispatch() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.dispatchLocked()
 }
 
@@ -133,6 +141,8 @@ func (q *queue) roomLocked(p priority, l *link) int {
 	switch {
 	case p == ahead:
 		limit = min(limit-1, l.connections(limit))
+	case p == prefetched && q.hold():
+		return 0
 	case p == prefetched && time.Since(q.waited) < yieldFor:
 		limit /= 4
 	case p == prefetched:

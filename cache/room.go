@@ -143,10 +143,15 @@ func (c *Cache) full() bool {
 // tight says that what is fetched may have to be held in memory: there is no
 // room, or it takes long to tell whether there is.
 func (c *Cache) tight() bool {
+	return c.full() || c.measuring()
+}
+
+// measuring says that it takes long to tell whether there is room.
+func (c *Cache) measuring() bool {
 	r := &c.room
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.refused || r.looking != nil && r.left < lookLeast && time.Since(r.began) > c.opts.grace
+	return r.looking != nil && r.left < lookLeast && time.Since(r.began) > c.opts.grace
 }
 
 // noRoom is told when the disk was full although the cache was not.
@@ -171,12 +176,18 @@ func (c *Cache) look(n int64) {
 	if over := used + step + reserve - limit; over > 0 {
 		used -= c.evict(files, over)
 	}
-	r := &c.room
+	c.room.saw(min(step, limit-used-reserve), n)
+	c.queue.dispatch() // what was held while this took long
+}
+
+// saw ends the look under way: step bytes may be written, where n are
+// wanted.
+func (r *room) saw(step, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.step = min(step, limit-used-reserve)
-	r.left = r.step - r.taken // which may not have been measured
-	r.refused = r.step < n
+	r.step = step
+	r.left = step - r.taken // which may not have been measured
+	r.refused = step < n
 	r.looked = time.Now()
 	close(r.looking)
 	r.looking = nil
