@@ -12,9 +12,9 @@ VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo un
 EPOCH     ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 TARBALL    = epochfs-$(VERSION)-linux-$(shell $(GO) env GOARCH)
 
-# The race detector writes over what it knows of fresh memory, however much
-# that is: mapping it anew, as it does from 64 KiB on, costs more than the tests.
-RACE       = clear_shadow_mmap_threshold=1073741824
+# The race detector writes over what it knows of fresh memory, up to 64 MiB:
+# mapping it anew, as it does from 64 KiB on, costs more than the tests.
+RACE       = clear_shadow_mmap_threshold=67108864
 
 GO        ?= go
 export CGO_ENABLED ?= 1
