@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net/http"
@@ -21,17 +22,28 @@ func pushFloorRow(ctx context.Context, b *bench) ([]*line, error) {
 		return nil, err
 	}
 	var blobs [][]byte
+	var digests []string
 	for _, d := range pushedSets {
 		data := make([]byte, d.m.DataSize())
 		d.fill(data, 0)
-		blobs = append(blobs, data)
+		blobs, digests = append(blobs, data), append(digests, digestOf(data))
 	}
 	var frames [][]byte
 	forms := []struct {
 		work string
 		run  func() error
 	}{
-		{"sending what v1 has, in bodies of 16 MiB, and nothing else", func() error { return b.sendPatches(ctx, blobs) }},
+		{"sending what v1 has, in bodies of 16 MiB, and nothing else", func() error { return b.sendBlobs(ctx, 1, blobs, digests) }},
+		{"the same, both files at a time", func() error { return b.sendBlobs(ctx, 2, blobs, digests) }},
+		{"the same, both files at a time, and hashed as v1 wants it", func() error {
+			return parallel(ctx, 2, func(ctx context.Context, i int) error {
+				if i == 0 {
+					return b.sendBlobs(ctx, 2, blobs, digests)
+				}
+				hashAll(blobs)
+				return nil
+			})
+		}},
 		{"zstd 3 in chunks of 8 MiB on all processors, and nothing else", func() (err error) {
 			frames, err = encodeAll(ctx, blobs)
 			return err
@@ -63,31 +75,48 @@ func pushFloorRow(ctx context.Context, b *bench) ([]*line, error) {
 	return lines, nil
 }
 
-// sendPatches uploads blobs one after another.
-func (b *bench) sendPatches(ctx context.Context, blobs [][]byte) error {
-	const most = 16 << 20
+// sendBlobs uploads blobs, so many at a time.
+func (b *bench) sendBlobs(ctx context.Context, atATime int, blobs [][]byte, digests []string) error {
 	repository := b.repository()
-	for _, data := range blobs {
-		to, err := session(ctx, b.registry.addr, repository)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atATime)
+	for i, data := range blobs {
+		g.Go(func() error { return b.sendPatches(ctx, repository, data, digests[i]) })
+	}
+	return g.Wait()
+}
+
+// sendPatches uploads a blob as epochfs does where the digest comes last.
+func (b *bench) sendPatches(ctx context.Context, repository string, data []byte, digest string) error {
+	const most = 16 << 20
+	to, err := session(ctx, b.registry.addr, repository)
+	if err != nil {
+		return err
+	}
+	for off := 0; off < len(data); off += most {
+		p := data[off:min(off+most, len(data))]
+		resp, err := do(ctx, http.MethodPatch, to.String(), io.NopCloser(bytes.NewReader(p)), int64(len(p)))
 		if err != nil {
 			return err
 		}
-		digest := digestOf(data)
-		for off := 0; off < len(data); off += most {
-			p := data[off:min(off+most, len(data))]
-			resp, err := do(ctx, http.MethodPatch, to.String(), io.NopCloser(bytes.NewReader(p)), int64(len(p)))
-			if err != nil {
-				return err
-			}
-			if to, err = resp.Location(); err != nil {
-				return fmt.Errorf("%s: %w", resp.Status, err)
-			}
-		}
-		if err := finishSession(ctx, to, digest, bytes.NewReader(nil), 0); err != nil {
-			return err
+		if to, err = resp.Location(); err != nil {
+			return fmt.Errorf("%s: %w", resp.Status, err)
 		}
 	}
-	return nil
+	return finishSession(ctx, to, digest, bytes.NewReader(nil), 0)
+}
+
+// hashAll makes the digests of v1: of whole blobs, and of their pieces.
+func hashAll(blobs [][]byte) {
+	const piece = 256 << 10
+	for _, data := range blobs {
+		whole := sha256.New()
+		for off := 0; off < len(data); off += piece {
+			p := data[off:min(off+piece, len(data))]
+			whole.Write(p)
+			sha256.Sum256(p)
+		}
+	}
 }
 
 // sendFrames uploads blobs, each in one request.
