@@ -13,6 +13,9 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
+// errPaused says that a prefetch is not worth doing now.
+var errPaused = errors.New("not now")
+
 // run does one job, in a goroutine of its own. Every flight of the job has
 // landed or is queued again when it returns.
 func (c *Cache) run(j *job) {
@@ -33,10 +36,10 @@ func (c *Cache) run(j *job) {
 		from, err = e.fetchPieces(j, from, to)
 	}
 	e.state.unlockPieces(j.from, held)
-	if err != nil {
+	if err != nil && err != errPaused {
 		e.failed(j, from, to, err)
 	} else {
-		e.requeue(from, to) // what fetchPieces left
+		e.requeue(from, to) // what was left
 	}
 	e.checkComplete()
 }
@@ -127,6 +130,9 @@ func (e *entry) fetchWhole(j *job, piece int) (err error) {
 		return err
 	}
 	defer e.cache.buffers.Release(weight)
+	if j.priority == prefetched && e.cache.measuring() {
+		return errPaused // it waited for that memory
+	}
 
 	stored := getBuffer(p.StoredSize)
 	defer putBuffer(stored)

@@ -24,8 +24,9 @@ func (e *entry) arrived(i int, payload []byte, verified bool, late *sync.WaitGro
 	}
 }
 
-// lateMost bounds the pieces that wait for a disk to be measured, in bytes.
-const lateMost = 32 << 20
+// lateMost bounds the pieces that wait for a disk to be measured, in bytes:
+// all that are held in memory do.
+const lateMost = spareSize
 
 // latePiece is a piece that was handed over before it is known whether there
 // is room for it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -307,23 +308,42 @@ func TestTightWhileMeasuring(t *testing.T) {
 }
 
 // TestPrefetchWaitsForMeasuring has the measuring take long while a file is
-// prefetched: nothing more is asked for until it is known whether it can be
-// kept, and nothing twice.
+// prefetched that is more than memory holds: no request begins until it is
+// known whether there is room, all is kept then, and nothing fetched twice.
+// Of the room that was known before, some may be left, for less than a part.
 func TestPrefetchWaitsForMeasuring(t *testing.T) {
-	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kinds[0], 32<<20)
-	disk := newStuckDisk("measure")
-	c := openCache(t, t.TempDir(), Options{Concurrency: 5, before: disk.before, grace: time.Millisecond})
-	h := openFile(t, c, a.file, src)
-	h.Prefetch()
-	eventually(t, "it takes long, and nothing runs", func() bool { return c.tight() && !c.queue.busy() })
-	_, before := src.reset()
-	if size := a.file.StoredSize(); before == 0 || before >= size {
-		t.Errorf("%d bytes of %d fetched before it ended", before, size)
-	}
-	disk.release()
-	eventually(t, "all is kept", func() bool { return h.Cached() == a.file.PayloadSize() })
-	if _, after := src.reset(); before+after != a.file.StoredSize() {
-		t.Errorf("%d and %d bytes fetched of %d", before, after, a.file.StoredSize())
+	for _, k := range []struct {
+		kind kind
+		size int
+		look int64 // the one that takes long
+	}{
+		{kinds[0], 96 << 20, 1},
+		{kind{name: "chunks", chunk: 8 << 20}, 128 << 20, 1},
+		{kind{name: "some room", chunk: 6 << 20}, 120 << 20, 2},
+	} {
+		t.Run(k.kind.name, func(t *testing.T) {
+			src := &fakeSource{}
+			a := makeFile(t, newRand(t), src, k.kind, k.size)
+			disk := newStuckDisk("measure")
+			defer disk.release()
+			var looks atomic.Int64
+			c := openCache(t, t.TempDir(), Options{Size: 1 << 30, grace: time.Millisecond, before: func(work string) {
+				if work == disk.work && looks.Add(1) == k.look {
+					disk.before(work)
+				}
+			}})
+			h := openFile(t, c, a.file, src)
+			h.Prefetch()
+			eventually(t, "it takes long, and nothing runs", func() bool { return c.tight() && !c.queue.busy() })
+			_, before := src.reset()
+			if size := a.file.StoredSize(); before == 0 || before >= size {
+				t.Errorf("%d bytes of %d fetched before it ended", before, size)
+			}
+			disk.release()
+			eventually(t, "all is kept", func() bool { return h.Cached() == a.file.PayloadSize() })
+			if _, after := src.reset(); before+after != a.file.StoredSize() {
+				t.Errorf("%d and %d bytes fetched of %d", before, after, a.file.StoredSize())
+			}
+		})
 	}
 }

@@ -43,6 +43,7 @@ type room struct {
 	taken   int64         // since the look under way has begun
 	looking chan struct{} // closed when the look under way has ended; nil: there is none
 	began   time.Time     // when it began
+	short   bool          // somebody waits for it
 	looked  time.Time     // when the last one ended; zero: never
 	refused bool          // it found no room
 	ended   bool          // the cache is closed
@@ -110,6 +111,7 @@ func (r *room) take(c *Cache, n int64) (looked <-chan struct{}, began time.Time,
 		return nil, began, errFull
 	}
 	r.lookLocked(c, n)
+	r.short = r.looking != nil
 	return r.looking, r.began, nil
 }
 
@@ -143,15 +145,21 @@ func (c *Cache) full() bool {
 // tight says that what is fetched may have to be held in memory: there is no
 // room, or it takes long to tell whether there is.
 func (c *Cache) tight() bool {
-	return c.full() || c.measuring()
+	r := &c.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refused || r.measuringLocked(c)
 }
 
 // measuring says that it takes long to tell whether there is room.
 func (c *Cache) measuring() bool {
-	r := &c.room
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.looking != nil && r.left < lookLeast && time.Since(r.began) > c.opts.grace
+	c.room.mu.Lock()
+	defer c.room.mu.Unlock()
+	return c.room.measuringLocked(c)
+}
+
+func (r *room) measuringLocked(c *Cache) bool {
+	return r.short && time.Since(r.began) > c.opts.grace
 }
 
 // noRoom is told when the disk was full although the cache was not.
@@ -190,7 +198,7 @@ func (r *room) saw(step, n int64) {
 	r.refused = step < n
 	r.looked = time.Now()
 	close(r.looking)
-	r.looking = nil
+	r.looking, r.short = nil, false
 }
 
 // limit is how many bytes the cache may take, given how many it takes now.

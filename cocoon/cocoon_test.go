@@ -43,7 +43,7 @@ func standIn(t *testing.T, fail string) (*Exec, cocoontest.Store, *bytes.Buffer)
 	t.Setenv("PATH", bin)
 	t.Setenv(cocoontest.DirEnv, store.Dir)
 	t.Setenv(cocoontest.FailEnv, fail)
-	t.Setenv("GORACE", "atexit_sleep_ms=0") // a second for each child otherwise
+	t.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) // a second for each child otherwise
 	path, err := ResolveBinary("")
 	if err != nil {
 		t.Fatal(err)

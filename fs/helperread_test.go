@@ -7,10 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -165,41 +162,6 @@ func helpMany(args []string) error {
 		}
 		f.Close()
 	}
-	return nil
-}
-
-// helpCross opens and closes a file on four threads, on three of them with
-// O_DIRECT, so and so often or for so long, and prints how opens failed.
-func helpCross(args []string) error {
-	all, _ := strconv.Atoi(args[1])
-	length, _ := time.ParseDuration(args[2])
-	end := time.Now().Add(length)
-	const threads = 4
-	var opened atomic.Int64
-	var mu sync.Mutex
-	failed := map[string]int{}
-	var wg sync.WaitGroup
-	for i := range threads {
-		wg.Go(func() {
-			flags := unix.O_RDONLY
-			if i > 0 {
-				flags |= unix.O_DIRECT
-			}
-			for n := 0; n < all/threads && time.Now().Before(end); n++ {
-				opened.Add(1)
-				fd, err := unix.Open(args[0], flags, 0)
-				if err != nil {
-					mu.Lock()
-					failed[errnoName(err)]++
-					mu.Unlock()
-					continue
-				}
-				unix.Close(fd)
-			}
-		})
-	}
-	wg.Wait()
-	fmt.Printf("failed %v of %d\n", failed, opened.Load())
 	return nil
 }
 

@@ -48,7 +48,7 @@ func pushFloorRow(ctx context.Context, b *bench) ([]*line, error) {
 			frames, err = encodeAll(ctx, blobs)
 			return err
 		}},
-		{"sending these chunks, 8 at a time, and nothing else", func() error { return b.sendFrames(ctx, frames) }},
+		{"hashing and sending these chunks, 8 at a time, and nothing else", func() error { return b.sendFrames(ctx, frames) }},
 	}
 	var runs []func() (float64, error)
 	for _, f := range forms {
