@@ -327,7 +327,8 @@ func TestPrefetchWaitsForMeasuring(t *testing.T) {
 			disk := newStuckDisk("measure")
 			defer disk.release()
 			var looks atomic.Int64
-			c := openCache(t, t.TempDir(), Options{Size: 1 << 30, grace: time.Millisecond, before: func(work string) {
+			// The grace is for the looks after that one, on a slow machine.
+			c := openCache(t, t.TempDir(), Options{Size: 1 << 30, grace: 200 * time.Millisecond, before: func(work string) {
 				if work == disk.work && looks.Add(1) == k.look {
 					disk.before(work)
 				}
