@@ -18,8 +18,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func (final1) Temporary() bool { return false }
-
 func TestRead(t *testing.T) {
 	for _, noRange := range []bool{false, true} {
 		for _, conc := range []int{1, 2, 16} {

@@ -104,6 +104,8 @@ func (s *stuck) Read([]byte) (int, error) {
 
 type final1 struct{ error }
 
+func (final1) Temporary() bool { return false }
+
 // stock makes files and the source that has them.
 type stock struct {
 	t     *testing.T // nil for the one that is shared
