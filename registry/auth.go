@@ -16,7 +16,7 @@ import (
 type access struct {
 	name string // repository
 	push bool   // to write to it
-	from string // a further repository to read, for mounts; or ""
+	from string // another repository to read, for mounts; or ""
 }
 
 // scopes are the words of the token protocol for it.
@@ -26,7 +26,7 @@ func (a access) scopes() []string {
 		actions = "pull,push"
 	}
 	all := []string{"repository:" + a.name + ":" + actions}
-	if a.from != "" && a.from != a.name {
+	if a.from != "" {
 		all = append(all, "repository:"+a.from+":pull")
 	}
 	return all

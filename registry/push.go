@@ -53,7 +53,8 @@ func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Rea
 		if err != nil {
 			return err
 		}
-		return r.putBytes(ctx, t, name, digest, data)
+		_, err = r.putBytes(ctx, t, name, "", digest, data)
+		return err
 	}
 	h := newHashed(body)
 	u := uploader{r: r, t: t, name: name, known: digest, size: size, sum: h.digest}
@@ -62,17 +63,6 @@ func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Rea
 		return r.putPlainStream(ctx, t, name, digest, body, size)
 	}
 	return err
-}
-
-// PutBytes uploads a blob that is in memory, in one request whatever its
-// size, again where that breaks off. That data has this digest is the
-// caller's word. Nothing reads data any more when it has returned.
-func (r *Registry) PutBytes(ctx context.Context, name, digest string, data []byte) error {
-	t := r.target("upload blob", name, digest)
-	if !validRepository(name) || !digestForm.MatchString(digest) {
-		return t.wrong("a repository and a sha256 digest are needed")
-	}
-	return r.putBytes(ctx, t, name, digest, data)
 }
 
 // UploadBlob uploads all of body, whose digest and size nobody has to
@@ -100,7 +90,8 @@ func (r *Registry) UploadStream(ctx context.Context, name string, body io.Reader
 	n, err := io.ReadFull(body, *buf)
 	switch {
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		return int64(n), r.uploadSmall(ctx, t, name, digest(), (*buf)[:n])
+		_, err = r.putMissing(ctx, t, name, "", digest(), (*buf)[:n])
+		return int64(n), err
 	case err != nil:
 		return 0, fmt.Errorf("read blob to upload: %w", err)
 	}
@@ -110,15 +101,6 @@ func (r *Registry) UploadStream(ctx context.Context, name string, body io.Reader
 		return r.uploadPlain(ctx, &u, body)
 	}
 	return u.sent, err
-}
-
-// uploadSmall uploads a blob that is in memory unless it is there.
-func (r *Registry) uploadSmall(ctx context.Context, t target, name, digest string, data []byte) error {
-	there, err := r.BlobExists(ctx, name, digest)
-	if err == nil && !there {
-		err = r.putBytes(ctx, t, name, digest, data)
-	}
-	return err
 }
 
 // uploadPlain uploads what no session was opened for: it is read once
@@ -156,22 +138,6 @@ func readBlob(body io.Reader, digest string, size int64, t target) ([]byte, erro
 		return nil, t.wrong("the bytes given have digest %s", digestOf(data))
 	}
 	return data, nil
-}
-
-// putBytes uploads a blob that is in memory: two requests.
-func (r *Registry) putBytes(ctx context.Context, t target, name, digest string, data []byte) error {
-	u := uploader{r: r, t: t, name: name, known: digest, size: int64(len(data))}
-	_, err := retryTimes(ctx, r, t, maxSessions, func() (struct{}, error) {
-		err := u.begin(ctx)
-		if err == nil {
-			err = u.finish(ctx, digest, data)
-		}
-		return struct{}{}, err
-	})
-	if u.refused {
-		return r.putPlain(ctx, t, name, digest, data)
-	}
-	return err
 }
 
 // plainRequest is epoch's own PUT to the blob's URL, for servers without

@@ -272,9 +272,9 @@ func TestStreamsWithoutSessions(t *testing.T) {
 	wantError(t, err, ErrUnreachable, false)
 }
 
-// Bytes lent to PutBytes are the caller's again when it returns, whatever
+// Bytes lent to PutMissing are the caller's again when it returns, whatever
 // happened to the connections.
-func TestPutBytes(t *testing.T) {
+func TestPutMissingLends(t *testing.T) {
 	ctx := context.Background()
 	srv := &epochlike.Server{}
 	f := registrytest.NewFront(t, srv)
@@ -284,7 +284,7 @@ func TestPutBytes(t *testing.T) {
 	for range 3 {
 		f.Inject(&registrytest.Fault{Match: registrytest.Method("PUT", ""), Times: 1, DropBody: 1 << 20})
 	}
-	if err := r.PutBytes(ctx, "vm", digestOf(data), data); err != nil {
+	if _, err := r.PutMissing(ctx, "vm", "", digestOf(data), data); err != nil {
 		t.Fatal(err)
 	}
 	clear(data) // the race detector looks for readers
@@ -292,11 +292,11 @@ func TestPutBytes(t *testing.T) {
 	gone, cancel := context.WithCancel(ctx)
 	f.Inject(&registrytest.Fault{Delay: time.Hour})
 	time.AfterFunc(50*time.Millisecond, cancel)
-	if err := r.PutBytes(gone, "vm", someDigest, data); err == nil {
+	if _, err := r.PutMissing(gone, "vm", "", someDigest, data); err == nil {
 		t.Error("cancelled and yet done")
 	}
 	clear(data)
-	if err := r.PutBytes(ctx, "vm", "sha256:x", data); !errors.Is(err, ErrContent) {
+	if _, err := r.PutMissing(ctx, "vm", "", "sha256:x", data); !errors.Is(err, ErrContent) {
 		t.Error(err)
 	}
 }

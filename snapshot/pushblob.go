@@ -160,20 +160,28 @@ func (u *push) putSpooled(ctx context.Context, body io.Reader, digest func() str
 	})
 }
 
-// putBytes uploads a blob that is in memory and not there yet. Nothing
-// reads data any more when it returns.
+// putBytes uploads a blob that is in memory, once, unless the registry has
+// it or can take it over. Nothing reads data any more when it returns.
 func (u *push) putBytes(ctx context.Context, digest string, data []byte) error {
-	return u.put(ctx, digest, int64(len(data)), func() error {
-		var err error
-		if lender, ok := u.up.(bytesUploader); ok {
-			err = lender.PutBytes(ctx, u.opts.Name, digest, data)
-		} else {
-			err = u.up.PutBlob(ctx, u.opts.Name, digest, bytes.NewReader(data), int64(len(data)))
+	size := int64(len(data))
+	lender, ok := u.up.(bytesUploader)
+	if !ok || u.opts.DryRun {
+		return u.put(ctx, digest, size, func() error {
+			err := u.up.PutBlob(ctx, u.opts.Name, digest, bytes.NewReader(data), size)
+			if err == nil {
+				u.onBytes(size)
+			}
+			return err
+		})
+	}
+	return u.blobs.once(ctx, digest, func() error {
+		there, err := lender.PutMissing(ctx, u.opts.Name, u.opts.MountFrom, digest, data)
+		if err != nil {
+			return fmt.Errorf("put blob %s: %w", digest, err)
 		}
-		if err == nil {
-			u.onBytes(int64(len(data)))
-		}
-		return err
+		u.onBytes(size)
+		u.blobs.count(digest, size, !there)
+		return nil
 	})
 }
 

@@ -87,9 +87,11 @@ type digestUploader interface {
 }
 
 // bytesUploader is what an Uploader may be besides: it sends bytes that
-// are in memory, and does not read them any more when it has returned.
+// are in memory, unless the repository has them or can take them over from
+// the repository from, which is "" where there is none; then there is
+// true. It does not read them any more when it has returned.
 type bytesUploader interface {
-	PutBytes(ctx context.Context, name, digest string, data []byte) error
+	PutMissing(ctx context.Context, name, from, digest string, data []byte) (there bool, err error)
 }
 
 // BlobMounter is what an Uploader may be besides: it asks the registry to
