@@ -17,9 +17,9 @@ const (
 	fewLayers = 2000
 
 	// leastChunk is the smallest chunk size that is chosen, in bytes. A
-	// blob costs a registry some milliseconds, each way: chunks of 1 MiB
-	// take it four times the work of these, to push and to read.
-	leastChunk = 8 << 20
+	// blob costs a registry some milliseconds, each way, and a chunk with
+	// one changed page is sent whole: docs/performance.md has both by size.
+	leastChunk = 4 << 20
 
 	// layersAside are kept free in a stream for files that the envelope
 	// does not tell of, and of these fewAside for small ones.

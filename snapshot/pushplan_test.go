@@ -42,7 +42,7 @@ func TestSmallBlob(t *testing.T) {
 	}
 }
 
-// A tar that can seek gets the smallest power of two MiB, 8 MiB at least,
+// A tar that can seek gets the smallest power of two MiB, 4 MiB at least,
 // that leaves fewer than 2,000 layers; a stream never more than that.
 func TestChunkPlan(t *testing.T) {
 	const mib, gib = 1 << 20, 1 << 30
@@ -50,11 +50,11 @@ func TestChunkPlan(t *testing.T) {
 		sizes []int64
 		want  int64
 	}{
-		{[]int64{100}, 8 * mib},
-		{[]int64{1999 * 8 * mib}, 8 * mib},
-		{[]int64{2000 * 8 * mib}, 16 * mib},
-		{[]int64{1998 * 8 * mib, 5}, 8 * mib},
-		{[]int64{1998 * 8 * mib, 8*mib + 1}, 16 * mib},
+		{[]int64{100}, 4 * mib},
+		{[]int64{1999 * 4 * mib}, 4 * mib},
+		{[]int64{2000 * 4 * mib}, 8 * mib},
+		{[]int64{1998 * 4 * mib, 5}, 4 * mib},
+		{[]int64{1998 * 4 * mib, 4*mib + 1}, 8 * mib},
 		{[]int64{8 * gib, 10 * gib, 100}, 16 * mib},
 		{[]int64{1 << 42}, 4096 * mib},
 	} {

@@ -36,7 +36,7 @@ func pushFloorRow(ctx context.Context, b *bench) ([]*line, error) {
 		{"sending what v1 has, in bodies of 16 MiB, and nothing else", func() error { return b.sendBlobs(ctx, 1, blobs, digests) }},
 		{"the same, both files at a time", func() error { return b.sendBlobs(ctx, 2, blobs, digests) }},
 		{"the same, both files at a time, and hashed as v1 wants it", func() error { return b.sendHashed(ctx, blobs, digests) }},
-		{"zstd 3 in chunks of 8 MiB on all processors, and nothing else", func() (err error) {
+		{"zstd 3 in chunks of 4 MiB on all processors, and nothing else", func() (err error) {
 			frames, err = encodeAll(ctx, blobs)
 			return err
 		}},
@@ -143,7 +143,7 @@ func (b *bench) sendFrames(ctx context.Context, frames [][]byte) error {
 
 // encodeAll makes zstd frames of chunks of the blobs.
 func encodeAll(ctx context.Context, blobs [][]byte) ([][]byte, error) {
-	const size = 8 << 20
+	const size = 4 << 20
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(2))
 	if err != nil {
 		return nil, err
