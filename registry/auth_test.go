@@ -109,7 +109,7 @@ func TestTokenIsKeptPerScope(t *testing.T) {
 	r := client(t, srv.URL, Options{Keychain: account("joe", "hunter2")})
 	ctx := context.Background()
 	var digests []string
-	for i := range 3 {
+	for i := range missesInARow + 1 {
 		d, _, err := r.UploadBlob(ctx, "vm", strings.NewReader(fmt.Sprint("blob", i)))
 		if err != nil {
 			t.Fatal(err)

@@ -3,123 +3,184 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
-	"sync/atomic"
+	"sync"
 )
 
-// missedBlobs is how many blobs were missing before it is found out
-// whether a registry can be spared the question: for a few small files
-// that would take more requests than it saves.
-const missedBlobs = 4
+// missesInARow is how many blobs must have been missing, one after
+// another, before the next is taken to be missing as well.
+const missesInARow = 4
 
-// ownMounts is whether a registry that is asked to mount a blob from the
-// very repository which the blob is for says truly whether it is there.
-// The request that begins an upload asks that, so no HEAD has to. Some
-// registries do not mount at all, and begin an upload whether or not.
-type ownMounts struct {
-	missed atomic.Int32 // blobs, and uploaded since
-	state  atomic.Int32
+// selfMounts is whether a registry that is asked to mount a blob from the
+// very repository which the blob is for tells whether it is there. Where it
+// is not, an upload has begun, and no HEAD was needed. Some registries do
+// not mount, and begin an upload whether or not; and one that said what is
+// not true, or failed, is not asked that way again.
+type selfMounts struct {
+	mu     sync.Mutex
+	misses int // in a row
+	state  selfState
 }
 
+type selfState int
+
 const (
-	ownUnknown int32 = iota
-	ownAsking        // somebody finds out
-	ownTrue
-	ownFalse
+	selfUnknown selfState = iota
+	selfAsking            // somebody finds out
+	selfTrue
+	selfFalse
 )
+
+// expectMiss says that a mount is worth more than a HEAD now.
+func (s *selfMounts) expectMiss() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == selfTrue && s.misses >= missesInARow
+}
+
+// found notes a blob that was there.
+func (s *selfMounts) found() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.misses = 0
+}
+
+// missed notes a blob that was not there, and is now. It tells whether the
+// caller is to find out about mounts, by this blob.
+func (s *selfMounts) missed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.misses++
+	if s.state != selfUnknown || s.misses < missesInARow {
+		return false
+	}
+	s.state = selfAsking
+	return true
+}
+
+func (s *selfMounts) set(state selfState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = state
+}
 
 // PutMissing uploads a blob that is in memory, unless the repository has
 // it, or can take it over from the repository from of the same registry;
-// an empty from names none. there tells that nothing was sent. It goes in
-// one request whatever its size, again where that breaks off. That data
-// has this digest is the caller's word. Nothing reads data any more when
-// it has returned.
+// an empty from names none. there tells that nothing was sent. The blob
+// goes in one request whatever its size, again where that breaks off. That
+// data has this digest is the caller's word. Nothing reads data any more
+// when it has returned.
 func (r *Registry) PutMissing(ctx context.Context, name, from, digest string, data []byte) (there bool, err error) {
 	t := r.target("upload blob", name, digest)
 	if !validRepository(name) || from != "" && !validRepository(from) || !digestForm.MatchString(digest) {
 		return false, t.wrong("a repository and a sha256 digest are needed")
 	}
-	return r.putMissing(ctx, t, name, from, digest, data)
-}
-
-func (r *Registry) putMissing(ctx context.Context, t target, name, from, digest string, data []byte) (there bool, err error) {
-	if from != "" {
-		there, err = r.BlobExists(ctx, name, digest)
-		if there || err != nil {
-			return there, err
-		}
-		return r.putBytes(ctx, t, name, from, digest, data)
+	u := &uploader{r: r, t: t, name: name, known: digest, size: int64(len(data))}
+	if from == "" || from == name {
+		return r.putMissing(ctx, u, data)
 	}
-	state := r.own.state.Load()
-	if state == ownTrue {
-		return r.putBytes(ctx, t, name, name, digest, data)
-	}
-	if there, err = r.BlobExists(ctx, name, digest); there || err != nil {
+	if there, err := r.BlobExists(ctx, name, digest); there || err != nil {
 		return there, err
 	}
-	if state == ownFalse {
-		return r.putBytes(ctx, t, name, "", digest, data)
+	mounted, where, err := r.mount(ctx, name, digest, from)
+	if err != nil {
+		return false, fmt.Errorf("from %s: %w", from, err)
 	}
-	// What was just found missing is no blob that could be mounted.
-	there, err = r.putBytes(ctx, t, name, name, digest, data)
-	if there {
-		r.own.state.Store(ownFalse)
-		return r.putBytes(ctx, t, name, "", digest, data)
+	if mounted {
+		return true, nil
 	}
-	if err == nil && r.own.missed.Add(1) >= missedBlobs && r.own.state.CompareAndSwap(ownUnknown, ownAsking) {
-		r.tryOwnMount(ctx, name, digest)
-	}
-	return false, err
+	u.where = where
+	return false, u.putBytes(ctx, data)
 }
 
-// tryOwnMount asks for a blob that is there.
-func (r *Registry) tryOwnMount(ctx context.Context, name, digest string) {
-	found := ownFalse
-	if there, err := r.MountBlob(ctx, name, digest, name); err == nil && there {
-		found = ownTrue
+// putMissing is PutMissing for a blob that only its own repository may
+// have.
+func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (there bool, err error) {
+	var mounted, sent bool
+	if r.self.expectMiss() {
+		mounted, err = u.tryMount(ctx, u.known, u.name)
+		if u.where != nil {
+			sent = true
+			err = u.finish(ctx, u.known, data)
+		}
+		if sent && err == nil || ctx.Err() != nil {
+			return false, err
+		}
+		if !mounted {
+			r.self.set(selfFalse)
+		}
+		u.where = nil
 	}
-	r.own.state.CompareAndSwap(ownAsking, found)
+	// A mount is not believed without this: it keeps some registries from
+	// collecting the blob as garbage.
+	there, err = r.BlobExists(ctx, u.name, u.known)
+	switch {
+	case err != nil:
+		return false, err
+	case there:
+		r.self.found()
+		return !sent, nil
+	case mounted:
+		r.self.set(selfFalse)
+	}
+	if err := u.putBytes(ctx, data); err != nil {
+		return false, err
+	}
+	if r.self.missed() {
+		r.askSelfMount(ctx, u.name, u.known)
+	}
+	return false, nil
 }
 
-// putBytes uploads a blob that is in memory: two requests. Where from
-// names a repository that the blob can be taken over from it is one, and
-// mounted is true.
-func (r *Registry) putBytes(ctx context.Context, t target, name, from, digest string, data []byte) (mounted bool, err error) {
-	u := uploader{r: r, t: t, name: name, known: digest, size: int64(len(data))}
-	sent := false
-	err = retryErr(ctx, r, t, maxSessions, func() (err error) {
-		if mounted, err = u.beginOrMount(ctx, from); err != nil || mounted {
+// askSelfMount finds out about mounts by a blob that is there.
+func (r *Registry) askSelfMount(ctx context.Context, name, digest string) {
+	u := uploader{r: r, t: r.target("mount blob", name, digest), name: name}
+	mounted, err := u.tryMount(ctx, digest, name)
+	switch {
+	case ctx.Err() != nil:
+		r.self.set(selfUnknown)
+	case mounted && err == nil:
+		r.self.set(selfTrue)
+	default:
+		r.self.set(selfFalse)
+		u.abandon()
+	}
+}
+
+// putBytes uploads a blob that is in memory: two requests, or one where a
+// mount that did not happen has opened a session. A session of that kind
+// is not trusted to be as good as another.
+func (u *uploader) putBytes(ctx context.Context, data []byte) error {
+	if u.where != nil {
+		err := u.finish(ctx, u.known, data)
+		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		sent = true
-		return u.finish(ctx, digest, data)
+	}
+	err := retryErr(ctx, u.r, u.t, maxSessions, func() error {
+		if err := u.begin(ctx); err != nil {
+			return err
+		}
+		return u.finish(ctx, u.known, data)
 	})
 	if u.refused {
-		return false, r.putPlain(ctx, t, name, digest, data)
+		return u.r.putPlain(ctx, u.t, u.name, u.known, data)
 	}
-	return mounted && !sent, err
+	return err
 }
 
-// beginOrMount opens a session, unless the blob was taken over.
-func (u *uploader) beginOrMount(ctx context.Context, from string) (mounted bool, err error) {
-	if from != "" {
-		mounted, err = u.mount(ctx, u.known, from)
-		trial := from == u.name && u.r.own.state.Load() != ownTrue
-		if mounted || err != nil && !trial || u.where != nil {
-			return mounted, err
-		}
-	}
-	return false, u.begin(ctx)
-}
-
-// mount asks the registry to take a blob over from another of its
-// repositories. One that does not may open a session, or do neither.
-func (u *uploader) mount(ctx context.Context, digest, from string) (mounted bool, err error) {
+// tryMount asks the registry, once, to take a blob over from another of
+// its repositories, or from the blob's own. One that does not may have
+// opened a session, which is u.where then.
+func (u *uploader) tryMount(ctx context.Context, digest, from string) (mounted bool, err error) {
 	u.sent, u.where = 0, nil
 	q := u.request(http.MethodPost, u.r.at(u.name+"/blobs/uploads/"))
 	q.url.RawQuery = url.Values{"mount": {digest}, "from": {from}}.Encode()
-	if from != u.name { // its token would be another one
+	if from == u.name {
+		q.wait = 0 // there is another way
+	} else {
 		q.access.from = from
 	}
 	resp, err := u.r.do(ctx, q)
@@ -131,16 +192,26 @@ func (u *uploader) mount(ctx context.Context, digest, from string) (mounted bool
 		return false, err
 	case resp.StatusCode == http.StatusAccepted:
 		drain(resp)
-		_ = u.moved(q.url, resp) // without a place there is no session
+		if err := u.moved(q.url, resp); err != nil || u.where.Query().Has("mount") {
+			u.where = nil // zot of 2022 puts the whole query before the session's name
+		}
 		return false, nil
 	case resp.StatusCode == http.StatusCreated:
-		return true, u.t.stored(resp, digest)
+		err := u.t.stored(resp, digest)
+		return err == nil, err
 	}
 	err = u.t.status(resp)
 	if errors.As(err, &e) && e.Temporary() {
 		return false, err
 	}
 	return false, nil
+}
+
+// mount is tryMount as often as it takes.
+func (r *Registry) mount(ctx context.Context, name, digest, from string) (mounted bool, where *url.URL, err error) {
+	u := uploader{r: r, t: r.target("mount blob", name, digest), name: name}
+	mounted, err = retry(ctx, r, u.t, func() (bool, error) { return u.tryMount(ctx, digest, from) })
+	return mounted, u.where, err
 }
 
 // MountBlob asks the registry to take a blob over from another of its
@@ -151,13 +222,9 @@ func (r *Registry) MountBlob(ctx context.Context, name, digest, from string) (bo
 	if !validRepository(name) || !validRepository(from) || !digestForm.MatchString(digest) {
 		return false, t.wrong("two repositories and a sha256 digest are needed")
 	}
-	return retry(ctx, r, t, func() (bool, error) {
-		u := uploader{r: r, t: t, name: name}
-		mounted, err := u.mount(ctx, digest, from)
-		if !mounted && u.where != nil {
-			u.abandon()
-			return false, nil
-		}
-		return mounted, err
-	})
+	mounted, where, err := r.mount(ctx, name, digest, from)
+	if where != nil {
+		(&uploader{r: r, t: t, name: name, where: where}).abandon()
+	}
+	return mounted, err
 }

@@ -2,14 +2,17 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cocoonstack/epochfs/internal/epochlike"
 	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"golang.org/x/sync/errgroup"
 )
 
 // requests are those of one upload or more.
@@ -48,10 +51,14 @@ func putAll(t *testing.T, r *Registry, from string, blobs [][]byte) (n int) {
 	return n
 }
 
+var made int
+
+// blobsOf makes blobs that no other test has.
 func blobsOf(n int) [][]byte {
 	blobs := make([][]byte, n)
 	for i := range blobs {
-		blobs[i] = random(1000 + i)
+		made++
+		blobs[i] = random(1000 + made)
 	}
 	return blobs
 }
@@ -65,8 +72,8 @@ func isStored(t *testing.T, r *Registry, name string, blobs [][]byte) {
 }
 
 // A registry that mounts blobs from their own repository is not asked for
-// each blob before its upload begins; others are, and no registry gets
-// what it has.
+// each blob before its upload begins, as long as blobs are missing; others
+// are. None gets what it has.
 func TestPutMissing(t *testing.T) {
 	const n, again = 12, 5
 	for _, k := range []struct {
@@ -75,8 +82,8 @@ func TestPutMissing(t *testing.T) {
 		first, more requests // for n blobs of which none is there; for them, and as many new ones
 	}{
 		{"debian", func(t *testing.T) string {
-			return registrytest.Before(t, registrytest.Debian(t, registrytest.DebianOptions{}).URL).URL
-		}, requests{missedBlobs, n + 1, n, 0}, requests{0, 2 * n, n, 0}},
+			return registrytest.Debian(t, registrytest.DebianOptions{}).URL
+		}, requests{missesInARow, n + 1, n, 0}, requests{n + missesInARow, n + 1, n, 0}},
 		{"epoch", func(t *testing.T) string {
 			return registrytest.NewFront(t, &epochlike.Server{}).URL
 		}, requests{n, n + 1, n, 1}, requests{2 * n, n, n, 0}},
@@ -91,7 +98,7 @@ func TestPutMissing(t *testing.T) {
 			if got := requestsOf(f); got != k.first {
 				t.Errorf("first: %+v, want %+v", got, k.first)
 			}
-			if there := putAll(t, r, "", blobs); there != n {
+			if there := putAll(t, r, "vm", blobs); there != n { // from itself is from nowhere
 				t.Errorf("%d of %d are there", there, n)
 			}
 			if got := requestsOf(f); got != k.more {
@@ -99,7 +106,7 @@ func TestPutMissing(t *testing.T) {
 			}
 			isStored(t, r, "vm", blobs)
 			f.Reset()
-			if there := putAll(t, client(t, f.URL, Options{}), "", blobs[:again]); there != again {
+			if there := putAll(t, client(t, f.URL, Options{}), "vm", blobs[:again]); there != again {
 				t.Errorf("%d of %d are there for another client", there, again)
 			}
 			if got := requestsOf(f); got != (requests{head: again}) {
@@ -109,82 +116,199 @@ func TestPutMissing(t *testing.T) {
 	}
 }
 
-// What a registry says to a mount from the repository itself is only
-// believed where it was right about what is known, and never in the way of
-// an upload.
-func TestPutMissingOddMounts(t *testing.T) {
-	isMount := func(r *http.Request) bool { return r.Method == http.MethodPost && r.URL.Query().Has("mount") }
-	for name, fault := range map[string]*registrytest.Fault{
-		"takes over what is not there": {Status: http.StatusCreated},
-		"refuses":                      {Status: http.StatusBadRequest},
-		"forbids":                      {Status: http.StatusForbidden},
-		"fails":                        {Status: http.StatusInternalServerError},
-		"breaks off":                   {Drop: true},
-		"no place":                     {Status: http.StatusAccepted},
+// Whoever uploads at the same time, one finds out about mounts.
+func TestPutMissingAtOnce(t *testing.T) {
+	for name, base := range map[string]string{
+		"debian": registrytest.Debian(t, registrytest.DebianOptions{}).URL,
+		"epoch":  registrytest.NewFront(t, &epochlike.Server{}).URL,
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := registrytest.Before(t, registrytest.Debian(t, registrytest.DebianOptions{}).URL)
-			fault.Match = isMount
-			f.Inject(fault)
+			f := registrytest.Before(t, base)
 			r := client(t, f.URL, Options{})
-			blobs := blobsOf(10)
-			if there := putAll(t, r, "", blobs); there != 0 {
-				t.Errorf("%d are there", there)
+			blobs := blobsOf(64)
+			var g errgroup.Group
+			g.SetLimit(8)
+			for _, b := range blobs {
+				g.Go(func() error {
+					lent := bytes.Clone(b)
+					there, err := r.PutMissing(t.Context(), "vm", "", digestOf(b), lent)
+					clear(lent)
+					if there {
+						t.Error("a blob is there")
+					}
+					return err
+				})
 			}
-			mounts := 0
-			for _, q := range f.Requests() {
-				if strings.Contains(q.RawQuery, "mount=") {
-					mounts++
-				}
+			if err := g.Wait(); err != nil {
+				t.Fatal(err)
 			}
-			if mounts > missedBlobs+maxTries {
-				t.Errorf("%d mounts were tried", mounts)
+			got := requestsOf(f)
+			if got.post != len(blobs)+1 || got.put != len(blobs) || got.head < missesInARow || name == "epoch" && got.head != len(blobs) {
+				t.Errorf("%+v", got)
 			}
 			isStored(t, r, "vm", blobs)
 		})
 	}
 }
 
-// Once mounts are trusted, faults neither end an upload nor have it send
-// what is there.
-func TestPutMissingWithFaults(t *testing.T) {
+// ofMount matches the requests that ask for a mount.
+func ofMount(r *http.Request) bool { return r.Method == http.MethodPost && r.URL.Query().Has("mount") }
+
+// mounts is how often a mount was asked for.
+func mounts(f *registrytest.Front) (n int) {
+	for _, q := range f.Requests() {
+		if strings.Contains(q.RawQuery, "mount=") && q.Method == http.MethodPost {
+			n++
+		}
+	}
+	return n
+}
+
+// oddMounts are answers to the request for a mount.
+func oddMounts() map[string]*registrytest.Fault {
+	return map[string]*registrytest.Fault{
+		"takes over what is not there": {Status: http.StatusCreated},
+		"takes over something else":    {Status: http.StatusCreated, Header: http.Header{"Docker-Content-Digest": {someDigest}}},
+		"says yes":                     {Status: http.StatusOK},
+		"refuses":                      {Status: http.StatusBadRequest},
+		"forbids":                      {Status: http.StatusForbidden},
+		"wants an account":             {Status: http.StatusUnauthorized, Header: http.Header{"Www-Authenticate": {`Basic realm="x"`}}},
+		"asks for patience":            {Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"3600"}}},
+		"fails":                        {Status: http.StatusInternalServerError},
+		"breaks off":                   {Drop: true},
+		"no place":                     {Status: http.StatusAccepted},
+		"another host":                 {Status: http.StatusAccepted, Header: http.Header{"Location": {"http://127.0.0.9/v2/vm/blobs/uploads/x"}}},
+		"no session":                   {Status: http.StatusAccepted, Header: http.Header{"Location": {"/v2/vm/blobs/uploads/x"}}},
+		"an old zot":                   {Status: http.StatusAccepted, Header: http.Header{"Location": {"/v2/vm/blobs/uploads/?mount=a&from=vm/x"}}},
+	}
+}
+
+// Whatever a registry makes of a mount from the repository itself, before
+// it was right about one or after, the blobs get there, and it is soon
+// asked no more.
+func TestPutMissingOddMounts(t *testing.T) {
+	debian := registrytest.Debian(t, registrytest.DebianOptions{}).URL
+	for name := range oddMounts() {
+		for proven, before := range map[string]int{"": 0, ", once proven": missesInARow} {
+			t.Run(name+proven, func(t *testing.T) {
+				f := registrytest.Before(t, debian)
+				r := client(t, f.URL, Options{})
+				blobs := blobsOf(missesInARow + 6)
+				putAll(t, r, "", blobs[:before])
+				f.Reset()
+				fault := oddMounts()[name]
+				fault.Match = ofMount
+				f.Inject(fault)
+				if there := putAll(t, r, "", blobs[before:]); there != 0 {
+					t.Errorf("%d are there", there)
+				}
+				tries := 1
+				if name == "takes over what is not there" && before == 0 {
+					tries = 2 // it was right about one that is there
+				}
+				if n := mounts(f); n != tries {
+					t.Errorf("%d mounts were tried", n)
+				}
+				isStored(t, r, "vm", blobs)
+				if there := putAll(t, r, "", blobs); there != len(blobs) {
+					t.Errorf("%d of %d are there", there, len(blobs))
+				}
+			})
+		}
+	}
+}
+
+// From another repository as well. What may pass by is tried again, and
+// ends the upload where it does not.
+func TestPutMissingFromOddMounts(t *testing.T) {
+	debian := registrytest.Debian(t, registrytest.DebianOptions{}).URL
+	for name, fault := range oddMounts() {
+		t.Run(name, func(t *testing.T) {
+			f := registrytest.Before(t, debian)
+			r := client(t, f.URL, Options{})
+			fault.Match = ofMount
+			f.Inject(fault)
+			b := blobsOf(1)[0]
+			there, err := r.PutMissing(t.Context(), "vm", "base", digestOf(b), b)
+			switch name {
+			case "takes over what is not there": // as it says
+				if err != nil || !there || mounts(f) != 1 {
+					t.Error(there, err)
+				}
+			case "takes over something else":
+				wantError(t, err, ErrContent, false)
+			case "asks for patience", "fails", "breaks off":
+				wantError(t, err, ErrUnreachable, true)
+				if !strings.Contains(err.Error(), "from base: mount blob ") {
+					t.Error(err)
+				}
+			default:
+				if err != nil || there || mounts(f) != 1 {
+					t.Error(there, err, mounts(f))
+				}
+				if sent := f.Counts().Received; name == "an old zot" && sent != int64(len(b)) {
+					t.Errorf("%d bytes were sent", sent)
+				}
+				isStored(t, r, "vm", [][]byte{b})
+			}
+		})
+	}
+}
+
+// A blob whose upload's answer was lost is not taken for one that was
+// there, and not sent again.
+func TestPutMissingLostAnswer(t *testing.T) {
 	debian := registrytest.Before(t, registrytest.Debian(t, registrytest.DebianOptions{}).URL)
-	var lose, lost atomic.Bool
+	var lose atomic.Bool
+	var questions atomic.Int64 // that are lost too
 	f := registrytest.NewFront(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		switch {
 		case q.Method == http.MethodPut && lose.CompareAndSwap(true, false):
-			lost.Store(true)
+			questions.Store(maxTries)
 			debian.ServeHTTP(httptest.NewRecorder(), q)
 			panic(http.ErrAbortHandler)
-		case q.Method == http.MethodHead && lost.Load():
+		case q.Method == http.MethodHead && questions.Add(-1) >= 0:
 			panic(http.ErrAbortHandler)
 		}
 		debian.ServeHTTP(w, q)
 	}))
 	r := client(t, f.URL, Options{})
-	blobs := blobsOf(missedBlobs + 1)
-	putAll(t, r, "", blobs[:missedBlobs])
+	blobs := blobsOf(missesInARow + 1)
+	putAll(t, r, "", blobs[:missesInARow])
 	f.Reset()
-	for _, fault := range []*registrytest.Fault{{Drop: true}, {Status: http.StatusServiceUnavailable}} {
-		fault.Match, fault.Times = registrytest.Method(http.MethodPost, ""), 1
-		f.Inject(fault)
-		if there := putAll(t, r, "", blobs[:1]); there != 1 {
-			t.Error("a blob that is there is sent again")
-		}
-		if got := requestsOf(f); got != (requests{post: 2}) {
-			t.Errorf("%+v", got)
-		}
-	}
-
-	// The answer is lost, not the blob, and so is each question about it.
 	lose.Store(true)
-	if there := putAll(t, r, "", blobs[missedBlobs:]); there != 0 {
+	if there := putAll(t, r, "", blobs[missesInARow:]); there != 0 {
 		t.Error("a blob that was sent is taken for one that was there")
 	}
-	if got := requestsOf(f); !lost.Load() || got.post != 2 || got.put != 1 {
+	if got := requestsOf(f); lose.Load() || got != (requests{head: maxTries + 1, post: 1, put: 1}) {
 		t.Errorf("%+v", got)
 	}
 	isStored(t, r, "vm", blobs)
+}
+
+// What a caller cancels says nothing of the registry.
+func TestPutMissingCancelled(t *testing.T) {
+	f := registrytest.Before(t, registrytest.Debian(t, registrytest.DebianOptions{}).URL)
+	r := client(t, f.URL, Options{})
+	blobs := blobsOf(2 * missesInARow)
+	ctx, cancel := context.WithCancel(t.Context())
+	fault := &registrytest.Fault{Delay: time.Hour, Match: func(q *http.Request) bool {
+		if ofMount(q) {
+			cancel()
+		}
+		return ofMount(q)
+	}}
+	f.Inject(fault)
+	for _, b := range blobs[:missesInARow] {
+		if there, err := r.PutMissing(ctx, "vm", "", digestOf(b), b); err != nil || there {
+			t.Fatal(there, err)
+		}
+	}
+	f.Clear()
+	putAll(t, r, "", blobs[missesInARow:])
+	if got := requestsOf(f); got.head != missesInARow+1 {
+		t.Errorf("%+v", got)
+	}
 }
 
 // A blob of another repository is taken over; for one that is not there

@@ -53,8 +53,8 @@ func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Rea
 		if err != nil {
 			return err
 		}
-		_, err = r.putBytes(ctx, t, name, "", digest, data)
-		return err
+		u := uploader{r: r, t: t, name: name, known: digest, size: size}
+		return u.putBytes(ctx, data)
 	}
 	h := newHashed(body)
 	u := uploader{r: r, t: t, name: name, known: digest, size: size, sum: h.digest}
@@ -66,8 +66,8 @@ func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Rea
 }
 
 // UploadBlob uploads all of body, whose digest and size nobody has to
-// know before, and returns them. A blob of up to 16 MiB is looked for
-// first. A session that breaks off is begun anew where body can seek.
+// know before, and returns them. A blob of up to 16 MiB that is there is
+// not sent. A session that breaks off is begun anew where body can seek.
 func (r *Registry) UploadBlob(ctx context.Context, name string, body io.Reader) (digest string, size int64, err error) {
 	h := newHashed(body)
 	size, err = r.UploadStream(ctx, name, h.reader(), h.digest)
@@ -90,7 +90,8 @@ func (r *Registry) UploadStream(ctx context.Context, name string, body io.Reader
 	n, err := io.ReadFull(body, *buf)
 	switch {
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		_, err = r.putMissing(ctx, t, name, "", digest(), (*buf)[:n])
+		u := &uploader{r: r, t: t, name: name, known: digest(), size: int64(n)}
+		_, err = r.putMissing(ctx, u, (*buf)[:n])
 		return int64(n), err
 	case err != nil:
 		return 0, fmt.Errorf("read blob to upload: %w", err)

@@ -56,7 +56,7 @@ type Registry struct {
 	stats     counters
 	reasons   tally // of stats.retries
 	ranges    atomic.Int32
-	own       ownMounts
+	self      selfMounts
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc
 	owned     sync.WaitGroup // goroutines that may outlive a call

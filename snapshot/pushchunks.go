@@ -62,10 +62,7 @@ func newChunker(ctx context.Context, g *errgroup.Group, u *push) (*chunker, erro
 // buffers is how many buffers of a chunk's size there are to read into
 // and to encode into, none where not even one of each fits.
 func (c *chunker) buffers(size int64) (raws, frames int) {
-	encoders, uploads := runtime.GOMAXPROCS(0), defaultUploads
-	if n := c.u.opts.Concurrency; n > 0 {
-		uploads = n
-	}
+	encoders, uploads := runtime.GOMAXPROCS(0), c.uploads()
 	memory := c.u.opts.Memory
 	if memory == 0 {
 		memory = defaultMemory
@@ -82,6 +79,14 @@ func (c *chunker) buffers(size int64) (raws, frames int) {
 	raws = int(min(max(fit/3, 1), int64(encoders+2)))
 	frames = int(min(fit-int64(raws), int64(encoders+uploads)))
 	return raws, frames
+}
+
+// uploads is how many chunks are uploaded at a time.
+func (c *chunker) uploads() int {
+	if n := c.u.opts.Concurrency; n > 0 {
+		return n
+	}
+	return defaultUploads
 }
 
 // prepare makes pools for chunks of this size, and false where memory is
@@ -111,7 +116,7 @@ func (c *chunker) prepare(size int64) bool {
 		c.run(func() error { defer encoders.Done(); return c.encoding(encode, upload) })
 	}
 	c.run(func() error { encoders.Wait(); close(upload); return nil })
-	for range frames {
+	for range min(frames, c.uploads()) {
 		c.run(func() error { return c.uploading(upload) })
 	}
 	return true

@@ -94,7 +94,7 @@ func TestNamesFail(t *testing.T) {
 			for deadline := time.Now().Add(20 * time.Second); o.networkStatus().Causes["dns"] < 3; {
 				if time.Now().After(deadline) {
 					t.Errorf("%d questions were asked, tried again was for %v", names.asked.Load(), o.networkStatus().Causes)
-				break
+					break
 				}
 				time.Sleep(5 * time.Millisecond)
 			}
