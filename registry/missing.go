@@ -105,8 +105,11 @@ func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (th
 			sent = true
 			err = u.finish(ctx, u.known, data)
 		}
-		if sent && err == nil || ctx.Err() != nil {
-			return false, err
+		if sent && err == nil {
+			return false, nil
+		}
+		if ctx.Err() != nil { // also where an answer came that is none
+			return false, u.t.broken(context.Cause(ctx))
 		}
 		if !mounted {
 			r.self.set(selfFalse)
@@ -141,6 +144,7 @@ func (r *Registry) askSelfMount(ctx context.Context, name, digest string) {
 	switch {
 	case ctx.Err() != nil:
 		r.self.set(selfUnknown)
+		u.abandon()
 	case mounted && err == nil:
 		r.self.set(selfTrue)
 	default:
@@ -151,9 +155,14 @@ func (r *Registry) askSelfMount(ctx context.Context, name, digest string) {
 
 // putBytes uploads a blob that is in memory: two requests, or one where a
 // mount that did not happen has opened a session. A session of that kind
-// is not trusted to be as good as another.
+// is not trusted to be as good as another, and never again once it was not.
 func (u *uploader) putBytes(ctx context.Context, data []byte) error {
-	if u.where != nil {
+	opened := u.where != nil
+	if opened && u.r.badSessions.Load() {
+		u.abandon()
+		opened = false
+	}
+	if opened {
 		err := u.finish(ctx, u.known, data)
 		if err == nil || ctx.Err() != nil {
 			return err
@@ -167,6 +176,9 @@ func (u *uploader) putBytes(ctx context.Context, data []byte) error {
 	})
 	if u.refused {
 		return u.r.putPlain(ctx, u.t, u.name, u.known, data)
+	}
+	if opened && err == nil {
+		u.r.badSessions.Store(true)
 	}
 	return err
 }

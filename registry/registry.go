@@ -57,9 +57,11 @@ type Registry struct {
 	reasons   tally // of stats.retries
 	ranges    atomic.Int32
 	self      selfMounts
-	ctx       context.Context // ends with Close
-	cancel    context.CancelFunc
-	owned     sync.WaitGroup // goroutines that may outlive a call
+
+	badSessions atomic.Bool     // that a mount opens are no good
+	ctx         context.Context // ends with Close
+	cancel      context.CancelFunc
+	owned       sync.WaitGroup // goroutines that may outlive a call
 }
 
 // Stats count what a client has done since New.
