@@ -109,7 +109,7 @@ func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (th
 			return false, nil
 		}
 		if ctx.Err() != nil { // also where an answer came that is none
-			return false, u.t.broken(context.Cause(ctx))
+			return false, u.t.broken(ctx.Err())
 		}
 		if !mounted {
 			r.self.set(selfFalse)
@@ -120,8 +120,8 @@ func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (th
 	// collecting the blob as garbage.
 	there, err = r.BlobExists(ctx, u.name, u.known)
 	switch {
-	case err != nil:
-		return false, err
+	case err != nil && (!sent || ctx.Err() != nil):
+		return false, err // else an upload is tried as often as without all this
 	case there:
 		r.self.found()
 		return !sent, nil

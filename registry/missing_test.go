@@ -293,6 +293,22 @@ func TestPutMissingLostAnswer(t *testing.T) {
 	isStored(t, r, "vm", blobs)
 }
 
+// An upload into a mount's session that fails while the registry is away is
+// tried as often as another.
+func TestPutMissingRegistryAway(t *testing.T) {
+	f := registrytest.Before(t, registrytest.Debian(t, registrytest.DebianOptions{}).URL)
+	r := client(t, f.URL, Options{})
+	blobs := blobsOf(missesInARow + 1)
+	putAll(t, r, "", blobs[:missesInARow])
+	away := false
+	f.Inject(&registrytest.Fault{Status: http.StatusServiceUnavailable, Times: 1 + 2*maxTries, Match: func(q *http.Request) bool {
+		away = away || q.Method == http.MethodPut
+		return away
+	}})
+	putAll(t, r, "", blobs[missesInARow:])
+	isStored(t, r, "vm", blobs)
+}
+
 // Whatever answer a mount gets while the caller cancels, nothing was sent.
 func TestPutMissingCancelledInTheAnswer(t *testing.T) {
 	for _, status := range []int{http.StatusCreated, http.StatusAccepted, http.StatusBadRequest, http.StatusServiceUnavailable} {
