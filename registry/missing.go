@@ -100,7 +100,7 @@ func (r *Registry) PutMissing(ctx context.Context, name, from, digest string, da
 func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (there bool, err error) {
 	var mounted, sent bool
 	if r.self.expectMiss() {
-		mounted, err = u.tryMount(ctx, u.known, u.name)
+		mounted, err = u.tryMount(ctx, u.name)
 		if u.where != nil {
 			sent = true
 			err = u.finish(ctx, u.known, data)
@@ -139,8 +139,8 @@ func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (th
 
 // askSelfMount finds out about mounts by a blob that is there.
 func (r *Registry) askSelfMount(ctx context.Context, name, digest string) {
-	u := uploader{r: r, t: r.target("mount blob", name, digest), name: name}
-	mounted, err := u.tryMount(ctx, digest, name)
+	u := uploader{r: r, t: r.target("mount blob", name, digest), name: name, known: digest}
+	mounted, err := u.tryMount(ctx, name)
 	switch {
 	case ctx.Err() != nil:
 		r.self.set(selfUnknown)
@@ -186,10 +186,10 @@ func (u *uploader) putBytes(ctx context.Context, data []byte) error {
 // tryMount asks the registry, once, to take a blob over from another of
 // its repositories, or from the blob's own. One that does not may have
 // opened a session, which is u.where then.
-func (u *uploader) tryMount(ctx context.Context, digest, from string) (mounted bool, err error) {
+func (u *uploader) tryMount(ctx context.Context, from string) (mounted bool, err error) {
 	u.sent, u.where = 0, nil
 	q := u.request(http.MethodPost, u.r.at(u.name+"/blobs/uploads/"))
-	q.url.RawQuery = url.Values{"mount": {digest}, "from": {from}}.Encode()
+	q.url.RawQuery = url.Values{"mount": {u.known}, "from": {from}}.Encode()
 	if from == u.name {
 		q.wait = 0 // there is another way
 	} else {
@@ -209,7 +209,7 @@ func (u *uploader) tryMount(ctx context.Context, digest, from string) (mounted b
 		}
 		return false, nil
 	case resp.StatusCode == http.StatusCreated:
-		err := u.t.stored(resp, digest)
+		err := u.t.stored(resp, u.known)
 		return err == nil, err
 	}
 	err = u.t.status(resp)
@@ -221,8 +221,8 @@ func (u *uploader) tryMount(ctx context.Context, digest, from string) (mounted b
 
 // mount is tryMount as often as it takes.
 func (r *Registry) mount(ctx context.Context, name, digest, from string) (mounted bool, where *url.URL, err error) {
-	u := uploader{r: r, t: r.target("mount blob", name, digest), name: name}
-	mounted, err = retry(ctx, r, u.t, func() (bool, error) { return u.tryMount(ctx, digest, from) })
+	u := uploader{r: r, t: r.target("mount blob", name, digest), name: name, known: digest}
+	mounted, err = retry(ctx, r, u.t, func() (bool, error) { return u.tryMount(ctx, from) })
 	return mounted, u.where, err
 }
 

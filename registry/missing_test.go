@@ -19,19 +19,10 @@ import (
 // requests are those of one upload or more.
 type requests struct{ head, post, put, other int }
 
-func requestsOf(f *registrytest.Front) (n requests) {
-	for _, r := range f.Requests() {
-		switch r.Method {
-		case http.MethodHead:
-			n.head++
-		case http.MethodPost:
-			n.post++
-		case http.MethodPut:
-			n.put++
-		default:
-			n.other++
-		}
-	}
+// requestsOf counts what came since it was last called.
+func requestsOf(f *registrytest.Front) requests {
+	n := requests{head: count(f, http.MethodHead, ""), post: count(f, http.MethodPost, ""), put: count(f, http.MethodPut, "")}
+	n.other = len(f.Requests()) - n.head - n.post - n.put
 	f.Reset()
 	return n
 }
@@ -64,10 +55,10 @@ func blobsOf(n int) [][]byte {
 	return blobs
 }
 
-func isStored(t *testing.T, r *Registry, name string, blobs [][]byte) {
+func isStored(t *testing.T, r *Registry, blobs [][]byte) {
 	t.Helper()
 	for _, b := range blobs {
-		rc, err := r.GetBlob(t.Context(), name, digestOf(b))
+		rc, err := r.GetBlob(t.Context(), "vm", digestOf(b))
 		reads(t, "stored blob", rc, err, b)
 	}
 }
@@ -105,7 +96,7 @@ func TestPutMissing(t *testing.T) {
 			if got := requestsOf(f); got != k.more {
 				t.Errorf("then: %+v, want %+v", got, k.more)
 			}
-			isStored(t, r, "vm", blobs)
+			isStored(t, r, blobs)
 			f.Reset()
 			if there := putAll(t, client(t, f.URL, Options{}), "vm", blobs[:again]); there != again {
 				t.Errorf("%d of %d are there for another client", there, again)
@@ -147,7 +138,7 @@ func TestPutMissingAtOnce(t *testing.T) {
 			if got.post != len(blobs)+1 || got.put != len(blobs) || got.head < missesInARow || name == "epoch" && got.head != len(blobs) {
 				t.Errorf("%+v", got)
 			}
-			isStored(t, r, "vm", blobs)
+			isStored(t, r, blobs)
 		})
 	}
 }
@@ -210,7 +201,7 @@ func TestPutMissingOddMounts(t *testing.T) {
 				if n := mounts(f); n != tries {
 					t.Errorf("%d mounts were tried", n)
 				}
-				isStored(t, r, "vm", blobs)
+				isStored(t, r, blobs)
 				if there := putAll(t, r, "", blobs); there != len(blobs) {
 					t.Errorf("%d of %d are there", there, len(blobs))
 				}
@@ -256,7 +247,7 @@ func TestPutMissingFromOddMounts(t *testing.T) {
 				if sent := f.Counts().Received; sent != want {
 					t.Errorf("%d bytes were sent, want %d", sent, want)
 				}
-				isStored(t, r, "vm", append(more, b))
+				isStored(t, r, append(more, b))
 			}
 		})
 	}
@@ -290,7 +281,7 @@ func TestPutMissingLostAnswer(t *testing.T) {
 	if got := requestsOf(f); lose.Load() || got != (requests{head: maxTries + 1, post: 1, put: 1}) {
 		t.Errorf("%+v", got)
 	}
-	isStored(t, r, "vm", blobs)
+	isStored(t, r, blobs)
 }
 
 // An upload into a mount's session that fails while the registry is away is
@@ -306,7 +297,7 @@ func TestPutMissingRegistryAway(t *testing.T) {
 		return away
 	}})
 	putAll(t, r, "", blobs[missesInARow:])
-	isStored(t, r, "vm", blobs)
+	isStored(t, r, blobs)
 }
 
 // Whatever answer a mount gets while the caller cancels, nothing was sent.
@@ -382,7 +373,7 @@ func TestPutMissingFrom(t *testing.T) {
 	if got := requestsOf(f); got != (requests{head: 6, post: 6, put: 3}) {
 		t.Errorf("%+v", got)
 	}
-	isStored(t, r, "vm", blobs)
+	isStored(t, r, blobs)
 	if _, err := r.PutMissing(t.Context(), "vm", "../base", digestOf(blobs[0]), blobs[0]); err == nil {
 		t.Error("a name that is none")
 	}
