@@ -234,18 +234,22 @@ func (e *entry) failed(j *job, from, to int, err error) {
 	if slow {
 		err = errSlow
 	}
+	// Who is told of the failure finds it counted.
+	e.cache.counts.retried(err)
+	var pause time.Duration
+	if !slow {
+		pause = e.link.pause(err)
+	}
 	e.mu.Lock()
 	for end := e.lastTryLocked(from, to, err); from < end; from++ {
 		e.landLocked(from, err, nil)
 	}
 	want := e.looseLocked(from, to, err)
 	e.mu.Unlock()
-	e.cache.counts.retried(err)
 	if slow {
 		e.cache.queue.push(demanded, want...)
 		return
 	}
-	pause := e.link.pause(err)
 	e.pushLater(demanded, pause, want)
 	if j.priority == prefetched {
 		e.pushLater(prefetched, pause, []span{{entry: e, from: from, to: to}})
