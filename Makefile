@@ -41,18 +41,18 @@ test: test-needs lint
 # Under 8 minutes; BENCHFLAGS may have -rows, -runs, -json FILE, -plot FILE.
 # The page cache is dropped between runs, which takes root.
 bench: bench-needs build
-	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench $(BENCHFLAGS)
 
 # Pushes, and tars and directories of snapshots; the rows push-file and
 # tar-no-range are for whom they are of interest.
 bench-push: bench-needs build
-	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows push-v1,push-v2,push-again,push-floor,tar-shaped,tar-cpu,tar-v2-shaped,tar-v2-cpu,tar-local,to-dir $(BENCHFLAGS)
 
 # Processes of mounts that are killed and replaced, under 3 minutes.
 bench-takeover: bench-needs build
-	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./internal/bench
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows takeover,takeover-cost $(BENCHFLAGS)
 
 # The manual pages, from the commands.
@@ -78,7 +78,7 @@ fuzz:
 # Mounts under all kinds of faults, as root.
 soak: demo-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-X main.version=other' -o bin/epochfs-other ./cmd/epochfs
-	$(GO) run -buildvcs=false ./internal/soak -epochfs bin/epochfs -other bin/epochfs-other -for $(SOAKTIME)
+	$(GO) run -buildvcs=false ./test/soak -epochfs bin/epochfs -other bin/epochfs-other -for $(SOAKTIME)
 
 # Everything that a package has. mount(8) finds its helper in /sbin alone.
 install: build

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cocoonstack/epochfs/internal/faultdisk"
+	"github.com/cocoonstack/epochfs/test/faultdisk"
 )
 
 // diskQuota lets the scenario keep three of its four files.

@@ -18,9 +18,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
 
-	"github.com/cocoonstack/epochfs/internal/faultdisk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/faultdisk"
 )
 
 func TestMain(m *testing.M) {

@@ -16,7 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/cocoonstack/epochfs/internal/cocoontest"
+	"github.com/cocoonstack/epochfs/test/cocoontest"
 )
 
 // TestMain makes the test binary the stand-in cocoon when it is called by

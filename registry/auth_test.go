@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 

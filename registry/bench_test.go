@@ -6,7 +6,7 @@ import (
 	"io"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // BenchmarkRange reads ranges of 8 MiB from Debian's registry, several at

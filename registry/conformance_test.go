@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/epochlike"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/epochlike"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"go.uber.org/goleak"
 )

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // answers starts a server that answers every request with h.

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
 	"github.com/cocoonstack/epochfs/registry/hosts"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 func TestMirrorInPlaceOfRegistry(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
 	"github.com/cocoonstack/epochfs/registry/hosts"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // names leads host names of a test to its servers, by host:port.

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // askedByChild makes this test binary ask for one blob and nothing else:

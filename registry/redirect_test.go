@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // redirectTo starts a registry that sends every GET of a blob elsewhere,

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/epochlike"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/epochlike"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 var noTime time.Time

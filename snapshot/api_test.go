@@ -12,9 +12,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cocoonstack/epochfs/cocoon"
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

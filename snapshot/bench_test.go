@@ -5,8 +5,8 @@ import (
 	"io"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 func BenchmarkLoad(b *testing.B) {

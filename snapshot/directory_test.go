@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 // A directory is made where there is none or an empty one, also behind a

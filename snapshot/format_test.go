@@ -13,10 +13,10 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 const mib = 1 << 20

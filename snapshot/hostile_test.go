@@ -10,10 +10,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 type edit = func(m *manifest.OCIManifest, cfg *manifest.SnapshotConfig)

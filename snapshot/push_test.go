@@ -17,10 +17,10 @@ import (
 	"testing/iotest"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 func pushTo(t testing.TB, up snapshot.Uploader, in io.Reader) (*snapshot.PushResult, error) {

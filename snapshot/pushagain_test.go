@@ -11,9 +11,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 // exporting is a cocoon that exports the tars it has, one after another,

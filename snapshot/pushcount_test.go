@@ -6,9 +6,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
 	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // What a push says that it sent is what the registry got, and with what was

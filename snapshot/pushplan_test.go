@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 // shippedSmallBlob is what smallBlob is elsewhere.

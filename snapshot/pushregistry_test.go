@@ -9,11 +9,11 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
-	"github.com/cocoonstack/epochfs/internal/epochlike"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
 	ociregistry "github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/epochlike"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // fronts are the registries that a push must get along with.

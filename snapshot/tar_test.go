@@ -8,11 +8,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 // smallFiles has bodies that end on a block's border, one byte before

@@ -8,7 +8,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/cocoonstack/epochfs/internal/shaping"
+	"github.com/cocoonstack/epochfs/test/shaping"
 )
 
 // fails N PATTERN command...: the command exits with N and says why in one

@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/internal/mounting"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // A materialize that is killed at any moment leaves all of its target or

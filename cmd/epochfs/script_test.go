@@ -15,11 +15,11 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/cocoonstack/epochfs/internal/cocoontest"
 	"github.com/cocoonstack/epochfs/internal/control"
-	"github.com/cocoonstack/epochfs/internal/epochlike"
 	"github.com/cocoonstack/epochfs/internal/mounting"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/cocoontest"
+	"github.com/cocoonstack/epochfs/test/epochlike"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 const epochToken = "epoch-token-of-the-test"

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // shortTimeout is the read timeout of a test, and slack what a command may

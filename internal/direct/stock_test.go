@@ -17,9 +17,9 @@ import (
 	"testing/iotest"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 // source is a registry in memory.

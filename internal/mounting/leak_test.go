@@ -13,7 +13,7 @@ import (
 	"time"
 
 	epochfs "github.com/cocoonstack/epochfs/fs"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // holding is what a process has, and what lies in a cache.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/registrytest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // nameServer answers every question for an IPv4 address with 127.0.0.1,

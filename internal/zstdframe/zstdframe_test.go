@@ -12,7 +12,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cocoonstack/epochfs/internal/shaping"
+	"github.com/cocoonstack/epochfs/test/shaping"
 )
 
 // floorRow measures what no reading through a mount can do without on this

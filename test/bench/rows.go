@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cocoonstack/epochfs/internal/shaping"
+	"github.com/cocoonstack/epochfs/test/shaping"
 )
 
 // The files that are read. Memory and disk are a small VM's; the others

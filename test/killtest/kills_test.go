@@ -11,9 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
-	"github.com/cocoonstack/epochfs/internal/shaping"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/shaping"
 )
 
 // shaped puts a network before a registry and returns where it is now.

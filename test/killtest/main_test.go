@@ -20,12 +20,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/mounting"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
 	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // patience bounds every wait for something that must come.

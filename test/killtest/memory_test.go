@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
 // lean is a mount whose process is kept short of memory by squeeze, while

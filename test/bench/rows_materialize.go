@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cocoonstack/epochfs/internal/shaping"
+	"github.com/cocoonstack/epochfs/test/shaping"
 )
 
 // materializeRows measure tars and directories of snapshots; they are not

@@ -17,10 +17,10 @@ import (
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 
-	"github.com/cocoonstack/epochfs/internal/artifacttest"
-	"github.com/cocoonstack/epochfs/internal/registrytest"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // sick is a registry in this process that fails as told: requests for

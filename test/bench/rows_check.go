@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cocoonstack/epochfs/internal/shaping"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/shaping"
 )
 
 // checkRow does not measure: it compares bytes while many readers with
