@@ -3,13 +3,13 @@ package registry
 import (
 	"context"
 	"encoding/base64"
-	"fmt"
-	"regexp"
+	"errors"
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/google/go-containerregistry/pkg/authn"
+
+	"github.com/cocoonstack/epochfs/registry/credentials"
 )
 
 // access is what a request needs to be allowed.
@@ -36,6 +36,7 @@ func (a access) scopes() []string {
 type token struct {
 	header  string
 	expires time.Time // zero: it does not say
+	unasked bool      // nobody asked for it, and it works
 }
 
 func (t *token) fresh() bool {
@@ -47,16 +48,25 @@ func (t *token) fresh() bool {
 type authorizer struct {
 	r        *Registry
 	isEpoch  bool
-	epoch    string // the epoch server's token where r is that server, else ""
-	keychain authn.Keychain
+	epoch    string         // the epoch server's token where r is that server, else ""
+	keychain authn.Keychain // nil: store
+	store    credentials.Store
 
 	mu      sync.Mutex
 	asked   map[access]challenge // the bearer challenge answered last
 	tokens  map[access]*token
-	basic   *token // for every repository
-	flights map[access]*flight
-	keyErr  error // why docker's credentials could not be read
-	keyed   bool  // there were some
+	basic   map[string]*token // by repository: credentials may be for one only
+	flights map[errand]*flight
+	api     *[]challenge // what the API's root asks for; nil: not known
+	looked  bool         // for stored credentials
+	keyErr  error        // why some of them could not be read
+	from    string       // where those that were found are kept, or ""
+}
+
+// errand is what a flight is for.
+type errand struct {
+	access
+	basic bool // basic credentials, and no token
 }
 
 // flight is one exchange that several requests wait for.
@@ -73,20 +83,25 @@ func newAuthorizer(r *Registry, o Options, isEpoch bool) *authorizer {
 		keychain: o.Keychain,
 		asked:    map[access]challenge{},
 		tokens:   map[access]*token{},
-		flights:  map[access]*flight{},
+		basic:    map[string]*token{},
+		flights:  map[errand]*flight{},
+		store:    credentials.Store{Pause: r.limits.first},
 	}
 	if isEpoch {
 		a.epoch = o.EpochToken
 	}
-	if a.keychain == nil {
-		a.keychain = authn.DefaultKeychain
-	}
 	return a
 }
 
-// header is the Authorization to begin with: what was accepted before,
+// authorization is the header that a request is sent with.
+type authorization struct {
+	header  string // "" is none
+	unasked bool   // the registry did not ask for it: it goes to q.url only
+}
+
+// first is the Authorization to begin with: what was accepted before,
 // renewed if it is too old; the epoch token; or none.
-func (a *authorizer) header(ctx context.Context, acc access) string {
+func (a *authorizer) first(ctx context.Context, acc access) authorization {
 	a.mu.Lock()
 	key := acc
 	tok := a.tokens[key]
@@ -94,30 +109,31 @@ func (a *authorizer) header(ctx context.Context, acc access) string {
 		key.push = true // who may write may read
 		tok = a.tokens[key]
 	}
-	asked, basic := a.asked[key], a.basic
+	asked, basic := a.asked[key], a.basic[acc.name]
 	a.mu.Unlock()
 	switch {
 	case tok.fresh():
-		return tok.header
+		return authorization{header: tok.header}
 	case tok != nil:
-		fresh, err := a.once(ctx, key, func(ctx context.Context) (*token, error) {
+		fresh, err := a.once(ctx, errand{access: key}, func(ctx context.Context) (*token, error) {
 			return a.exchange(ctx, asked, key)
 		})
 		if err != nil {
-			return "" // the plain request tells
+			return authorization{} // the plain request tells
 		}
-		return fresh.header
+		return authorization{header: fresh.header}
 	case basic != nil:
-		return basic.header
+		return authorization{basic.header, basic.unasked}
 	case a.epoch != "":
-		return "Bearer " + a.epoch
+		return authorization{header: "Bearer " + a.epoch}
 	}
-	return ""
+	return authorization{}
 }
 
 // answer finds an Authorization for challenges that a request with the
-// header used got. The error is ErrDenied where there is none, or what
-// kept the token endpoint from answering.
+// header used got. The error is ErrDenied where there is none, errNoToken
+// where the token endpoint wants none to be sent, or what kept the endpoint
+// from answering.
 func (a *authorizer) answer(ctx context.Context, all []challenge, acc access, used string) (string, error) {
 	var last error = ErrDenied
 	for _, c := range all {
@@ -127,14 +143,16 @@ func (a *authorizer) answer(ctx context.Context, all []challenge, acc access, us
 		case "bearer":
 			tok, err = a.bearer(ctx, c, acc, used)
 		case "basic":
-			tok, err = a.basicAuth(ctx, used)
+			tok, err = a.basicAuth(ctx, acc, used)
 		default:
 			continue
 		}
 		if err == nil {
 			return tok.header, nil
 		}
-		last = err
+		if !errors.Is(last, errNoToken) {
+			last = err
+		}
 	}
 	return "", last
 }
@@ -148,7 +166,7 @@ func (a *authorizer) bearer(ctx context.Context, c challenge, acc access, used s
 	if tok.fresh() && tok.header != used {
 		return tok, nil // another request got it in the meantime
 	}
-	tok, err := a.once(ctx, acc, func(ctx context.Context) (*token, error) {
+	tok, err := a.once(ctx, errand{access: acc}, func(ctx context.Context) (*token, error) {
 		return a.exchange(ctx, c, acc)
 	})
 	if err == nil && tok.header == used {
@@ -158,9 +176,10 @@ func (a *authorizer) bearer(ctx context.Context, c challenge, acc access, used s
 }
 
 // basicAuth makes a header of the credentials, unless that was refused.
-func (a *authorizer) basicAuth(ctx context.Context, used string) (*token, error) {
-	tok, err := a.once(ctx, access{}, func(ctx context.Context) (*token, error) {
-		cfg, err := a.credentials(ctx, access{})
+func (a *authorizer) basicAuth(ctx context.Context, acc access, used string) (*token, error) {
+	who := errand{access: access{name: acc.name}, basic: true}
+	tok, err := a.once(ctx, who, func(ctx context.Context) (*token, error) {
+		cfg, err := a.credentials(ctx, acc)
 		if err != nil {
 			return nil, err
 		}
@@ -176,9 +195,12 @@ func (a *authorizer) basicAuth(ctx context.Context, used string) (*token, error)
 	return tok, err
 }
 
-// basicHeader is the header for a name and a password, or "".
+// basicHeader is the header for a name and a password, or "". The name that
+// stands beside an identity token has no password.
 func basicHeader(cfg authn.AuthConfig) string {
 	switch {
+	case cfg.IdentityToken != "" && cfg.Password == "":
+		return ""
 	case cfg.Username != "" || cfg.Password != "":
 		pair := cfg.Username + ":" + cfg.Password
 		return "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))
@@ -188,27 +210,26 @@ func basicHeader(cfg authn.AuthConfig) string {
 	return ""
 }
 
-// once runs get, for all who want acc at the same time, and keeps its
-// token. A caller that leaves does not end it for the others. The zero
-// access stands for basic credentials.
-func (a *authorizer) once(ctx context.Context, acc access, get func(context.Context) (*token, error)) (*token, error) {
+// once runs get, for all who want the same at the same time, and keeps its
+// token. A caller that leaves does not end it for the others.
+func (a *authorizer) once(ctx context.Context, e errand, get func(context.Context) (*token, error)) (*token, error) {
 	const patience = 2 * time.Minute
 	a.mu.Lock()
-	f := a.flights[acc]
+	f := a.flights[e]
 	if f == nil {
 		if a.r.ctx.Err() != nil {
 			a.mu.Unlock()
 			return nil, context.Canceled
 		}
 		f = &flight{done: make(chan struct{})}
-		a.flights[acc] = f
+		a.flights[e] = f
 		a.r.owned.Add(1)
 		go func() {
 			defer a.r.owned.Done()
 			ctx, cancel := context.WithTimeout(a.r.ctx, patience)
 			defer cancel()
 			f.token, f.err = get(ctx)
-			a.land(acc, f)
+			a.land(e, f)
 		}()
 	}
 	a.mu.Unlock()
@@ -221,97 +242,16 @@ func (a *authorizer) once(ctx context.Context, acc access, get func(context.Cont
 }
 
 // land keeps what a flight brought.
-func (a *authorizer) land(acc access, f *flight) {
+func (a *authorizer) land(e errand, f *flight) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.flights, acc)
-	if f.err == nil {
-		if acc == (access{}) {
-			a.basic = f.token
-		} else {
-			a.tokens[acc] = f.token
-		}
+	delete(a.flights, e)
+	switch {
+	case f.err != nil:
+	case e.basic:
+		a.basic[e.name] = f.token
+	default:
+		a.tokens[e.access] = f.token
 	}
 	close(f.done)
-}
-
-// resource is what the keychain is asked for.
-type resource struct{ host, name string }
-
-func (r resource) String() string      { return r.host + "/" + r.name }
-func (r resource) RegistryStr() string { return r.host }
-
-// credentials are those of the registry: the epoch token for the epoch
-// server, else what the keychain has; empty where there are none. They
-// are asked for anew each time: somebody may have logged in.
-func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthConfig, error) {
-	if a.epoch != "" {
-		return authn.AuthConfig{Username: "epoch", Password: a.epoch}, nil
-	}
-	type found struct {
-		cfg *authn.AuthConfig
-		err error
-	}
-	ch := make(chan found, 1)
-	// A credential helper knows no context. One that hangs must not keep
-	// the program from ending, so nobody waits for this goroutine.
-	go func() {
-		cfg, err := a.askKeychain(ctx, acc)
-		ch <- found{cfg, err}
-	}()
-	select {
-	case f := <-ch:
-		a.mu.Lock()
-		a.keyErr = f.err
-		a.keyed = f.err == nil && f.cfg != nil && *f.cfg != authn.AuthConfig{}
-		a.mu.Unlock()
-		if f.err != nil || f.cfg == nil {
-			return authn.AuthConfig{}, nil // as docker does: on without them
-		}
-		return *f.cfg, nil
-	case <-ctx.Done():
-		return authn.AuthConfig{}, fmt.Errorf("docker's credential helper does not answer: %w", ctx.Err())
-	}
-}
-
-// keychainTries is how often docker's credentials are asked for before that
-// counts as a failure: a helper may have to ask somebody itself.
-const keychainTries = 4
-
-// askKeychain asks it, and again after a pause where it fails.
-func (a *authorizer) askKeychain(ctx context.Context, acc access) (*authn.AuthConfig, error) {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval = a.r.limits.first
-	return backoff.Retry(ctx, func() (*authn.AuthConfig, error) {
-		auth, err := authn.Resolve(ctx, a.keychain, resource{a.r.base.Host, acc.name})
-		if err != nil {
-			return nil, err
-		}
-		return authn.Authorization(ctx, auth)
-	}, backoff.WithBackOff(b), backoff.WithMaxTries(keychainTries))
-}
-
-// missingHelper finds a helper's name in what running it failed with.
-var missingHelper = regexp.MustCompile(`exec: "(docker-credential-[\w.-]+)": executable file not found`)
-
-// hint says what somebody whose credentials are missing can do, and
-// which helper is missing.
-func (a *authorizer) hint() (text, helper string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	switch {
-	case a.epoch != "":
-		return "EPOCH_REGISTRY_TOKEN was not accepted", ""
-	case a.isEpoch:
-		return "EPOCH_REGISTRY_TOKEN, or `docker login " + a.r.host + "`, gives it credentials", ""
-	case a.keyErr != nil:
-		// Its words may have what the helper printed.
-		if m := missingHelper.FindStringSubmatch(a.keyErr.Error()); m != nil {
-			return "docker's config names the credential helper " + m[1] + ", which is not in the PATH", m[1]
-		}
-		return "docker's config or its credential helper cannot be read", ""
-	case a.keyed:
-		return "the credentials of docker's config were refused, `docker login " + a.r.host + "` stores others", ""
-	}
-	return "`docker login " + a.r.host + "` stores credentials", ""
 }

@@ -49,16 +49,18 @@ func (b *body) Close() error {
 }
 
 // exact hands out n bytes of a body and then io.EOF, whatever follows.
-// A body that ends before is a broken one.
+// A body that ends before is a broken one, and so is one that was announced
+// with fewer bytes than are needed.
 type exact struct {
-	rc   io.ReadCloser
-	left int64
-	t    target
+	rc      io.ReadCloser
+	left    int64
+	lacking int64 // needed after those
+	t       target
 }
 
 func (e *exact) Read(p []byte) (int, error) {
 	if e.left == 0 {
-		return 0, io.EOF
+		return 0, e.end()
 	}
 	if int64(len(p)) > e.left {
 		p = p[:e.left]
@@ -67,13 +69,21 @@ func (e *exact) Read(p []byte) (int, error) {
 	e.left -= int64(n)
 	switch {
 	case e.left == 0:
-		return n, io.EOF
+		return n, e.end()
 	case err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF):
 		return n, e.t.short()
 	case err != nil:
 		return n, e.t.broken(err)
 	}
 	return n, nil
+}
+
+// end is what follows the last byte.
+func (e *exact) end() error {
+	if e.lacking > 0 {
+		return e.t.short()
+	}
+	return io.EOF
 }
 
 func (e *exact) Close() error { return e.rc.Close() }
@@ -119,12 +129,17 @@ func (r *Registry) readSmall(resp *http.Response, most int64, t target) ([]byte,
 		}
 	})
 	defer stop.Stop()
+	if err := wholeOrNone(resp, -1, t); err != nil {
+		return nil, err
+	}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 	switch {
 	case err != nil:
 		return nil, t.broken(err)
 	case int64(len(raw)) > most:
 		return nil, t.wrong("more than %d bytes are not accepted", most)
+	case beginsEncoded(resp.Header, raw):
+		return nil, t.encoded(resp.Header)
 	}
 	return raw, nil
 }

@@ -40,20 +40,20 @@ type request struct {
 // with a token. It returns any answer but a 401 that could be answered.
 // Errors are *Error.
 func (r *Registry) do(ctx context.Context, q request) (*http.Response, error) {
-	authz := r.auth.header(ctx, q.access)
+	a := attempt{r: r, q: q, authz: r.auth.first(ctx, q.access)}
 	for answers := 0; ; answers++ {
-		resp, err := r.follow(ctx, q, authz)
+		resp, err := r.follow(ctx, q, a.authz)
 		if err != nil {
 			return nil, q.broken(err)
 		}
-		if resp.StatusCode != http.StatusUnauthorized || redirected(resp) || q.stream != nil || answers == maxAnswers {
+		if answers == maxAnswers {
 			return resp, nil
 		}
-		challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
-		code := errorCode(drain(resp))
-		authz, err = r.auth.answer(ctx, challenges, q.access, authz)
-		if err != nil {
-			return nil, r.refused(q.target, err, code)
+		switch again, err := a.again(ctx, resp); {
+		case err != nil:
+			return nil, err
+		case !again:
+			return resp, nil
 		}
 	}
 }
@@ -71,22 +71,28 @@ func (r *Registry) refused(t target, err error, code string) error {
 	}
 	e = t.fail(ErrDenied, nil)
 	e.Status, e.Code = http.StatusUnauthorized, code
-	e.Hint, e.Helper = r.auth.hint()
+	e.Hint, e.Helper = r.auth.hint(e.Status)
 	return e
 }
 
-// hopKey marks requests that a redirect sent to another host.
+// hopKey marks requests that a redirect sent somewhere: with true, to
+// another host.
 type hopKey struct{}
 
 // redirected tells whether an answer came from another host than the one
 // that was asked.
 func redirected(resp *http.Response) bool {
+	return resp.Request != nil && resp.Request.Context().Value(hopKey{}) == true
+}
+
+// moved reports whether an answer came after a redirect, to whatever host.
+func moved(resp *http.Response) bool {
 	return resp.Request != nil && resp.Request.Context().Value(hopKey{}) != nil
 }
 
 // follow sends q and goes after redirects of GET and HEAD. authz goes to
-// the host of q.url and to no other.
-func (r *Registry) follow(ctx context.Context, q request, authz string) (*http.Response, error) {
+// the host of q.url and to no other; if nobody asked for it, to q.url only.
+func (r *Registry) follow(ctx context.Context, q request, authz authorization) (*http.Response, error) {
 	wait := q.wait
 	if wait == 0 {
 		wait = r.limits.answer
@@ -95,8 +101,8 @@ func (r *Registry) follow(ctx context.Context, q request, authz string) (*http.R
 	for hop := 0; ; hop++ {
 		own := sameOrigin(u, q.url)
 		reqCtx := ctx
-		if !own {
-			reqCtx = context.WithValue(ctx, hopKey{}, true)
+		if hop > 0 {
+			reqCtx = context.WithValue(ctx, hopKey{}, !own)
 		}
 		req, err := r.newRequest(reqCtx, q, u)
 		if err != nil {
@@ -107,8 +113,8 @@ func (r *Registry) follow(ctx context.Context, q request, authz string) (*http.R
 				req.Header[k] = v
 			}
 		}
-		if own && authz != "" {
-			req.Header.Set("Authorization", authz)
+		if own && authz.header != "" && (hop == 0 || !authz.unasked) {
+			req.Header.Set("Authorization", authz.header)
 		}
 		resp, err := r.send(req, wait)
 		if err != nil {
@@ -145,6 +151,9 @@ func (r *Registry) newRequest(ctx context.Context, q request, u *url.URL) (*http
 		req.Header[k] = v
 	}
 	req.Header.Set("User-Agent", r.agent)
+	if q.method == http.MethodGet || q.method == http.MethodHead {
+		req.Header.Set("Accept-Encoding", "identity") // digests are of the bytes as they are
+	}
 	switch {
 	case q.stream != nil:
 		req.Body = q.stream

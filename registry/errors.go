@@ -92,7 +92,11 @@ func clip(s string) string {
 }
 
 // target is what a request is about, for its errors.
-type target struct{ op, host, what string }
+type target struct {
+	op, host, what string
+	name           string    // repository
+	r              *Registry // nil in tests
+}
 
 // fail is an error of the given kind that another try does not mend.
 func (t target) fail(kind, cause error) *Error {
@@ -125,6 +129,8 @@ func (t target) broken(err error) error {
 		e.kind = ErrDenied
 	case speaksPlain(err):
 		e.Hint = "it speaks plain HTTP, which --plain-http allows"
+	case proxyHint(err) != "":
+		e.Hint = proxyHint(err)
 	case isCertificate(err):
 		e.Hint = "EPOCH_CA_CERT names a file with further root certificates"
 	}
@@ -160,11 +166,19 @@ func (t target) status(resp *http.Response) error {
 	switch s := resp.StatusCode; {
 	case s == http.StatusNotFound, s == http.StatusGone:
 		e.kind = ErrNotFound
+		if _, err := t.credentialsFrom(); err != nil {
+			e.Hint = err.Error() // some registries hide what they do not show to everybody
+		}
 	case s == http.StatusUnauthorized, s == http.StatusForbidden:
 		e.kind = ErrDenied
 		// The registry allowed it; a signed URL that is too old, or a
 		// clock, is what its storage complains about.
 		e.again = redirected(resp)
+		if !e.again && t.r != nil && t.r.auth.asksForMore() {
+			e.Hint, e.Helper = t.r.auth.hint(s)
+		}
+	case s == http.StatusProxyAuthRequired:
+		t.proxyRefused(e, resp)
 	case s == http.StatusRequestedRangeNotSatisfiable:
 		e.kind = ErrContent
 	case s == http.StatusTooManyRequests, s == http.StatusRequestTimeout, s >= 500,

@@ -33,7 +33,7 @@ func (r *Registry) comesBack(ctx context.Context, err error) bool {
 // isUp says that the registry answers for itself, whatever that is.
 func (r *Registry) isUp(ctx context.Context) bool {
 	q := request{target: r.target("look for", "registry", ""), method: http.MethodGet, url: r.at("")}
-	resp, err := r.follow(ctx, q, "")
+	resp, err := r.follow(ctx, q, authorization{})
 	if err != nil {
 		return false
 	}

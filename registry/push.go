@@ -217,9 +217,9 @@ func (t target) stored(resp *http.Response, digest string) error {
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNoContent {
 		return t.status(resp)
 	}
-	drain(resp)
+	defer drain(resp)
 	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != digest {
-		return t.wrong("the registry stored it as %q, not as %s", clip(got), digest)
+		return t.confirm(resp, digest, got)
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ type Options struct {
 	EpochToken  string // EPOCH_REGISTRY_TOKEN's value: for the epoch server and nobody else
 	PlainHTTP   bool   // plain HTTP is allowed to every host
 
-	Keychain    authn.Keychain // credentials of all other hosts; nil is docker's config and helpers
+	Keychain    authn.Keychain // credentials of all other hosts; nil is what docker and podman have stored
 	Concurrency int            // requests expected at a time; 0 is 16
 	UserAgent   string         // "" is "epochfs"
 	Log         *slog.Logger   // nil is silence
@@ -195,7 +195,7 @@ func (r *Registry) target(op, name, id string) target {
 	default:
 		what += ":" + id
 	}
-	return target{op: op, host: r.host, what: clip(what)}
+	return target{op: op, host: r.host, what: clip(what), name: name, r: r}
 }
 
 // at is the URL of a path below the API's.

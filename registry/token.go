@@ -1,11 +1,13 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,7 +41,7 @@ func (a *authorizer) exchange(ctx context.Context, c challenge, acc access) (*to
 	t.host = realm.Host
 	q, authz := tokenRequest(t, realm, c, acc, cfg)
 	return retry(ctx, a.r, t, func() (*token, error) {
-		resp, err := a.r.follow(ctx, q, authz)
+		resp, err := a.r.follow(ctx, q, authorization{header: authz})
 		if err != nil {
 			return nil, t.broken(err)
 		}
@@ -140,35 +142,51 @@ func (a *authorizer) endpointRefused(t target, resp *http.Response) error {
 	var e *Error
 	if errors.As(err, &e) && !e.Temporary() {
 		e.kind = ErrDenied
-		e.Hint, e.Helper = a.hint()
+		e.Hint, e.Helper = a.hint(e.Status)
 	}
 	return err
 }
 
-// parseToken reads a token endpoint's answer.
+// parseToken reads a token endpoint's answer. One that is well and holds no
+// token is errNoToken.
 func parseToken(raw []byte, t target) (*token, error) {
 	var doc struct {
-		Token       string  `json:"token"`
-		AccessToken string  `json:"access_token"`
-		ExpiresIn   float64 `json:"expires_in"`
+		Token       any `json:"token"`
+		AccessToken any `json:"access_token"`
+		ExpiresIn   any `json:"expires_in"`
+	}
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return nil, errNoToken
 	}
 	// The decoder's errors may quote what it read, so they are dropped.
 	if json.Unmarshal(raw, &doc) != nil {
 		return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer is no JSON object"))
 	}
-	if doc.Token == "" {
-		doc.Token = doc.AccessToken
+	for _, v := range []any{doc.Token, doc.AccessToken} {
+		switch text, ok := v.(string); {
+		case v == nil || ok && text == "":
+		case !ok || strings.Trim(text, printable) != "":
+			return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer holds something that is no token"))
+		default:
+			// issued_at is not looked at: clocks differ.
+			return &token{header: "Bearer " + text, expires: time.Now().Add(lifetime(doc.ExpiresIn))}, nil
+		}
 	}
-	if doc.Token == "" || strings.Trim(doc.Token, printable) != "" {
-		return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer holds no token"))
+	return nil, errNoToken
+}
+
+// lifetime reads expires_in, in seconds: a number, or a text with one. A
+// token is used up to the last tenth of it, but not in its last seconds.
+func lifetime(v any) time.Duration {
+	seconds, _ := v.(float64)
+	if text, ok := v.(string); ok {
+		seconds, _ = strconv.ParseFloat(strings.TrimSpace(text), 64)
 	}
 	life := defaultLifetime
-	if doc.ExpiresIn > 0 {
-		life = time.Duration(min(doc.ExpiresIn, maxLifetime.Seconds()) * float64(time.Second))
+	if seconds > 0 { // and a number: NaN is not
+		life = time.Duration(min(seconds, maxLifetime.Seconds()) * float64(time.Second))
 	}
-	// Used up to its last tenth, but not in its last seconds.
-	life -= max(life/10, min(10*time.Second, life/2))
-	return &token{header: "Bearer " + doc.Token, expires: time.Now().Add(life)}, nil
+	return life - max(life/10, min(10*time.Second, life/2))
 }
 
 // printable are the bytes a bearer token may have, and a few more.

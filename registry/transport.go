@@ -54,6 +54,7 @@ func newTransport(o Options, at endpoint, lim limits, dial dialFunc) (*http.Tran
 	}
 	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
+		OnProxyConnectResponse: proxyAnswered,
 		DialContext:            dial,
 		TLSClientConfig:        tlsConfig(roots, at),
 		TLSHandshakeTimeout:    lim.dial,

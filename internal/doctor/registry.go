@@ -13,6 +13,7 @@ import (
 	"github.com/cocoonstack/epochfs/cocoon"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/registry/credentials"
 	"github.com/cocoonstack/epochfs/registry/hosts"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -67,16 +68,20 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	began := time.Now()
-	a, err := load(ctx, cfg, ref, server, true)
+	a, _, err := load(ctx, cfg, ref, server, true)
 	took := time.Since(began)
-	keys := "needs no credentials"
+	keys := stored("needs no credentials", new(credentials.Store).Check())
 	if errors.Is(err, registry.ErrDenied) || errors.Is(err, registry.ErrNotFound) {
 		began = time.Now()
 		open := err
-		if a, err = load(ctx, cfg, ref, server, false); !errors.Is(err, registry.ErrDenied) {
-			keys = "the credentials are accepted"
+		var used keysUsed
+		if a, used, err = load(ctx, cfg, ref, server, false); !errors.Is(err, registry.ErrDenied) {
+			keys = stored("the credentials are accepted", used.err)
+			if used.from != "" {
+				keys = stored("the credentials of "+used.from+" are accepted", used.err)
+			}
 			if errors.Is(open, registry.ErrNotFound) && err != nil {
-				keys = "it was asked with and without credentials"
+				keys = stored("it was asked with and without credentials", used.err)
 			}
 			took = time.Since(began)
 		}
@@ -86,9 +91,9 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 	case errors.Is(err, registry.ErrDenied):
 		return []Check{reached, problem("credentials", admit(err, ref.Host), err)}, nil
 	case errors.Is(err, registry.ErrNotFound):
-		return []Check{reached, ok("credentials", "%s", keys), problem("reference", "name one that is there", cfg.WithTags(ctx, ref, server, err))}, nil
+		return []Check{reached, keys, problem("reference", "name one that is there", cfg.WithTags(ctx, ref, server, err))}, nil
 	case errors.Is(err, layout.ErrContent), errors.Is(err, registry.ErrContent), errors.Is(err, snapshot.ErrKind):
-		return []Check{reached, ok("credentials", "%s", keys), problem("reference", "push it with epochfs push, or name a snapshot", err)}, nil
+		return []Check{reached, keys, problem("reference", "push it with epochfs push, or name a snapshot", err)}, nil
 	case err != nil:
 		return []Check{problem("registry", reach(err), err)}, nil
 	}
@@ -97,7 +102,7 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 		size, data = size+f.Size(), data+f.PayloadSize()
 	}
 	found := ok("reference", "%s, %d files, %s, %s of data", a.Kind, len(a.Files), humanize.IBytes(uint64(size)), humanize.IBytes(uint64(data)))
-	return []Check{reached, ok("credentials", "%s", keys), found, checkRange(ctx, cfg, ref, server, a)}, a
+	return []Check{reached, keys, found, checkRange(ctx, cfg, ref, server, a)}, a
 }
 
 // demote makes notes of problems that keep no mount from working.
@@ -107,6 +112,21 @@ func demote(all []Check, why string) {
 			c.Level, c.Err, c.Found = Note, nil, why+": "+c.Found
 		}
 	}
+}
+
+// keysUsed is where a client had its credentials from, and what it could not
+// read when it looked for them.
+type keysUsed struct {
+	from string
+	err  error
+}
+
+// stored is the check of stored credentials with which a registry answers.
+func stored(found string, err error) Check {
+	if err != nil {
+		return note("credentials", "mend it: a registry that wants credentials gets none from there", "%s; %v", found, err)
+	}
+	return ok("credentials", "%s", found)
 }
 
 // reach is what to do about a registry that does not answer.
@@ -125,7 +145,7 @@ func reach(err error) string {
 func admit(err error, host string) string {
 	var e *registry.Error
 	if errors.As(err, &e) && e.Helper != "" {
-		return "install " + e.Helper + ", or take it out of docker's config.json"
+		return "install " + e.Helper + ", or take it out of the file that names it"
 	}
 	return "docker login " + host + "; for the epoch server set EPOCH_REGISTRY_TOKEN"
 }
@@ -153,13 +173,16 @@ func opensCached(ctx context.Context, cfg *mounting.Config, reference string) bo
 }
 
 // load opens the artifact as a mount would.
-func load(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, anonymous bool) (*snapshot.Artifact, error) {
+func load(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, anonymous bool) (*snapshot.Artifact, keysUsed, error) {
 	client, err := cfg.Client(ref, h, anonymous)
 	if err != nil {
-		return nil, err
+		return nil, keysUsed{}, err
 	}
 	defer client.Close()
-	return snapshot.Load(ctx, client.Own(), ref.Repository, ref.Identifier(), snapshot.LoadOptions{Platform: cfg.Platform})
+	a, err := snapshot.Load(ctx, client.Own(), ref.Repository, ref.Identifier(), snapshot.LoadOptions{Platform: cfg.Platform})
+	var used keysUsed
+	used.from, used.err = client.Own().CredentialsFrom()
+	return a, used, err
 }
 
 // largest is the part with the most stored bytes; nil where there is none.
@@ -219,7 +242,7 @@ func checkMirror(ctx context.Context, cfg *mounting.Config, ref registry.Referen
 		ref = ref.WithDigest(a.Digest)
 	}
 	began := time.Now()
-	_, err := load(ctx, cfg, ref, h, false)
+	_, _, err := load(ctx, cfg, ref, h, false)
 	took := time.Since(began).Round(time.Millisecond)
 	switch {
 	case errors.Is(err, registry.ErrNotFound):

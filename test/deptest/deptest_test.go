@@ -31,8 +31,11 @@ var allowed = map[string][]string{
 	"internal/whole":      nil,
 	"internal/zstdframe":  nil,
 
+	// Files and helpers of docker and podman. It sends nothing.
+	"registry/credentials": {"internal/text"},
+
 	// Implements interfaces of snapshot and cache without knowing them.
-	"registry": {"registry/hosts"},
+	"registry": {"registry/credentials", "registry/hosts"},
 
 	// The form of a parsed artifact, and its parser. No HTTP, no FUSE: it
 	// is a library for whoever has a Downloader.
@@ -55,7 +58,7 @@ var allowed = map[string][]string{
 
 	// Where everything is joined.
 	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
-	"internal/doctor":   {"cocoon", "fs", "internal/keeper", "internal/mounting", "registry", "registry/hosts", "snapshot", "snapshot/layout"},
+	"internal/doctor":   {"cocoon", "fs", "internal/keeper", "internal/mounting", "registry", "registry/credentials", "registry/hosts", "snapshot", "snapshot/layout"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
 		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/doctor", "internal/keeper", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",

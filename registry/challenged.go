@@ -1,0 +1,203 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+)
+
+// errNoToken is a token endpoint's answer that it is well, and gives no
+// token: the request is to be sent without.
+var errNoToken = errors.New("the token endpoint gives no token")
+
+// attempt is one request on its way to be allowed.
+type attempt struct {
+	r       *Registry
+	q       request
+	authz   authorization
+	without bool // it was sent once more without a token
+	probed  bool // the API's root was asked because of it
+}
+
+// again reports whether the request is to be sent once more, with a.authz.
+// resp is closed then, and also with an error. Otherwise it is the answer.
+func (a *attempt) again(ctx context.Context, resp *http.Response) (bool, error) {
+	if redirected(resp) || a.q.stream != nil {
+		return false, nil
+	}
+	switch resp.StatusCode {
+	case http.StatusUnauthorized:
+		return a.unauthorized(ctx, resp)
+	case http.StatusForbidden, http.StatusNotFound:
+		return a.hidden(ctx, resp)
+	}
+	if a.authz.unasked {
+		a.r.auth.keep(a.q.access, a.authz.header)
+	}
+	return false, nil
+}
+
+// unauthorized answers a 401.
+func (a *attempt) unauthorized(ctx context.Context, resp *http.Response) (bool, error) {
+	challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
+	code := errorCode(drain(resp))
+	var err error
+	if len(challenges) > 0 {
+		err = a.answer(ctx, challenges)
+	} else {
+		err = a.unchallenged(ctx, moved(resp))
+	}
+	if err != nil {
+		return false, a.r.refused(a.q.target, err, code)
+	}
+	return true, nil
+}
+
+// answer sets what challenges ask for.
+func (a *attempt) answer(ctx context.Context, challenges []challenge) error {
+	header, err := a.r.auth.answer(ctx, challenges, a.q.access, a.authz.header)
+	if errors.Is(err, errNoToken) {
+		if a.without {
+			return ErrDenied
+		}
+		a.without = true
+		a.authz = authorization{}
+		return nil
+	}
+	if err == nil {
+		a.authz = authorization{header: header}
+	}
+	return err
+}
+
+// unchallenged finds an Authorization for a 401 that asks for nothing: what
+// the registry asked for before, what its root asks for, or the stored
+// credentials, once. These go to the registry's own host only, over TLS or
+// within this machine, and not where it redirects to.
+func (a *attempt) unchallenged(ctx context.Context, moved bool) error {
+	auth := a.r.auth
+	if c, ok := auth.askedBefore(a.q.access); ok {
+		return a.answer(ctx, []challenge{c})
+	}
+	if a.probed || a.authz.header != "" {
+		return ErrDenied
+	}
+	a.probed = true
+	cfg, err := auth.credentials(ctx, a.q.access)
+	if err != nil {
+		return err
+	}
+	if cfg == (authn.AuthConfig{}) {
+		return ErrDenied
+	}
+	if all := a.r.rootAsks(ctx); len(all) > 0 {
+		return a.answer(ctx, all)
+	}
+	base := &a.r.base
+	if moved || base.Scheme != "https" && !isLoopback(base.Host) {
+		return ErrDenied
+	}
+	header := basicHeader(cfg)
+	if cfg.RegistryToken != "" {
+		header = "Bearer " + cfg.RegistryToken
+	}
+	if header == "" {
+		return ErrDenied
+	}
+	a.authz = authorization{header: header, unasked: true}
+	return nil
+}
+
+// hidden answers a 403 or 404 that a registry gave to somebody it does not
+// know, where there are credentials and its root asks for some. A 404 is
+// mostly the truth, and an upload is challenged when it begins.
+func (a *attempt) hidden(ctx context.Context, resp *http.Response) (bool, error) {
+	if a.probed || a.authz.header != "" || moved(resp) || resp.StatusCode == http.StatusNotFound && a.q.access.push {
+		return false, nil
+	}
+	a.probed = true
+	hold(resp)
+	if a.r.rootIsOpen() {
+		return false, nil
+	}
+	if cfg, err := a.r.auth.credentials(ctx, a.q.access); err != nil || cfg == (authn.AuthConfig{}) {
+		return false, nil
+	}
+	challenges := a.r.rootAsks(ctx)
+	if len(challenges) == 0 {
+		return false, nil
+	}
+	err := a.answer(ctx, challenges)
+	if err != nil && !errors.Is(err, ErrDenied) {
+		resp.Body.Close()
+		return false, a.q.broken(err)
+	}
+	if err != nil || a.authz.header == "" {
+		return false, nil
+	}
+	resp.Body.Close()
+	return true, nil
+}
+
+// hold reads what is left of a small body and has the answer keep it, so
+// that its connection is free for another request.
+func hold(resp *http.Response) {
+	resp.Body = io.NopCloser(bytes.NewReader(drain(resp)))
+}
+
+// askedBefore returns the challenge that was answered last for acc.
+func (a *authorizer) askedBefore(acc access) (challenge, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c, ok := a.asked[acc]
+	return c, ok
+}
+
+// keep notes credentials that nobody had asked for and that were accepted.
+func (a *authorizer) keep(acc access, header string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.basic[acc.name] = &token{header: header, unasked: true}
+}
+
+// rootIsOpen reports whether the API's root is known to ask for nothing.
+func (r *Registry) rootIsOpen() bool {
+	r.auth.mu.Lock()
+	defer r.auth.mu.Unlock()
+	return r.auth.api != nil && len(*r.auth.api) == 0
+}
+
+// rootAsks returns what the API's root asks for. It is asked once; an answer
+// that says nothing about it does not count.
+func (r *Registry) rootAsks(ctx context.Context) []challenge {
+	a := r.auth
+	a.mu.Lock()
+	known := a.api
+	a.mu.Unlock()
+	if known != nil {
+		return *known
+	}
+	q := request{target: r.target("look for", "registry", ""), method: http.MethodGet, url: r.at("")}
+	resp, err := r.follow(ctx, q, authorization{})
+	if err != nil {
+		return nil
+	}
+	drain(resp)
+	var all []challenge
+	switch {
+	case redirected(resp):
+		return nil // another host's words
+	case resp.StatusCode == http.StatusUnauthorized:
+		all = parseChallenges(resp.Header.Values("WWW-Authenticate"))
+	case resp.StatusCode != http.StatusOK:
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.api = &all
+	return all
+}

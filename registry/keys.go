@@ -1,0 +1,155 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/google/go-containerregistry/pkg/authn"
+
+	"github.com/cocoonstack/epochfs/registry/credentials"
+)
+
+// resource is what the keychain is asked for.
+type resource struct{ host, name string }
+
+func (r resource) String() string      { return r.host + "/" + r.name }
+func (r resource) RegistryStr() string { return r.host }
+
+// credentials are those of the registry: the epoch token for the epoch
+// server, else what is stored; empty where there are none. They are looked
+// up anew each time: somebody may have logged in.
+func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthConfig, error) {
+	if a.epoch != "" {
+		return authn.AuthConfig{Username: "epoch", Password: a.epoch}, nil
+	}
+	type found struct {
+		cfg  authn.AuthConfig
+		from string
+		err  error
+	}
+	ch := make(chan found, 1)
+	// A keychain may know no context, and a disk may hang. Neither must keep
+	// the program from ending, so nobody waits for this goroutine.
+	go func() {
+		var f found
+		if a.keychain != nil {
+			f.cfg, f.err = a.askKeychain(ctx, acc)
+			if f.cfg != (authn.AuthConfig{}) {
+				f.from = "the keychain"
+			}
+		} else {
+			f.cfg, f.from, f.err = a.lookUp(ctx, acc)
+		}
+		ch <- f
+	}()
+	select {
+	case f := <-ch:
+		a.mu.Lock()
+		a.looked, a.keyErr, a.from = true, f.err, f.from
+		a.mu.Unlock()
+		return f.cfg, nil // as docker does: on without what cannot be read
+	case <-ctx.Done():
+		return authn.AuthConfig{}, fmt.Errorf("the credential helper does not answer: %w", ctx.Err())
+	}
+}
+
+// lookUp asks docker's and podman's files and helpers.
+func (a *authorizer) lookUp(ctx context.Context, acc access) (authn.AuthConfig, string, error) {
+	c, err := a.store.Lookup(ctx, a.r.base.Host, acc.name)
+	return authn.AuthConfig{
+		Username:      c.Username,
+		Password:      c.Password,
+		IdentityToken: c.IdentityToken,
+		RegistryToken: c.RegistryToken,
+	}, c.Source, err
+}
+
+// keychainTries is how often a keychain is asked for credentials before that
+// counts as a failure: it may have to ask somebody itself.
+const keychainTries = 4
+
+// askKeychain asks it, and again after a pause where it fails.
+func (a *authorizer) askKeychain(ctx context.Context, acc access) (authn.AuthConfig, error) {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = a.r.limits.first
+	cfg, err := backoff.Retry(ctx, func() (*authn.AuthConfig, error) {
+		auth, err := authn.Resolve(ctx, a.keychain, resource{a.r.base.Host, acc.name})
+		if err != nil {
+			return nil, err
+		}
+		return authn.Authorization(ctx, auth)
+	}, backoff.WithBackOff(b), backoff.WithMaxTries(keychainTries))
+	if err != nil {
+		// Its words may have what a helper printed.
+		return authn.AuthConfig{}, errors.New("docker's config or its credential helper cannot be read")
+	}
+	if cfg == nil {
+		return authn.AuthConfig{}, nil
+	}
+	if cfg.Username == tokenUser { // docker's way to store an identity token
+		cfg = &authn.AuthConfig{IdentityToken: cmp.Or(cfg.IdentityToken, cfg.Password), RegistryToken: cfg.RegistryToken}
+	}
+	return *cfg, nil
+}
+
+// tokenUser is the name under which docker's helpers keep identity tokens.
+const tokenUser = "<token>"
+
+// hint says what somebody whose credentials are missing or refused, with
+// this status, can do, and which helper is missing.
+func (a *authorizer) hint(status int) (text, helper string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	login := "`docker login " + a.r.host + "`"
+	var read string // what could not be read
+	if a.keyErr != nil {
+		read = "; " + a.keyErr.Error()
+		helper = credentials.MissingHelper(a.keyErr)
+	}
+	switch {
+	case a.epoch != "":
+		return "EPOCH_REGISTRY_TOKEN was not accepted", ""
+	case a.from != "" && status == http.StatusForbidden:
+		return "the credentials of " + a.from + " do not allow it" + read, helper
+	case a.from != "":
+		return "the credentials of " + a.from + " were refused, " + login + " stores others" + read, helper
+	case a.isEpoch:
+		return "EPOCH_REGISTRY_TOKEN, or " + login + ", gives it credentials" + read, helper
+	case a.keyErr != nil:
+		return a.keyErr.Error(), helper
+	}
+	return login + " stores credentials", ""
+}
+
+// asksForMore reports whether credentials have something to do with a
+// refusal: the registry was seen to ask for some.
+func (a *authorizer) asksForMore() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.looked || a.epoch != "" || a.isEpoch
+}
+
+// credentialsFrom is that of the target's registry.
+func (t target) credentialsFrom() (string, error) {
+	if t.r == nil {
+		return "", nil
+	}
+	return t.r.CredentialsFrom()
+}
+
+// CredentialsFrom returns where the credentials used last are kept, such as
+// a file's name, or "" where none were used; and what could not be read when
+// they were looked for.
+func (r *Registry) CredentialsFrom() (string, error) {
+	a := r.auth
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.epoch != "" {
+		return "EPOCH_REGISTRY_TOKEN", nil
+	}
+	return a.from, a.keyErr
+}
