@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -116,6 +117,12 @@ func drain(resp *http.Response) []byte {
 	return raw
 }
 
+// isJSON reports whether a small body, which all are JSON, begins like that.
+func isJSON(raw []byte) bool {
+	raw = bytes.TrimSpace(raw)
+	return len(raw) > 0 && (raw[0] == '{' || raw[0] == '[')
+}
+
 // readSmall reads a whole body of at most most bytes and closes it. A
 // longer one is wrong content; one that drips is given up.
 func (r *Registry) readSmall(resp *http.Response, most int64, t target) ([]byte, error) {
@@ -138,7 +145,7 @@ func (r *Registry) readSmall(resp *http.Response, most int64, t target) ([]byte,
 		return nil, t.broken(err)
 	case int64(len(raw)) > most:
 		return nil, t.wrong("more than %d bytes are not accepted", most)
-	case beginsEncoded(resp.Header, raw):
+	case !isJSON(raw) && beginsEncoded(resp.Header, raw):
 		return nil, t.encoded(resp.Header)
 	}
 	return raw, nil

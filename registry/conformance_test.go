@@ -280,15 +280,26 @@ func TestDockerConfig(t *testing.T) {
 	t.Setenv("REGISTRY_AUTH_FILE", "")
 	ctx := context.Background()
 	put := func() error {
+		r, err := newRegistry(Reference{Scheme: "http", Host: reg.Host}, Options{}, quickLimits(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		_, _, err = r.UploadBlob(ctx, "vm", strings.NewReader("x"))
+		return err
+	}
+	keychain := func() error { // of programs that bring their own
 		r := client(t, reg.URL, Options{Keychain: authn.DefaultKeychain})
 		_, _, err := r.UploadBlob(ctx, "vm", strings.NewReader("x"))
 		return err
 	}
 	wantError(t, put(), ErrDenied, false)
 	writeDockerConfig(t, home, reg.Host, registrytest.User, "not-the-password")
-	wantError(t, put(), ErrDenied, false, "not-the-password")
+	if e := wantError(t, put(), ErrDenied, false, "not-the-password"); !strings.Contains(e.Hint, home+"/config.json were refused") {
+		t.Error("wrong credentials:", e)
+	}
 	writeDockerConfig(t, home, reg.Host, registrytest.User, registrytest.Password)
-	if err := put(); err != nil {
+	if err := errors.Join(put(), keychain()); err != nil {
 		t.Error(err)
 	}
 	writeHelper(t, home, reg.Host, registrytest.User, registrytest.Password)
@@ -299,7 +310,7 @@ func TestDockerConfig(t *testing.T) {
 	if err := os.WriteFile(home+"/config.json", []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if e := wantError(t, put(), ErrDenied, false); !strings.Contains(e.Hint, "credential helper") {
+	if e := wantError(t, put(), ErrDenied, false); e.Helper != "docker-credential-epochfs-no-such" || !strings.Contains(e.Hint, home+"/config.json names") {
 		t.Error("a credential helper that is not there:", e)
 	}
 	if _, err := New(Reference{Scheme: "https", Host: "h.io"}, Options{CACert: home + "/none"}); err == nil || errors.Is(err, ErrReference) {

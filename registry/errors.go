@@ -94,7 +94,7 @@ func clip(s string) string {
 // target is what a request is about, for its errors.
 type target struct {
 	op, host, what string
-	name           string    // repository
+	name, id       string    // repository; tag, digest or ""
 	r              *Registry // nil in tests
 }
 

@@ -79,24 +79,41 @@ func beginsEncoded(h http.Header, first []byte) bool {
 	return false
 }
 
+// maxTried is the largest blob that is read into memory to find out whether
+// its label is right.
+const maxTried = 8 << 20
+
 // decideLabel refuses an answer that may be encoded, and closes it. One whose
-// announced length is the right one is not; else its first bytes decide.
-func decideLabel(resp *http.Response, right bool, t target) error {
+// announced length is the right one is not; else its first bytes decide, and
+// of a whole blob that is small its digest. size is -1 for a part.
+func decideLabel(resp *http.Response, right bool, size int64, t target) error {
 	if right || !isLabelled(resp.Header) {
 		return nil
 	}
-	first := make([]byte, maxStart)
-	n, err := io.ReadFull(resp.Body, first)
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+	first, err := take(resp.Body, maxStart)
+	if err == nil && beginsEncoded(resp.Header, first) {
+		if size < 0 || size > maxTried {
+			resp.Body.Close()
+			return t.encoded(resp.Header)
+		}
+		var rest []byte
+		rest, err = take(resp.Body, size-int64(len(first)))
+		if first = append(first, rest...); err == nil && digestOf(first) != t.id {
+			resp.Body.Close()
+			return t.encoded(resp.Header)
+		}
+	}
+	if err != nil {
 		resp.Body.Close()
 		return t.broken(err)
 	}
-	if beginsEncoded(resp.Header, first[:n]) {
-		resp.Body.Close()
-		return t.encoded(resp.Header)
-	}
-	resp.Body = &prefixed{io.MultiReader(bytes.NewReader(first[:n]), resp.Body), resp.Body}
+	resp.Body = &prefixed{io.MultiReader(bytes.NewReader(first), resp.Body), resp.Body}
 	return nil
+}
+
+// take reads n bytes, or as many as there are.
+func take(r io.Reader, n int64) ([]byte, error) {
+	return io.ReadAll(io.LimitReader(r, max(n, 0)))
 }
 
 // prefixed is a body of which something was read already.

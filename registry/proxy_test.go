@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -66,6 +67,40 @@ func proxyChild() {
 	defer rc.Close()
 	b, err := io.ReadAll(rc)
 	fmt.Printf("got: %s %v\n", b, err)
+}
+
+// A proxy that wants credentials, or others, is not the registry's refusal.
+func TestProxyRefuses(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{http.StatusProxyAuthRequired, http.StatusForbidden} {
+		proxy := answers(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Proxy-Authenticate", `Basic realm="proxy"`)
+			w.WriteHeader(status)
+		})
+		for _, base := range []string{"http://registry.example.com", "https://registry.example.com"} {
+			for _, user := range []*url.Userinfo{nil, url.UserPassword("joe", "hunter2")} {
+				if status == http.StatusForbidden && base[:5] == "http:" {
+					continue // nothing tells it from the registry's
+				}
+				r := client(t, base, Options{PlainHTTP: true})
+				r.inner.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: proxy.Host, User: user})
+				_, getErr := r.GetBlob(t.Context(), "vm", someDigest)
+				_, headErr := r.BlobExists(t.Context(), "vm", someDigest)
+				for _, err := range []error{getErr, headErr} {
+					e := wantError(t, err, ErrUnreachable, true, "hunter2")
+					if !strings.Contains(e.Hint, "_PROXY") || user == nil && status == 407 && !strings.Contains(e.Hint, proxy.Host) {
+						t.Errorf("%s: hint %q", base, e.Hint)
+					}
+				}
+			}
+		}
+	}
+	// One that nobody knows of.
+	hidden := answers(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusProxyAuthRequired) })
+	_, err := client(t, hidden.URL, Options{}).GetBlob(t.Context(), "vm", someDigest)
+	if e := wantError(t, err, ErrUnreachable, true); e.Hint == "" {
+		t.Error("no hint")
+	}
 }
 
 // Requests that are under way at the same time have connections of their

@@ -270,7 +270,7 @@ func (r *Registry) partial(resp *http.Response, t target, size, off, n int64) (i
 	case resp.ContentLength >= 0 && resp.ContentLength != end-start+1:
 		return refuse("bytes %d-%d were announced with a length of %d", start, end, resp.ContentLength)
 	}
-	if err := decideLabel(resp, resp.ContentLength >= 0, t); err != nil {
+	if err := decideLabel(resp, resp.ContentLength >= 0, -1, t); err != nil {
 		return nil, false, err
 	}
 	r.ranges.Store(rangesServed)
@@ -287,7 +287,7 @@ func (r *Registry) whole(resp *http.Response, t target, size, need int64) (io.Re
 		return nil, false, err
 	}
 	have := resp.ContentLength
-	right := size >= 0 && have == size
+	known, right := size, size >= 0 && have == size
 	switch {
 	case size < 0 && have >= 0 && have < need:
 		resp.Body.Close()
@@ -298,7 +298,7 @@ func (r *Registry) whole(resp *http.Response, t target, size, need int64) (io.Re
 		resp.Body.Close()
 		return nil, false, t.wrong("the registry has %d bytes, the artifact says %d", have, size)
 	}
-	if err := decideLabel(resp, right, t); err != nil {
+	if err := decideLabel(resp, right, known, t); err != nil {
 		return nil, false, err
 	}
 	return &exact{rc: resp.Body, left: size, t: t}, true, nil

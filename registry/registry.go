@@ -195,7 +195,7 @@ func (r *Registry) target(op, name, id string) target {
 	default:
 		what += ":" + id
 	}
-	return target{op: op, host: r.host, what: clip(what), name: name, r: r}
+	return target{op: op, host: r.host, what: clip(what), name: name, id: id, r: r}
 }
 
 // at is the URL of a path below the API's.
