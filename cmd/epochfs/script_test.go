@@ -48,16 +48,17 @@ func mainOfTests() {
 // registries are the registries that a script runs against, where they are not
 // only the one in memory.
 var registries = map[string][]string{
-	"flow.txtar":      {"memory", "debian", "epoch"},
-	"artifacts.txtar": {"memory", "epoch"},
-	"secrets.txtar":   {"guarded"},
-	"restart.txtar":   {"debian"},
-	"slow.txtar":      {"epoch"},
-	"takeover.txtar":  {"debian"},
-	"holes.txtar":     {"memory"},
-	"whole.txtar":     {"debian", "epoch"},
-	"reflink.txtar":   {"memory"},
-	"odd.txtar":       {"memory"},
+	"flow.txtar":        {"memory", "debian", "epoch"},
+	"artifacts.txtar":   {"memory", "epoch"},
+	"secrets.txtar":     {"guarded"},
+	"credentials.txtar": {"guarded"},
+	"restart.txtar":     {"debian"},
+	"slow.txtar":        {"epoch"},
+	"takeover.txtar":    {"debian"},
+	"holes.txtar":       {"memory"},
+	"whole.txtar":       {"debian", "epoch"},
+	"reflink.txtar":     {"memory"},
+	"odd.txtar":         {"memory"},
 }
 
 func TestScript(t *testing.T) {

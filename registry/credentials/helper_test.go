@@ -133,8 +133,7 @@ func TestHelperFailsForAMoment(t *testing.T) {
 	}
 }
 
-// A helper that leaves a child on its output has answered all the same, and
-// one that does not end is ended with the caller.
+// A helper that leaves a child on its output has answered all the same.
 func TestHelperThatLeavesAChild(t *testing.T) {
 	t.Parallel()
 	u := newUser(t)
@@ -149,9 +148,14 @@ func TestHelperThatLeavesAChild(t *testing.T) {
 		t.Errorf("%+v, %v, in %v", got, err, took)
 	}
 
-	u = newUser(t)
-	pid = filepath.Join(u.home, "pid")
-	helper = u.helper("sleep 300 &\necho $! >" + pid + ".new\nmv " + pid + ".new " + pid + "\nwait")
+}
+
+// A helper that does not end, and leaves a child, is ended with the caller.
+func TestHelperThatHangs(t *testing.T) {
+	t.Parallel()
+	u := newUser(t)
+	pid := filepath.Join(u.home, "pid")
+	helper := u.helper("sleep 300 &\necho $! >" + pid + ".new\nmv " + pid + ".new " + pid + "\nwait")
 	u.write(".docker/config.json", fmt.Sprintf(`{"credsStore":%q}`, helper))
 	t.Cleanup(func() { endChild(pid) })
 	ctx, cancel := context.WithCancel(context.Background())
