@@ -125,6 +125,29 @@ func TestHiddenFromUnknown(t *testing.T) {
 	}
 }
 
+// Where there is nothing to show, credentials are not looked for with every
+// blob that is not there.
+func TestNotFoundWithoutCredentials(t *testing.T) {
+	t.Parallel()
+	o := newOdd(t, registrytest.Odd{}, random(100))
+	k := &keys{}
+	r := client(t, o.URL, Options{Keychain: k})
+	for range 5 {
+		_, err := r.GetBlob(t.Context(), "vm", someDigest)
+		wantError(t, err, ErrNotFound, false)
+	}
+	if len(k.asked) != 1 || len(o.Requests()) != 5 {
+		t.Errorf("%d lookups, %d requests", len(k.asked), len(o.Requests()))
+	}
+	r.auth.mu.Lock()
+	r.auth.unknown["vm"] = time.Now()
+	r.auth.mu.Unlock()
+	_, err := r.GetBlob(t.Context(), "vm", someDigest)
+	if wantError(t, err, ErrNotFound, false); len(k.asked) != 2 {
+		t.Errorf("%d lookups after a while", len(k.asked))
+	}
+}
+
 // Where the root asks for nothing, what is not there is not there: no
 // credentials are sent, and the root is asked once.
 func TestNotFoundWhereAllIsOpen(t *testing.T) {

@@ -57,10 +57,11 @@ type authorizer struct {
 	tokens  map[access]*token
 	basic   map[string]*token // by repository: credentials may be for one only
 	flights map[errand]*flight
-	api     *[]challenge // what the API's root asks for; nil: not known
-	looked  bool         // for stored credentials
-	keyErr  error        // why some of them could not be read
-	from    string       // where those that were found are kept, or ""
+	unknown map[string]time.Time // repositories that no credentials helped with, and until when that is believed
+	api     *[]challenge         // what the API's root asks for; nil: not known
+	looked  bool                 // for stored credentials
+	keyErr  error                // why some of them could not be read
+	from    string               // where those that were found are kept, or ""
 }
 
 // errand is what a flight is for.
@@ -84,6 +85,7 @@ func newAuthorizer(r *Registry, o Options, isEpoch bool) *authorizer {
 		asked:    map[access]challenge{},
 		tokens:   map[access]*token{},
 		basic:    map[string]*token{},
+		unknown:  map[string]time.Time{},
 		flights:  map[errand]*flight{},
 		store:    credentials.Store{Pause: r.limits.first},
 	}

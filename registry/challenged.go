@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 )
@@ -121,10 +122,12 @@ func (a *attempt) hidden(ctx context.Context, resp *http.Response) (bool, error)
 	}
 	a.probed = true
 	hold(resp)
-	if a.r.rootIsOpen() {
+	auth, name := a.r.auth, a.q.access.name
+	if a.r.rootIsOpen() || auth.isUnknown(name, time.Now()) {
 		return false, nil
 	}
-	if cfg, err := a.r.auth.credentials(ctx, a.q.access); err != nil || cfg == (authn.AuthConfig{}) {
+	if cfg, err := auth.credentials(ctx, a.q.access); err != nil || cfg == (authn.AuthConfig{}) {
+		auth.staysUnknown(name, time.Now())
 		return false, nil
 	}
 	challenges := a.r.rootAsks(ctx)
@@ -137,10 +140,28 @@ func (a *attempt) hidden(ctx context.Context, resp *http.Response) (bool, error)
 		return false, a.q.broken(err)
 	}
 	if err != nil || a.authz.header == "" {
+		auth.staysUnknown(name, time.Now())
 		return false, nil
 	}
 	resp.Body.Close()
 	return true, nil
+}
+
+// unknownFor is for how long a 403 or 404 is believed after nothing was found
+// to show to the registry. Somebody may log in; and a helper must not run for
+// every blob that a mirror lacks.
+const unknownFor = 30 * time.Second
+
+func (a *authorizer) isUnknown(name string, now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return now.Before(a.unknown[name])
+}
+
+func (a *authorizer) staysUnknown(name string, now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.unknown[name] = now.Add(unknownFor)
 }
 
 // hold reads what is left of a small body and has the answer keep it, so

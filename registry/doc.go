@@ -6,7 +6,8 @@
 // the scheme by itself (see ParseReference), and nothing of it goes over
 // plain HTTP to a host that is neither loopback nor allowed. Credentials
 // go to the registry they belong to and to the token endpoint it names,
-// never along with a redirect.
+// never along with a redirect. A registry that refuses without asking for
+// any gets them over TLS or on this machine only.
 //
 // Whatever a registry answers is taken for hostile: bodies are bounded,
 // headers are checked, and a body that stops moving ends with an error.

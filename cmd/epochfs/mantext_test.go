@@ -24,6 +24,7 @@ var environment = [][2]string{
 	{"EPOCH_CA_CERT", "PEM file with further root certificates."},
 	{"EPOCH_COCOON_BINARY", "The cocoon to run, if it is not cocoon in the PATH."},
 	{"DOCKER_CONFIG", "Directory of docker's config.json, which has credentials and names helpers; ~/.docker without it."},
+	{"REGISTRY_AUTH_FILE", "A file with credentials in podman's form; without it containers/auth.json below XDG_RUNTIME_DIR and ~/.config."},
 	{"HTTP_PROXY, HTTPS_PROXY, NO_PROXY", "Proxies."},
 }
 
@@ -32,7 +33,7 @@ var files = [][2]string{
 	{"/run/epochfs", "Sockets of root's mounts."},
 	{"/etc/epochfs/NAME.conf", "What the service epochfs@NAME mounts: REF, DIR and OPTIONS."},
 	{"/etc/containerd/certs.d/HOST/hosts.toml", "Mirrors of a registry."},
-	{"~/.docker/config.json", "Credentials."},
+	{"~/.docker/config.json, ~/.config/containers/auth.json", "Credentials."},
 	{"/sbin/mount.fuse.epochfs", "What mount -t fuse.epochfs runs; see mount.fuse.epochfs(8)."},
 }
 
