@@ -132,6 +132,7 @@ func (a *attempt) hidden(ctx context.Context, resp *http.Response) (bool, error)
 	}
 	challenges := a.r.rootAsks(ctx)
 	if len(challenges) == 0 {
+		auth.unused()
 		return false, nil
 	}
 	err := a.answer(ctx, challenges)

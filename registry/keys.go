@@ -125,6 +125,13 @@ func (a *authorizer) hint(status int) (text, helper string) {
 	return login + " stores credentials", ""
 }
 
+// unused notes that what was looked up went nowhere, so that no hint blames it.
+func (a *authorizer) unused() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.looked, a.from = false, ""
+}
+
 // asksForMore reports whether credentials have something to do with a
 // refusal: the registry was seen to ask for some.
 func (a *authorizer) asksForMore() bool {
