@@ -27,7 +27,8 @@ const (
 	leftBehind = 500 * time.Millisecond
 
 	maxHelperOutput = 64 << 10
-	maxShown        = 200 // bytes of a helper's output in an error
+	maxSearched     = 4 << 10 // bytes of it that are searched for secrets
+	maxShown        = 200     // bytes of it in an error
 )
 
 // notFound is what helpers print, by their protocol, for a server that they
@@ -159,6 +160,10 @@ func shown(stdout, stderr string) string {
 		}
 	}
 	s := strings.Join(parts, "; ")
+	if len(s) > maxSearched {
+		// Not in the middle of a word: half a secret has no form.
+		s = s[:max(0, strings.LastIndexAny(s[:maxSearched], " \n"))]
+	}
 	for _, m := range secretOf.FindAllStringSubmatch(stdout, -1) {
 		if secret := m[1]; secret != "" {
 			s = strings.ReplaceAll(s, secret, "***")
