@@ -126,8 +126,19 @@ func openStateLocked(f *os.File, key string, pieces int) (*state, error) {
 	return s, nil
 }
 
+// mapFile maps another open file description than f's, whose locks then go
+// with its descriptor. A mapping is the last that goes of a process that was
+// killed, and one of its threads may stay in the kernel for long.
 func mapFile(f *os.File, size int64, prot, flags int) ([]byte, error) {
-	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), prot, flags)
+	fd, mode := int(f.Fd()), unix.O_RDONLY
+	if flags&unix.MAP_SHARED != 0 && prot&unix.PROT_WRITE != 0 {
+		mode = unix.O_RDWR
+	}
+	if other, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), mode|unix.O_CLOEXEC, 0); err == nil {
+		defer unix.Close(other)
+		fd = other
+	}
+	mem, err := unix.Mmap(fd, 0, int(size), prot, flags)
 	return mem, os.NewSyscallError("mmap", err)
 }
 

@@ -35,6 +35,7 @@ type Mounted struct {
 	server   *fuse.Server
 	kept     Kept
 	keepable bool
+	notify   *notifier
 	done     chan struct{} // closed when the kernel has let go
 }
 
@@ -102,9 +103,11 @@ func (m *Mounted) begin() error {
 
 // serve answers requests until the kernel lets go.
 func (m *Mounted) serve() {
+	m.notify = newNotifier(int(m.kept.Device.Fd()), m.notNotified)
 	go func() {
 		defer close(m.done)
 		m.server.Serve()
+		m.notify.close()
 		_ = m.kept.close() // the connection is dead, or others keep it
 	}()
 }
@@ -200,16 +203,25 @@ func (m *Mounted) Usage(name string) Usage {
 	return u
 }
 
-// Forget has the kernel drop the pages it keeps of a file. It waits for
-// reads of the file that are being answered.
-func (m *Mounted) Forget(name string) {
-	n := m.tree.byName[name]
-	if n == nil {
+// Forget has the kernel drop the pages that it keeps of n bytes of a file from
+// off on; n 0 is for all that follows. It returns at once, and the pages go
+// when no READ of them waits for its answer any more.
+func (m *Mounted) Forget(name string, off, n int64) {
+	node := m.tree.byName[name]
+	if node == nil {
 		return
 	}
-	if status := m.server.InodeNotify(n.ino, 0, 0); !status.Ok() && status != fuse.ENOENT {
-		m.tree.log.Warn("the kernel may keep pages of a file", "file", name, "status", status)
+	if r, ok := pagesOf(off, n, node.Map.Size()); ok {
+		m.notify.drop(node.ino, r)
 	}
+}
+
+// notNotified logs that the kernel was not reached.
+func (m *Mounted) notNotified(ino uint64, err error) {
+	if m.tree.kernel.dead() {
+		return
+	}
+	m.tree.log.Warn("the kernel may keep pages of a file", "file", m.tree.node(ino).Name, "error", err)
 }
 
 // Breathe returns when the mount can still do what every request needs. If

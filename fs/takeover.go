@@ -98,6 +98,10 @@ func resend(device *os.File) error {
 	return os.NewSyscallError("ask for unanswered requests", err)
 }
 
+// Resend asks the kernel to send again all requests that nobody has answered.
+// Those that this process is working on come twice.
+func (m *Mounted) Resend() error { return resend(m.kept.Device) }
+
 // Kept is what the process that takes over a mount needs of it.
 type Kept struct {
 	Device *os.File // the FUSE connection

@@ -203,6 +203,10 @@ func (s *served) stayAlive() {
 		case <-tick.C:
 			s.m.Breathe()
 			s.link.Alive()
+		case <-s.link.Again():
+			if err := s.m.Resend(); err != nil {
+				s.opts.log.Warn("requests may have been lost with the process before", "error", err)
+			}
 		case <-s.link.Lost():
 			s.opts.log.Error("the keeper has ended: the mount ends with this process, unless epochfs restart gives it another", "dir", s.m.Dir())
 			if err := s.link.Orphan(control.Dir()); err != nil {

@@ -20,7 +20,7 @@
 //	                                      <-    READY
 //
 // Only one worker serves at a time: the next is told to begin when the one
-// before it has been waited for. A worker that does not come up, or dies at
+// before it has ended, or can not do anything any more (spent.go). A worker that does not come up, or dies at
 // once, is tried again, later each time. One that gives no sign of life while
 // requests wait is killed. When nothing has worked for a minute (times.giveUp),
 // the connection is aborted: an error is better than readers that nobody can
@@ -86,6 +86,7 @@ type event struct {
 	msg    message
 	exited bool
 	status syscall.WaitStatus
+	left   bool // what was left of it after its end is gone, too
 }
 
 // Main is the keeper's process; newLog makes its log, whose lines have that
@@ -143,7 +144,11 @@ func (k *keeper) run(requests <-chan *request, signals <-chan os.Signal) (code i
 // handle notes an event. ended says that there is nothing left to keep.
 func (k *keeper) handle(e event) (code int, ended bool) {
 	w := e.from
-	if !e.exited {
+	switch {
+	case e.left:
+		k.askAgain()
+		return 0, false
+	case !e.exited:
 		k.noted(w, e.msg)
 		return 0, false
 	}
@@ -159,6 +164,15 @@ func (k *keeper) handle(e event) (code int, ended bool) {
 		k.failedToPrepare(w, how(e.status))
 	}
 	return 0, false
+}
+
+// askAgain has the serving worker ask the kernel once more for requests that
+// nobody has answered. What was left of the worker before may have taken one
+// from the kernel after the first time.
+func (k *keeper) askAgain() {
+	if k.serving != nil {
+		_ = sendWith(k.serving.link, newMessage(varAgain, "1"), nil, unix.MSG_DONTWAIT)
+	}
 }
 
 // noted takes in what a worker says.

@@ -20,6 +20,7 @@ type Link struct {
 	chosen    bool
 	room      int           // of systemd's store, in descriptors
 	serve     chan struct{} // closed when the keeper says so
+	again     chan struct{} // see Again
 
 	mu     sync.Mutex
 	socket int
@@ -30,7 +31,7 @@ type Link struct {
 // Join finds out who started this process, from the environment, and
 // takes what has been kept. It returns nil where nobody keeps anything.
 func Join() (*Link, error) {
-	l := &Link{inherited: map[string][]*os.File{}, serve: make(chan struct{}), lost: make(chan struct{})}
+	l := &Link{inherited: map[string][]*os.File{}, serve: make(chan struct{}), again: make(chan struct{}, 1), lost: make(chan struct{})}
 	if names, ok := os.LookupEnv(namesEnv); ok {
 		os.Unsetenv(namesEnv)
 		l.chosen = os.Getenv(chosenEnv) != ""
@@ -118,6 +119,12 @@ func (l *Link) listen(socket int, lost chan struct{}) {
 		if m.is(varServe) {
 			close(l.serve)
 		}
+		if m.is(varAgain) {
+			select {
+			case l.again <- struct{}{}:
+			default: // it has been told already
+			}
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,6 +138,11 @@ func (l *Link) Lost() <-chan struct{} {
 	defer l.mu.Unlock()
 	return l.lost
 }
+
+// Again is sent to when requests that the kernel has handed to another
+// process may have been lost with it: the kernel should be asked for them
+// again.
+func (l *Link) Again() <-chan struct{} { return l.again }
 
 // KeeperPID is the keeper's process id, 0 where there is none.
 func (l *Link) KeeperPID() int {

@@ -22,6 +22,7 @@ const (
 	varConnection = "EPOCHFS_CONNECTION" // number of the FUSE connection
 	varDir        = "EPOCHFS_DIR"        // where the mount lies
 	varServe      = "EPOCHFS_SERVE"      // 1, from the keeper: nobody else serves, begin
+	varAgain      = "EPOCHFS_AGAIN"      // 1, from the keeper: ask the kernel again for what nobody has answered
 	varKeeper     = "EPOCHFS_KEEPER"     // from the keeper: its process id
 )
 

@@ -125,6 +125,8 @@ func (k *keeper) watch() (code int, ended bool) {
 		k.killNext()
 		return 0, true
 	}
+	k.serving.hangUp()
+	k.next.hangUp()
 	k.watchServing(now)
 	k.watchNext(now)
 	switch {

@@ -27,6 +27,7 @@ type worker struct {
 	standby   bool      // it is prepared
 	status    string    // what it said last
 	condemned bool      // killed by us
+	hungUp    bool      // it is spent, and nothing more is heard from it
 	done      chan struct{}
 }
 
@@ -63,8 +64,7 @@ func (w *worker) kill(why string, log *slog.Logger) {
 	_ = unix.Kill(w.pid, unix.SIGKILL)
 }
 
-// reap waits for the end of a worker that was killed, but not for ever:
-// one whose disk hangs cannot die.
+// reap waits for the end of a worker that was killed, but not for ever.
 func (w *worker) reap() {
 	select {
 	case <-w.done:
@@ -126,12 +126,48 @@ func (k *keeper) follow(w *worker) {
 			}
 			k.events <- event{from: w, msg: m}
 		}
-		status := w.wait()
+		gone := make(chan syscall.WaitStatus, 1)
+		go func() { gone <- w.wait() }()
+		status, left := w.ended(gone)
 		_ = unix.Close(w.link)
 		k.sweep(w.pid)
 		close(w.done)
 		k.events <- event{from: w, exited: true, status: status}
+		if left {
+			<-gone
+			k.events <- event{from: w, left: true}
+		}
 	}()
+}
+
+// looks are how often a worker that is about to end is looked at.
+const firstLook, nextLooks = 2 * time.Millisecond, 20 * time.Millisecond
+
+// ended returns how a worker ended, when it has, or when it is spent: then
+// left is true, and the rest of it is still in the kernel.
+func (w *worker) ended(gone <-chan syscall.WaitStatus) (status syscall.WaitStatus, left bool) {
+	for look := firstLook; ; look = nextLooks {
+		select {
+		case status := <-gone:
+			return status, false
+		case <-time.After(look):
+		}
+		if status, ok := spent(w.pid); ok {
+			return status, true
+		}
+	}
+}
+
+// hangUp ends the conversation with a worker that is spent and whose socket
+// does not close, because the thread that is still in the kernel has it open.
+func (w *worker) hangUp() {
+	if w == nil || w.hungUp {
+		return
+	}
+	if _, ok := spent(w.pid); ok {
+		w.hungUp = true
+		_ = unix.Shutdown(w.link, unix.SHUT_RD)
+	}
 }
 
 // sweep takes away the sockets of a process that could not do so itself.

@@ -171,8 +171,6 @@ func (o *Opened) mountFiles() ([]fs.File, error) {
 // forgetWith has the mount forget the bytes that turn out to be wrong.
 func (o *Opened) forgetWith(m *fs.Mounted) {
 	for name, open := range o.opened() {
-		// Not waited for: the reads that Forget waits for may wait for
-		// those who tell us.
-		open.OnDrop(func() { go m.Forget(name) })
+		open.OnDrop(func() { m.Forget(name, 0, 0) })
 	}
 }

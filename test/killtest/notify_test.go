@@ -1,0 +1,173 @@
+package killtest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
+)
+
+// soon bounds the time from the moment at which a mount can serve a reader
+// to the moment at which the reader has its bytes.
+const soon = 2 * time.Second
+
+// lockedPage is a mount whose worker hangs in the kernel: it asked for pages
+// to be dropped, and one of them is locked by a READ that nobody answers.
+type lockedPage struct {
+	*world
+	front  *registrytest.Front
+	ranges atomic.Bool // whether the registry serves them
+	reader *exec.Cmd // reads the locked page
+	out    strings.Builder
+	at     int // where that page begins
+	worker int
+	data   []byte
+}
+
+// lockPage makes such a mount. The registry ignores Range. The disk has two
+// parts that share a page. The first is dropped, since its stream brings a
+// wrong bit; the second is held back, and with it the READ of the page.
+func lockPage(t *testing.T) *lockedPage {
+	t.Helper()
+	whole := registrytest.NewHandler()
+	l := &lockedPage{}
+	front := registrytest.NewFront(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if !l.ranges.Load() {
+			r.Header.Del("Range")
+		}
+		whole.ServeHTTP(rw, r)
+	}))
+	w := newWorld(t, front.Host, artifacttest.Options{})
+	data := make([]byte, 33<<20+512+4096)
+	rand.NewChaCha8([32]byte{9}).Read(data)
+	first := len(data) - 4096
+	disk := artifacttest.CloudImage("disk.qcow2", data[:first], data[first:])
+	pushAs(t, front.Host, "vm", disk)
+	l.world, l.front, l.data, l.at = w, front, data, first&^4095
+	w.mount()
+	l.abortAtEnd()
+	for digest, blob := range disk.Blobs {
+		switch len(blob) {
+		case first:
+			front.Inject(&registrytest.Fault{Match: registrytest.Path(digest), Flip: 1, Times: 1})
+		case len(data) - first:
+			front.Inject(&registrytest.Fault{Match: registrytest.Path(digest), Delay: time.Hour})
+		}
+	}
+	l.worker = w.serving(0)
+	if own := l.openBelow(l.worker, w.path("mnt")); len(own) > 0 {
+		t.Errorf("the worker has open on its own mount: %v", own)
+	}
+	l.reader = exec.Command("dd", "if="+w.path("mnt", "disk.qcow2"), "bs=4096", "count=1", "status=none", fmt.Sprint("skip=", l.at/4096))
+	l.reader.Stdout = &l.out
+	w.must(l.reader.Start())
+	w.poll("the page's READ waits", func() bool { return len(w.status().Waiting) > 0 })
+	w.poll("the worker hangs", func() bool { return hangsInNotify(l.worker) })
+	return l
+}
+
+// abortAtEnd frees whoever hangs, should the test fail.
+func (l *lockedPage) abortAtEnd() {
+	kernel := l.kernel()
+	l.t.Cleanup(func() {
+		if l.t.Failed() {
+			_ = os.WriteFile(filepath.Join(kernel, "abort"), []byte("1"), 0)
+		}
+		_ = l.reader.Process.Kill()
+	})
+}
+
+// openBelow returns what a process has open in a directory, or runs in.
+func (l *lockedPage) openBelow(pid int, dir string) (all []string) {
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, link := range append(links, fmt.Sprintf("/proc/%d/cwd", pid)) {
+		if to, _ := os.Readlink(link); to == dir || strings.HasPrefix(to, dir+"/") {
+			all = append(all, to)
+		}
+	}
+	return all
+}
+
+// hangsInNotify reports whether a thread of a process is in uninterruptible
+// sleep in a write to the FUSE device.
+func hangsInNotify(pid int) bool {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, task := range tasks {
+		stat, _ := os.ReadFile(task + "/stat")
+		call, _ := os.ReadFile(task + "/syscall")
+		var number, fd int
+		if _, err := fmt.Sscanf(string(call), "%d 0x%x", &number, &fd); err != nil || !strings.Contains(string(stat), ") D ") {
+			continue
+		}
+		if to, _ := os.Readlink(fmt.Sprintf("%s/fd/%d", task, fd)); to == "/dev/fuse" && number != unix.SYS_READ {
+			return true
+		}
+	}
+	return false
+}
+
+// readersServed fails unless the reader of the page has right bytes soon
+// after the source answers.
+func (l *lockedPage) readersServed() {
+	l.t.Helper()
+	l.ranges.Store(true)
+	l.front.Clear()
+	done := make(chan error, 1)
+	go func() { done <- l.reader.Wait() }()
+	select {
+	case err := <-done:
+		if want := string(l.data[l.at : l.at+4096]); err != nil || l.out.String() != want {
+			l.t.Errorf("wrong bytes, %v", err)
+		}
+	case <-time.After(soon):
+		l.t.Fatal("the reader still waits")
+	}
+	l.poll("the killed process is gone", func() bool { return unix.Kill(l.worker, 0) == unix.ESRCH })
+	all, err := os.ReadFile(l.path("mnt", "disk.qcow2"))
+	if err != nil || string(all) != string(l.data) {
+		l.t.Errorf("wrong bytes of the file, %v", err)
+	}
+	l.unmount()
+}
+
+// A worker that is killed while it waits in the kernel for a page that is
+// locked is followed by another at once: that one answers the READ which has
+// locked the page.
+func TestKilledInNotification(t *testing.T) {
+	t.Parallel()
+	l := lockPage(t)
+	l.signal(l.worker, unix.SIGKILL)
+	l.serving(l.worker)
+	l.readersServed()
+}
+
+// The same for a worker that is not the keeper's child, and that the keeper
+// kills to have another binary take over.
+func TestRestartInNotification(t *testing.T) {
+	t.Parallel()
+	l := lockPage(t)
+	l.signal(l.keeper, unix.SIGKILL)
+	first := l.keeper
+	l.poll("the keeper is gone", func() bool { return dead(first) })
+	l.poll("another keeper keeps it", func() bool { // when the worker has seen the end of the first
+		_, err := l.run("restart", l.path("mnt"))
+		return err == nil
+	})
+	m, err := l.kept()
+	l.must(err)
+	if m.Worker == 0 || m.Worker == l.worker || m.Keeper == first {
+		t.Errorf("%+v after process %d under %d", m, l.worker, first)
+	}
+	l.readersServed()
+}
