@@ -17,17 +17,37 @@ func (n *node) entry(out *fuse.EntryOut) {
 	out.SetAttrTimeout(keep)
 }
 
+// rootEntry describes the root. The kernel wants its generation to be zero.
+func (t *tree) rootEntry(out *fuse.EntryOut) {
+	out.NodeId = rootIno
+	out.Attr = t.root
+	out.SetEntryTimeout(keep)
+	out.SetAttrTimeout(keep)
+}
+
 // Lookup answers for a name that is not there with inode 0 and a time:
 // only so does the kernel remember it.
+//
+// "." and ".." come from whoever opens a file by a handle (NFS), and only the
+// inode is known then: "." of a file is the file. Inode numbers are fixed, so
+// it need not have been looked up before.
 func (t *tree) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	if in.NodeId != rootIno {
+	n := t.node(in.NodeId)
+	switch {
+	case n == nil && in.NodeId != rootIno:
+		return fuse.ENOENT
+	case name == "..", name == "." && n == nil:
+		t.rootEntry(out)
+		return fuse.OK
+	case name == ".":
+		n.entry(out)
+		return fuse.OK
+	case n != nil:
 		return fuse.ENOTDIR
-	}
-	if len(name) > maxName {
+	case len(name) > maxName:
 		return fuse.Status(syscall.ENAMETOOLONG)
 	}
-	n := t.byName[name]
-	if n == nil {
+	if n = t.byName[name]; n == nil {
 		out.SetEntryTimeout(keepAbsent)
 		return fuse.OK
 	}

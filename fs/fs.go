@@ -116,7 +116,8 @@ type tree struct {
 	handles *handles // in memory
 	kernel  kernel
 	crash   bool
-	backing atomic.Bool // passthrough may be tried
+	present func(*fuse.Server) error // present, but in tests
+	backing atomic.Bool              // passthrough may be tried
 	log     *slog.Logger
 }
 
@@ -138,6 +139,7 @@ func newTree(files []File, opts Options) (*tree, error) {
 		byName:        make(map[string]*node, len(files)),
 		log:           log,
 		crash:         opts.Crash,
+		present:       present,
 	}
 	t.backing.Store(!opts.NoBacking)
 	for i, f := range files {

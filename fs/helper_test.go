@@ -33,7 +33,7 @@ var helpers = map[string]func(args []string) error{
 	"xattr": helpXattr, "many": helpMany, "dir": helpDir, "serve": helpServe,
 	"nofuse": helpNoFUSE, "faults": helpFaults, "readat": helpReadAt,
 	"signalled": helpSignalled, "umount": helpUmount, "drain": helpDrain,
-	"cross": helpCross,
+	"cross": helpCross, "handle": helpHandle, "byhandle": helpByHandle,
 }
 
 func runTestHelper(args []string) int {

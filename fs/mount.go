@@ -83,17 +83,20 @@ func (m *Mounted) begin() error {
 		return err
 	}
 	m.keepable = canResend(request)
-	server, fd, reply, err := m.tree.negotiate(request)
+	server, fd, reply, err := m.tree.negotiate(request, optional)
 	if err != nil {
 		return err
 	}
-	if err := m.tree.memory.setInit(request, reply); err != nil {
-		return err
+	err = m.tree.memory.setInit(request, reply)
+	if err == nil {
+		_, err = unix.Write(device, reply)
+		err = os.NewSyscallError("answer INIT", err)
 	}
-	if _, err := unix.Write(device, reply); err != nil {
-		return os.NewSyscallError("answer INIT", err)
+	if err == nil {
+		err = m.tree.connect(server, fd, m.kept.Device)
 	}
-	if err := m.tree.connect(server, fd, m.kept.Device); err != nil {
+	if err != nil {
+		discard(server, fd)
 		return err
 	}
 	m.server = server
@@ -144,7 +147,11 @@ func (m *Mounted) settle(readAhead int) error {
 	return nil
 }
 
-func (t *tree) serverOptions() *fuse.MountOptions {
+// optional are capabilities that a mount has if the process that made it asked
+// for them. A process that takes over asks for those of the mount.
+const optional = fuse.CAP_EXPORT_SUPPORT // handles (NFS) outlive the kernel's memory of an inode
+
+func (t *tree) serverOptions(extra uint64) *fuse.MountOptions {
 	return &fuse.MountOptions{
 		Name:          "epochfs",
 		MaxWrite:      maxRequest,
@@ -154,7 +161,7 @@ func (t *tree) serverOptions() *fuse.MountOptions {
 		// No getattr on every read to see whether the file has changed.
 		ExplicitDataCacheControl: true,
 		// Without it the requests of one aio submission go out one by one.
-		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO | extra,
 		Logger:            slog.NewLogLogger(t.log.Handler(), slog.LevelDebug),
 		PanicHandler:      t.panicked,
 	}

@@ -18,10 +18,7 @@ func TestBuffersArePresent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request := make([]byte, unsafe.Sizeof(fuse.InitIn{}))
-	in := (*fuse.InitIn)(unsafe.Pointer(&request[0]))
-	in.Length, in.Opcode, in.Unique, in.Major, in.Minor = uint32(len(request)), 26, 2, 7, 38
-	server, _, _, err := tr.negotiate(request)
+	server, _, _, err := tr.negotiate(initRequest(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,6 +35,15 @@ func TestBuffersArePresent(t *testing.T) {
 	for at := 0; at < len(zeros); at += os.Getpagesize() {
 		isPresent(t, &zeros[at])
 	}
+}
+
+// initRequest is an INIT as a kernel sends it that has all capabilities.
+func initRequest() []byte {
+	request := make([]byte, unsafe.Sizeof(fuse.InitIn{}))
+	in := (*fuse.InitIn)(unsafe.Pointer(&request[0]))
+	in.Length, in.Opcode, in.Unique, in.Major, in.Minor = uint32(len(request)), 26, 2, 7, 38
+	in.Flags, in.Flags2 = ^uint32(0), ^uint32(0)
+	return request
 }
 
 func isPresent(t *testing.T, p *byte) {

@@ -57,10 +57,20 @@ func canResend(request []byte) bool {
 	return (*fuse.InitIn)(unsafe.Pointer(&request[0])).Flags64()&hasResend != 0
 }
 
-// negotiate has go-fuse answer the INIT request on a socket. fd is that
-// socket's descriptor, the server's, for the connection to take the place
-// of.
-func (t *tree) negotiate(request []byte) (server *fuse.Server, fd int, reply []byte, err error) {
+// negotiated reads the capabilities that a reply to INIT has agreed on.
+func negotiated(reply []byte) uint64 {
+	var header fuse.OutHeader
+	var out fuse.InitOut
+	if len(reply) < int(unsafe.Sizeof(header)+unsafe.Sizeof(out)) {
+		return 0
+	}
+	return (*fuse.InitOut)(unsafe.Pointer(&reply[unsafe.Sizeof(header)])).Flags64()
+}
+
+// negotiate has go-fuse answer the INIT request on a socket, and ask for
+// capabilities beyond those that every mount has. fd is that socket's
+// descriptor, the server's, for the connection to take the place of.
+func (t *tree) negotiate(request []byte, extra uint64) (server *fuse.Server, fd int, reply []byte, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, -1, nil, os.NewSyscallError("socketpair", err)
@@ -70,16 +80,33 @@ func (t *tree) negotiate(request []byte) (server *fuse.Server, fd int, reply []b
 		unix.Close(pair[1])
 		return nil, -1, nil, err
 	}
-	server, err = fuse.NewServer(t, fmt.Sprintf("/dev/fd/%d", pair[1]), t.serverOptions())
+	server, err = fuse.NewServer(t, fmt.Sprintf("/dev/fd/%d", pair[1]), t.serverOptions(extra))
 	if err != nil {
 		return nil, -1, nil, err // the descriptor is closed
 	}
-	if err := present(server); err != nil {
+	n := 0
+	reply = make([]byte, mostInit)
+	if err = t.present(server); err == nil {
+		n, err = unix.Read(pair[0], reply)
+	}
+	if err != nil {
+		discard(server, pair[1])
 		return nil, -1, nil, err
 	}
-	reply = make([]byte, mostInit)
-	n, err := unix.Read(pair[0], reply)
-	return server, pair[1], reply[:max(n, 0)], err
+	return server, pair[1], reply[:n], nil
+}
+
+// discard closes the descriptor of a server that was not to be. The server
+// closes it when it stops, and it stops when it cannot read.
+func discard(server *fuse.Server, fd int) {
+	unreadable, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(unreadable)
+	if unix.Dup3(unreadable, fd, unix.O_CLOEXEC) == nil {
+		server.Serve()
+	}
 }
 
 // connect puts the connection in the place of the server's socket.
@@ -136,21 +163,23 @@ func resume(kept Kept, dir string, files []File, opts Options, begin func() erro
 	if err := checkTable(t.memory.table, len(files)); err != nil {
 		return nil, err
 	}
-	server, fd, reply, err := t.negotiate(t.memory.request())
+	server, fd, reply, err := t.negotiate(t.memory.request(), optional&negotiated(t.memory.reply()))
 	if err != nil {
 		return nil, err
 	}
 	if !bytes.Equal(reply, t.memory.reply()) {
-		return nil, errOther
+		err = errOther
+	} else {
+		err = begin()
 	}
-	if err := begin(); err != nil {
-		return nil, err
+	if err == nil { // only now is the table nobody else's
+		t.handles, err = openHandles(t.memory.table, len(files))
 	}
-	// Only now is the table nobody else's.
-	if t.handles, err = openHandles(t.memory.table, len(files)); err != nil {
-		return nil, err
+	if err == nil {
+		err = t.connect(server, fd, kept.Device)
 	}
-	if err := t.connect(server, fd, kept.Device); err != nil {
+	if err != nil {
+		discard(server, fd)
 		return nil, err
 	}
 	m := &Mounted{dir: dir, tree: t, server: server, kept: kept, keepable: true, done: make(chan struct{})}

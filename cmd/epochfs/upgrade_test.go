@@ -53,6 +53,10 @@ func (s *site) build(version string, edits ...edit) string {
 // otherMemory makes a binary with another layout of a mount's memory.
 var otherMemory = edit{"fs/memory.go", "memoryVersion = 1\n", "memoryVersion = 2\n"}
 
+// fewerCapabilities makes a binary that negotiates as those did that knew
+// nothing of an optional capability.
+var fewerCapabilities = edit{"fs/mount.go", "const optional = fuse.CAP_EXPORT_SUPPORT ", "const optional = 0 "}
+
 // A binary that cannot take over is told from one that can before anything
 // is done to the mount.
 func TestRestartWithOtherBinaries(t *testing.T) {
@@ -74,6 +78,7 @@ func TestRestartWithOtherBinaries(t *testing.T) {
 		"other-memory":      {"memory has version 1, not 2", otherMemory},
 		"other-cache":       {"cannot use the cached file", edit{"cache/state.go", "stateVersion = 1\n", "stateVersion = 2\n"}},
 		"other-negotiation": {"negotiates otherwise", edit{"fs/mount.go", "maxBackground = 128\n", "maxBackground = 64\n"}},
+		"older":             {"negotiates otherwise", fewerCapabilities},
 	} {
 		code, out, stderr := s.try(s.build(version, c.edit), "restart", s.mnt)
 		if code != exitFailed || out != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "is served as before: ") || !strings.Contains(stderr, c.says) {
@@ -125,14 +130,15 @@ func askKeeper(t *testing.T, socket, binary string) string {
 	return string(answer[:n])
 }
 
-// Another build of the program takes over all mounts.
+// Another build of the program takes over all mounts, also one that was made
+// with fewer capabilities.
 func TestUpgrade(t *testing.T) {
 	s := newSite(t)
 	second := filepath.Join(s.dir, "second")
 	must(t, os.Mkdir(second, 0o700))
 	t.Cleanup(func() { _ = unix.Unmount(second, unix.MNT_DETACH) })
 	s.run("epochfs", "mount", "--quiet", "--prefetch", "all", s.ref, s.mnt)
-	s.run("epochfs", "mount", "--quiet", "--prefetch", "none", s.ref, second)
+	s.run(s.build("older", fewerCapabilities), "mount", "--quiet", "--prefetch", "none", s.ref, second)
 	readers := s.readAlways()
 	before := s.status()
 	binary := s.build("two")

@@ -28,7 +28,7 @@ type lockedPage struct {
 	*world
 	front  *registrytest.Front
 	ranges atomic.Bool // whether the registry serves them
-	reader *exec.Cmd // reads the locked page
+	reader *exec.Cmd   // reads the locked page
 	out    strings.Builder
 	at     int // where that page begins
 	worker int
