@@ -67,6 +67,8 @@ type File struct {
 // is root.
 type Options struct {
 	AllowOther bool         // other users may look too; the root directory is 0555, not 0500
+	NoExec     bool         // no program is run from the mount
+	Contexts   []string     // NAME=VALUE of SELinux, for the kernel; it refuses them where it has no SELinux
 	UID, GID   uint32       // owner of everything
 	Time       time.Time    // shown as every file's times; zero is 1970
 	FSName     string       // shown as the mount's source, normally the reference

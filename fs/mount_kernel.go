@@ -48,12 +48,13 @@ func mountDirect(dir string, opts *Options) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("%w: open %s: %w", ErrNoFUSE, fuseDevice, err)
 	}
-	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,default_permissions,max_read=%d",
-		fd, os.Geteuid(), os.Getegid(), maxRequest)
-	if opts.AllowOther {
-		data += ",allow_other"
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,default_permissions,max_read=%d%s",
+		fd, os.Geteuid(), os.Getegid(), maxRequest, dataOf(opts))
+	flags := uintptr(unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV)
+	if opts.NoExec {
+		flags |= unix.MS_NOEXEC
 	}
-	err = unix.Mount(source(opts), dir, fuseType, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, data)
+	err = unix.Mount(source(opts), dir, fuseType, flags, data)
 	if err == nil {
 		return fd, nil
 	}
@@ -62,6 +63,18 @@ func mountDirect(dir string, opts *Options) (int, error) {
 		err = fmt.Errorf("%w: the kernel has no fuse: %w", ErrNoFUSE, err)
 	}
 	return -1, err
+}
+
+// dataOf is what the kernel is told of the options beyond what every mount
+// has. SELinux takes its own part out of it.
+func dataOf(opts *Options) (data string) {
+	if opts.AllowOther {
+		data += ",allow_other"
+	}
+	for _, c := range opts.Contexts {
+		data += "," + c
+	}
+	return data
 }
 
 func source(opts *Options) string {
@@ -75,10 +88,10 @@ func source(opts *Options) string {
 // socket.
 func mountByHelper(dir string, opts *Options) (int, error) {
 	escape := strings.NewReplacer(`\`, `\\`, `,`, `\,`)
-	options := fmt.Sprintf("ro,nosuid,nodev,default_permissions,max_read=%d,subtype=epochfs,fsname=%s",
-		maxRequest, escape.Replace(source(opts)))
-	if opts.AllowOther {
-		options += ",allow_other"
+	options := fmt.Sprintf("ro,nosuid,nodev,default_permissions,max_read=%d,subtype=epochfs,fsname=%s%s",
+		maxRequest, escape.Replace(source(opts)), dataOf(opts))
+	if opts.NoExec {
+		options += ",noexec"
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -74,6 +74,29 @@ func TestKernelSettings(t *testing.T) {
 	}
 }
 
+// What the options change in what the kernel and the helper are told.
+func TestMountData(t *testing.T) {
+	needRoot(t)
+	for _, c := range []struct {
+		opts Options
+		want string
+	}{
+		{Options{}, ""},
+		{Options{AllowOther: true}, ",allow_other"},
+		{Options{Contexts: []string{`context="a:b:c:s0:c1,c2"`, "rootcontext=d"}}, `,context="a:b:c:s0:c1,c2",rootcontext=d`},
+	} {
+		if got := dataOf(&c.opts); got != c.want {
+			t.Errorf("%+v: %q", c.opts, got)
+		}
+	}
+	m := mounted(t, []File{textFile("f", "#!/bin/true")}, Options{NoExec: true})
+	var st unix.Statfs_t
+	check(t, unix.Statfs(m.Dir(), &st))
+	if want := int64(unix.ST_NOEXEC | unix.ST_NODEV | unix.ST_NOSUID | unix.ST_RDONLY); st.Flags&want != want {
+		t.Errorf("flags %x", st.Flags)
+	}
+}
+
 func TestOtherUsers(t *testing.T) {
 	needRoot(t)
 	files := []File{textFile("open", "1"), textFile("secret", "2")}

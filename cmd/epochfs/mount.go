@@ -33,6 +33,7 @@ type mountOptions struct {
 	metrics    metrics.Address
 	sloppy     bool // ignore mount options nobody knows
 	fake       bool // check, but do not mount
+	noexec     bool
 	flags      *pflag.FlagSet
 }
 
@@ -61,8 +62,13 @@ mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
 	f.Var(&opts.metrics, "metrics", "serve Prometheus metrics on this address; a port alone is one of the loopback address")
 	f.BoolVar(&opts.sloppy, "sloppy", false, "ignore mount options nobody knows")
 	f.BoolVar(&opts.fake, "fake", false, "check, but do not mount")
+	f.BoolVar(&opts.noexec, "noexec", false, "let no program be run from the mount")
+	for _, name := range contextOptions {
+		f.String(name, "", "SELinux "+name)
+		f.Lookup(name).Hidden = true
+	}
 	f.VarP(&optionList{flags: f, sloppy: &opts.sloppy}, "options", "o", "mount options, named as the flags are")
-	for _, name := range []string{"sloppy", "fake"} {
+	for _, name := range []string{"sloppy", "fake", "noexec"} {
 		f.Lookup(name).Hidden = true
 	}
 	return cmd
@@ -102,6 +108,7 @@ func (opts *mountOptions) mount(ctx context.Context, link *keeper.Link, pipe *re
 	opts.log = opts.log.With("mount", opts.dir)
 	if link == nil {
 		opts.noteHidden()
+		opts.notePowerless()
 	}
 	switch {
 	case opts.fake:

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -54,44 +56,80 @@ func helperArgs(args []string) ([]string, error) {
 
 // optionList is the value of -o: it sets the flags that its parts name.
 type optionList struct {
-	flags  *pflag.FlagSet
-	sloppy *bool
-	text   []string
+	flags     *pflag.FlagSet
+	sloppy    *bool
+	text      []string
+	powerless []string // options that were given and have no effect
 }
 
-// alwaysSo are options of mount(8) that say what is so anyway, or speak to
-// others than us.
+// alwaysSo are options of mount(8) that describe every mount of ours, or are
+// meant for others: mount(8) itself, systemd, umount(8).
 var alwaysSo = []string{
-	"ro", "rw", "defaults", "nosuid", "nodev", "exec", "noexec", "auto", "noauto", "nofail",
-	"user", "nouser", "users", "group", "owner", "async", "_netdev", "atime", "noatime", "relatime",
-	"norelatime", "strictatime", "nodiratime", "default_permissions",
+	"ro", "rw", "defaults", "nosuid", "nodev", "auto", "noauto", "nofail", "_netdev",
+	"user", "nouser", "users", "nousers", "group", "nogroup", "owner", "noowner",
+	"async", "sync", "dirsync", "iversion", "noiversion", "mand", "nomand", "silent", "loud", "symfollow", "nosymfollow",
+	"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime",
+	"default_permissions",
 }
+
+// forOthers are options with a value that are meant for others.
+var forOthers = []string{"comment", "helper", "uhelper", "user"}
+
+// powerless are options that a mount of ours never follows: it is always
+// nosuid and nodev.
+var powerless = []string{"suid", "dev"}
 
 // Set reads name[=value],…
 func (l *optionList) Set(s string) error {
 	l.text = append(l.text, s)
-	for option := range strings.SplitSeq(s, ",") {
-		name, value, valued := strings.Cut(option, "=")
-		if name == "" || slices.Contains(alwaysSo, name) || strings.HasPrefix(name, "x-") || name == "comment" {
-			continue
-		}
-		flag := l.flags.Lookup(strings.ReplaceAll(name, "_", "-"))
-		if flag == nil || flag.Value == pflag.Value(l) || flag.Name == "help" {
-			if *l.sloppy {
-				continue
-			}
-			return usagef("there is no mount option %q", name)
-		}
-		if !valued {
-			if value = flag.NoOptDefVal; value == "" {
-				return usagef("mount option %s needs a value", name)
-			}
-		}
-		if err := l.flags.Set(flag.Name, value); err != nil {
+	for _, option := range splitOptions(s) {
+		if err := l.set(option); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (l *optionList) set(option string) error {
+	name, value, valued := strings.Cut(option, "=")
+	switch {
+	case name == "", slices.Contains(alwaysSo, name) && !valued, slices.Contains(forOthers, name) && valued:
+		return nil
+	case strings.HasPrefix(name, "x-"), strings.HasPrefix(name, "X-"):
+		return nil
+	case slices.Contains(powerless, option):
+		l.powerless = append(l.powerless, option)
+		return nil
+	case option == "exec":
+		return l.flags.Set("noexec", "false")
+	case option == "remount":
+		return usagef("a mount cannot be changed by remounting it: unmount it and mount it anew")
+	}
+	flag := l.flags.Lookup(strings.ReplaceAll(name, "_", "-"))
+	if flag == nil || flag.Value == pflag.Value(l) || flag.Name == "help" {
+		if *l.sloppy {
+			return nil
+		}
+		return usagef("there is no mount option %q", name)
+	}
+	if !valued {
+		if value = flag.NoOptDefVal; value == "" {
+			return usagef("mount option %s needs a value", name)
+		}
+	}
+	return l.flags.Set(flag.Name, value)
+}
+
+// splitOptions splits at commas that are not in double quotes, as those of an
+// SELinux context are. The quotes stay.
+func splitOptions(s string) []string {
+	quoted := false
+	return strings.FieldsFunc(s, func(r rune) bool {
+		if r == '"' {
+			quoted = !quoted
+		}
+		return r == ',' && !quoted
+	})
 }
 
 // String returns the options as they were given.
@@ -99,3 +137,34 @@ func (l *optionList) String() string { return strings.Join(l.text, ",") }
 
 // Type names the value in the help.
 func (l *optionList) Type() string { return "options" }
+
+// contextOptions are SELinux's options of a mount, which the kernel reads. All
+// of them are flags that only mount options set.
+var contextOptions = []string{"context", "fscontext", "defcontext", "rootcontext"}
+
+// selinuxDir is where SELinux shows itself when it is enabled.
+var selinuxDir = "/sys/fs/selinux"
+
+// contexts are the SELinux options that were given, for the kernel. Without
+// SELinux it refuses them, and they are left out, as mount(8) does.
+func (opts *mountOptions) contexts() (given []string, ignored bool) {
+	for _, name := range contextOptions {
+		if f := opts.flags.Lookup(name); f.Changed {
+			given = append(given, name+"="+f.Value.String())
+		}
+	}
+	if _, err := os.Stat(filepath.Join(selinuxDir, "enforce")); err != nil && len(given) > 0 {
+		return nil, true
+	}
+	return given, false
+}
+
+// notePowerless says of options that were given that they have no effect.
+func (opts *mountOptions) notePowerless() {
+	if list, ok := opts.flags.Lookup("options").Value.(*optionList); ok && len(list.powerless) > 0 {
+		opts.note("mount option %s has no effect: a mount is always nosuid and nodev", strings.Join(list.powerless, ","))
+	}
+	if _, ignored := opts.contexts(); ignored {
+		opts.note("SELinux is not enabled here: its mount options have no effect")
+	}
+}

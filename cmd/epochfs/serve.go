@@ -41,7 +41,11 @@ func (opts *mountOptions) prepareToServe() chan os.Signal {
 }
 
 func (opts *mountOptions) look() mounting.MountOptions {
-	return mounting.MountOptions{AllowOther: opts.allowOther, UID: opts.uid, GID: opts.gid, Crash: true, Log: opts.log}
+	contexts, _ := opts.contexts()
+	return mounting.MountOptions{
+		AllowOther: opts.allowOther, NoExec: opts.noexec, Contexts: contexts, UID: opts.uid, GID: opts.gid,
+		Crash: true, Log: opts.log,
+	}
 }
 
 // inherited is a live mount that this process was started to take over.

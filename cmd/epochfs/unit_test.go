@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spf13/pflag"
-
 	"github.com/cocoonstack/epochfs/cocoon"
 	fusefs "github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/internal/mounting"
@@ -115,33 +113,6 @@ func TestHelperArgs(t *testing.T) {
 		if _, err := helperArgs(strings.Fields(in)); exitCode(err) != exitUsage {
 			t.Errorf("helperArgs(%s) = %v", in, err)
 		}
-	}
-}
-
-func TestOptionList(t *testing.T) {
-	var sloppy, allow bool
-	var uid uint32
-	var dir string
-	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
-	f.BoolVar(&allow, "allow-other", false, "")
-	f.Uint32Var(&uid, "uid", 0, "")
-	f.StringVar(&dir, "cache-dir", "", "")
-	l := &optionList{flags: f, sloppy: &sloppy}
-	f.VarP(l, "options", "o", "")
-	if err := f.Parse([]string{"-o", "ro,allow_other,uid=7", "-o", "cache-dir=/a=b,x-anything=1"}); err != nil {
-		t.Fatal(err)
-	}
-	if !allow || uid != 7 || dir != "/a=b" || !f.Changed("uid") {
-		t.Errorf("allow %v, uid %d, dir %q", allow, uid, dir)
-	}
-	for _, bad := range []string{"suid", "frob", "uid", "uid=x", "options=ro"} {
-		if err := l.Set(bad); err == nil {
-			t.Errorf("option %q was taken", bad)
-		}
-	}
-	sloppy = true
-	if err := l.Set("frob,suid"); err != nil {
-		t.Errorf("sloppy: %v", err)
 	}
 }
 

@@ -20,9 +20,10 @@ func TestAdvice(t *testing.T) {
 		{reach(fmt.Errorf("%w: %w", registry.ErrRoots, unix.ENOENT)), "EPOCH_CA_CERT"},
 		{admit(&registry.Error{}, "reg.example"), "docker login reg.example"},
 		{admit(fmt.Errorf("reg/vm: %w", &registry.Error{Helper: "docker-credential-x"}), "reg.example"), "install docker-credential-x"},
-		{passthrough(fs.ErrNotOffered).Do, "Linux 6.9"},
-		{passthrough(unix.EPERM).Do, "root"},
-		{passthrough(unix.EINVAL).Do, "--cache-dir"},
+		{caller{}.passthrough(fs.ErrNotOffered).Do, "Linux 6.9"},
+		{caller{}.passthrough(unix.EPERM).Do, "mount as root"},
+		{caller{root: true}.passthrough(unix.EPERM).Do, "--cap-add SYS_ADMIN"},
+		{caller{}.passthrough(unix.EINVAL).Do, "--cache-dir"},
 		{takeover(false).Do, "Linux 6.9"},
 		{checkKind("nfs")[0].Do, "--cache-dir"},
 	} {
@@ -30,7 +31,7 @@ func TestAdvice(t *testing.T) {
 			t.Errorf("%q does not tell of %q", c.got, c.want)
 		}
 	}
-	for _, c := range []Check{passthrough(nil), takeover(true)} {
+	for _, c := range []Check{caller{}.passthrough(nil), takeover(true)} {
 		if c.Level != OK || c.Do != "" {
 			t.Errorf("%s: %s, %q", c.Name, c.Level, c.Do)
 		}
@@ -40,25 +41,31 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
+// Advice is for who asks: root is not told to be root.
 func TestPrivileges(t *testing.T) {
+	all := ^uint64(0)
 	for _, c := range []struct {
-		root  bool
-		oom   error
-		names string
+		who               caller
+		readahead, spared error
+		want              []string // in what there is to do
 	}{
-		{true, nil, ""},
-		{true, unix.EACCES, "memory "},
-		{false, unix.EACCES, "readahead memory "},
+		{caller{root: true, caps: all}, nil, nil, nil},
+		{caller{root: true, caps: all &^ (1 << 24)}, nil, unix.EACCES, []string{"--cap-add SYS_RESOURCE"}},
+		{caller{root: true, caps: all &^ (1 << 24), namespace: true}, nil, unix.EACCES, []string{"user namespace"}},
+		{caller{root: true, caps: all, namespace: true}, nil, unix.EACCES, []string{"user namespace"}},
+		{caller{root: true, caps: all}, nil, unix.EACCES, []string{"seccomp"}},
+		{caller{root: true, caps: all}, unix.EROFS, unix.EROFS, []string{"/sys", "/proc"}},
+		{caller{}, unix.EACCES, unix.EACCES, []string{"mount as root", "mount as root"}},
 	} {
-		var names string
-		for _, check := range privileges(c.root, c.oom) {
-			names += check.Name + " "
-			if check.Level != Note || check.Do == "" {
-				t.Errorf("%s: %s, %q", check.Name, check.Level, check.Do)
-			}
+		checks := c.who.privileges(c.readahead, c.spared)
+		if len(checks) != len(c.want) {
+			t.Errorf("%+v: %v", c.who, checks)
+			continue
 		}
-		if names != c.names {
-			t.Errorf("root %v, %v: %q", c.root, c.oom, names)
+		for i, check := range checks {
+			if check.Level != Note || !strings.Contains(check.Do, c.want[i]) || c.who.root && strings.HasSuffix(check.Do, "mount as root") {
+				t.Errorf("%+v: %s, %s, %q", c.who, check.Name, check.Level, check.Do)
+			}
 		}
 	}
 }

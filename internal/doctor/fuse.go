@@ -40,7 +40,7 @@ func checkFUSE(backing *os.File) []Check {
 	}
 	s, err := fs.Probe(dir, backing)
 	if err != nil {
-		return []Check{problem("fuse", mendFUSE(), &withKind{err, fs.ErrNoFUSE})}
+		return []Check{problem("fuse", thisCaller().mendFUSE(), &withKind{err, fs.ErrNoFUSE})}
 	}
 	var name unix.Utsname
 	_ = unix.Uname(&name) // fails for a bad address only
@@ -49,30 +49,22 @@ func checkFUSE(backing *os.File) []Check {
 		who = "a plain user, with " + helper
 	}
 	all := []Check{ok("fuse", "a mount was made and taken away as %s (kernel %s, FUSE %s)", who, unix.ByteSliceToString(name.Release[:]), s.Protocol)}
-	all = append(all, passthrough(s.Passthrough), takeover(s.Resend))
-	return append(all, privileges(isRoot(), keeper.SpareFromOOM())...)
-}
-
-// privileges notes what root's mounts have besides passthrough.
-func privileges(root bool, spared error) (all []Check) {
-	if !root {
-		all = append(all, note("readahead", "mount as root", "only root may have the kernel read ahead more than 128 KiB of what is not complete"))
-	}
-	if spared != nil {
-		all = append(all, note("memory", "mount as root (CAP_SYS_RESOURCE)", "when memory is short the kernel may kill the processes of a mount as any others (%v)", spared))
-	}
-	return all
+	c := thisCaller()
+	all = append(all, c.passthrough(s.Passthrough), takeover(s.Resend))
+	return append(all, c.privileges(settable("/sys/class/bdi"), keeper.SpareFromOOM())...)
 }
 
 // mendFUSE is what to do where a mount cannot be made.
-func mendFUSE() string {
+func (c caller) mendFUSE() string {
 	if _, err := os.Stat(device); err != nil {
 		return getDevice
 	}
 	path, err := exec.LookPath(helper)
 	switch info, statErr := os.Stat(path); {
-	case isRoot():
-		return "give it CAP_SYS_ADMIN: in a container --cap-add SYS_ADMIN --device /dev/fuse"
+	case c.root && !c.has(sysAdmin): // that of a user namespace does
+		return sysAdmin.give() + " --device /dev/fuse"
+	case c.root:
+		return "allow it: something other than capabilities forbids mounts, such as AppArmor (in a container --security-opt apparmor=unconfined) or a user namespace that may not use " + device
 	case err != nil:
 		return getHelper
 	case unix.Access(device, unix.R_OK|unix.W_OK) != nil:
@@ -83,7 +75,7 @@ func mendFUSE() string {
 	return "try it as root"
 }
 
-func passthrough(err error) Check {
+func (c caller) passthrough(err error) Check {
 	const name, without = "passthrough", "files that are complete are read through this process, at some GB/s"
 	switch {
 	case err == nil:
@@ -91,7 +83,7 @@ func passthrough(err error) Check {
 	case errors.Is(err, fs.ErrNotOffered):
 		return note(name, "use Linux 6.9 or newer, with CONFIG_FUSE_PASSTHROUGH", "not available, the kernel does not offer it: %s", without)
 	case errors.Is(err, unix.EPERM):
-		return note(name, "mount as root", "not available, only root (CAP_SYS_ADMIN) may hand files to the kernel: %s", without)
+		return note(name, c.get(sysAdmin), "not available, only root of the machine (CAP_SYS_ADMIN) may hand files to the kernel: %s", without)
 	}
 	return note(name, "have the cache on ext4, xfs or btrfs: --cache-dir", "not available for files of the cache's file system (%v): %s", err, without)
 }

@@ -17,6 +17,8 @@ import (
 // MountOptions say how a mount looks.
 type MountOptions struct {
 	AllowOther bool      // for other users than the one who mounts
+	NoExec     bool      // no program is run from it
+	Contexts   []string  // see fs.Options
 	UID, GID   uint32    // owner of everything
 	Crash      bool      // a panic ends the process: another takes over
 	Since      time.Time // when the mount began; only for Mount
@@ -129,6 +131,8 @@ func (o *Opened) Holds() (holds []*os.File, err error) {
 func (o *Opened) options(opts MountOptions) fs.Options {
 	return fs.Options{
 		AllowOther: opts.AllowOther,
+		NoExec:     opts.NoExec,
+		Contexts:   opts.Contexts,
 		UID:        opts.UID,
 		GID:        opts.GID,
 		Time:       o.Artifact.Created,
