@@ -199,6 +199,9 @@ func ended(fd int) bool {
 // Dir is the directory the mount lies on: absolute, without symlinks.
 func (m *Mounted) Dir() string { return m.dir }
 
+// Device is the mount's device number, as "major:minor".
+func (m *Mounted) Device() string { return m.dev }
+
 // Usage says how often the file of that name is open, and how. It is zero
 // for a name that is not there.
 func (m *Mounted) Usage(name string) Usage {

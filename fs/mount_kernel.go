@@ -166,7 +166,7 @@ func helperPath() (string, error) {
 // mountPoint makes dir absolute and free of symlinks, as the kernel lists
 // it, and checks that it is a directory.
 func mountPoint(dir string) (string, error) {
-	dir, err := canonical(dir)
+	dir, err := Canonical(dir)
 	if err != nil {
 		return "", err
 	}
@@ -176,24 +176,6 @@ func mountPoint(dir string) (string, error) {
 	}
 	if !info.IsDir() {
 		return "", &fs.PathError{Op: "mount", Path: dir, Err: unix.ENOTDIR}
-	}
-	return dir, nil
-}
-
-// canonical is dir as the kernel lists it. dir itself may be a dead
-// mount that cannot even be looked at: then it is no symlink.
-func canonical(dir string) (string, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return "", err
-	}
-	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
-	if err != nil {
-		return "", err
-	}
-	dir = filepath.Join(parent, filepath.Base(dir))
-	if info, err := os.Lstat(dir); err == nil && info.Mode()&fs.ModeSymlink != 0 {
-		return filepath.EvalSymlinks(dir)
 	}
 	return dir, nil
 }

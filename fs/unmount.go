@@ -15,7 +15,7 @@ import (
 // is mounted; lazy detaches it all the same, and it ends when the last
 // user has left.
 func Unmount(dir string, lazy bool) error {
-	dir, err := canonical(dir)
+	dir, err := Canonical(dir)
 	if err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ const staleWait = 2 * time.Second
 // users see as "Transport endpoint is not connected". A mount that is
 // there and slow is not stale.
 func Stale(dir string) bool {
-	dir, err := canonical(dir)
+	dir, err := Canonical(dir)
 	if err != nil {
 		return false
 	}
@@ -78,7 +78,7 @@ func CleanStale(dir string) error {
 }
 
 // mountsAt lists what is mounted on dir, the topmost last. dir must be as
-// canonical gives it.
+// Canonical gives it.
 func mountsAt(dir string) ([]*mountinfo.Info, error) {
 	at, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		return i.Mountpoint != dir, false

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/metrics"
 	"github.com/cocoonstack/epochfs/internal/mounting"
@@ -187,10 +188,15 @@ func realPath(name string) (string, error) {
 	if err == nil {
 		dir, err = filepath.EvalSymlinks(dir)
 	}
+	return dir, notThere(name, err)
+}
+
+// notThere is an error about a directory that the user has named.
+func notThere(name string, err error) error {
 	if errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("directory %s: %w", name, errNotFound)
+		return fmt.Errorf("directory %s: %w", name, errNotFound)
 	}
-	return dir, err
+	return err
 }
 
 // serve mounts and stays until the mount is gone. Who waits for the mount
@@ -242,6 +248,7 @@ type mounted struct {
 	Reference string `json:"reference"`
 	Digest    string `json:"digest"`
 	Dir       string `json:"dir"`
+	DirBytes  []byte `json:"dir_bytes,omitempty"`
 	PID       int    `json:"pid"`
 	KeeperPID int    `json:"keeper_pid"`
 	Files     int    `json:"files"`
@@ -262,7 +269,7 @@ func (opts *mountOptions) printMounted(w io.Writer, s *served) error {
 	}
 	if opts.json {
 		return printJSON(w, mounted{
-			Version: 1, Reference: o.Reference.String(), Digest: o.Artifact.Digest, Dir: opts.dir, PID: os.Getpid(), KeeperPID: s.keeperPID(),
+			Version: 1, Reference: o.Reference.String(), Digest: o.Artifact.Digest, Dir: opts.dir, DirBytes: control.Bytes(opts.dir), PID: os.Getpid(), KeeperPID: s.keeperPID(),
 			Files: len(files), Size: sum.Apparent, Data: sum.Data, Local: sum.Local,
 		})
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/keeper"
-	"github.com/cocoonstack/epochfs/internal/mounts"
 )
 
 type restartOptions struct {
@@ -50,6 +49,7 @@ type restarted struct {
 
 type restartedMount struct {
 	Dir       string `json:"dir"`
+	DirBytes  []byte `json:"dir_bytes,omitempty"`
 	PID       int    `json:"pid"`
 	KeeperPID int    `json:"keeper_pid"`
 	Error     string `json:"error,omitempty"`
@@ -69,7 +69,7 @@ func runRestart(opts restartOptions) error {
 	for _, m := range found {
 		dir := m.Dir
 		m, err := opts.restart(m)
-		r := restartedMount{Dir: dir, PID: m.Worker, KeeperPID: m.Keeper}
+		r := restartedMount{Dir: dir, DirBytes: control.Bytes(dir), PID: m.Worker, KeeperPID: m.Keeper}
 		if err != nil {
 			r.Error = err.Error()
 			failed = errors.Join(failed, fmt.Errorf("%s is served as before: %w", dir, err))
@@ -105,9 +105,9 @@ func restartable() ([]keeper.Mount, error) {
 		switch {
 		case s.Dir == "":
 		case at >= 0:
-			found[at].Dir, found[at].Fixed = s.Dir, s.NotKept
+			found[at].Dir, found[at].Device, found[at].Fixed = s.Dir, s.Device, s.NotKept
 		default:
-			found = append(found, keeper.Mount{Dir: s.Dir, Worker: s.PID, Systemd: s.KeeperPID, Fixed: fixed(s)})
+			found = append(found, keeper.Mount{Dir: s.Dir, Device: s.Device, Worker: s.PID, Systemd: s.KeeperPID, Fixed: fixed(s)})
 		}
 	}
 	return slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir == "" }), nil
@@ -127,7 +127,7 @@ func fixed(m control.Mount) string {
 // restartableOn is the mount on a directory. One that the kernel alone
 // knows of cannot change its process.
 func restartableOn(name string) ([]keeper.Mount, error) {
-	dir, err := mountDir(name)
+	n, err := lookUp(name)
 	if err != nil {
 		return nil, err
 	}
@@ -135,18 +135,14 @@ func restartableOn(name string) ([]keeper.Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	found = slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir != dir })
+	found = slices.DeleteFunc(found, func(m keeper.Mount) bool { return !n.is(m.Dir, m.Device) })
 	if len(found) > 0 {
 		return found, nil
 	}
-	there, err := mounts.Find(dir)
-	if err != nil {
-		return nil, err
+	if len(n.dirs) == 0 {
+		return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", n.dir, errNotFound)
 	}
-	if there == nil || !there.Ours() {
-		return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", dir, errNotFound)
-	}
-	return []keeper.Mount{{Dir: dir, Fixed: fixed(control.Mount{})}}, nil
+	return []keeper.Mount{{Dir: n.dir, Fixed: fixed(control.Mount{})}}, nil
 }
 
 // restart has this binary take over one mount.
@@ -161,12 +157,11 @@ func (opts *restartOptions) restart(m keeper.Mount) (keeper.Mount, error) {
 		return startedOn(m)
 	}
 	if m.Keeper == 0 {
-		dir := m.Dir
 		var err error
 		if m, err = opts.rekeep(m); err != nil {
 			return m, err
 		}
-		if m, err = keptOn(dir, m.Keeper); err != nil {
+		if m, err = keptOn(m.Dir, m.Keeper); err != nil {
 			return m, err
 		}
 	}
@@ -214,7 +209,8 @@ func keptOn(dir string, pid int) (keeper.Mount, error) {
 			return keeper.Mount{}, err
 		}
 		for _, m := range all {
-			if m.Keeper == pid && m.Dir == dir {
+			if m.Keeper == pid && m.Dir != "" {
+				m.Dir = dir
 				return m, nil
 			}
 		}

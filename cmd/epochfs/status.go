@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -100,13 +99,13 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 		return nil, err
 	}
 	if opts.dir != "" {
-		dir, err := mountDir(opts.dir)
+		n, err := lookUp(opts.dir)
 		if err != nil {
 			return nil, err
 		}
-		all = slices.DeleteFunc(all, func(m control.Mount) bool { return m.Dir != dir })
+		all = slices.DeleteFunc(all, func(m control.Mount) bool { return !n.is(m.Dir, m.Device) })
 		if len(all) == 0 {
-			return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", dir, errNotFound)
+			return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", n.dir, errNotFound)
 		}
 	}
 	for i := range all {
@@ -119,19 +118,6 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 		}
 	}
 	return all, nil
-}
-
-// mountDir is a mount's directory as the kernel lists it. Not realPath: it
-// would hang on a mount that does not answer.
-func mountDir(name string) (string, error) {
-	dir, err := filepath.Abs(name)
-	if err != nil {
-		return "", err
-	}
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
-		dir = filepath.Join(parent, filepath.Base(dir))
-	}
-	return dir, nil
 }
 
 // allMounts are those whose processes answer, and those that the kernel
@@ -158,16 +144,18 @@ func allMounts() ([]control.Mount, error) {
 		all = append(all, othersMounts(known)...)
 	}
 	for _, k := range known {
-		if slices.ContainsFunc(all, func(m control.Mount) bool { return m.Dir == k.Dir }) {
-			continue
+		if slices.ContainsFunc(all, func(m control.Mount) bool { return m.Dir == k.Dir || m.Device == k.Device() }) {
+			continue // also one that is mounted in several places
 		}
-		all = append(all, control.Silent(k.Dir, k.Source, strings.Join(append([]string{noAnswer}, silent...), ": ")))
+		all = append(all, control.Silent(k.Dir, k.Device(), k.Source, strings.Join(append([]string{noAnswer}, silent...), ": ")))
 	}
 	slices.SortFunc(all, func(a, b control.Mount) int {
 		return cmp.Or(strings.Compare(a.Dir, b.Dir), b.PID-a.PID)
 	})
 	// While one process takes over from another, both may answer.
-	return slices.CompactFunc(all, func(a, b control.Mount) bool { return a.Dir == b.Dir }), nil
+	return slices.CompactFunc(all, func(a, b control.Mount) bool {
+		return a.Dir == b.Dir && (a.Device == b.Device || a.Device == "" || b.Device == "")
+	}), nil
 }
 
 // noAnswer is the trouble of a mount that the kernel alone knows of.
@@ -183,7 +171,9 @@ func othersMounts(known []*mounts.Mount) (all []control.Mount) {
 		}
 		asked[k.UID] = true
 		for _, m := range control.ListOf(k.UID) {
-			if slices.ContainsFunc(known, func(o *mounts.Mount) bool { return o.Dir == m.Dir && o.UID == k.UID }) {
+			at := slices.IndexFunc(known, func(o *mounts.Mount) bool { return o.Dir == m.Dir && o.UID == k.UID })
+			if at >= 0 {
+				m.Device = known[at].Device()
 				all = append(all, m)
 			}
 		}

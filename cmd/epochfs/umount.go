@@ -32,9 +32,9 @@ func runUmount(name string, lazy bool) error {
 	if fs.Stale(name) {
 		return fs.CleanStale(name)
 	}
-	dir, err := realPath(name)
+	dir, err := fs.Canonical(name)
 	if err != nil {
-		return err
+		return notThere(name, err)
 	}
 	m, err := mounts.Find(dir)
 	switch {

@@ -94,5 +94,8 @@ func ask(socket string) (Mount, error) {
 	if err := json.NewDecoder(io.LimitReader(conn, maxAnswer)).Decode(&m); err != nil {
 		return Mount{}, err
 	}
+	if m.DirBytes != nil {
+		m.Dir = string(m.DirBytes)
+	}
 	return m, nil
 }

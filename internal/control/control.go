@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+	"unicode/utf8"
 )
 
 // Status is what `epochfs status --json` prints. Keys are only ever added.
@@ -28,10 +29,12 @@ type Mount struct {
 	Reference string    `json:"reference"`
 	Digest    string    `json:"digest"`
 	Dir       string    `json:"dir"`
-	PID       int       `json:"pid"`                // 0 where the process does not answer
-	Program   string    `json:"program_version"`    // of the program that serves it
-	KeeperPID int       `json:"keeper_pid"`         // 0 where it ends with its process
-	NotKept   string    `json:"not_kept,omitempty"` // why, in words
+	DirBytes  []byte    `json:"dir_bytes,omitempty"` // see Bytes
+	Device    string    `json:"device,omitempty"`    // its number, as "major:minor"
+	PID       int       `json:"pid"`                 // 0 where the process does not answer
+	Program   string    `json:"program_version"`     // of the program that serves it
+	KeeperPID int       `json:"keeper_pid"`          // 0 where it ends with its process
+	NotKept   string    `json:"not_kept,omitempty"`  // why, in words
 	Since     time.Time `json:"since"`
 	Files     []File    `json:"files"`
 	Reads     Reads     `json:"reads"`
@@ -44,10 +47,20 @@ type Mount struct {
 	Trouble   string    `json:"trouble,omitempty"` // what is wrong with the mount as a whole, in words
 }
 
+// Bytes returns the bytes of a path that is not UTF-8, and nil for others. JSON
+// has text only, in which what is not UTF-8 is replaced, so the bytes stand
+// beside the text, in base64.
+func Bytes(path string) []byte {
+	if utf8.ValidString(path) {
+		return nil
+	}
+	return []byte(path)
+}
+
 // Silent is a mount of which nothing is known but that it is there.
-func Silent(dir, reference, trouble string) Mount {
+func Silent(dir, device, reference, trouble string) Mount {
 	return Mount{
-		Reference: reference, Dir: dir, Trouble: trouble, Files: []File{}, Mirrors: []Mirror{}, Waiting: []Wait{},
+		Reference: reference, Dir: dir, DirBytes: Bytes(dir), Device: device, Trouble: trouble, Files: []File{}, Mirrors: []Mirror{}, Waiting: []Wait{},
 		Network: Network{Causes: map[string]int64{}},
 		Link:    Link{Ranges: "unknown", Latency: Histogram{Bounds: []float64{}, Counts: []int64{}}},
 	}

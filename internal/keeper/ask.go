@@ -16,6 +16,7 @@ import (
 // Mount is one that can change its process.
 type Mount struct {
 	Dir    string // "" where only its worker knows: the keeper has ended
+	Device string // its number, where somebody has filled it in
 	Keeper int    // process id, 0 where it has ended
 	Worker int    // process id, 0 where none serves at present
 

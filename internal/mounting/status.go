@@ -19,6 +19,8 @@ func (o *Opened) Status(m *fs.Mounted, since time.Time) control.Mount {
 		Reference: o.Reference.String(),
 		Digest:    o.Artifact.Digest,
 		Dir:       m.Dir(),
+		DirBytes:  control.Bytes(m.Dir()),
+		Device:    m.Device(),
 		PID:       os.Getpid(),
 		Since:     since,
 		Network:   o.networkStatus(),

@@ -25,6 +25,10 @@ type Mount struct {
 // Ours says whether epochfs made the mount.
 func (m *Mount) Ours() bool { return m.Type == Type }
 
+// Device is the mount's device number, as "major:minor". Bind mounts of it have
+// the same.
+func (m *Mount) Device() string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
+
 // All returns all of our mounts.
 func All() ([]*Mount, error) {
 	all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter(Type))

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"slices"
+
+	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/mounts"
+)
+
+// named is the mount that a user has named by a directory: the mountpoint, a
+// symbolic link to it, "." in it, or a bind mount of it.
+type named struct {
+	dir    string   // as the kernel lists it
+	device string   // "" where nothing of ours is mounted
+	dirs   []string // all directories that the mount is on
+}
+
+// lookUp finds what is mounted on a directory. It asks nothing of the mount,
+// which may not answer.
+func lookUp(name string) (named, error) {
+	dir, err := fs.Canonical(name)
+	if err != nil {
+		return named{}, notThere(name, err)
+	}
+	n := named{dir: dir}
+	there, err := mounts.Find(dir)
+	if err != nil || there == nil || !there.Ours() {
+		return n, err
+	}
+	n.device = there.Device()
+	all, err := mounts.All()
+	for _, m := range all {
+		if m.Device() == n.device {
+			n.dirs = append(n.dirs, m.Dir)
+		}
+	}
+	return n, err
+}
+
+// is reports whether the mount is the one that was made on dir and has that
+// device number, "" if its process did not tell. Where the kernel lists none,
+// as in another mount namespace, only the directory counts.
+func (n named) is(dir, device string) bool {
+	if n.device == "" || device == "" {
+		return dir == n.dir || slices.Contains(n.dirs, dir)
+	}
+	return device == n.device
+}
