@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -103,7 +104,11 @@ func (opts *mountOptions) mount(ctx context.Context, link *keeper.Link, pipe *re
 	if opts.dir, err = opts.checkMountpoint(opts.dir); err != nil {
 		return err
 	}
-	if _, err := opts.parse(); err != nil {
+	cfg, err := opts.parse()
+	if err != nil {
+		return err
+	}
+	if err := opts.checkOutside(cfg.CacheDir, cfg.HostsDirs); err != nil {
 		return err
 	}
 	opts.log = opts.log.With("mount", opts.dir)
@@ -167,6 +172,31 @@ func (opts *mountOptions) checkMountpoint(name string) (string, error) {
 		return "", fmt.Errorf("%s is a mount of %s already: epochfs umount %s ends it", dir, there.Source, dir)
 	}
 	return dir, nil
+}
+
+// checkOutside refuses files of the mount's process that would be behind the
+// mount: opening one of them would wait for this very process.
+func (opts *mountOptions) checkOutside(cacheDir string, hostsDirs []string) error {
+	for _, path := range slices.Concat([]string{cacheDir, opts.logFile, control.Dir()}, hostsDirs) {
+		if path == "" {
+			continue
+		}
+		at, err := filepath.Abs(path)
+		if err != nil {
+			return err
+		}
+		for at != "/" {
+			real, err := filepath.EvalSymlinks(at)
+			if err == nil && (real == opts.dir || strings.HasPrefix(real, opts.dir+"/")) {
+				return usagef("%s is behind the mount on %s", path, opts.dir)
+			}
+			if err == nil {
+				break
+			}
+			at = filepath.Dir(at)
+		}
+	}
+	return nil
 }
 
 // noteHidden says of a directory that is not empty what becomes of what is
