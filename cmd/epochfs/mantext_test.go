@@ -47,11 +47,16 @@ The options -s (ignore mount options nobody knows), -f (check, but do not mount)
 
 const helperOptions = `The flags of epochfs mount and those of all commands are mount options under
 their names without dashes before them; dashes within may be underscores:
-allow_other, cache_dir=/var/cache/vm, prefetch=all. A value cannot have a comma.
+allow_other, cache_dir=/var/cache/vm, prefetch=all. A value cannot have a comma,
+except an SELinux context in double quotes.
 
-Options of mount(8) that say what is so anyway (ro, nosuid, nodev, noatime), or speak
-to others (defaults, noauto, nofail, user, _netdev, x-systemd.*) are accepted. A
-mount is read-only, also with rw.`
+noexec is followed. context, fscontext, defcontext and rootcontext go to the kernel
+where SELinux is enabled, else they are left out with a note.
+
+Options of mount(8) that describe every mount (ro, nosuid, nodev, noatime, sync,
+lazytime), or are for others (defaults, noauto, nofail, user, comment=, uhelper=,
+_netdev, x-systemd.*), are accepted. A mount is read-only, also with rw. It is nosuid
+and nodev, also with suid and dev, which a note says. remount is refused.`
 
 var examples = map[string]string{
 	"epochfs": `epochfs doctor registry.example/team/vm:v1
