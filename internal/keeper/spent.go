@@ -12,11 +12,12 @@ import (
 
 // A process that was killed may stay in the kernel, in a call that only the
 // next worker can bring to an end: one of its threads waits for a page of the
-// mount that a READ has locked. It must not be waited for. What matters is
-// that it does nothing any more, and it does nothing from the moment when
-// none of its threads can return to user space.
+// mount that a READ has locked. The keeper does not wait for that. The process
+// does nothing any more from the moment when none of its threads can return to
+// user space, and what a thread still does in the kernel by then is harmless: a
+// request that it takes is asked for again when it is gone (askAgain).
 
-// Of the flags and signals in /proc/PID/stat.
+// Bits in /proc/PID/stat.
 const (
 	exiting     = 0x4 // PF_EXITING
 	killPending = 1 << (unix.SIGKILL - 1)
@@ -30,7 +31,7 @@ type thread struct {
 	status  syscall.WaitStatus
 }
 
-// spent reports whether the thread can not return to user space. One that
+// spent reports whether the thread cannot return to user space. One that
 // sleeps uninterruptibly with SIGKILL pending is in the kernel, and meets the
 // signal on its way back.
 func (t thread) spent() bool {

@@ -140,7 +140,7 @@ func (k *keeper) follow(w *worker) {
 	}()
 }
 
-// looks are how often a worker that is about to end is looked at.
+// Pauses between looks at a worker that is about to end.
 const firstLook, nextLooks = 2 * time.Millisecond, 20 * time.Millisecond
 
 // ended returns how a worker ended, when it has, or when it is spent: then
