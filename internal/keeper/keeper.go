@@ -20,9 +20,9 @@
 //	                                      <-    READY
 //
 // Only one worker serves at a time: the next is told to begin when the one
-// before it has ended, or cannot do anything any more (spent.go). A worker that does not come up, or dies at
-// once, is tried again, later each time. One that gives no sign of life while
-// requests wait is killed. When nothing has worked for a minute (times.giveUp),
+// before it has ended, or cannot do anything any more (spent.go). A worker that
+// does not come up, or dies at once, is tried again, later each time. One that
+// gives no sign of life while requests wait is killed. When nothing has worked for a minute (times.giveUp),
 // the connection is aborted: an error is better than readers that nobody can
 // kill. watch.go has these rules.
 //
