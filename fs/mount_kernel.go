@@ -171,6 +171,9 @@ func mountPoint(dir string) (string, error) {
 		return "", err
 	}
 	info, err := os.Lstat(dir)
+	if errors.Is(err, unix.ENOTCONN) {
+		return dir, nil // a dead mount: what it is cannot be asked, and another goes on top
+	}
 	if err != nil {
 		return "", err
 	}
