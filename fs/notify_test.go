@@ -140,6 +140,29 @@ func TestForgetOfLockedPages(t *testing.T) {
 	eventually(t, "nothing waits", func() bool { return len(stuck(t)) == 0 })
 }
 
+// A request that the kernel sends again is answered, however often it comes.
+func TestResend(t *testing.T) {
+	content := newBlocked(randomBytes(4096, 1))
+	m := mounted(t, []File{fileOf("f", 4096, content)}, Options{})
+	if _, ok := m.Kept(); !ok {
+		t.Skip("this kernel cannot send requests again")
+	}
+	reader := &child{Cmd: helperCmd("sha", filepath.Join(m.Dir(), "f"))}
+	var out strings.Builder
+	reader.Stdout = &out
+	check(t, reader.Start())
+	for n := range int64(3) {
+		eventually(t, "the request comes", func() bool { return content.entered.Load() == n+1 })
+		check(t, m.Resend())
+	}
+	close(content.open)
+	check(t, reader.Wait())
+	if out.String() != shaLine(content.bytesContent) {
+		t.Error("wrong bytes")
+	}
+	m.eventually(t, "f", Usage{})
+}
+
 // What waits to be sent is bounded.
 func TestRangesThatWait(t *testing.T) {
 	n := newNotifier(-1, func(uint64, error) {})

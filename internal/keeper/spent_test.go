@@ -70,3 +70,36 @@ func TestSpentProcess(t *testing.T) {
 		}
 	}
 }
+
+// When the rest of a killed worker is gone, the one that serves is told to ask
+// the kernel again, once for however many there were.
+func TestAskedAgain(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[1])
+	l := &Link{again: make(chan struct{}, 1), lost: make(chan struct{})}
+	go l.listen(pair[1], l.lost)
+	k := &keeper{}
+	left := event{from: &worker{}, left: true}
+	k.handle(left) // none serves: nobody to be told
+	k.serving = &worker{link: pair[0]}
+	for range 3 {
+		if _, ended := k.handle(left); ended {
+			t.Fatal("the keeper ends")
+		}
+	}
+	unix.Close(pair[0])
+	<-l.Lost() // all that was sent has come
+	select {
+	case <-l.Again():
+	default:
+		t.Error("it was not told")
+	}
+	select {
+	case <-l.Again():
+		t.Error("it was told twice")
+	default:
+	}
+}
