@@ -58,8 +58,9 @@ type Options struct {
 	// Tests have others.
 	patience time.Duration
 	grace    time.Duration
+	watch    time.Duration // between looks at what other processes have changed
 	readDisk func(f *os.File, p []byte, off int64) (int, error)
-	before   func(work string) // called before work that reads the disk at length
+	before   func(work string) // called before work that reads the disk at length, and before a piece is written
 }
 
 // Cache is a directory of cached files. Several processes may have it open.
@@ -75,6 +76,7 @@ type Cache struct {
 	rate    *rate.Limiter       // nil without a limit
 	work    sync.WaitGroup      // all goroutines but the queue's jobs
 	checks  chan *entry         // files that may have become complete
+	noticed chan struct{}       // another process may have taken pieces back
 	index   index
 	room    room
 
@@ -108,6 +110,9 @@ func Open(dir string, opts Options) (*Cache, error) {
 	if opts.grace <= 0 {
 		opts.grace = defaultGrace
 	}
+	if opts.watch <= 0 {
+		opts.watch = watchPause
+	}
 	if opts.before == nil {
 		opts.before = func(string) {}
 	}
@@ -128,6 +133,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 		buffers:  semaphore.NewWeighted(opts.Memory),
 		windows:  semaphore.NewWeighted(zstdframe.MaxWindow),
 		checks:   make(chan *entry, 1024),
+		noticed:  make(chan struct{}, 1),
 		late:     semaphore.NewWeighted(lateMost),
 		opening:  map[string]chan struct{}{},
 		entries:  map[string]*entry{},
@@ -141,6 +147,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 	}
 	c.queue = newQueue(opts.Concurrency, c.run, c.measuring)
 	c.work.Go(c.verifyLoop)
+	c.work.Go(c.watchLoop)
 	return c, nil
 }
 

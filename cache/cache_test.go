@@ -321,7 +321,7 @@ func TestOutOfService(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 	var told atomic.Int64
-	h.OnDrop(func() { told.Add(1) })
+	h.OnDrop(func(int64, int64) { told.Add(1) })
 	p := make([]byte, len(a.flat))
 	for i := range int64(strikesMost) {
 		// The read may be overtaken by the hashing of what it waited for.

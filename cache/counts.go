@@ -24,6 +24,11 @@ type Counts struct {
 	// were made again, by why: "slow", "content", what the Reason method of
 	// the source's error says, or "other".
 	Retries map[string]int64
+
+	// Wrong are pieces that were present and turned out to be wrong, by what
+	// found them: "stream", "fetch", "copy", "late", "digest", "disk",
+	// "verify", or "elsewhere", which is another process. All keys are there.
+	Wrong map[string]int64
 }
 
 // Counts returns the counts.
@@ -31,12 +36,15 @@ func (c *Cache) Counts() Counts {
 	n := &c.counts
 	all := Counts{
 		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Waiting: n.waiting.Load(),
-		Retries: map[string]int64{},
+		Retries: map[string]int64{}, Wrong: map[string]int64{},
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for why, times := range n.retries {
 		all.Retries[why] = times
+	}
+	for _, by := range foundBy {
+		all.Wrong[by] = n.wrong[by]
 	}
 	return all
 }
@@ -46,6 +54,7 @@ type counts struct {
 
 	mu      sync.Mutex
 	retries map[string]int64
+	wrong   map[string]int64
 }
 
 // read counts a read of n bytes that ended with err.
@@ -67,6 +76,16 @@ func (n *counts) retried(err error) {
 		n.retries = map[string]int64{}
 	}
 	n.retries[reason(err)]++
+}
+
+// foundWrong counts pieces that were found wrong.
+func (n *counts) foundWrong(by string, pieces int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.wrong == nil {
+		n.wrong = map[string]int64{}
+	}
+	n.wrong[by] += pieces
 }
 
 // reason names an error for counting.

@@ -8,7 +8,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -170,7 +169,9 @@ func (c *Cache) alone(ctx context.Context, e *entry, part int) (done func()) {
 type keepFunc func(i int, payload []byte, verified bool)
 
 // copied is the keepFunc of fetches, which wait for no disk.
-func (e *entry) copied(i int, payload []byte, verified bool) { e.arrived(i, payload, verified, nil) }
+func (e *entry) copied(i int, payload []byte, verified bool) {
+	e.arrived(i, payload, verified, byCopy, nil)
+}
 
 // copyPieces fills those of pieces [from, to) of a part that another
 // cached file holds, or the same file elsewhere. Which those are may not be
@@ -211,6 +212,7 @@ func (e *entry) copyPiece(part, i int, d *donated, keep keepFunc) {
 		}
 		if e.grid.whole(part) && !verified {
 			if !e.hasDigest(part, buf) {
+				d.refute(e.file.Parts[part].Encoding)
 				return
 			}
 			verified = true
@@ -262,19 +264,33 @@ func (d *donated) load(i int) bool {
 		return true
 	}
 	d.piece = -1
-	d.word = d.entry.state.word(i)
-	if d.word&wordPresent == 0 {
-		return false
-	}
 	_, n := d.entry.grid.extent(i)
 	if int64(cap(d.buf)) < n {
 		putBuffer(d.buf)
 		d.buf = getBuffer(n)
 	}
 	d.buf = d.buf[:n]
-	if err := d.entry.load(i, d.buf); err != nil || xxhash.Sum64(d.buf)&wordSum != d.word&wordSum {
-		return false
+	var err error
+	if d.word, err = d.entry.readKept(i, d.buf); err == nil {
+		d.piece = i
+		return true
 	}
-	d.piece = i
-	return true
+	if errors.Is(err, errNotAsKept) && d.word&wordSuspect == 0 {
+		d.entry.discard(i, i+1, found{by: byCopy, cause: err, word: d.word})
+	}
+	return false
+}
+
+// refute discards what no digest has vouched for of a part that does not have
+// its digest.
+func (d *donated) refute(encoding layout.Encoding) {
+	if encoding != layout.Raw {
+		return // its digest is over other bytes
+	}
+	g := d.entry.grid
+	for i := g.first[d.part]; i < g.first[d.part+1]; i++ {
+		if word := d.entry.state.word(i); word&(wordPresent|wordSuspect|wordVerified) == wordPresent {
+			d.entry.discard(i, i+1, found{by: byCopy, word: word})
+		}
+	}
 }

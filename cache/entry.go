@@ -38,6 +38,9 @@ type entry struct {
 	drops   atomic.Int64 // how often a part was forgotten: what came before that may be wrong
 	reading tracker      // who reads how, for readahead
 
+	changes  changes    // pieces that were taken back, and who keeps copies
+	refuting sync.Mutex // held while it is decided whether a part is wrong
+
 	donors struct {
 		sync.Mutex
 		open map[string]*lentFile // by key
@@ -49,11 +52,11 @@ type entry struct {
 	streams   map[int]bool              // parts that are being streamed
 	bad       map[int]int               // pieces whose bytes were wrong, how often
 	strikes   map[int]int               // parts that were wrong as a whole, how often
+	rot       map[int]bool              // pieces of which the disk has given back other bytes than were written
 	lost      map[int]bool              // pieces that the disk did not give back
 	condemned map[int]error             // parts that are out of service, why
 	proofs    map[int]*proof            // parts that are being compared for readers who wait
 	vouched   map[int][sha256.Size]byte // digests of pieces that are not on disk, of parts that were right
-	dropped   []func()                  // called when bytes that were handed out were wrong
 	backing   *os.File                  // read-only, for the kernel; opened once
 }
 
@@ -98,6 +101,7 @@ func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
 	if r := e.record(); !e.inMemory() {
 		c.index.add(key, &r)
 	}
+	_, _, e.changes.wrong = e.state.taken()
 	e.checkComplete()
 	return e, nil
 }
@@ -258,6 +262,7 @@ func (e *entry) shut() {
 		}
 	}
 	e.mu.Unlock()
+	e.changes.quiet()
 	e.stop()
 }
 

@@ -160,7 +160,7 @@ func (e *entry) fetchWhole(j *job, piece int) (err error) {
 		}
 		crashpoint.Reach("part decoded")
 	}
-	e.arrived(piece, payload, true, nil)
+	e.arrived(piece, payload, true, byFetch, nil)
 	return nil
 }
 
@@ -210,7 +210,7 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 			e.link.blame(p.Digest, body, err)
 			return from, err
 		}
-		e.arrived(from, buf[:n], verified, nil)
+		e.arrived(from, buf[:n], verified, byFetch, nil)
 	}
 	e.link.moved(length, time.Since(began))
 	return to, nil

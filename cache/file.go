@@ -44,6 +44,9 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 
 // readAt fills p, which lies within the file.
 func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
+	if !e.noticed() {
+		e.cache.notice()
+	}
 	l := look{off: off, n: int64(len(p)), from: e.file.Map.PayloadAt(off), to: e.file.Map.PayloadAt(off + int64(len(p)))}
 	unkept, err := e.ready(ctx, l)
 	if err != nil {
@@ -162,14 +165,6 @@ func (e *entry) fetchAhead(r reach) {
 			queued = i
 		}
 	}
-}
-
-// OnDrop has call called when bytes that may have been handed out turned
-// out to be wrong: whoever keeps copies must forget them.
-func (f *File) OnDrop(call func()) {
-	f.entry.mu.Lock()
-	defer f.entry.mu.Unlock()
-	f.entry.dropped = append(f.entry.dropped, call)
 }
 
 // Prefetch has all that is missing fetched when nobody waits for other

@@ -89,8 +89,9 @@ func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release fun
 			e.recheck(i)
 		}
 	}
+	drops := e.drops.Load()
 	e.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool) {
-		if e.storeWaiting(ctx, i, payload, verified) == nil {
+		if e.storeWaiting(ctx, &incoming{piece: i, payload: payload, verified: verified, by: byCopy, drops: drops}) == nil {
 			e.land(i, nil)
 		}
 	})
@@ -153,6 +154,7 @@ func (k *Filler) Load(part int, off int64, p []byte) bool {
 		if !e.state.verified(i) {
 			sum := xxhash.Sum64(p[:n])
 			if e.state.word(i)&wordSum != sum&wordSum {
+				e.compareKept(i)
 				return false
 			}
 			k.passed(part, i, sum)
@@ -166,6 +168,7 @@ func (k *Filler) Load(part int, off int64, p []byte) bool {
 // vouches for it.
 func (k *Filler) Keep(part int, off int64, p []byte, verified bool) {
 	e := k.entry
+	drops := e.drops.Load()
 	for i, to := k.pieces(part, off, int64(len(p))); i < to; i++ {
 		_, n := e.grid.extent(i)
 		piece, checked := p[:n], verified
@@ -182,7 +185,7 @@ func (k *Filler) Keep(part int, off int64, p []byte, verified bool) {
 				continue
 			}
 		}
-		if e.storeWaiting(e.ctx, i, piece, checked) != nil {
+		if e.storeWaiting(e.ctx, &incoming{piece: i, payload: piece, verified: checked, by: byFetch, drops: drops}) != nil {
 			return // it has said so
 		}
 	}

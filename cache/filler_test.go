@@ -92,7 +92,7 @@ func TestFillerVouchesForWhatPassed(t *testing.T) {
 	k := h.Filler()
 	fill(t, k, &a.file.Parts[0], 0, a.data, false)
 	other := bytes.Repeat([]byte{7}, int(k.Grain(0)))
-	if _, err := h.entry.store(2, other, false); err != nil {
+	if _, err := h.entry.store(&incoming{piece: 2, payload: other, drops: h.entry.drops.Load()}); err != nil {
 		t.Fatal(err)
 	}
 	k.Vouch(0)

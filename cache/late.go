@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -9,18 +10,26 @@ import (
 // arrived keeps the payload of piece i and hands it to those who wait. A
 // disk that does not take it does not fail the readers, and one that does
 // not tell yet whether it does is not waited for; late counts what is still
-// to be kept, where that is not nil.
-func (e *entry) arrived(i int, payload []byte, verified bool, late *sync.WaitGroup) {
-	drops := e.drops.Load()
-	again, err := e.store(i, payload, verified)
-	if err == nil {
+// to be kept, where that is not nil. by is where the payload comes from.
+func (e *entry) arrived(i int, payload []byte, verified bool, by string, late *sync.WaitGroup) {
+	if held := e.cache.spare.peek(e, i); held != nil && !bytes.Equal(held, payload) {
+		e.discard(i, i+1, found{by: by}) // somebody has read that
+	}
+	p := &incoming{piece: i, payload: payload, verified: verified, by: by, drops: e.drops.Load()}
+	again, err := e.store(p)
+	switch {
+	case err == nil:
 		e.land(i, nil)
+		return
+	case errors.Is(err, errOvertaken):
+		e.requeue(i, i+1) // to be looked for, and if need be fetched again
 		return
 	}
 	data := e.cache.spare.put(e, i, payload)
 	e.land(i, data)
 	if errors.Is(err, errLooking) {
-		e.keepLater(&latePiece{i, data, verified, drops}, again, late)
+		p.payload, p.by = data, byLate
+		e.keepLater(p, again, late)
 	}
 }
 
@@ -28,17 +37,9 @@ func (e *entry) arrived(i int, payload []byte, verified bool, late *sync.WaitGro
 // all that are held in memory do.
 const lateMost = spareSize
 
-// latePiece is a piece that was handed over before it is known whether there
-// is room for it.
-type latePiece struct {
-	piece    int
-	payload  []byte
-	verified bool
-	drops    int64 // see entry.drops
-}
-
-// keepLater keeps a piece when it is known whether there is room.
-func (e *entry) keepLater(p *latePiece, again <-chan struct{}, late *sync.WaitGroup) {
+// keepLater keeps a piece that was handed over before it was known whether
+// there is room for it, when that is known.
+func (e *entry) keepLater(p *incoming, again <-chan struct{}, late *sync.WaitGroup) {
 	n := min(int64(len(p.payload)), lateMost)
 	if !e.cache.late.TryAcquire(n) {
 		return
@@ -64,9 +65,10 @@ func (e *entry) keepLater(p *latePiece, again <-chan struct{}, late *sync.WaitGr
 	}()
 }
 
-// keep keeps a piece that nobody waits for, unless it has come once more, or
-// may be of bytes that were found wrong, meanwhile.
-func (e *entry) keep(p *latePiece) {
+// keep keeps a piece that nobody waits for, unless it may be of bytes that
+// were found wrong meanwhile. What came once more and is other bytes is
+// replaced: some readers have these, and some those.
+func (e *entry) keep(p *incoming) {
 	i := p.piece
 	if !p.verified { // it may have been found right
 		var err error
@@ -74,12 +76,11 @@ func (e *entry) keep(p *latePiece) {
 			return
 		}
 	}
-	dropped := func() bool { return !p.verified && e.drops.Load() != p.drops }
-	if dropped() || !e.state.has(i) && e.storeWaiting(e.ctx, i, p.payload, p.verified) != nil {
-		return
+	err := e.storeWaiting(e.ctx, p)
+	if errors.Is(err, errOvertaken) {
+		e.cache.spare.drop(e, i, i+1)
 	}
-	if dropped() && !e.state.verified(i) {
-		e.state.clear(i)
+	if err != nil {
 		return
 	}
 	e.cache.spare.drop(e, i, i+1)
@@ -89,9 +90,9 @@ func (e *entry) keep(p *latePiece) {
 
 // storeWaiting is store for who need not go on before it is known whether
 // there is room.
-func (e *entry) storeWaiting(ctx context.Context, i int, payload []byte, verified bool) error {
+func (e *entry) storeWaiting(ctx context.Context, p *incoming) error {
 	for {
-		again, err := e.store(i, payload, verified)
+		again, err := e.store(p)
 		if again == nil {
 			return err
 		}
@@ -99,9 +100,6 @@ func (e *entry) storeWaiting(ctx context.Context, i int, payload []byte, verifie
 		case <-again:
 		case <-ctx.Done():
 			return ctx.Err()
-		}
-		if e.state.has(i) {
-			return nil // it has come once more meanwhile
 		}
 	}
 }

@@ -105,17 +105,25 @@ func (e *entry) readRuns(p []byte, off, from, to int64) error {
 func (e *entry) lose(pieces []int, cause error) {
 	e.mu.Lock()
 	for _, i := range pieces {
-		if e.lost == nil {
-			e.lost = map[int]bool{}
-		}
-		e.lost[i] = true
+		e.loseLocked(i)
 	}
 	e.mu.Unlock()
 	e.state.unseal()
 	for _, i := range pieces {
-		e.state.clear(i)
+		if errors.Is(cause, errUnsafe) { // other bytes, which may have been read
+			e.discard(i, i+1, found{by: byDisk, cause: cause})
+		} else {
+			e.state.clear(i)
+		}
 	}
 	e.notGivenBack(cause)
+}
+
+func (e *entry) loseLocked(i int) {
+	if e.lost == nil {
+		e.lost = map[int]bool{}
+	}
+	e.lost[i] = true
 }
 
 func (e *entry) notGivenBack(cause error) {

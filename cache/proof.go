@@ -220,7 +220,7 @@ func (e *entry) comparePart(ctx context.Context, part int) error {
 		return e.awaitStream(ctx, part)
 	}
 	if "sha256:"+hex.EncodeToString(whole.Sum(nil)) != e.file.Parts[part].Digest {
-		e.dropOnce(part, drops) // it is logged, and tried again unless it is out of service
+		e.refute(part, &pieces, drops)
 		return nil
 	}
 	e.vouch(part, &pieces)

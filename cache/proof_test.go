@@ -190,7 +190,7 @@ func TestProofOfWhatWasHashed(t *testing.T) {
 		late := func(f *os.File, p []byte, off int64) (int, error) {
 			if off >= last {
 				wrote.Do(func() {
-					if _, err := other.store(0, make([]byte, rawPiece), false); err != nil {
+					if _, err := other.store(&incoming{payload: make([]byte, rawPiece)}); err != nil {
 						t.Error(err)
 					}
 				})

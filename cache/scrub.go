@@ -10,9 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"sync/atomic"
 
-	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -182,7 +180,7 @@ func (s *scrub) part(part int) error {
 		// Its pieces are what they were when they were kept. So they were
 		// wrong then, or the record is now.
 		s.doubtful = true
-		s.forget(part)
+		s.discard(first, end, found{by: byVerify, cause: s.wrong(part, "whole")})
 		s.found(p.Offset, p.Length, part, "a blob does not have its digest")
 	}
 	return nil
@@ -194,42 +192,34 @@ func (s *scrub) piece(i int, whole hash.Hash) (bool, error) {
 	off, n := s.grid.extent(i)
 	buf := getBuffer(n)
 	defer putBuffer(buf)
-	// Twice: it may have been missing, or being fetched, at the first look.
-	for tries := 2; ; tries-- {
-		word := s.state.word(i)
-		if word&wordPresent == 0 {
-			return false, nil
-		}
-		err := s.load(i, buf)
-		sum := xxhash.Sum64(buf)
-		switch {
-		case err == nil && sum&wordSum == word&wordSum:
-			s.state.settle(i, sum)
-			s.v.Bytes += n
-			s.onBytes(n)
-			if whole != nil {
-				whole.Write(buf)
-			}
-			return true, nil
-		case tries > 1:
-			continue
-		}
-		s.state.unseal()
-		if !atomic.CompareAndSwapUint64(&s.state.words[i], word, 0) {
-			return false, nil // somebody else has seen to it
-		}
+	word, err := s.readKept(i, buf)
+	switch {
+	case errors.Is(err, errGone):
+		return false, nil
+	case err == nil:
+		s.state.settle(i, word)
+		s.v.Bytes += n
 		s.onBytes(n)
-		if word&wordSuspect != 0 {
-			s.v.Lost += n
-			return false, nil
+		if whole != nil {
+			whole.Write(buf)
 		}
-		what := "bytes on disk have changed"
-		if err != nil {
-			what = "cannot be read: " + err.Error()
-		}
-		s.found(off, n, s.grid.part(i), what)
+		return true, nil
+	case word&wordSuspect != 0:
+		s.onBytes(n)
+		s.v.Lost += n
+		s.state.settle(i, ^word)
 		return false, nil
 	}
+	if s.discard(i, i+1, found{by: byVerify, cause: err, word: word}) == 0 {
+		return false, nil // somebody else has seen to it
+	}
+	s.onBytes(n)
+	what := "bytes on disk have changed"
+	if !errors.Is(err, errNotAsKept) {
+		what = "cannot be read: " + err.Error()
+	}
+	s.found(off, n, s.grid.part(i), what)
+	return false, nil
 }
 
 // found notes wrong payload [off, off+n). Neighbours become one finding.

@@ -30,11 +30,13 @@ import (
 //	  64 16  boot id of the machine's run that last opened the file
 //	  80  4  flags: 1 sealed, 2 the disk failed to take the data
 //	  88  8  xxh64 of all words, as they were when the file was sealed
+//	  96 24  three counters of pieces that were taken back; see words.go
 //	4096  8  a word for each piece
 //
-// A word: bit 63 present, bit 62 verified, bit 61 suspect, bits 0 to 55
-// the low bits of the xxh64 of the piece's payload. One aligned store
-// sets presence and checksum together.
+// A word: bit 63 present, bit 62 verified, bit 61 suspect, bits 56 to 60
+// how often the piece was taken back, bits 0 to 55 the low bits of the xxh64
+// of the piece's payload. One atomic change of it sets presence and checksum
+// together.
 const (
 	stateMagic   = "epochfs\x01"
 	stateVersion = 1
@@ -172,6 +174,7 @@ func (s *state) enterBoot() {
 		atomic.StoreUint32(s.flags(), 0)
 		s.suspectAll()
 	}
+	clear(s.mem[offBegun : offWrong+8]) // no kernel keeps pages from before
 	id := bootID()
 	copy(s.mem[offBoot:], id[:])
 }
@@ -273,51 +276,6 @@ func (s *state) suspect(i int) bool {
 
 func (s *state) verified(i int) bool {
 	return s.word(i)&(wordPresent|wordSuspect|wordVerified) == wordPresent|wordVerified
-}
-
-// set marks piece i present. Its data must have been written, and room for
-// the word have been reserved.
-func (s *state) set(i int, sum uint64, verified bool) {
-	w := wordPresent | sum&wordSum
-	if verified {
-		w |= wordVerified
-	}
-	atomic.StoreUint64(&s.words[i], w)
-}
-
-// setVerifiedAs marks piece i as checked if what is present of it has that
-// checksum.
-func (s *state) setVerifiedAs(i int, sum uint64) {
-	w := s.word(i)
-	if w&(wordPresent|wordSuspect) == wordPresent && w&wordSum == sum&wordSum {
-		atomic.CompareAndSwapUint64(&s.words[i], w, w|wordVerified)
-	}
-}
-
-// clear makes piece i missing.
-func (s *state) clear(i int) {
-	if s.word(i) != 0 { // a store to what has no blocks could fail
-		atomic.StoreUint64(&s.words[i], 0)
-	}
-}
-
-// settle ends the suspicion against piece i: its data has the checksum
-// sum. It reports whether that is what the word says; if not, the piece
-// is missing from now on.
-func (s *state) settle(i int, sum uint64) bool {
-	for {
-		w := s.word(i)
-		if w&wordSuspect == 0 {
-			return w&wordPresent != 0
-		}
-		next := w &^ wordSuspect
-		if w&wordSum != sum&wordSum {
-			next = 0
-		}
-		if atomic.CompareAndSwapUint64(&s.words[i], w, next) {
-			return next != 0
-		}
-	}
 }
 
 func (s *state) flags() *uint32 { return (*uint32)(unsafe.Pointer(&s.mem[offFlags])) }

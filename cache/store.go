@@ -9,53 +9,125 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/cocoonstack/epochfs/internal/crashpoint"
-	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// store puts the payload of piece i where it belongs in the data file and
-// marks it present. verified says that a digest of the artifact vouches
-// for it. An error means that the piece could not be kept, not that it is
-// wrong; with errLooking comes what is closed when it can be tried again.
-func (e *entry) store(i int, payload []byte, verified bool) (again <-chan struct{}, err error) {
+// incoming is the payload of a piece on its way to the disk.
+type incoming struct {
+	piece    int
+	payload  []byte
+	verified bool   // a digest of the artifact vouches for it
+	by       string // where it comes from; see found
+	drops    int64  // what entry.drops was when it came
+	sum      uint64 // its checksum as in a word; set by store
+}
+
+// store puts a piece where it belongs in the data file and marks it present.
+// An error means that the piece could not be kept, not that it is wrong; with
+// errLooking comes what is closed when it can be tried again.
+func (e *entry) store(p *incoming) (again <-chan struct{}, err error) {
 	if e.unkept && readOnly(e.refused) {
 		e.cache.notKept(e.file.Name, e.refused)
 	}
-	if e.unkept || e.isLost(i) {
+	if e.unkept || e.isLost(p.piece) {
 		return nil, errNotKept
 	}
-	if e.state.verified(i) {
-		return nil, nil // never written over: others may read it, and the kernel
+	p.sum = xxhash.Sum64(p.payload) & wordSum
+	if _, kept := e.makeWay(p); kept {
+		return nil, nil
 	}
-	again, err = e.cache.take(e.onDisk(i, int64(len(payload))))
+	again, err = e.cache.take(e.onDisk(p.piece, int64(len(p.payload))))
 	if err != nil {
 		if errors.Is(err, errFull) {
 			e.cache.notKept(e.file.Name, err)
 		}
 		return again, err
 	}
-	return nil, e.write(i, payload, verified)
+	return nil, e.write(p)
 }
 
-// write is store when there is room.
-func (e *entry) write(i int, payload []byte, verified bool) error {
-	if err := e.state.reserve(i); err != nil {
+// makeWay looks at what is there of a piece. kept reports that it is that
+// piece, or one that was verified: that is never written over, for others may
+// read it, and the kernel. Other bytes are discarded first, so that nobody
+// reads them while they are replaced. word is what the piece's word is then.
+func (e *entry) makeWay(p *incoming) (word uint64, kept bool) {
+	for {
+		word = e.state.word(p.piece)
+		switch {
+		case word&(wordPresent|wordSuspect) != wordPresent:
+			return word, false
+		case word&wordSum == p.sum:
+			if p.verified {
+				e.state.setVerifiedAs(p.piece, p.sum)
+			}
+			return word, true
+		case word&wordVerified != 0:
+			return word, true
+		}
+		e.discard(p.piece, p.piece+1, found{by: p.by, word: word})
+	}
+}
+
+// mostOvertaken is how often a piece is written that others overtake.
+const mostOvertaken = 5
+
+// write is store when there is room. Between any two of its steps another
+// process may have put the piece there, and sealed the file: one that waits
+// for this one does not wait for long. So the word is looked at once more
+// before the data is written, and must still be the same after that.
+func (e *entry) write(p *incoming) error {
+	if err := e.state.reserve(p.piece); err != nil {
 		e.cache.noRoom()
 		e.cache.notKept(e.file.Name, err)
 		return err
 	}
-	off, _ := e.grid.extent(i)
-	rest := payload
-	for run := range e.file.Map.Payload(off, int64(len(payload))) {
-		if _, err := e.data.WriteAt(rest[:run.Length], run.Offset); err != nil {
+	for range mostOvertaken {
+		word, kept := e.makeWay(p)
+		if kept {
+			return nil
+		}
+		if !p.verified && e.drops.Load() != p.drops {
+			break // it may be what was found wrong
+		}
+		if err := e.writeData(p); err != nil {
 			e.cache.noRoom()
 			e.cache.notKept(e.file.Name, err)
+			return err
+		}
+		if e.state.put(p.piece, word, p.sum, p.verified) {
+			return nil
+		}
+		if e.overtaken(p); !p.verified {
+			break
+		}
+	}
+	return errOvertaken
+}
+
+// overtaken is called when a piece was written although another process had
+// put it there, or taken it back. What it put there is not what lies there now.
+func (e *entry) overtaken(p *incoming) {
+	word := e.state.word(p.piece)
+	if word&wordPresent != 0 && word&wordSum != p.sum {
+		e.discard(p.piece, p.piece+1, found{by: p.by, cause: errOvertaken, word: word})
+	}
+}
+
+// errOvertaken says that a piece came too late to be put on disk: it is to be
+// fetched again, unless it is there.
+var errOvertaken = errors.New("another process has changed the piece meanwhile")
+
+func (e *entry) writeData(p *incoming) error {
+	e.cache.opts.before("write")
+	off, _ := e.grid.extent(p.piece)
+	rest := p.payload
+	for run := range e.file.Map.Payload(off, int64(len(rest))) {
+		if _, err := e.data.WriteAt(rest[:run.Length], run.Offset); err != nil {
 			return err
 		}
 		rest = rest[run.Length:]
 		crashpoint.Reach("run written")
 	}
 	crashpoint.Reach("piece written")
-	e.state.set(i, xxhash.Sum64(payload), verified)
 	return nil
 }
 
@@ -131,21 +203,6 @@ func (e *entry) checkPiece(i int, payload []byte) (verified bool, err error) {
 	}
 	return true, nil
 }
-
-// wrong makes the error for bytes that their digest does not vouch for.
-func (e *entry) wrong(part int, what string) *contentError {
-	return &contentError{error: fmt.Errorf("%q, blob %s, %s: digest does not agree: %w",
-		e.file.Name, e.file.Parts[part].Digest, what, layout.ErrContent)}
-}
-
-// contentError is an error of the bytes, not of the way to them.
-type contentError struct {
-	error
-	elsewhere bool // the source knows another place to try
-	all       bool // a blob is wrong as a whole, and nobody knows where
-}
-
-func (e *contentError) Unwrap() error { return e.error }
 
 // buffers are reused by size class: powers of two from 64 KiB to 32 MiB.
 const (

@@ -244,7 +244,7 @@ func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, pieces *
 		if err != nil {
 			return next, err
 		}
-		e.arrived(next, buf[:n], verified, late)
+		e.arrived(next, buf[:n], verified, byStream, late)
 		if !verified && !e.link.proven && !e.state.has(next) {
 			pieces.inMemory(next, buf[:n])
 		}
@@ -275,83 +275,4 @@ func (e *entry) vouch(part int, pieces *hashed) {
 // before it from elsewhere.
 func (e *entry) keptAs(i int, payload []byte) bool {
 	return e.state.has(i) && e.state.word(i)&wordSum == xxhash.Sum64(payload)&wordSum
-}
-
-// strikesMost is how often a part may turn out wrong as a whole, after its
-// bytes were handed out, before it is handed out no more.
-const strikesMost = 2
-
-// drop takes a part whose bytes are wrong out of the cache, tells their
-// source, and returns what to tell readers. body is what they came in, nil
-// where that is not known. The second time the part goes out of service,
-// unless it can be had elsewhere.
-func (e *entry) drop(part int, body io.ReadCloser, what string) error {
-	err := e.wrong(part, what)
-	err.all = true
-	e.link.blame(e.file.Parts[part].Digest, body, err)
-	e.forget(part)
-	e.mu.Lock()
-	e.strikes[part]++
-	out := e.strikes[part] >= strikesMost && !err.elsewhere
-	if out {
-		e.condemned[part] = err
-	}
-	tell := e.dropped
-	e.mu.Unlock()
-	e.cache.log.Error("wrong bytes were dropped", "file", e.file.Name, "digest", e.file.Parts[part].Digest, "cause", err, "out_of_service", out)
-	for _, f := range tell {
-		f()
-	}
-	return err
-}
-
-// dropOnce drops a part that was found wrong, unless something was dropped
-// since drops was read: then what was hashed is not what is there, and may
-// have been told of already.
-func (e *entry) dropOnce(part int, drops int64) {
-	if e.drops.CompareAndSwap(drops, drops+1) {
-		_ = e.drop(part, nil, "whole")
-	}
-}
-
-// condemnedLocked is why one of pieces [from, to) is out of service.
-func (e *entry) condemnedLocked(from, to int) error {
-	for part, err := range e.condemned {
-		if from < e.grid.first[part+1] && to > e.grid.first[part] {
-			return err
-		}
-	}
-	return nil
-}
-
-// forget makes all of a part missing.
-func (e *entry) forget(part int) {
-	first, end := e.grid.first[part], e.grid.first[part+1]
-	e.drops.Add(1)
-	defer e.drops.Add(1) // who began meanwhile may have seen some of it
-	e.state.unseal()
-	for i := first; i < end; i++ {
-		e.state.clear(i)
-	}
-	e.cache.spare.drop(e, first, end)
-}
-
-// forgetUnseen makes a frame missing whose pieces are all there, but were
-// left by a process that did not get to compare its digest. The stored
-// bytes are gone, so nothing else can tell whether the pieces are right.
-func (e *entry) forgetUnseen(part int) {
-	first, end := e.grid.first[part], e.grid.first[part+1]
-	if e.file.Parts[part].Encoding == layout.Raw || e.grid.whole(part) || !e.state.hasAll(first, end) {
-		return
-	}
-	if e.streaming(part) {
-		return
-	}
-	if ok, err := e.state.tryLockPieces(first, end); err != nil || !ok {
-		return // another process is at it
-	}
-	defer e.state.unlockPieces(first, end)
-	if !e.partVerified(part) {
-		e.forget(part)
-	}
 }

@@ -91,7 +91,7 @@ func (e *entry) check() {
 			return // closing, or the disk does not give it back
 		}
 		if !ok {
-			e.dropOnce(part, drops) // it is logged; no reader waits
+			e.refute(part, pieces, drops) // no reader waits
 			return
 		}
 		e.vouch(part, pieces)
@@ -110,6 +110,7 @@ func (e *entry) check() {
 		return
 	}
 	crashpoint.Reach("data synced")
+	e.awaitTold() // who sees the seal finds no copies of what was wrong
 	if err := e.state.seal(); err != nil {
 		e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 	}

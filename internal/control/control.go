@@ -38,6 +38,7 @@ type Mount struct {
 	Since     time.Time `json:"since"`
 	Files     []File    `json:"files"`
 	Reads     Reads     `json:"reads"`
+	Wrong     Wrong     `json:"wrong"`
 	Network   Network   `json:"network"`
 	Link      Link      `json:"link"`
 	Mirrors   []Mirror  `json:"mirrors"` // in the order in which they are asked, the registry itself last
@@ -61,8 +62,8 @@ func Bytes(path string) []byte {
 func Silent(dir, device, reference, trouble string) Mount {
 	return Mount{
 		Reference: reference, Dir: dir, DirBytes: Bytes(dir), Device: device, Trouble: trouble, Files: []File{}, Mirrors: []Mirror{}, Waiting: []Wait{},
-		Network: Network{Causes: map[string]int64{}},
-		Link:    Link{Ranges: "unknown", Latency: Histogram{Bounds: []float64{}, Counts: []int64{}}},
+		Network: Network{Causes: map[string]int64{}}, Wrong: Wrong{FoundBy: map[string]int64{}},
+		Link: Link{Ranges: "unknown", Latency: Histogram{Bounds: []float64{}, Counts: []int64{}}},
 	}
 }
 
@@ -87,6 +88,14 @@ type Reads struct {
 	Failed int64 `json:"failed"` // ended with an I/O error
 
 	Waiting int64 `json:"waiting"` // for bytes, now
+}
+
+// Wrong counts pieces of cached files that were found to be wrong after they
+// were kept, since the process began. They were dropped, there and in the
+// kernel, and are fetched again.
+type Wrong struct {
+	Pieces  int64            `json:"pieces"`
+	FoundBy map[string]int64 `json:"found_by"`
 }
 
 // Network is what was asked of the registry and its mirrors since the

@@ -117,6 +117,9 @@ func (m *Mount) caveats(now time.Time) (all []string) {
 	if m.Reads.Failed > 0 {
 		all = append(all, fmt.Sprintf("%d reads have failed", m.Reads.Failed))
 	}
+	if n := m.Wrong.Pieces; n > 0 {
+		all = append(all, fmt.Sprintf("the cache was wrong in %d %s: dropped and fetched again; the log says where", n, plural(n, "piece", "pieces")))
+	}
 	if m.Cache.Full {
 		all = append(all, "the cache is full: what is fetched is not kept")
 	}
@@ -130,6 +133,13 @@ func (m *Mount) caveats(now time.Time) (all []string) {
 		}
 	}
 	return all
+}
+
+func plural(n int64, one, more string) string {
+	if n == 1 {
+		return one
+	}
+	return more
 }
 
 // ago is the time since then, as one number.

@@ -34,6 +34,9 @@ func (m *Mount) waits(d time.Duration, cause string) {
 func TestSentence(t *testing.T) {
 	for want, change := range map[string]func(*Mount){
 		"local: 3 % of 14 GiB; nothing waits": func(*Mount) {},
+		"local: 3 % of 14 GiB; nothing waits; the cache was wrong in 1 piece: dropped and fetched again; the log says where": func(m *Mount) {
+			m.Wrong.Pieces = 1
+		},
 		"local: 100 % of 14 GiB; nothing waits": func(m *Mount) {
 			m.Files[1].Local = m.Files[1].Data
 		},

@@ -28,6 +28,7 @@ func sample() control.Mount {
 			{Name: "memory-ranges", Data: 1000, Local: 10, Mode: "cached", Open: 1, Fetching: true},
 		},
 		Reads:   control.Reads{Count: 10, Bytes: 5000, Misses: 4, Failed: 1, Waiting: 2},
+		Wrong:   control.Wrong{Pieces: 3, FoundBy: map[string]int64{"stream": 3, "copy": 0}},
 		Network: control.Network{Causes: map[string]int64{"http_503": 3, "slow": 1}},
 		Link: control.Link{Ranges: "ignored", Connection: 1e6, Latency: control.Histogram{
 			Bounds: []float64{0.01, 0.1}, Counts: []int64{5, 2, 1}, Sum: 1.5,
@@ -93,6 +94,8 @@ epochfs_read_hits_total 6
 epochfs_read_bytes_total 5000
 epochfs_read_errors_total 1
 epochfs_reads_waiting 2
+epochfs_wrong_pieces_total{found_by="copy"} 0
+epochfs_wrong_pieces_total{found_by="stream"} 3
 epochfs_registry_requests_total{host="m.example"} 2
 epochfs_registry_requests_total{host="r.example"} 4
 epochfs_registry_received_bytes_total{host="m.example"} 20

@@ -37,6 +37,7 @@ var all = []metric{
 	gauge("reads_waiting", "Reads that wait for bytes from elsewhere.",
 		func(m *control.Mount) int64 { return m.Reads.Waiting }),
 	longestWait,
+	wrongPieces,
 
 	places("registry_requests_total", "HTTP requests to the registry and its mirrors, those for tokens too.", prometheus.CounterValue,
 		func(p *control.Mirror, _ time.Time) float64 { return float64(p.Requests) }),
@@ -79,6 +80,15 @@ var longestWait = metric{
 			longest = max(longest, now.Sub(w.Since))
 		}
 		tell(longest.Seconds())
+	},
+}
+
+var wrongPieces = metric{
+	describe("wrong_pieces_total", "Pieces of cached files that were found wrong after they were kept, by what found them; they were dropped and are fetched again.", "found_by"), prometheus.CounterValue,
+	func(m *control.Mount, _ time.Time, tell tell) {
+		for by, n := range m.Wrong.FoundBy {
+			tell(float64(n), by)
+		}
 	},
 }
 

@@ -172,9 +172,16 @@ func (o *Opened) mountFiles() ([]fs.File, error) {
 	return files, nil
 }
 
-// forgetWith has the mount forget the bytes that turn out to be wrong.
+// forgetWith has the mount drop pages of bytes that turn out to be wrong. What
+// the kernel reads by itself it would go on reading as it is on disk, and
+// nobody would ask for it: so that is fetched again at once.
 func (o *Opened) forgetWith(m *fs.Mounted) {
 	for name, open := range o.opened() {
-		open.OnDrop(func() { m.Forget(name, 0, 0) })
+		open.OnDrop(func(off, n int64) {
+			m.Forget(name, off, n)
+			if m.Usage(name).Passthrough > 0 {
+				open.Prefetch()
+			}
+		})
 	}
 }

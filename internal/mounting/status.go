@@ -31,6 +31,10 @@ func (o *Opened) Status(m *fs.Mounted, since time.Time) control.Mount {
 	}
 	n := o.Cache.Counts()
 	s.Reads = control.Reads{Count: n.Reads, Bytes: n.Bytes, Misses: n.Misses, Failed: n.Failed, Waiting: n.Waiting}
+	s.Wrong.FoundBy = n.Wrong
+	for _, pieces := range n.Wrong {
+		s.Wrong.Pieces += pieces
+	}
 	space := o.Cache.Space()
 	s.Cache = control.Cache{Dir: o.Cache.Dir(), Used: space.Used, Limit: space.Limit, Full: space.Full}
 	if text := o.Artifact.Envelope; text != nil {
