@@ -60,7 +60,7 @@ type Options struct {
 	grace    time.Duration
 	watch    time.Duration // between looks at what other processes have changed
 	readDisk func(f *os.File, p []byte, off int64) (int, error)
-	before   func(work string) // called before work that reads the disk at length, and before a piece is written
+	before   func(work string) // called before work that reads the disk at length, and between the steps of a write
 }
 
 // Cache is a directory of cached files. Several processes may have it open.

@@ -80,16 +80,16 @@ func (s *spare) peek(e *entry, piece int) []byte {
 	return nil
 }
 
-// drop drops pieces [from, to), which are on disk now, or wrong. It returns
-// how many were held.
-func (s *spare) drop(e *entry, from, to int) int {
+// drop drops pieces [from, to), which are on disk now, or wrong. It reports
+// whether any of them was held.
+func (s *spare) drop(e *entry, from, to int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before := len(s.byKey)
 	for i := from; i < to && s.bytes > 0; i++ {
 		s.dropLocked(spareKey{e, i})
 	}
-	return before - len(s.byKey)
+	return len(s.byKey) < before
 }
 
 // forget drops what is held of a file.

@@ -81,6 +81,7 @@ func (e *entry) write(p *incoming) error {
 		return err
 	}
 	for range mostOvertaken {
+		e.cache.opts.before("write")
 		word, kept := e.makeWay(p)
 		if kept {
 			return nil
@@ -88,11 +89,13 @@ func (e *entry) write(p *incoming) error {
 		if !p.verified && e.drops.Load() != p.drops {
 			break // it may be what was found wrong
 		}
+		e.cache.opts.before("write data")
 		if err := e.writeData(p); err != nil {
 			e.cache.noRoom()
 			e.cache.notKept(e.file.Name, err)
 			return err
 		}
+		e.cache.opts.before("mark")
 		if e.state.put(p.piece, word, p.sum, p.verified) {
 			return nil
 		}
@@ -117,7 +120,6 @@ func (e *entry) overtaken(p *incoming) {
 var errOvertaken = errors.New("another process has changed the piece meanwhile")
 
 func (e *entry) writeData(p *incoming) error {
-	e.cache.opts.before("write")
 	off, _ := e.grid.extent(p.piece)
 	rest := p.payload
 	for run := range e.file.Map.Payload(off, int64(len(rest))) {

@@ -105,13 +105,19 @@ func (e *entry) takeBack(from, to int, word uint64, wrong bool) (n int) {
 	c.mu.Lock()
 	done := e.state.taking()
 	for i := from; i < to; i++ {
-		if word == 0 && e.state.clear(i) || word != 0 && e.state.withdraw(i, word) {
+		gone := false
+		if word == 0 {
+			gone = e.state.clear(i)
+			gone = e.cache.spare.drop(e, i, i+1) || gone
+		} else if gone = e.state.withdraw(i, word); gone {
+			e.cache.spare.drop(e, i, i+1)
+		}
+		if gone {
 			n++
 		}
 		c.sawLocked(i, e.state.word(i))
 	}
 	if n > 0 || word == 0 {
-		n += e.cache.spare.drop(e, from, to)
 		c.todoLocked(e, e.stretch(from, to))
 	}
 	if !wrong {

@@ -1,0 +1,317 @@
+package cache
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+// copies is who keeps copies of a file: it notes what it is told to drop.
+type copies struct {
+	mu   sync.Mutex
+	told []stretch
+}
+
+func keepCopies(h *File) *copies {
+	c := &copies{}
+	h.OnDrop(func(off, n int64) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.told = append(c.told, stretch{off, n})
+	})
+	return c
+}
+
+func (c *copies) all() []stretch {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.told)
+}
+
+// logged notes the lines that say what was found wrong.
+type logged struct {
+	slog.Handler
+	mu    sync.Mutex
+	lines []map[string]any
+}
+
+func newLogged() *logged { return &logged{Handler: slog.DiscardHandler} }
+
+func (l *logged) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l *logged) Handle(_ context.Context, r slog.Record) error {
+	line := map[string]any{}
+	r.Attrs(func(a slog.Attr) bool { line[a.Key] = a.Value.Any(); return true })
+	if line["found_by"] != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.lines = append(l.lines, line)
+	}
+	return nil
+}
+
+// finding is a file of which something was found wrong.
+type finding struct {
+	h      *File
+	a      artifact
+	copies *copies
+	log    *logged
+}
+
+func find(t *testing.T, dir string, a artifact, src Source, opts Options) *finding {
+	t.Helper()
+	f := &finding{a: a, log: newLogged()}
+	opts.Log = slog.New(f.log)
+	f.h = openFile(t, openCache(t, dir, opts), a.file, src)
+	f.copies = keepCopies(f.h)
+	return f
+}
+
+// check wants pieces [from, to) to have been found wrong and nothing else, in
+// so many times: they are counted, there is a line for each time, copies of
+// them are dropped, and what is read is right.
+func (f *finding) check(t *testing.T, by string, from, to, times int) {
+	t.Helper()
+	e := f.h.entry
+	eventually(t, "it is found", func() bool { return e.cache.Counts().Wrong[by] > 0 })
+	eventually(t, "copies are dropped", func() bool { return len(f.copies.all()) > 0 })
+	checkRead(t, f.h, f.a.flat, 0, len(f.a.flat))
+	for key, n := range e.cache.Counts().Wrong {
+		if want := map[bool]int64{true: int64(max(times, to-from))}[key == by]; n != want {
+			t.Errorf("%d pieces found by %s, not %d", n, key, want)
+		}
+	}
+	whole := e.stretch(from, to)
+	f.log.mu.Lock()
+	defer f.log.mu.Unlock()
+	if len(f.log.lines) != times {
+		t.Errorf("%d lines, not %d: %v", len(f.log.lines), times, f.log.lines)
+	}
+	for _, line := range f.log.lines {
+		off, _ := line["offset"].(int64)
+		if line["file"] != f.a.file.Name || line["source"] != e.source() || off < whole.off || off >= whole.off+whole.n {
+			t.Errorf("the line is %v", line)
+		}
+	}
+	covered := whole.off
+	for _, s := range f.copies.all() {
+		if s.off < whole.off || s.off+s.n > whole.off+whole.n {
+			t.Errorf("copies of %+v are dropped, which is more than %+v", s, whole)
+		}
+		covered = max(covered, s.off+s.n)
+	}
+	if covered != whole.off+whole.n {
+		t.Errorf("copies of %v are dropped, not of %+v", f.copies.all(), whole)
+	}
+}
+
+// heal has a source tell the truth.
+func (s *fakeSource) heal(noRange bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mangle, s.noRange = nil, noRange
+}
+
+// read reads a byte, wrong or right.
+func (f *finding) read(t *testing.T, off int64) {
+	t.Helper()
+	if _, err := f.h.ReadAt(t.Context(), make([]byte, 1), off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// place is where piece i begins in the file.
+func (f *finding) place(i int) int64 { return f.h.entry.stretch(i, i+1).off }
+
+// TestFoundByStream has one range come wrong, and then the whole blob pass.
+func TestFoundByStream(t *testing.T) {
+	t.Parallel()
+	for _, origin := range []string{"", "registry.example"} {
+		fake := &fakeSource{}
+		a := makeFile(t, newRand(t), fake, kinds[0], 4<<20)
+		fake.mangle = wrongIn(rawPiece + 5)
+		var src Source = fake
+		if origin != "" {
+			src = &named{fakeSource: fake, origin: origin, proven: true}
+		}
+		f := find(t, t.TempDir(), a, src, Options{})
+		f.read(t, f.place(1))
+		fake.heal(true)
+		f.read(t, f.place(31))
+		f.check(t, byStream, 1, 2, 1)
+		eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
+		if source := f.h.entry.source(); source != origin {
+			t.Errorf("the source is called %q", source)
+		}
+	}
+}
+
+// TestFoundByDigest has a blob be wrong as a whole: when it is complete, and
+// where a reader waits for its digest.
+func TestFoundByDigest(t *testing.T) {
+	t.Parallel()
+	for _, proven := range []bool{true, false} {
+		fake := &fakeSource{}
+		a := makeFile(t, newRand(t), fake, kinds[0], 2<<20)
+		fake.mangle = wrongIn(5)
+		src := &named{fakeSource: fake, origin: "registry.example", proven: proven}
+		f := find(t, t.TempDir(), a, src, Options{})
+		f.h.Prefetch()
+		if !proven {
+			go f.h.ReadAt(t.Context(), make([]byte, 1), f.place(0))
+		}
+		eventually(t, "it is found", func() bool { return f.h.entry.cache.Counts().Wrong[byDigest] > 0 })
+		fake.heal(false)
+		f.h.entry.mu.Lock()
+		f.h.entry.strikes, f.h.entry.condemned = map[int]int{}, map[int]error{} // it may have come wrong twice by now
+		f.h.entry.mu.Unlock()
+		eventually(t, "it is right", func() bool {
+			f.h.Prefetch()
+			_, err := f.h.ReadAt(t.Context(), make([]byte, 1), f.place(0))
+			_, sealed := f.h.Backing()
+			return err == nil && sealed
+		})
+		checkRead(t, f.h, a.flat, 0, len(a.flat))
+		if told := f.copies.all(); len(told) == 0 || told[0] != f.h.entry.stretch(0, 16) {
+			t.Errorf("copies of %v are dropped, not of all", told)
+		}
+	}
+}
+
+// TestFoundByDisk has bits of a piece rot before its part is hashed: that one
+// piece is fetched again, and nothing is said of the source.
+func TestFoundByDisk(t *testing.T) {
+	t.Parallel()
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	dir := t.TempDir()
+	f := find(t, dir, a, src, Options{})
+	e := f.h.entry
+	for i := range e.grid.pieces() - 1 {
+		f.read(t, f.place(i))
+	}
+	must(t, flip(filepath.Join(dir, dirFiles, e.key+".data"), f.place(3)))
+	if e.state.hasAll(0, e.grid.pieces()) {
+		e.cache.askCheck(e)
+	} else {
+		f.read(t, f.place(e.grid.pieces()-1))
+	}
+	f.check(t, byDisk, 3, 4, 1)
+	eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
+	if e.strikes[0] != 0 {
+		t.Error("its source is blamed")
+	}
+}
+
+// TestFoundByCopy copies from a file with a piece that has rotted, and from
+// one whose bytes were wrong when they came.
+func TestFoundByCopy(t *testing.T) {
+	t.Parallel()
+	t.Run("rotten", func(t *testing.T) {
+		src, dir := &fakeSource{}, t.TempDir()
+		rng := newRand(t)
+		a := makeFile(t, rng, src, kinds[0], 2<<20)
+		f := find(t, dir, a, src, Options{})
+		checkRead(t, f.h, a.flat, 0, len(a.flat))
+		eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
+		must(t, flip(filepath.Join(dir, dirFiles, f.h.entry.key+".data"), f.place(3)))
+		b := a
+		other := *a.file
+		other.Map, b.flat = spread(t, rng, a.data)
+		b.file = &other
+		h := openFile(t, f.h.entry.cache, b.file, src)
+		checkRead(t, h, b.flat, 0, len(b.flat))
+		f.check(t, byCopy, 3, 4, 1)
+	})
+	t.Run("wrong", func(t *testing.T) {
+		src, dir := &fakeSource{}, t.TempDir()
+		rng := newRand(t)
+		a := makeFile(t, rng, src, kinds[0], 2<<20)
+		src.mangle = wrongIn(rawPiece + 5)
+		disk := newStuckDisk("never")
+		f := find(t, dir, a, src, Options{before: disk.before})
+		e := f.h.entry
+		e.asked.Store(true) // nobody hashes it
+		e.link.proven = true
+		checkRead(t, f.h, a.flat, 0, int(f.place(1)))
+		f.read(t, f.place(1))
+		f.h.Prefetch()
+		eventually(t, "all is there", f.h.Complete)
+		src.heal(false)
+		more := makeFile(t, rng, src, kinds[0], 1<<20)
+		b := artifact{file: &layout.File{Name: "other", Mode: 0o600}, data: append(slices.Clone(a.data), more.data...)}
+		second := more.file.Parts[0]
+		second.Offset = a.file.Parts[0].Length
+		b.file.Parts = []layout.Part{a.file.Parts[0], second}
+		b.file.Map, b.flat = spread(t, rng, b.data)
+		h := openFile(t, e.cache, b.file, src)
+		checkRead(t, h, b.flat, 0, len(b.flat))
+		f.check(t, byCopy, 0, e.grid.pieces(), e.grid.pieces())
+	})
+}
+
+// TestFoundByVerify has bits rot in a file that is open, which Verify finds,
+// in the process that has it open and in another.
+func TestFoundByVerify(t *testing.T) {
+	t.Parallel()
+	for _, by := range []string{byVerify, byElsewhere} {
+		src, dir := &fakeSource{}, t.TempDir()
+		a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+		f := find(t, dir, a, src, Options{watch: time.Millisecond})
+		checkRead(t, f.h, a.flat, 0, len(a.flat))
+		eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
+		must(t, flip(filepath.Join(dir, dirFiles, f.h.entry.key+".data"), f.place(3)))
+		c := f.h.entry.cache
+		if by == byElsewhere {
+			c = openCache(t, dir, Options{})
+		}
+		if v, err := c.Verify(t.Context(), func(int64) {}); err != nil || len(v.Wrong) != 1 || v.Wrong[0].Offset != f.place(3) {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		f.check(t, by, 3, 4, 1)
+	}
+}
+
+// TestFoundLate hands a piece over before it is known whether there is room
+// for it. When it is written, another process has put other bytes there.
+func TestFoundLate(t *testing.T) {
+	t.Parallel()
+	fake, dir := &fakeSource{}, t.TempDir()
+	a := makeFile(t, newRand(t), fake, kinds[0], 4<<20)
+	peer := openFile(t, openCache(t, dir, Options{}), a.file, &fakeSource{blobs: fake.blobs})
+	fake.mangle = wrongIn(5)
+	disk := newStuckDisk("measure")
+	f := find(t, dir, a, fake, Options{before: disk.before, grace: time.Millisecond})
+	f.read(t, f.place(0))
+	checkRead(t, peer, a.flat, int(f.place(0)), 1)
+	fake.heal(false)
+	disk.release()
+	eventually(t, "it is found", func() bool { return f.h.entry.cache.Counts().Wrong[byLate] == 1 })
+	eventually(t, "copies are dropped", func() bool { return slices.Contains(f.copies.all(), f.h.entry.stretch(0, 1)) })
+	eventually(t, "it is right", func() bool {
+		f.h.Prefetch()
+		_, sealed := f.h.Backing()
+		return sealed
+	})
+	checkRead(t, f.h, a.flat, 0, len(a.flat))
+}
+
+// TestFoundByFetch has a range come other than what is there by then.
+func TestFoundByFetch(t *testing.T) {
+	t.Parallel()
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	f := find(t, t.TempDir(), a, src, Options{})
+	f.read(t, f.place(2))
+	e := f.h.entry
+	_, n := e.grid.extent(2)
+	e.arrived(2, make([]byte, n), false, byFetch, nil)
+	e.arrived(2, a.data[2*n:3*n], false, byFetch, nil)
+	f.check(t, byFetch, 2, 3, 2)
+}
