@@ -23,6 +23,8 @@ const (
 	// before each file.
 	verifyPatience = 10 * time.Second
 	verifyPause    = 10 * time.Millisecond
+	// checkPause is how long a check waits that another process is at.
+	checkPause = 100 * time.Millisecond
 )
 
 // askCheck has a complete file verified when no reader waits.
@@ -67,8 +69,12 @@ func (c *Cache) standBack(e *entry) {
 // check hashes what no digest has vouched for yet and seals the file: from
 // then on the kernel may read it by itself.
 func (e *entry) check() {
-	if ok, err := tryLock(e.state.file, unix.F_WRLCK, lockSeal, 1); err != nil || !ok {
-		return // another process does it
+	switch ok, err := tryLock(e.state.file, unix.F_WRLCK, lockSeal, 1); {
+	case err != nil:
+		return
+	case !ok:
+		e.checkAgain() // another process is at it, and may not have seen what is new
+		return
 	}
 	defer unlock(e.state.file, lockSeal, 1)
 	if e.state.sealed() || e.state.unsafe() {
@@ -117,6 +123,23 @@ func (e *entry) check() {
 	if !e.allVerified() {
 		e.state.unseal() // another process found a piece wrong meanwhile
 	}
+}
+
+// checkAgain has the file checked after a pause, if it is not sealed by then.
+func (e *entry) checkAgain() {
+	if !e.use() {
+		return
+	}
+	go func() {
+		defer e.unuse()
+		t := time.NewTimer(checkPause)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			e.checkComplete()
+		case <-e.ctx.Done():
+		}
+	}()
 }
 
 // syncStep bounds how long a process that is killed may take to die: while
