@@ -28,9 +28,9 @@ var foundBy = []string{byStream, byFetch, byCopy, byLate, byDigest, byDisk, byVe
 // found is how pieces were seen to be wrong.
 type found struct {
 	by    string
-	cause error  // may be nil
-	word  uint64 // of the one piece that was compared; 0: whatever the words are
-	more  []any  // further attributes of the log line
+	cause error        // may be nil
+	word  uint64       // of the one piece that was compared; 0: whatever the words are
+	gone  func() []any // may be nil; called when nobody gets the pieces any more, for further attributes of the log line
 }
 
 // discard deals with pieces [from, to), whose bytes are not right, or differ
@@ -53,13 +53,17 @@ func (e *entry) discard(from, to int, f found) int {
 		return 0
 	}
 	e.cache.counts.foundWrong(f.by, int64(max(n, 1)))
+	var more []any
+	if f.gone != nil {
+		more = f.gone()
+	}
 	s := e.stretch(from, to)
 	line := []any{"file", e.file.Name, "offset", s.off, "length", s.n, "found_by", f.by, "source", e.source(),
 		"digest", e.file.Parts[e.grid.part(from)].Digest}
 	if f.cause != nil {
 		line = append(line, "cause", f.cause)
 	}
-	e.cache.log.Error("wrong bytes were dropped", append(line, f.more...)...)
+	e.cache.log.Error("wrong bytes were dropped", append(line, more...)...)
 	return n
 }
 
@@ -226,15 +230,23 @@ func (e *entry) drop(part int, body io.ReadCloser, what string) error {
 	err := e.wrong(part, what)
 	err.all = true
 	e.link.blame(e.file.Parts[part].Digest, body, err)
+	e.discard(e.grid.first[part], e.grid.first[part+1], found{by: byDigest, cause: err, gone: func() []any {
+		return []any{"out_of_service", e.strike(part, err)}
+	}})
+	return err
+}
+
+// strike counts that a part was wrong as a whole. It reports whether the part
+// is out of service now, because of err.
+func (e *entry) strike(part int, err *contentError) bool {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.strikes[part]++
 	out := e.strikes[part] >= strikesMost && !err.elsewhere
 	if out {
 		e.condemned[part] = err
 	}
-	e.mu.Unlock()
-	e.discard(e.grid.first[part], e.grid.first[part+1], found{by: byDigest, cause: err, more: []any{"out_of_service", out}})
-	return err
+	return out
 }
 
 // condemnedLocked is why one of pieces [from, to) is out of service.
