@@ -9,7 +9,7 @@ import (
 )
 
 // Fault is what goes wrong with a request. Faults that say nothing about
-// the answer's body keep the registry from seeing the request.
+// the answer's body or a range keep the registry from seeing the request.
 type Fault struct {
 	Match func(*http.Request) bool // nil: every request
 	Times int                      // how often; 0: until Clear
@@ -19,6 +19,7 @@ type Fault struct {
 	Body   string        // of that answer
 	Delay  time.Duration // before anything else
 	Drop   bool          // break the connection instead of an answer
+	Whole  bool          // the registry does not see that a range is asked for
 
 	Cut      int64 // break the connection after this many bytes of body, if > 0
 	Flip     int64 // change the body's byte with this number, counted from 1
@@ -90,6 +91,9 @@ func (fault *Fault) before(w http.ResponseWriter, req *http.Request) bool {
 	}
 	if fault.Drop || fault.DropBody > 0 {
 		panic(http.ErrAbortHandler)
+	}
+	if fault.Whole {
+		req.Header.Del("Range")
 	}
 	for k, v := range fault.Header {
 		w.Header()[k] = v

@@ -120,3 +120,18 @@ func TestStallEndsWithClear(t *testing.T) {
 		t.Error("bytes:", n)
 	}
 }
+
+// A registry that is kept from seeing a range answers with all there is.
+func TestFrontIgnoresRange(t *testing.T) {
+	front := NewFront(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader("0123456789"))
+	}))
+	ask := http.Header{"Range": {"bytes=2-3"}}
+	if status, body, err := get(t, front.URL, ask, nil); err != nil || status != http.StatusPartialContent || string(body) != "23" {
+		t.Errorf("%d, %q, %v", status, body, err)
+	}
+	front.Inject(&Fault{Whole: true})
+	if status, body, err := get(t, front.URL, ask, nil); err != nil || status != http.StatusOK || string(body) != "0123456789" {
+		t.Errorf("%d, %q, %v", status, body, err)
+	}
+}
