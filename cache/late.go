@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+
+	"github.com/cespare/xxhash/v2"
 )
 
 // arrived keeps the payload of piece i and hands it to those who wait. A
@@ -12,8 +14,11 @@ import (
 // not tell yet whether it does is not waited for; late counts what is still
 // to be kept, where that is not nil. by is where the payload comes from.
 func (e *entry) arrived(i int, payload []byte, verified bool, by string, late *sync.WaitGroup) {
-	if held := e.cache.spare.peek(e, i); held != nil && !bytes.Equal(held, payload) {
-		e.discard(i, i+1, found{by: by}) // somebody has read that
+	sum := xxhash.Sum64(payload)
+	if word, other := e.state.otherHanded(i, sum); other {
+		e.discard(i, i+1, found{by: by, word: word}) // somebody has read that
+	} else if held := e.cache.spare.peek(e, i); held != nil && !bytes.Equal(held, payload) {
+		e.discard(i, i+1, found{by: by})
 	}
 	p := &incoming{piece: i, payload: payload, verified: verified, by: by, drops: e.drops.Load()}
 	again, err := e.store(p)
@@ -30,6 +35,17 @@ func (e *entry) arrived(i int, payload []byte, verified bool, by string, late *s
 	if errors.Is(err, errLooking) {
 		p.payload, p.by = data, byLate
 		e.keepLater(p, again, late)
+	} else if !verified {
+		e.hand(i, sum)
+	}
+}
+
+// hand notes what is handed over of piece i and not on disk: if other bytes
+// come for it later, copies of these have to be dropped. Where the disk has no
+// room for that, it is not known.
+func (e *entry) hand(i int, sum uint64) {
+	if e.state.readOnly || e.state.reserve(i) == nil {
+		e.state.hand(i, sum)
 	}
 }
 
@@ -56,6 +72,9 @@ func (e *entry) keepLater(p *incoming, again <-chan struct{}, late *sync.WaitGro
 		defer e.cache.late.Release(n)
 		if late != nil {
 			defer late.Done()
+		}
+		if !p.verified {
+			e.hand(p.piece, p.sum)
 		}
 		select {
 		case <-again:

@@ -54,7 +54,9 @@ func (e *entry) makeWay(p *incoming) (word uint64, kept bool) {
 		word = e.state.word(p.piece)
 		switch {
 		case word&(wordPresent|wordSuspect) != wordPresent:
-			return word, false
+			if handed, other := e.state.otherHanded(p.piece, p.sum); !other || handed != word {
+				return word, false
+			}
 		case word&wordSum == p.sum:
 			if p.verified {
 				e.state.setVerifiedAs(p.piece, p.sum)
@@ -99,20 +101,22 @@ func (e *entry) write(p *incoming) error {
 		if e.state.put(p.piece, word, p.sum, p.verified) {
 			return nil
 		}
-		if e.overtaken(p); !p.verified {
+		if !e.overtaken(p, word) && !p.verified {
 			break
 		}
 	}
 	return errOvertaken
 }
 
-// overtaken is called when a piece was written although another process had
-// put it there, or taken it back. What it put there is not what lies there now.
-func (e *entry) overtaken(p *incoming) {
+// overtaken is called when a piece was written although its word is not old
+// any more. What another process put there is not what lies there now. It
+// reports whether nobody has put the piece there or taken it back.
+func (e *entry) overtaken(p *incoming, old uint64) bool {
 	word := e.state.word(p.piece)
 	if word&wordPresent != 0 && word&wordSum != p.sum {
 		e.discard(p.piece, p.piece+1, found{by: p.by, cause: errOvertaken, word: word})
 	}
+	return word&wordPresent == 0 && word&wordTurn == old&wordTurn
 }
 
 // errOvertaken says that a piece came too late to be put on disk: it is to be

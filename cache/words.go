@@ -32,6 +32,21 @@ func (s *state) put(i int, old, sum uint64, verified bool) bool {
 	return atomic.CompareAndSwapUint64(&s.words[i], old, w)
 }
 
+// hand notes the checksum of a piece that is not on disk and was handed over
+// all the same: the word of a missing piece has room for it.
+func (s *state) hand(i int, sum uint64) {
+	if w := s.word(i); w&wordPresent == 0 {
+		atomic.CompareAndSwapUint64(&s.words[i], w, w&wordTurn|sum&wordSum)
+	}
+}
+
+// otherHanded reports whether a piece other than one with that checksum was
+// handed over and is not on disk. word is the piece's.
+func (s *state) otherHanded(i int, sum uint64) (word uint64, other bool) {
+	word = s.word(i)
+	return word, word&(wordPresent|wordSuspect) == 0 && word&wordSum != 0 && word&wordSum != sum&wordSum
+}
+
 // setVerifiedAs marks piece i as checked if what is present of it has that
 // checksum.
 func (s *state) setVerifiedAs(i int, sum uint64) {

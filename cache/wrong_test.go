@@ -315,3 +315,42 @@ func TestFoundByFetch(t *testing.T) {
 	e.arrived(2, a.data[2*n:3*n], false, byFetch, nil)
 	f.check(t, byFetch, 2, 3, 2)
 }
+
+// TestFoundAfterHandingOver has a wrong piece be handed over that was never on
+// disk: because there is no room, or because its process died before it was
+// known whether there is. When others come in its place, copies are dropped.
+func TestFoundAfterHandingOver(t *testing.T) {
+	t.Parallel()
+	t.Run("no room", func(t *testing.T) {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, kinds[0], 4<<20)
+		src.mangle = wrongIn(rawPiece + 5)
+		f := find(t, t.TempDir(), a, src, Options{Size: 1})
+		f.read(t, f.place(1))
+		e := f.h.entry
+		e.cache.spare.drop(e, 1, 2)
+		src.heal(true)
+		f.read(t, f.place(31))
+		f.check(t, byStream, 1, 2, 1)
+	})
+	t.Run("died", func(t *testing.T) {
+		src, dir := &fakeSource{}, t.TempDir()
+		a := makeFile(t, newRand(t), src, kinds[0], 4<<20)
+		src.mangle = wrongIn(rawPiece + 5)
+		disk := newStuckDisk("measure")
+		c := openCache(t, dir, Options{before: disk.before, grace: time.Millisecond})
+		died := openFile(t, c, a.file, src)
+		e := died.entry
+		if _, err := died.ReadAt(t.Context(), make([]byte, 1), e.stretch(1, 2).off); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is noted", func() bool { _, other := e.state.otherHanded(1, 0); return other })
+		_ = died.Close()
+		disk.release()
+		_ = c.Close()
+		src.heal(true)
+		f := find(t, dir, a, src, Options{})
+		f.read(t, f.place(31))
+		f.check(t, byStream, 1, 2, 1)
+	})
+}
