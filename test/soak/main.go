@@ -82,14 +82,16 @@ func soak(ctx context.Context, cfg config) error {
 		one.flips = round%2 == 0
 		one.shared = round%4 < 2
 		one.dir = filepath.Join(cfg.dir, fmt.Sprint(round))
-		rep, err := campaign(ctx, one)
-		if err != nil {
-			return err
-		}
-		fmt.Println(rep)
-		sum.add(rep)
-		if err := rep.verdict(); err != nil {
-			return err
+		for _, run := range []func(context.Context, config) (*report, error){campaign, lies} {
+			rep, err := run(ctx, one)
+			if err != nil {
+				return err
+			}
+			fmt.Println(rep)
+			sum.add(rep)
+			if err := rep.verdict(); err != nil {
+				return err
+			}
 		}
 		if err := os.RemoveAll(one.dir); err != nil {
 			return err
@@ -106,6 +108,7 @@ type report struct {
 	restarts                    int64 // from build to build
 	evicted, over               int64
 	reads, bytes, failed, wrong int64
+	lies                        int64         // reads of bytes that could not be checked yet, and were wrong
 	took, longest               time.Duration // of all, and of one read
 	last                        string
 	killing                     bool // there had to be kills
@@ -122,6 +125,7 @@ func (r *report) add(o *report) {
 	r.restarts += o.restarts
 	r.evicted, r.over = r.evicted+o.evicted, r.over+o.over
 	r.reads, r.bytes, r.failed = r.reads+o.reads, r.bytes+o.bytes, r.failed+o.failed
+	r.lies += o.lies
 	r.wrong, r.took = r.wrong+o.wrong, r.took+o.took
 	r.longest = max(r.longest, o.longest)
 }
@@ -131,8 +135,8 @@ func (r *report) String() string {
 	for _, n := range r.faults {
 		total += n
 	}
-	s := fmt.Sprintf("%.0f s: %d reads of %d MB, the longest %.1f s, %d failed, %d wrong, with %d kills, %d of spares and %d restarts; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
-		r.took.Seconds(), r.reads, r.bytes/1e6, r.longest.Seconds(), r.failed, r.wrong, r.kills, r.spares, r.restarts, r.evicted, r.over, r.blobs, total)
+	s := fmt.Sprintf("%.0f s: %d reads of %d MB, the longest %.1f s, %d failed, %d wrong (%d before they could be checked), with %d kills, %d of spares and %d restarts; %d files evicted, cache too large %d times; %d requests for blobs, %d faults:",
+		r.took.Seconds(), r.reads, r.bytes/1e6, r.longest.Seconds(), r.failed, r.wrong, r.lies, r.kills, r.spares, r.restarts, r.evicted, r.over, r.blobs, total)
 	for _, k := range slices.Sorted(maps.Keys(r.faults)) {
 		s += fmt.Sprintf(" %s %d,", k, r.faults[k])
 	}

@@ -31,6 +31,8 @@ type sick struct {
 	host    string
 	chance  atomic.Int64 // of a fault, in thousandths
 	flips   bool         // wrong bytes too
+	lies    atomic.Int64 // chance of a wrong bit in the answer for a range, in thousandths
+	wholes  atomic.Bool  // ranges are ignored
 	present sync.RWMutex // held by what cannot do without it; exclusive while it is away
 	configs []string     // blobs that come as they should: a mount may not begin without them
 
@@ -201,21 +203,40 @@ func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	switch {
+	case config:
+	case s.wholes.Load():
+		s.note(wholesKind)
+		r.Header.Del("Range")
+	case r.Header.Get("Range") != "" && s.upTo(1000) < s.lies.Load():
+		s.note(liesKind)
+		out.flip, out.again = 1+s.upTo(100_000), 300_000
+	}
 	s.inner.ServeHTTP(out, r)
 }
+
+// Kinds of faults of a lying campaign.
+const (
+	liesKind   = "wrong bits of what cannot be checked"
+	wholesKind = "whole blobs after them"
+)
 
 // sickWriter passes a body on and does something to it.
 type sickWriter struct {
 	http.ResponseWriter
 	sent             int64
 	cut, flip, stall int64 // after how many bytes; 0: never
+	again            int64 // how far it is from one flip to the next; 0: there is one
 	ctx              context.Context
 }
 
 func (w *sickWriter) Write(p []byte) (int, error) {
-	if w.flip > w.sent && w.flip <= w.sent+int64(len(p)) {
+	if end := w.sent + int64(len(p)); w.flip > w.sent && w.flip <= end {
 		p = append([]byte(nil), p...)
-		p[w.flip-w.sent-1] ^= 0x20
+		for p[w.flip-w.sent-1] ^= 0x20; w.again > 0 && w.flip+w.again <= end; p[w.flip-w.sent-1] ^= 0x20 {
+			w.flip += w.again
+		}
+		w.flip += w.again
 	}
 	if w.stall > 0 && w.sent+int64(len(p)) >= w.stall {
 		_ = http.NewResponseController(w.ResponseWriter).Flush() // what came before arrives
@@ -239,17 +260,25 @@ type sample struct {
 
 const fileName = "memory-ranges"
 
+// unchecked is the form without a digest of anything smaller than the whole.
+var unchecked = artifacttest.Options{}
+
 // push makes artifacts in all forms and stores them.
 func (s *sick) push(ctx context.Context, rng *rand.Rand, size int64, n int) ([]sample, error) {
 	forms := []artifacttest.Options{
 		{Piece: 256 << 10},
 		{Chunk: 1 << 20, Zstd: true},
 		{Chunk: 1 << 20},
-		{}, // no digest of anything smaller than the whole
+		unchecked,
 	}
 	if s.flips {
 		forms = forms[:3]
 	}
+	return s.pushAs(ctx, rng, size, n, forms...)
+}
+
+// pushAs makes artifacts in those forms and stores them.
+func (s *sick) pushAs(ctx context.Context, rng *rand.Rand, size int64, n int, forms ...artifacttest.Options) ([]sample, error) {
 	ref, err := registry.ParseReference(s.host+"/soak/vm", registry.ReferenceOptions{})
 	if err != nil {
 		return nil, err

@@ -18,9 +18,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestFaultCampaign injects 2,000 faults of all kinds under readers of
-// real mounts whose processes are killed: no read fails, no byte is wrong.
-func TestFaultCampaign(t *testing.T) {
+// build makes the program that is tried.
+func build(t *testing.T) string {
+	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
 		t.Skip("mounts need /dev/fuse and root here")
 	}
@@ -28,6 +28,31 @@ func TestFaultCampaign(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../cmd/epochfs").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	return bin
+}
+
+// TestFaultCampaignOfLies has wrong bits of blobs that can be checked only as a
+// whole be read, and then whole blobs come: no wrong byte is left.
+func TestFaultCampaignOfLies(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rep, err := lies(context.Background(), config{bin: build(t), dir: t.TempDir(), seed: seed, kills: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(rep)
+	if err := rep.verdict(); err != nil {
+		t.Error(err)
+	}
+	if rep.faults[liesKind] == 0 || rep.faults[wholesKind] == 0 {
+		t.Errorf("not all of it was injected: %v", rep.faults)
+	}
+}
+
+// TestFaultCampaign injects 2,000 faults of all kinds under readers of
+// real mounts whose processes are killed: no read fails, no byte is wrong.
+func TestFaultCampaign(t *testing.T) {
+	bin := build(t)
 	total, kills := 0, int64(0)
 	for _, flips := range []bool{true, false} {
 		seed := rand.Uint64()
