@@ -162,40 +162,48 @@ func (e *entry) noticed() bool {
 // copies of them dropped. all is for who looks now and then, and so finds what
 // a process has left undone.
 func (e *entry) compareTurns(all bool) {
+	news, wrong := e.changed(all)
+	if wrong == 0 {
+		return
+	}
+	e.cache.counts.foundWrong(byElsewhere, wrong)
+	line := []any{"file", e.file.Name, "pieces", wrong, "found_by", byElsewhere, "source", e.source()}
+	if len(news) > 0 {
+		line = append(line, "offset", news[0].off, "length", news[0].n)
+	}
+	e.cache.log.Error("wrong bytes were dropped", line...)
+}
+
+// changed returns what others have taken back since the last look, and how
+// many pieces they found to be wrong.
+func (e *entry) changed(all bool) (news []stretch, wrong int64) {
 	c := &e.changes
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	begun, ended, wrong := e.state.taken()
+	begun, ended, counted := e.state.taken()
 	if len(c.calls) == 0 {
-		return
+		return nil, 0
 	}
 	if begun == c.begun.Load() {
 		if !all || begun == ended {
-			return
+			return nil, 0
 		}
 		if c.idle++; c.idle < watchUnended {
-			return
+			return nil, 0
 		}
 	}
 	c.idle = 0
 	missed := begun - c.begun.Load()
 	c.begun.Store(begun)
-	news := e.turnedLocked()
-	if missed >= turns {
+	if news = e.turnedLocked(); missed >= turns {
 		news = []stretch{{}}
 	}
 	for _, s := range news {
 		c.todoLocked(e, s)
 	}
-	if more := int64(wrong - c.wrong); more > 0 {
-		c.wrong = wrong
-		e.cache.counts.foundWrong(byElsewhere, more)
-		line := []any{"file", e.file.Name, "pieces", more, "found_by", byElsewhere, "source", e.source()}
-		if len(news) > 0 {
-			line = append(line, "offset", news[0].off, "length", news[0].n)
-		}
-		e.cache.log.Error("wrong bytes were dropped", line...)
-	}
+	wrong = max(0, int64(counted-c.wrong))
+	c.wrong = max(c.wrong, counted)
+	return news, wrong
 }
 
 // turnedLocked returns where the pieces lie whose turns are not those that

@@ -101,17 +101,19 @@ func (s *state) settle(i int, sum uint64) bool {
 
 func (s *state) counter(off int) *uint64 { return (*uint64)(unsafe.Pointer(&s.mem[off])) }
 
-// taking announces that pieces are taken back. done says how many of them
-// were wrong. A process that dies in between leaves the two counters apart,
-// and others compare all turns now and then.
-func (s *state) taking() (done func(wrong int)) {
+// taking announces that pieces are taken back. done takes how many of them
+// were wrong and returns by how much that moves the counter. A process that
+// dies in between leaves the two others apart, and turns are compared now and
+// then.
+func (s *state) taking() (done func(wrong int) uint64) {
 	if s.readOnly {
-		return func(int) {}
+		return func(int) uint64 { return 0 }
 	}
 	atomic.AddUint64(s.counter(offBegun), 1)
-	return func(wrong int) {
+	return func(wrong int) uint64 {
 		atomic.AddUint64(s.counter(offWrong), uint64(wrong))
 		atomic.AddUint64(s.counter(offEnded), 1)
+		return uint64(wrong)
 	}
 }
 

@@ -119,16 +119,17 @@ func (e *entry) takeBack(from, to int, word uint64, wrong bool) (n int) {
 		if gone {
 			n++
 		}
-		c.sawLocked(i, e.state.word(i))
+		if gone || word == 0 { // and told of below
+			c.sawLocked(i, e.state.word(i))
+		}
 	}
 	if n > 0 || word == 0 {
 		c.todoLocked(e, e.stretch(from, to))
 	}
-	if !wrong {
-		done(0)
+	if wrong {
+		c.wrong += done(n)
 	} else {
-		done(n)
-		c.wrong += uint64(n)
+		done(0)
 	}
 	c.mu.Unlock()
 	if n == 0 && sealed && e.link != nil {
