@@ -55,20 +55,9 @@ func lies(ctx context.Context, cfg config) (*report, error) {
 		liars = append(liars, l)
 	}
 	reg.lies.Store(600)
-	for i := range liarReads {
-		l := liars[rng.IntN(len(liars))]
-		if err := l.look(rng, r); err != nil {
-			return nil, err
-		}
-		if cfg.kills > 0 && i%20 == 19 {
-			if err := l.kill(rng); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if r.lies == 0 {
+	if err := lie(cfg, liars, rng, r); err != nil {
 		faults, blobs := reg.told()
-		return nil, fmt.Errorf("no wrong byte was read, in %d reads: %d requests, %v", r.reads, blobs, faults)
+		return nil, fmt.Errorf("%w: %d requests, %v", err, blobs, faults)
 	}
 	reg.lies.Store(0)
 	reg.wholes.Store(true)
@@ -80,6 +69,25 @@ func lies(ctx context.Context, cfg config) (*report, error) {
 	r.faults, r.blobs = reg.told()
 	r.took = time.Since(began)
 	return r, nil
+}
+
+// lie reads while the registry lies, and kills processes.
+func lie(cfg config, liars []*liar, rng *rand.Rand, r *report) error {
+	for i := range liarReads {
+		l := liars[rng.IntN(len(liars))]
+		if err := l.look(rng, r); err != nil {
+			return err
+		}
+		if cfg.kills > 0 && i%20 == 19 {
+			if err := l.kill(rng); err != nil {
+				return err
+			}
+		}
+	}
+	if r.lies == 0 {
+		return fmt.Errorf("no wrong byte was read, in %d reads", r.reads)
+	}
+	return nil
 }
 
 // liar is a mount with readers that have its file open and mapped all along.
