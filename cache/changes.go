@@ -23,8 +23,6 @@ const (
 	// turns is how many turns there are. Who has missed so many changes does
 	// not know any more what they were.
 	turns = wordTurn>>wordTurnOne + 1
-	// tellPatience is how long a seal waits for copies to be dropped.
-	tellPatience = 2 * time.Second
 )
 
 // stretch is bytes [off, off+n) of a file; all of it where n is 0.
@@ -55,7 +53,7 @@ type changes struct {
 	wrong uint64         // the state's counter, with what this process added
 	idle  int            // looks since the last comparison
 	todo  []stretch      // still to be told
-	told  chan struct{}  // closed when nothing is to be told any more; nil: nothing is
+	tells bool           // somebody is at it
 }
 
 // sawLocked notes the word that this process has given to a piece.
@@ -71,7 +69,7 @@ func (c *changes) sawLocked(i int, word uint64) {
 }
 
 // todoLocked has a stretch told to those who keep copies.
-func (c *changes) todoLocked(e *entry, s stretch) {
+func (c *changes) todoLocked(s stretch) {
 	if len(c.calls) == 0 {
 		return
 	}
@@ -80,23 +78,21 @@ func (c *changes) todoLocked(e *entry, s stretch) {
 	} else {
 		c.todo = append(c.todo, s)
 	}
-	if c.told == nil {
-		c.told = make(chan struct{})
-		go e.tell()
+	if !c.tells {
+		c.tells = true
+		go c.tell()
 	}
 }
 
-// tell tells of what is to be told. It holds no lock and is waited for by
-// nobody whom those who are told could wait for.
-func (e *entry) tell() {
-	c := &e.changes
+// tell tells of what is to be told. It holds no lock meanwhile, and nobody
+// waits for it.
+func (c *changes) tell() {
 	for {
 		c.mu.Lock()
 		todo, calls := c.todo, slices.Clone(c.calls)
 		c.todo = nil
 		if len(todo) == 0 {
-			close(c.told)
-			c.told = nil
+			c.tells = false
 			c.mu.Unlock()
 			return
 		}
@@ -114,28 +110,6 @@ func (c *changes) quiet() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls, c.todo = nil, nil
-}
-
-// awaitTold returns when copies of what was taken back are dropped, or when
-// that takes too long.
-func (e *entry) awaitTold() {
-	t := time.NewTimer(tellPatience)
-	defer t.Stop()
-	for {
-		e.changes.mu.Lock()
-		told := e.changes.told
-		e.changes.mu.Unlock()
-		if told == nil {
-			return
-		}
-		select {
-		case <-told:
-		case <-t.C:
-			return
-		case <-e.ctx.Done():
-			return
-		}
-	}
 }
 
 // OnDrop has call called when bytes [off, off+n) of the file, or with n 0 all
@@ -199,7 +173,7 @@ func (e *entry) changed(all bool) (news []stretch, wrong int64) {
 		news = []stretch{{}}
 	}
 	for _, s := range news {
-		c.todoLocked(e, s)
+		c.todoLocked(s)
 	}
 	wrong = max(0, int64(counted-c.wrong))
 	c.wrong = max(c.wrong, counted)

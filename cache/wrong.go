@@ -124,7 +124,7 @@ func (e *entry) takeBack(from, to int, word uint64, wrong bool) (n int) {
 		}
 	}
 	if n > 0 || word == 0 {
-		c.todoLocked(e, e.stretch(from, to))
+		c.todoLocked(e.stretch(from, to))
 	}
 	if wrong {
 		c.wrong += done(n)
