@@ -45,7 +45,7 @@ func (a *attempt) again(ctx context.Context, resp *http.Response) (bool, error) 
 // unauthorized answers a 401.
 func (a *attempt) unauthorized(ctx context.Context, resp *http.Response) (bool, error) {
 	challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
-	code := errorCode(drain(resp))
+	body := drain(resp)
 	var err error
 	if len(challenges) > 0 {
 		err = a.answer(ctx, challenges)
@@ -53,7 +53,7 @@ func (a *attempt) unauthorized(ctx context.Context, resp *http.Response) (bool, 
 		err = a.unchallenged(ctx, moved(resp))
 	}
 	if err != nil {
-		return false, a.r.refused(a.q.target, err, code)
+		return false, a.r.refused(a.q.target, err, resp, body)
 	}
 	return true, nil
 }

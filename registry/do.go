@@ -26,7 +26,7 @@ const (
 type request struct {
 	target
 	method string
-	url    *url.URL // on the registry's own host
+	url    *url.URL // on the registry's own host, or on one that it has sent the upload to
 	header http.Header
 	body   []byte          // can be sent again
 	closed *sync.WaitGroup // where set, waits until no connection reads body any more
@@ -34,19 +34,26 @@ type request struct {
 	size   int64           // of stream
 	access access          // what it needs
 	wait   time.Duration   // for the answer; 0 is limits.answer
+	moves  bool            // a 307 or 308 is followed, whatever the method
 }
 
 // do sends a request and, where the registry asks for it, sends it again
 // with a token. It returns any answer but a 401 that could be answered.
 // Errors are *Error.
 func (r *Registry) do(ctx context.Context, q request) (*http.Response, error) {
-	a := attempt{r: r, q: q, authz: r.auth.first(ctx, q.access)}
+	foreign := !sameOrigin(q.url, &r.base) // credentials stay at home
+	a := attempt{r: r, q: q}
+	if foreign {
+		ctx = context.WithValue(ctx, hopKey{}, true)
+	} else {
+		a.authz = r.auth.first(ctx, q.access)
+	}
 	for answers := 0; ; answers++ {
 		resp, err := r.follow(ctx, q, a.authz)
 		if err != nil {
 			return nil, q.broken(err)
 		}
-		if answers == maxAnswers {
+		if foreign || answers == maxAnswers {
 			return resp, nil
 		}
 		switch again, err := a.again(ctx, resp); {
@@ -64,13 +71,13 @@ func (r *Registry) do(ctx context.Context, q request) (*http.Response, error) {
 const maxAnswers = 3
 
 // refused completes the error of a 401 that could not be answered.
-func (r *Registry) refused(t target, err error, code string) error {
+func (r *Registry) refused(t target, err error, resp *http.Response, body []byte) error {
 	var e *Error
 	if errors.As(err, &e) || !errors.Is(err, ErrDenied) {
 		return t.broken(err)
 	}
 	e = t.fail(ErrDenied, nil)
-	e.Status, e.Code = http.StatusUnauthorized, code
+	e.Status, e.Code, e.Message = http.StatusUnauthorized, errorCode(body), message(resp, body)
 	e.Hint, e.Helper = r.auth.hint(e.Status)
 	return e
 }
@@ -90,8 +97,8 @@ func moved(resp *http.Response) bool {
 	return resp.Request != nil && resp.Request.Context().Value(hopKey{}) != nil
 }
 
-// follow sends q and goes after redirects of GET and HEAD. authz goes to
-// the host of q.url and to no other; if nobody asked for it, to q.url only.
+// follow sends q and goes after redirects. authz goes to the host of q.url
+// and to no other; if nobody asked for it, to q.url only.
 func (r *Registry) follow(ctx context.Context, q request, authz authorization) (*http.Response, error) {
 	wait := q.wait
 	if wait == 0 {
@@ -123,7 +130,7 @@ func (r *Registry) follow(ctx context.Context, q request, authz authorization) (
 			}
 			return nil, err
 		}
-		if !isRedirect(resp.StatusCode) || q.method != http.MethodGet && q.method != http.MethodHead {
+		if !q.follows(resp.StatusCode) {
 			return resp, nil
 		}
 		location := resp.Header.Get("Location")
@@ -187,11 +194,16 @@ func (l *lent) Close() error {
 	return nil
 }
 
-func isRedirect(status int) bool {
+// follows reports whether an answer is a redirect that is gone after: any
+// of GET and HEAD, else one that keeps the method, of a request whose body
+// can be sent again.
+func (q *request) follows(status int) bool {
+	read := q.method == http.MethodGet || q.method == http.MethodHead
 	switch status {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
-		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
-		return true
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther:
+		return read
+	case http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return read || q.moves && q.stream == nil
 	}
 	return false
 }

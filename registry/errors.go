@@ -30,18 +30,20 @@ var (
 // Error is a request that failed. Its text is one line and holds no
 // token and no query string.
 type Error struct {
-	Op     string // what was tried, such as "get manifest"
-	Host   string // the registry
-	What   string // repository, with tag or digest where there is one
-	Status int    // HTTP status of the answer; 0 where there was none
-	Code   string // the registry's error code, such as MANIFEST_UNKNOWN, or ""
-	Hint   string // what to do about it, or ""
-	Helper string // the credential helper that docker's config names and that is not there, or ""
+	Op      string // what was tried, such as "get manifest"
+	Host    string // the registry
+	What    string // repository, with tag or digest where there is one
+	Status  int    // HTTP status of the answer; 0 where there was none
+	Code    string // the registry's error code, such as MANIFEST_UNKNOWN, or ""
+	Hint    string // what to do about it, or ""
+	Message string // the registry's own words in that answer, fit for a line, or ""
+	Helper  string // the credential helper that docker's config names and that is not there, or ""
 
 	kind  error // ErrNotFound, ErrDenied, ErrUnreachable, ErrContent or nil
 	cause error // what happened, or nil
 	again bool
 	after time.Duration
+	odd   bool // another way of an upload may get around it
 }
 
 // Error says what failed, on which host and thing, and why.
@@ -50,10 +52,7 @@ func (e *Error) Error() string {
 	fmt.Fprintf(&b, "%s %s on %s: ", e.Op, e.What, e.Host)
 	switch {
 	case e.Status != 0 && e.cause == nil:
-		fmt.Fprintf(&b, "%d %s", e.Status, http.StatusText(e.Status))
-		if e.Code != "" {
-			b.WriteString(" (" + e.Code + ")")
-		}
+		b.WriteString(e.answer())
 	case e.cause != nil:
 		b.WriteString(clip(e.cause.Error()))
 	case e.kind != nil:
@@ -63,6 +62,18 @@ func (e *Error) Error() string {
 		b.WriteString("; " + e.Hint)
 	}
 	return b.String()
+}
+
+// answer is the answer's status with the registry's code and words.
+func (e *Error) answer() string {
+	text := strings.TrimSpace(fmt.Sprintf("%d %s", e.Status, http.StatusText(e.Status)))
+	switch {
+	case e.Code != "" && e.Message != "":
+		return text + " (" + e.Code + ": " + e.Message + ")"
+	case e.Code != "" || e.Message != "":
+		return text + " (" + e.Code + e.Message + ")"
+	}
+	return text
 }
 
 // Is compares with the kinds of this package.
@@ -161,7 +172,7 @@ func (t target) status(resp *http.Response) error {
 	e := t.fail(nil, nil)
 	e.Status = resp.StatusCode
 	body := drain(resp)
-	e.Code = errorCode(body)
+	e.Code, e.Message = errorCode(body), message(resp, body)
 	e.after = retryAfter(resp.Header.Get("Retry-After"), time.Now())
 	switch s := resp.StatusCode; {
 	case s == http.StatusNotFound, s == http.StatusGone:
@@ -204,8 +215,7 @@ func speaksTLS(resp *http.Response, body []byte) bool {
 		(bytes.Contains(body, []byte("HTTPS")) || len(body) == 0 && resp.ProtoMajor == 1 && resp.ProtoMinor == 0)
 }
 
-// errorCode reads the first code of a registry's error body. Messages are
-// left where they are: they may repeat secrets.
+// errorCode reads the first code of a registry's error body.
 func errorCode(raw []byte) string {
 	var doc struct {
 		Errors []struct {

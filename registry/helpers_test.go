@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	uploadChunk = 4 << 20 // large blobs need not be so large here, but no socket should take one
+	uploadChunk, smallChunk = 4<<20, 1<<20 // large blobs need not be so large here, but no socket should take one
 	goleak.VerifyTestMain(m)
 }
 

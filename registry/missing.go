@@ -99,7 +99,8 @@ func (r *Registry) PutMissing(ctx context.Context, name, from, digest string, da
 // have.
 func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (there bool, err error) {
 	var mounted, sent bool
-	if r.self.expectMiss() {
+	u.way = byWhole
+	if r.self.expectMiss() && r.ways.takes(byWhole, u.size) {
 		mounted, err = u.tryMount(ctx, u.name)
 		if u.where != nil {
 			sent = true
@@ -153,27 +154,24 @@ func (r *Registry) askSelfMount(ctx context.Context, name, digest string) {
 	}
 }
 
-// putBytes uploads a blob that is in memory: two requests, or one where a
-// mount that did not happen has opened a session. A session of that kind
+// putBytes uploads a blob that is in memory: two requests where the registry
+// takes it whole, or one where a mount that did not happen has opened a
+// session. A session of that kind
 // is not trusted to be as good as another, and never again once it was not.
 func (u *uploader) putBytes(ctx context.Context, data []byte) error {
 	opened := u.where != nil
-	if opened && u.r.badSessions.Load() {
+	if opened && (u.r.badSessions.Load() || !u.r.ways.takes(byWhole, u.size)) {
 		u.abandon()
 		opened = false
 	}
 	if opened {
+		u.way = byWhole
 		err := u.finish(ctx, u.known, data)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
 	}
-	err := retryErr(ctx, u.r, u.t, maxSessions, func() error {
-		if err := u.begin(ctx); err != nil {
-			return err
-		}
-		return u.finish(ctx, u.known, data)
-	})
+	err := u.send(ctx, memoryFeed(data), waysOfMemory)
 	if u.refused {
 		return u.r.putPlain(ctx, u.t, u.name, u.known, data)
 	}
@@ -204,7 +202,7 @@ func (u *uploader) tryMount(ctx context.Context, from string) (mounted bool, err
 		return false, err
 	case resp.StatusCode == http.StatusAccepted:
 		drain(resp)
-		if err := u.moved(q.url, resp); err != nil || u.where.Query().Has("mount") {
+		if err := u.moved(resp); err != nil || u.where.Query().Has("mount") {
 			u.where = nil // zot of 2022 puts the whole query before the session's name
 		}
 		return false, nil

@@ -39,9 +39,10 @@ func (r *Registry) BlobExists(ctx context.Context, name, digest string) (bool, e
 }
 
 // PutBlob uploads a blob of size bytes. A blob of up to 16 MiB is compared
-// with its digest and sent in one request; a larger one goes in pieces,
-// its digest last. A session that breaks off is begun anew where the blob
-// is in memory or body can seek. Whether the registry has the blob is not
+// with its digest and sent in one request where the registry takes that;
+// a larger one goes in the first of the ways that the registry takes. A
+// session that breaks off is begun anew where the blob is in memory or body
+// can seek. Whether the registry has the blob is not
 // asked here: that is BlobExists.
 func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Reader, size int64) error {
 	t := r.target("upload blob", name, digest)
@@ -57,12 +58,40 @@ func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Rea
 		return u.putBytes(ctx, data)
 	}
 	h := newHashed(body)
-	u := uploader{r: r, t: t, name: name, known: digest, size: size, sum: h.digest}
-	err := u.run(ctx, h.reader(), nil)
-	if u.refused {
-		return r.putPlainStream(ctx, t, name, digest, body, size)
+	u := &uploader{r: r, t: t, name: name, known: digest, size: size, sum: h.digest}
+	return u.putLarge(ctx, h.reader())
+}
+
+// PutHashed is PutBlob for a caller who has hashed the blob: that its bytes
+// have this digest is his word.
+func (r *Registry) PutHashed(ctx context.Context, name, digest string, body io.Reader, size int64) error {
+	if size <= int64(uploadChunk) {
+		return r.PutBlob(ctx, name, digest, body, size)
 	}
-	return err
+	t := r.target("upload blob", name, digest)
+	if !validRepository(name) || !digestForm.MatchString(digest) {
+		return t.wrong("a repository and a sha256 digest are needed")
+	}
+	u := &uploader{r: r, t: t, name: name, known: digest, size: size}
+	return u.putLarge(ctx, body)
+}
+
+// putLarge uploads a blob of known digest and size.
+func (u *uploader) putLarge(ctx context.Context, body io.Reader) error {
+	buf := chunks.Get().(*[]byte)
+	defer chunks.Put(buf)
+	f, err := newFeed(body, rewinder(body), *buf)
+	if err != nil {
+		return err
+	}
+	err = u.send(ctx, f, waysOfLarge)
+	if !u.refused {
+		return err
+	}
+	if body, err = f.reader(); err != nil {
+		return err
+	}
+	return u.r.putPlainStream(ctx, u.t, u.name, u.known, body, u.size)
 }
 
 // UploadBlob uploads all of body, whose digest and size nobody has to
@@ -84,34 +113,34 @@ func (r *Registry) UploadStream(ctx context.Context, name string, body io.Reader
 	if !validRepository(name) {
 		return 0, fmt.Errorf("%w: %s", ErrReference, t.what)
 	}
-	again := rewinder(body)
 	buf := chunks.Get().(*[]byte)
 	defer chunks.Put(buf)
-	n, err := io.ReadFull(body, *buf)
-	switch {
-	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		u := &uploader{r: r, t: t, name: name, known: digest(), size: int64(n)}
-		_, err = r.putMissing(ctx, u, (*buf)[:n])
-		return int64(n), err
-	case err != nil:
-		return 0, fmt.Errorf("read blob to upload: %w", err)
+	f, err := newFeed(body, rewinder(body), *buf)
+	if err != nil {
+		return 0, err
 	}
-	u := uploader{r: r, t: t, name: name, size: -1, sum: digest, again: again}
-	err = u.run(ctx, body, *buf)
+	if f.ended {
+		u := &uploader{r: r, t: t, name: name, known: digest(), size: int64(len(f.first))}
+		_, err = r.putMissing(ctx, u, f.first)
+		return u.size, err
+	}
+	u := &uploader{r: r, t: t, name: name, size: -1, sum: digest}
+	err = u.send(ctx, f, waysOfLarge)
 	if u.refused {
-		return r.uploadPlain(ctx, &u, body)
+		return r.uploadPlain(ctx, u, f)
 	}
 	return u.sent, err
 }
 
 // uploadPlain uploads what no session was opened for: it is read once
 // for its digest and once to be sent.
-func (r *Registry) uploadPlain(ctx context.Context, u *uploader, body io.Reader) (size int64, err error) {
-	if u.again == nil {
+func (r *Registry) uploadPlain(ctx context.Context, u *uploader, f *feed) (size int64, err error) {
+	if f.again == nil {
 		return 0, u.t.fail(ErrUnreachable, errors.New("the registry has no upload sessions and wants the digest first, but what is uploaded can be read only once"))
 	}
-	if _, err := u.again(); err != nil {
-		return 0, fmt.Errorf("read blob to upload again: %w", err)
+	body, err := f.reader()
+	if err != nil {
+		return 0, err
 	}
 	if size, err = io.Copy(io.Discard, body); err != nil {
 		return 0, fmt.Errorf("read blob to upload: %w", err)
@@ -120,8 +149,8 @@ func (r *Registry) uploadPlain(ctx context.Context, u *uploader, body io.Reader)
 	if there, err := r.BlobExists(ctx, u.name, digest); there || err != nil {
 		return size, err
 	}
-	if _, err := u.again(); err != nil {
-		return 0, fmt.Errorf("read blob to upload again: %w", err)
+	if body, err = f.reader(); err != nil {
+		return 0, err
 	}
 	return size, r.putPlainStream(ctx, u.t, u.name, digest, body, size)
 }
@@ -281,6 +310,7 @@ func (r *Registry) PutManifest(ctx context.Context, name, tag string, data []byt
 		body:   data,
 		access: access{name: name, push: true},
 		wait:   r.limits.patch,
+		moves:  true,
 	}
 	_, err := retry(ctx, r, t, func() (struct{}, error) {
 		resp, err := r.do(ctx, q)

@@ -57,6 +57,7 @@ type Registry struct {
 	reasons   tally // of stats.retries
 	ranges    atomic.Int32
 	self      selfMounts
+	ways      ways
 
 	badSessions atomic.Bool     // that a mount opens are no good
 	ctx         context.Context // ends with Close

@@ -28,18 +28,25 @@ var chunks = sync.Pool{New: func() any {
 	return &b
 }}
 
-// uploader is one blob on its way up, by sessions: POST, PATCH, PUT.
+// smallChunk is the body of one PATCH, in bytes, for registries that refuse
+// more than 4 MiB. Only tests change it.
+var smallChunk = 4 << 20
+
+// uploader is one blob on its way up.
 type uploader struct {
 	r       *Registry
 	t       target
 	name    string
-	known   string                    // the digest it must have; "" where only sum will tell
-	size    int64                     // -1 where it is not known
-	sum     func() string             // the digest, once all bytes were read
-	again   func() (io.Reader, error) // the source from its start; nil where it has one run only
-	where   *url.URL                  // of the session
+	known   string        // the digest it must have; "" where only sum will tell
+	size    int64         // -1 where it is not known
+	sum     func() string // the digest, once all bytes were read; nil where known is the caller's word
+	way     way
+	where   *url.URL // of the session
 	sent    int64
-	refused bool // the registry has no sessions
+	least   int64 // bytes that the registry wants in a PATCH but for the last
+	refused bool  // the registry has no sessions
+	broke   bool  // the connection did, in the last request with bytes
+	tried   int64 // bytes that were sent in the session, taken or not
 }
 
 // rewinder returns what reads body from here again, or nil.
@@ -95,84 +102,6 @@ func (h *hashedSeeker) Seek(off int64, whence int) (int64, error) {
 	return at, err
 }
 
-// run uploads body. first is a whole chunk that was read of it, or nil.
-func (u *uploader) run(ctx context.Context, body io.Reader, first []byte) error {
-	if u.again == nil && first == nil {
-		u.again = rewinder(body)
-	}
-	if u.again == nil {
-		return u.session(ctx, body, first)
-	}
-	begun := false
-	return retryErr(ctx, u.r, u.t, maxSessions, func() error {
-		if begun {
-			first = nil
-			if _, err := u.again(); err != nil {
-				return fmt.Errorf("read blob to upload again: %w", err)
-			}
-		}
-		begun = true
-		return u.session(ctx, body, first)
-	})
-}
-
-// session uploads body in one session, from its first byte to its last.
-func (u *uploader) session(ctx context.Context, body io.Reader, first []byte) error {
-	if err := u.begin(ctx); err != nil {
-		return err
-	}
-	err := u.patches(ctx, body, first)
-	if err == nil && u.size >= 0 && u.sent != u.size {
-		err = u.t.wrong("%d bytes were announced, %d or more given", u.size, u.sent)
-	}
-	digest := ""
-	if err == nil {
-		digest = u.sum()
-		if u.known != "" && u.known != digest {
-			err = u.t.wrong("the bytes given have digest %s", digest)
-		}
-	}
-	if err != nil {
-		u.abandon()
-		return err
-	}
-	broken := false
-	return retryErr(ctx, u.r, u.t, maxTries, func() error {
-		if broken && !u.resume(ctx) {
-			return backoff.Permanent(err)
-		}
-		err = u.finish(ctx, digest, nil)
-		broken = err != nil
-		return err
-	})
-}
-
-// patches sends body in chunks. The next is read while one is sent.
-func (u *uploader) patches(ctx context.Context, body io.Reader, first []byte) error {
-	if first != nil {
-		if err := u.patch(ctx, first); err != nil {
-			return err
-		}
-	}
-	ahead := readAhead(body)
-	defer ahead.close()
-	for {
-		p := ahead.next()
-		if p.err != nil && p.err != io.EOF && p.err != io.ErrUnexpectedEOF {
-			return fmt.Errorf("read blob to upload: %w", p.err)
-		}
-		if p.n > 0 {
-			if err := u.patch(ctx, (*p.buf)[:p.n]); err != nil {
-				return err
-			}
-		}
-		ahead.free <- p.buf
-		if p.err != nil || u.size >= 0 && u.sent > u.size {
-			return nil // the caller says what is wrong with too much
-		}
-	}
-}
-
 // request is one step of the upload.
 func (u *uploader) request(method string, to *url.URL) request {
 	return request{
@@ -182,14 +111,14 @@ func (u *uploader) request(method string, to *url.URL) request {
 		header: http.Header{},
 		access: access{name: u.name, push: true},
 		wait:   u.r.limits.patch,
+		moves:  true,
 	}
 }
 
 // begin opens a session. A registry that has none sets refused.
 func (u *uploader) begin(ctx context.Context) error {
 	u.sent, u.where, u.refused = 0, nil, false
-	q := u.request(http.MethodPost, u.r.at(u.name+"/blobs/uploads/"))
-	resp, err := u.r.do(ctx, q)
+	resp, err := u.r.do(ctx, u.request(http.MethodPost, u.r.at(u.name+"/blobs/uploads/")))
 	if err != nil {
 		return err
 	}
@@ -198,11 +127,13 @@ func (u *uploader) begin(ctx context.Context) error {
 		return u.t.status(resp)
 	}
 	drain(resp)
-	return u.moved(q.url, resp)
+	u.least, _ = parseCount(resp.Header.Get("OCI-Chunk-Min-Length"))
+	return u.moved(resp)
 }
 
-// moved notes where the session goes on.
-func (u *uploader) moved(from *url.URL, resp *http.Response) error {
+// moved notes where the session goes on: on the registry's own host, or on
+// the one that a redirect of the POST led to.
+func (u *uploader) moved(resp *http.Response) error {
 	location := resp.Header.Get("Location")
 	if location == "" {
 		if u.where == nil {
@@ -210,18 +141,24 @@ func (u *uploader) moved(from *url.URL, resp *http.Response) error {
 		}
 		return nil
 	}
-	base := &u.r.base
+	from, base := resp.Request.URL, &u.r.base
 	to, err := from.Parse(location)
-	if err != nil || to.User != nil || withPort(base.Scheme, to.Host) != withPort(base.Scheme, base.Host) {
-		return u.t.wrong("the registry wants the upload to go to another host")
+	switch {
+	case err != nil || to.User != nil:
+	case withPort(base.Scheme, to.Host) == withPort(base.Scheme, base.Host):
+		// Behind a proxy, a registry may not know that it is spoken to in TLS.
+		to.Scheme, to.Host, to.Fragment = base.Scheme, base.Host, ""
+		u.where = to
+		return nil
+	case withPort(from.Scheme, to.Host) == withPort(from.Scheme, from.Host):
+		to.Scheme, to.Host, to.Fragment = from.Scheme, from.Host, ""
+		u.where = to
+		return nil
 	}
-	// Behind a proxy, a registry may not know that it is spoken to in TLS.
-	to.Scheme, to.Host, to.Fragment = base.Scheme, base.Host, ""
-	u.where = to
-	return nil
+	return u.t.wrong("the registry wants the upload to go to another host")
 }
 
-// patch appends a chunk. It is never sent blindly twice to one session:
+// patch appends a piece. It is never sent blindly twice to one session:
 // some registries append it again, some end the session. Only one that
 // says that it has nothing of it is sent it again.
 func (u *uploader) patch(ctx context.Context, p []byte) error {
@@ -230,34 +167,58 @@ func (u *uploader) patch(ctx context.Context, p []byte) error {
 		if err != nil && !u.resume(ctx) {
 			return backoff.Permanent(err)
 		}
-		err = u.patchOnce(ctx, p)
+		err = u.patchOnce(ctx, p, true)
 		return err
 	})
 }
 
-func (u *uploader) patchOnce(ctx context.Context, p []byte) error {
+// patchOnce sends one PATCH whose body is in memory, with a Content-Range
+// where ranged is set.
+func (u *uploader) patchOnce(ctx context.Context, p []byte, ranged bool) error {
 	q := u.request(http.MethodPatch, u.where)
 	q.body = p
 	q.closed = new(sync.WaitGroup)
 	defer q.closed.Wait()
 	q.header.Set("Content-Type", "application/octet-stream")
-	q.header.Set("Content-Range", fmt.Sprintf("%d-%d", u.sent, u.sent+int64(len(p))-1))
+	if ranged {
+		q.header.Set("Content-Range", fmt.Sprintf("%d-%d", u.sent, u.sent+int64(len(p))-1))
+	}
+	if u.unknown() {
+		q.header.Set("Expect", "100-continue") // a refusal need not cost the body
+	}
+	u.tried += int64(len(p))
 	resp, err := u.r.do(ctx, q)
 	if err != nil {
+		u.broke = true
 		return err
 	}
-	if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusNoContent && resp.StatusCode != http.StatusCreated {
-		return u.lost(u.t.status(resp))
+	return u.patched(resp, int64(len(p)), ranged)
+}
+
+// patched takes the answer to a PATCH with n bytes. Range is looked at only
+// where it decides whether to go on.
+func (u *uploader) patched(resp *http.Response, n int64, ranged bool) error {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusCreated, http.StatusAccepted, http.StatusNoContent:
+	default:
+		return u.judge(u.t.status(resp), n)
 	}
 	drain(resp)
-	sent := u.sent + int64(len(p))
-	if last, ok := lastByte(resp.Header.Get("Range")); ok && last != sent-1 {
-		return u.lost(u.t.wrong("the registry has %d bytes of it, %d were sent", last+1, sent))
+	u.r.ways.patched.Store(true)
+	u.r.ways.taken(n)
+	last, ok := lastByte(resp.Header.Get("Range"))
+	sure := ok || u.way != byPieces || !u.unknown()
+	if sent := u.sent + n; ranged && (!sure || ok && last != sent-1) {
+		err := u.t.wrong("the registry says that it has %d bytes of it, %d were sent", last+1, sent)
+		if !ok {
+			err = u.t.wrong("the registry does not say how much it has of it")
+		}
+		return u.judge(err, n)
 	}
-	if err := u.moved(q.url, resp); err != nil {
+	if err := u.moved(resp); err != nil {
 		return err
 	}
-	u.sent = sent
+	u.sent += n
 	return nil
 }
 
@@ -276,7 +237,7 @@ func (u *uploader) resume(ctx context.Context) bool {
 	}
 	drain(resp)
 	last, ok := lastByte(resp.Header.Get("Range"))
-	return resp.StatusCode == http.StatusNoContent && ok && last == u.sent-1 && u.moved(q.url, resp) == nil
+	return resp.StatusCode == http.StatusNoContent && ok && last == u.sent-1 && u.moved(resp) == nil
 }
 
 // lastByte reads an upload's "0-N", with or without a unit.
@@ -288,6 +249,48 @@ func lastByte(v string) (int64, bool) {
 	return parseCount(rest)
 }
 
+// unknown reports whether the registry has not yet taken anything that goes
+// this way.
+func (u *uploader) unknown() bool { return u.r.ways.state(u.way) == wayUnknown }
+
+// judge decides what a refusal of n bytes means. It marks one that another
+// way may get around as odd, and one that costs no more than the session as
+// temporary.
+func (u *uploader) judge(err error, n int64) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	state := u.r.ways.state(u.way)
+	unsure := state == wayUnknown || state == wayOpen && (u.way == byStream || u.way == byWhole)
+	switch {
+	case e.Status == http.StatusRequestEntityTooLarge:
+		u.r.ways.tooLarge(n)
+		e.odd = true
+		e.Hint = "push --chunk 4MiB (format v2) makes blobs that may fit"
+	case unsure && e.refusal():
+		e.odd, e.again = true, false
+	default:
+		return u.lost(err)
+	}
+	return err
+}
+
+// refusal reports whether a registry that answers so may do better when it
+// is asked in another way.
+func (e *Error) refusal() bool {
+	switch s := e.Status; {
+	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusRequestTimeout, s == http.StatusTooManyRequests:
+		return false
+	case s == http.StatusNotImplemented, s == http.StatusHTTPVersionNotSupported:
+		return true
+	case s == 0:
+		return e.kind == ErrContent
+	default:
+		return s < 500
+	}
+}
+
 // lost marks an error that ends the session, and no more than that.
 func (u *uploader) lost(err error) error {
 	var e *Error
@@ -295,7 +298,7 @@ func (u *uploader) lost(err error) error {
 		switch {
 		case e.Status == http.StatusNotFound, e.Status == http.StatusRequestedRangeNotSatisfiable:
 			e.kind, e.again = ErrUnreachable, true
-			e.cause = fmt.Errorf("the upload session broke off (%d)", e.Status)
+			e.cause = fmt.Errorf("the upload session broke off (%s)", e.answer())
 		case e.Code == "DIGEST_INVALID", e.Status == 0 && e.kind == ErrContent:
 			e.again = true // bytes were lost or doubled on the way
 		}
@@ -305,20 +308,40 @@ func (u *uploader) lost(err error) error {
 
 // finish ends the session with the digest; rest is appended before.
 func (u *uploader) finish(ctx context.Context, digest string, rest []byte) error {
+	q := u.last(digest)
+	q.body = rest
+	q.closed = new(sync.WaitGroup)
+	defer q.closed.Wait()
+	u.tried += int64(len(rest))
+	resp, err := u.r.do(ctx, q)
+	u.broke = err != nil
+	return u.finished(ctx, digest, int64(len(rest)), resp, err)
+}
+
+// last is the request that ends the session.
+func (u *uploader) last(digest string) request {
 	to := *u.where
 	if to.RawQuery != "" {
 		to.RawQuery += "&"
 	}
 	to.RawQuery += "digest=" + url.QueryEscape(digest)
 	q := u.request(http.MethodPut, &to)
-	q.body = rest
-	q.closed = new(sync.WaitGroup)
-	defer q.closed.Wait()
 	q.wait = u.r.limits.finish
 	q.header.Set("Content-Type", "application/octet-stream")
-	resp, err := u.r.do(ctx, q)
+	return q
+}
+
+// finished takes what became of the last request, which had n bytes of
+// body.
+func (u *uploader) finished(ctx context.Context, digest string, n int64, resp *http.Response, err error) error {
 	if err == nil {
-		err = u.lost(u.t.stored(resp, digest))
+		if err = u.t.stored(resp, digest); err != nil {
+			err = u.judge(err, n)
+		}
+	}
+	if err == nil {
+		u.r.ways.set(u.way, wayDone)
+		u.r.ways.taken(n)
 	}
 	var e *Error
 	if errors.As(err, &e) && e.Temporary() && e.kind == ErrUnreachable {

@@ -69,15 +69,10 @@ func (u *push) putTwice(ctx context.Context, f *storedFile, e *exportEntry, leve
 	}
 	return u.put(ctx, digest, e.size, func() error {
 		body := u.counted(e.again)
-		stream, ok := u.up.(digestUploader)
-		if !ok {
-			return u.up.PutBlob(ctx, u.opts.Name, digest, body, e.size)
+		if up, ok := u.up.(hashedUploader); ok {
+			return up.PutHashed(ctx, u.opts.Name, digest, body, e.size)
 		}
-		size, err := stream.UploadStream(ctx, u.opts.Name, body, func() string { return digest })
-		if err == nil && size != e.size {
-			err = &inputError{wrong("%s has %d bytes now and had %d", e.name, size, e.size)}
-		}
-		return err
+		return u.up.PutBlob(ctx, u.opts.Name, digest, body, e.size)
 	})
 }
 

@@ -106,7 +106,7 @@ func TestPushToRegistries(t *testing.T) {
 }
 
 // noise is files that nobody has pushed yet: what a registry has is not sent.
-// memory-ranges takes two requests, cow.raw one.
+// memory-ranges takes three requests, cow.raw one.
 func noise(seed uint64) []artifacttest.File {
 	data := make([]byte, 20*mib)
 	artifacttest.Fill(data, seed)
@@ -182,17 +182,18 @@ func counted(fault *registrytest.Fault, struck *atomic.Int64) *registrytest.Faul
 	return fault
 }
 
-// forgetting ends one upload session as if the registry had restarted.
+// forgetting ends one upload session as if the registry had restarted, when
+// its third PATCH comes: the registry is known to take pieces then.
 func forgetting() *registrytest.Fault {
 	var patches atomic.Int64
 	return &registrytest.Fault{Times: 1, Status: http.StatusNotFound, Match: func(r *http.Request) bool {
-		return r.Method == http.MethodPatch && patches.Add(1) == 2
+		return r.Method == http.MethodPatch && patches.Add(1) == 3
 	}}
 }
 
 // A stream from standard input ends with the session it was sent to.
 func TestPushFromPipeToRegistry(t *testing.T) {
-	files := []artifacttest.File{{Name: "memory-ranges", Data: pattern(18 * mib)}} // two requests
+	files := []artifacttest.File{{Name: "memory-ranges", Data: pattern(18 * mib)}} // three requests
 	export := artifacttest.Tar(artifacttest.Envelope, files)
 	f := registrytest.NewFront(t, &epochlike.Server{Token: "t0ken"})
 	r := clientOf(t, f)

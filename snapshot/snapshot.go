@@ -86,6 +86,12 @@ type digestUploader interface {
 	UploadStream(ctx context.Context, name string, body io.Reader, digest func() string) (size int64, err error)
 }
 
+// hashedUploader is what an Uploader may be besides: its PutHashed is
+// PutBlob, but takes the digest for granted.
+type hashedUploader interface {
+	PutHashed(ctx context.Context, name, digest string, body io.Reader, size int64) error
+}
+
 // bytesUploader is what an Uploader may be besides: it sends bytes that
 // are in memory, unless the repository has them or can take them over from
 // the repository from, which is "" where there is none; then there is

@@ -1,0 +1,190 @@
+package registry
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// feed is the bytes of one blob on their way up, in pieces of up to
+// uploadChunk bytes. Its first piece stays in memory, so that an upload can
+// begin anew with it even where the source can be read only once; as long
+// as no other piece was used.
+type feed struct {
+	body  io.Reader                 // what follows the first piece
+	again func() (io.Reader, error) // sets body to the blob's start; nil where that is impossible
+	buf   []byte                    // holds the first piece; nil where all of the blob is in memory
+	first []byte
+	ended bool // nothing follows first
+
+	ahead *ahead // reads body; nil before the first piece is used
+	cur   *[]byte
+	used  int // pieces that next has returned since start
+	dirty bool
+}
+
+var (
+	errOnce    = errors.New("it can be read only once")
+	errStopped = errors.New("nobody wants the rest of it")
+)
+
+// newFeed reads the first piece of body into buf.
+func newFeed(body io.Reader, again func() (io.Reader, error), buf []byte) (*feed, error) {
+	f := &feed{body: body, again: again, buf: buf}
+	return f, f.readFirst()
+}
+
+// memoryFeed is a blob that is in memory.
+func memoryFeed(data []byte) *feed { return &feed{first: data, ended: true} }
+
+func (f *feed) readFirst() error {
+	n, err := io.ReadFull(f.body, f.buf)
+	f.first = f.buf[:n]
+	f.ended = err == io.EOF || err == io.ErrUnexpectedEOF
+	if err != nil && !f.ended {
+		return fmt.Errorf("read blob to upload: %w", err)
+	}
+	return nil
+}
+
+// restartable reports whether start can go back to the first byte.
+func (f *feed) restartable() bool { return !f.dirty || f.again != nil }
+
+// start goes to the first byte.
+func (f *feed) start() error {
+	f.used = 0
+	if !f.dirty {
+		return nil
+	}
+	if f.again == nil {
+		return errOnce
+	}
+	f.close()
+	if _, err := f.again(); err != nil {
+		return fmt.Errorf("read blob to upload again: %w", err)
+	}
+	f.dirty = false
+	return f.readFirst()
+}
+
+// next returns the next piece, which is the caller's until it calls next
+// or start, or io.EOF. It gives up when stop is closed.
+func (f *feed) next(stop <-chan struct{}) ([]byte, error) {
+	f.used++
+	if f.used == 1 {
+		if f.ahead == nil && !f.ended {
+			f.ahead = readAhead(f.body)
+		}
+		return f.first, nil
+	}
+	if f.ended {
+		return nil, io.EOF
+	}
+	f.dirty = true
+	if f.cur != nil {
+		f.ahead.free <- f.cur
+		f.cur = nil
+	}
+	select {
+	case p, ok := <-f.ahead.full:
+		return f.took(p, ok)
+	case <-stop:
+		return nil, errStopped
+	}
+}
+
+// took makes a piece of what was read ahead the current one.
+func (f *feed) took(p piece, ok bool) ([]byte, error) {
+	if !ok {
+		return nil, io.EOF
+	}
+	f.cur = p.buf
+	switch {
+	case p.err != nil && p.err != io.EOF && p.err != io.ErrUnexpectedEOF:
+		return nil, fmt.Errorf("read blob to upload: %w", p.err)
+	case p.n == 0:
+		return nil, io.EOF
+	}
+	return (*p.buf)[:p.n], nil
+}
+
+// drain reads all that is left, and returns how many bytes that were.
+func (f *feed) drain() (n int64, err error) {
+	for {
+		p, err := f.next(nil)
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+		n += int64(len(p))
+	}
+}
+
+// close ends reading.
+func (f *feed) close() {
+	if f.ahead == nil {
+		return
+	}
+	if f.cur != nil {
+		f.ahead.free <- f.cur
+		f.cur = nil
+	}
+	f.ahead.close()
+	f.ahead = nil
+	f.dirty = true
+}
+
+// reader returns a reader of the blob from its first byte, for a caller
+// that reads all of it by itself.
+func (f *feed) reader() (io.Reader, error) {
+	f.close()
+	switch {
+	case f.again != nil:
+		body, err := f.again()
+		if err != nil {
+			err = fmt.Errorf("read blob to upload again: %w", err)
+		}
+		return body, err
+	case f.dirty:
+		return nil, errOnce
+	}
+	return io.MultiReader(bytes.NewReader(f.first), f.body), nil
+}
+
+// feedReader is a feed as the body of one request.
+type feedReader struct {
+	f     *feed
+	left  []byte
+	n     int64 // bytes that were read
+	ended bool  // all of them
+	err   error // of the source
+	stop  chan struct{}
+}
+
+func (r *feedReader) Read(p []byte) (int, error) {
+	for len(r.left) == 0 {
+		if r.err != nil {
+			return 0, r.err
+		}
+		var err error
+		if r.left, err = r.f.next(r.stop); err != nil {
+			r.ended = err == io.EOF
+			r.err = err
+		}
+	}
+	n := copy(p, r.left)
+	r.left = r.left[n:]
+	r.n += int64(n)
+	return n, nil
+}
+
+// failed is what the source failed with, or nil.
+func (r *feedReader) failed() error {
+	if r.ended || r.err == errStopped {
+		return nil
+	}
+	return r.err
+}

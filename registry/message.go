@@ -1,0 +1,126 @@
+package registry
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+// message is what an answer says in words, for people: fit for one line, and
+// without what may be a secret. An answer of storage behind a redirect has
+// none, as it repeats signed URLs.
+func message(resp *http.Response, body []byte) string {
+	const most = 200
+	if redirected(resp) {
+		return ""
+	}
+	text := strings.Join(strings.Fields(clip(redact(words(body), resp.Request))), " ")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return strings.TrimRight(text, ".")
+}
+
+var title = regexp.MustCompile(`(?is)<title>([^<]*)</title>`)
+
+// words finds the words for people in a body: those of a registry's error,
+// of the errors that gateways make as JSON, the title of a page, or plain
+// text.
+func words(body []byte) string {
+	var doc struct {
+		Errors []struct {
+			Message string `json:"message"`
+			Detail  any    `json:"detail"`
+		} `json:"errors"`
+		Message string `json:"message"`
+		Error   any    `json:"error"`
+	}
+	if json.Unmarshal(body, &doc) == nil {
+		if len(doc.Errors) > 0 {
+			detail, _ := doc.Errors[0].Detail.(string)
+			return either(doc.Errors[0].Message, detail)
+		}
+		text, _ := doc.Error.(string)
+		return either(doc.Message, text)
+	}
+	if m := title.FindSubmatch(body); m != nil {
+		return string(m[1])
+	}
+	if strings.ContainsAny(string(body), "<>{}") {
+		return ""
+	}
+	return string(body)
+}
+
+func either(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// What may be a secret, wherever it stands.
+var secrets = []struct {
+	form *regexp.Regexp
+	with string
+}{
+	{regexp.MustCompile(`://[^/\s@]*@`), "://…@"},
+	{regexp.MustCompile(`\?[^\s"'<>?]*=[^\s"'<>]*`), "?…"},
+	{regexp.MustCompile(`(?i)\b(bearer|basic)\s+[^\s"',;]+`), "$1 …"},
+	{regexp.MustCompile(`(?i)\b([\w-]*(?:token|password|secret|signature|credential|api-?key))(\s*[=:]\s*)[^\s"',;&]+`), "$1$2…"},
+}
+
+// opaque is a word that is as long as tokens are.
+var opaque = regexp.MustCompile(`[A-Za-z0-9_+=-]{40,}`)
+
+// redact takes out of a text what the request was allowed by, and whatever
+// looks as if it were meant for that.
+func redact(text string, req *http.Request) string {
+	if text == "" {
+		return ""
+	}
+	for _, s := range secretsOf(req) {
+		text = strings.ReplaceAll(text, s, "…")
+	}
+	for _, s := range secrets {
+		text = s.form.ReplaceAllString(text, s.with)
+	}
+	return opaque.ReplaceAllStringFunc(text, func(word string) string {
+		if len(word) == 64 && strings.Trim(word, "0123456789abcdef") == "" {
+			return word // a digest
+		}
+		return "…"
+	})
+}
+
+// secretsOf are the credentials and signatures of a request.
+func secretsOf(req *http.Request) (all []string) {
+	const least = 4 // characters; what is shorter is a word like others
+	if req == nil {
+		return nil
+	}
+	add := func(s string) {
+		if len(s) >= least {
+			all = append(all, s, url.QueryEscape(s))
+		}
+	}
+	kind, value, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+	add(value)
+	if strings.EqualFold(kind, "basic") {
+		raw, _ := base64.StdEncoding.DecodeString(value)
+		_, password, _ := strings.Cut(string(raw), ":")
+		add(password)
+	}
+	for key, values := range req.URL.Query() {
+		if key == "digest" || key == "mount" || key == "from" || key == "ns" {
+			continue
+		}
+		for _, v := range values {
+			add(v)
+		}
+	}
+	return all
+}

@@ -1,0 +1,376 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// Ways in the order in which they are tried.
+var (
+	waysOfLarge  = []way{byPieces, byStream, byWhole, bySmall}
+	waysOfMemory = []way{byWhole, byStream, bySmall} // fewest requests first
+)
+
+// maxBreaks is how many connections may break in a row in what finds out
+// about a way: some registries refuse so.
+const maxBreaks = 2
+
+// send uploads what f gives in the first of the ways that the registry
+// takes.
+func (u *uploader) send(ctx context.Context, f *feed, order []way) error {
+	defer f.close()
+	var last *Error
+	for _, k := range order {
+		err := u.by(ctx, k, f)
+		if err == errWay {
+			continue
+		}
+		var e *Error
+		if !errors.As(err, &e) || !e.odd || u.refused {
+			return u.again(err)
+		}
+		if last == nil || last.Status != http.StatusRequestEntityTooLarge {
+			last = e
+		}
+		u.r.log.Debug("registry: the upload goes another way", "error", err)
+		if !f.restartable() {
+			last.Hint = join(last.Hint, "what was read only once cannot be sent in another way: push --input FILE or --spool can")
+			return last
+		}
+	}
+	if last == nil {
+		last = u.t.fail(ErrUnreachable, errors.New("the registry takes uploads in no way that is left"))
+	}
+	if slices.Contains(order, byWhole) && !u.wholeKnown(f) {
+		last.Hint = join(last.Hint, "a registry that takes a blob in one request only wants its digest first: push --input FILE, --spool or --chunk 4MiB (format v2) makes it known")
+	}
+	return last
+}
+
+func join(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
+// again adds to an error that a later push may not meet what that sends.
+func (u *uploader) again(err error) error {
+	var e *Error
+	if errors.As(err, &e) && e.Temporary() && e.kind != nil && e.Hint == "" {
+		e.Hint = "the next push sends this blob again from its first byte, and none that the registry has"
+	}
+	return err
+}
+
+// errWay is that of a way that is not to be tried.
+var errWay = errors.New("the registry does not take this way")
+
+// wholeKnown reports whether the digest is known before the blob is sent,
+// or can be.
+func (u *uploader) wholeKnown(f *feed) bool { return u.known != "" || f.again != nil }
+
+// by uploads what f gives in one way, in as many sessions as that takes. It
+// returns errWay, or an error that is odd, where another has to be tried.
+func (u *uploader) by(ctx context.Context, k way, f *feed) error {
+	u.way = k
+	if !u.r.ways.takes(k, u.size) || k == byWhole && !u.wholeKnown(f) {
+		return errWay
+	}
+	leave, err := u.r.ways.enter(ctx, k)
+	if err != nil {
+		return u.t.broken(err)
+	}
+	defer leave()
+	if !u.r.ways.takes(k, u.size) {
+		return errWay
+	}
+	if k == byWhole {
+		if there, err := u.prepare(ctx, f); there || err != nil {
+			return err
+		}
+		if !u.r.ways.takes(k, u.size) { // prepare learned the size
+			return errWay
+		}
+	}
+	breaks := 0
+	return retryErr(ctx, u.r, u.t, maxSessions, func() error {
+		err := f.start()
+		if err == nil {
+			err = u.session(ctx, f)
+		}
+		var e *Error
+		isError := errors.As(err, &e)
+		if isError && u.broke && u.unknown() {
+			u.r.ways.spend(u.tried)
+			if breaks++; breaks == maxBreaks {
+				e.odd, e.again, u.tried = true, false, 0
+			}
+		}
+		if isError && e.odd {
+			u.r.ways.spend(u.tried)
+			u.refuse(e)
+		}
+		if err != nil && !f.restartable() {
+			return backoff.Permanent(err)
+		}
+		return err
+	})
+}
+
+// refuse notes a way that the registry does not take, for any body or for
+// one of this size.
+func (u *uploader) refuse(e *Error) {
+	e.again = false
+	if e.Status != http.StatusRequestEntityTooLarge || u.way == byPieces || u.way == bySmall {
+		u.r.ways.set(u.way, wayRefused)
+	}
+}
+
+// session uploads a blob in one session, from its first byte to its last.
+func (u *uploader) session(ctx context.Context, f *feed) error {
+	u.broke, u.tried = false, 0
+	if err := u.begin(ctx); err != nil {
+		return err
+	}
+	if u.way == byWhole {
+		return u.abandonOn(u.whole(ctx, f))
+	}
+	var err error
+	if u.way == byStream {
+		err = u.stream(ctx, f)
+	} else {
+		err = u.pieces(ctx, f)
+	}
+	digest := u.known
+	if err == nil {
+		digest, err = u.check()
+	}
+	if err != nil {
+		return u.abandonOn(err)
+	}
+	return u.end(ctx, digest)
+}
+
+// abandonOn ends the session where err is not nil, and returns err.
+func (u *uploader) abandonOn(err error) error {
+	if err != nil {
+		u.abandon()
+	}
+	return err
+}
+
+// check compares what was sent with what was announced, and returns the
+// digest.
+func (u *uploader) check() (string, error) {
+	if u.size >= 0 && u.sent != u.size {
+		return "", u.t.wrong("%d bytes were announced, %d or more given", u.size, u.sent)
+	}
+	if u.sum == nil {
+		return u.known, nil
+	}
+	digest := u.sum()
+	if u.known != "" && u.known != digest {
+		return "", u.t.wrong("the bytes given have digest %s", digest)
+	}
+	return digest, nil
+}
+
+// end ends a session whose bytes are all there.
+func (u *uploader) end(ctx context.Context, digest string) error {
+	broken := false
+	var err error
+	return retryErr(ctx, u.r, u.t, maxTries, func() error {
+		if broken && !u.resume(ctx) {
+			return backoff.Permanent(err)
+		}
+		err = u.finish(ctx, digest, nil)
+		broken = err != nil
+		return err
+	})
+}
+
+// pieces sends all bytes in PATCHes with a Content-Range.
+func (u *uploader) pieces(ctx context.Context, f *feed) error {
+	for good := 0; ; {
+		p, err := f.next(ctx.Done())
+		switch err {
+		case nil:
+		case io.EOF:
+			return nil
+		case errStopped:
+			return u.t.broken(ctx.Err())
+		default:
+			return err
+		}
+		for len(p) > 0 {
+			n, err := u.piece(len(p))
+			if err == nil {
+				err = u.patch(ctx, p[:n])
+			}
+			if err != nil && u.smaller(ctx, err, n) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			p = p[n:]
+			if good++; good == 2 {
+				u.r.ways.set(u.way, wayOpen)
+			}
+		}
+		if u.size >= 0 && u.sent > u.size {
+			return nil // check says what is wrong with too much
+		}
+	}
+}
+
+// piece is how many of the n bytes at hand go into the next PATCH.
+func (u *uploader) piece(n int) (int, error) {
+	most := u.r.ways.piece(u.way, u.least)
+	switch {
+	case most == 0:
+		err := u.t.fail(ErrUnreachable, fmt.Errorf("the registry wants pieces of no size that can be sent, %d bytes at least", u.least))
+		err.odd = true
+		return 0, err
+	case n <= most:
+		return n, nil
+	case u.least > 0: // no piece but the last may be smaller
+		k := n / most
+		return (n + k - 1) / k, nil
+	}
+	return most, nil
+}
+
+// smaller reports whether a piece of n bytes that was refused for its size
+// is to be sent again as two, to the same session.
+func (u *uploader) smaller(ctx context.Context, err error, n int) bool {
+	var e *Error
+	if !errors.As(err, &e) || u.way != byPieces || u.unknown() {
+		return false
+	}
+	tooLarge := e.Status == http.StatusRequestEntityTooLarge
+	if !tooLarge && e.Status != http.StatusRequestedRangeNotSatisfiable || !u.r.ways.halve(n) {
+		return false
+	}
+	return u.resume(ctx) || tooLarge // which is said before anything is kept
+}
+
+// stream sends all bytes in one PATCH. As long as it is not known whether
+// one without a Content-Range is taken, some of those in memory go to a
+// session of their own first: a registry that reads all before it refuses is
+// not sent more.
+func (u *uploader) stream(ctx context.Context, f *feed) error {
+	n := u.r.ways.probe()
+	if u.unknown() && (n < len(f.first) || !f.ended) {
+		if n > 0 {
+			err := u.patchOnce(ctx, f.first[:min(n, len(f.first))], false)
+			u.abandon()
+			if err == nil {
+				err = u.begin(ctx)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		u.r.ways.set(u.way, wayOpen)
+	}
+	if f.ended { // in memory, and can be sent again after a challenge
+		return u.patchOnce(ctx, f.first, false)
+	}
+	q := u.request(http.MethodPatch, u.where)
+	q.header.Set("Content-Type", "application/octet-stream")
+	r := &feedReader{f: f, stop: make(chan struct{})}
+	resp, err := u.doStream(ctx, q, r, r, u.size)
+	switch {
+	case r.failed() != nil:
+		if err == nil {
+			drain(resp)
+		}
+		return r.failed()
+	case err != nil:
+		return err
+	}
+	if !r.ended && resp.StatusCode < 300 {
+		status := resp.StatusCode
+		drain(resp)
+		err := u.t.wrong("the registry answered %d before it had all bytes", status)
+		return u.judge(err, r.n)
+	}
+	return u.patched(resp, r.n, false)
+}
+
+// doStream sends q with body, which reads from r. It returns when nothing
+// reads r any more.
+func (u *uploader) doStream(ctx context.Context, q request, body io.Reader, r *feedReader, size int64) (*http.Response, error) {
+	gone := make(chan struct{})
+	q.stream, q.size = &leased{body, sync.OnceFunc(func() { close(gone) })}, size
+	resp, err := u.r.do(ctx, q)
+	close(r.stop)
+	<-gone
+	u.broke = err != nil
+	u.tried += r.n
+	return resp, err
+}
+
+// prepare makes digest and size known and has the registry prove, with a
+// blob of two bytes, that it takes one in a PUT. It reports whether the
+// registry has the blob already.
+func (u *uploader) prepare(ctx context.Context, f *feed) (there bool, err error) {
+	if u.known == "" {
+		if err := f.start(); err != nil {
+			return false, err
+		}
+		if u.size, err = f.drain(); err != nil {
+			return false, err
+		}
+		u.sent, u.known = u.size, u.sum()
+		if there, err = u.r.BlobExists(ctx, u.name, u.known); there || err != nil {
+			return there, err
+		}
+	}
+	if f.ended || !u.unknown() {
+		return false, nil
+	}
+	small := []byte("{}")
+	p := &uploader{r: u.r, t: u.t, name: u.name, known: digestOf(small), size: int64(len(small)), way: byWhole}
+	err = retryErr(ctx, u.r, u.t, maxTries, func() error {
+		if err := p.begin(ctx); err != nil {
+			return err
+		}
+		return p.finish(ctx, p.known, small)
+	})
+	u.refused = p.refused
+	var e *Error
+	if errors.As(err, &e) && e.odd {
+		u.refuse(e)
+	}
+	return false, err
+}
+
+// whole ends the session with all bytes.
+func (u *uploader) whole(ctx context.Context, f *feed) error {
+	if f.ended {
+		u.sent = int64(len(f.first))
+		return u.finish(ctx, u.known, f.first)
+	}
+	r := &feedReader{f: f, stop: make(chan struct{})}
+	v := &verified{src: r, left: u.size, hash: sha256.New(), digest: u.known, t: u.t}
+	resp, err := u.doStream(ctx, u.last(u.known), v, r, u.size)
+	if v.err != nil && r.err != errStopped && (err != nil || resp.StatusCode >= 300) {
+		if err == nil {
+			drain(resp)
+		}
+		return v.err
+	}
+	u.sent = u.size
+	return u.finished(ctx, u.known, u.size, resp, err)
+}

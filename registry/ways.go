@@ -1,0 +1,191 @@
+package registry
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// way is one of the ways in which a blob's bytes get into a registry. Each
+// begins with a POST, which opens a session. Large blobs try them in this
+// order.
+type way int
+
+const (
+	// byPieces appends pieces of uploadChunk bytes, each a PATCH with a
+	// Content-Range, and ends with a PUT. A break costs one piece.
+	byPieces way = iota
+	// byStream sends one PATCH without a Content-Range, and a PUT.
+	byStream
+	// byWhole sends all bytes in the PUT, so the digest must be known.
+	byWhole
+	// bySmall is byPieces with pieces of smallChunk bytes.
+	bySmall
+	numWays
+)
+
+// wayState is what is known of a registry and a way.
+type wayState int
+
+const (
+	wayUnknown wayState = iota
+	wayOpen             // it took what was sent to find out
+	wayDone             // it has stored a blob that came this way
+	wayRefused
+)
+
+// ways is what one push has learned of a registry. The zero value knows
+// nothing. While a way is unknown, one upload tries it and the others wait
+// for what it finds out, so that a refusal costs one piece and not one for
+// each upload.
+type ways struct {
+	patched atomic.Bool // a PATCH was taken
+
+	mu     sync.Mutex
+	known  [numWays]wayState
+	asking [numWays]chan struct{} // closed when an upload has found out
+	halves bool                   // pieces of uploadChunk bytes are refused, half of that is not
+	took   int64                  // bytes of the largest body that was taken
+	most   int64                  // no body of this many bytes is sent, for one was answered 413; 0: none was
+	spent  int64                  // bytes that were sent to find out, for nothing
+}
+
+// enter blocks until a way is known, or the caller is the one that finds
+// out. The caller calls leave when it has done with the way.
+func (w *ways) enter(ctx context.Context, k way) (leave func(), err error) {
+	for {
+		w.mu.Lock()
+		other := w.asking[k]
+		if w.known[k] == wayUnknown && other == nil {
+			own := make(chan struct{})
+			w.asking[k] = own
+			w.mu.Unlock()
+			return func() { w.leave(k, own) }, nil
+		}
+		known := w.known[k] != wayUnknown
+		w.mu.Unlock()
+		if known {
+			return func() {}, nil
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// leave lets the next upload find out, unless that is done.
+func (w *ways) leave(k way, own chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.asking[k] == own {
+		close(own)
+		w.asking[k] = nil
+	}
+}
+
+// set notes what was found out.
+func (w *ways) set(k way, s wayState) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.known[k] = max(w.known[k], s)
+	if c := w.asking[k]; c != nil {
+		close(c)
+		w.asking[k] = nil
+	}
+}
+
+func (w *ways) state(k way) wayState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.known[k]
+}
+
+// taken notes that a body of n bytes was.
+func (w *ways) taken(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.took = max(w.took, n)
+}
+
+// tooLarge notes that a body of n bytes was answered 413. What is smaller,
+// and was never taken, is not tried either, but for pieces of smallChunk.
+func (w *ways) tooLarge(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n = min(n, max(int64(smallChunk), w.took)+1)
+	if n > 0 && (w.most == 0 || n < w.most) {
+		w.most = n
+	}
+}
+
+// spend notes bytes that were sent for nothing.
+func (w *ways) spend(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.spent += n
+}
+
+// probe is how many bytes are sent in vain to find out whether a PATCH
+// without a Content-Range is taken, so that finding out about all ways costs
+// one piece; 0 where what was taken so far has to do.
+func (w *ways) probe() int {
+	const least = 64 << 10
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	left := int64(uploadChunk) - w.spent
+	if left <= 0 && w.patched.Load() {
+		return 0
+	}
+	return int(max(min(left, int64(uploadChunk)/2), least))
+}
+
+// halve makes pieces half as large for the rest of the push. It reports
+// whether they were larger.
+func (w *ways) halve(n int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n <= uploadChunk/2 {
+		return false
+	}
+	w.halves = true
+	return true
+}
+
+// piece is how many bytes go into a PATCH of byPieces or bySmall, for a
+// registry that wants at least least; 0 where no size will do.
+func (w *ways) piece(k way, least int64) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pieceLocked(k, least)
+}
+
+func (w *ways) pieceLocked(k way, least int64) int {
+	n := int64(uploadChunk)
+	switch {
+	case k == bySmall:
+		n = max(int64(smallChunk), least)
+	case w.halves, w.known[k] == wayUnknown, w.most > 0 && n >= w.most:
+		// Two halves tell whether pieces are taken, and cost one.
+		n = max(n/2, least)
+	}
+	if n > int64(uploadChunk) || w.most > 0 && n >= w.most {
+		return 0
+	}
+	return int(n)
+}
+
+// takes reports whether a blob of size bytes may go this way. A negative
+// size is not known.
+func (w *ways) takes(k way, size int64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.known[k] == wayRefused:
+		return false
+	case k == byPieces || k == bySmall:
+		return w.pieceLocked(k, 0) > 0
+	}
+	return w.most == 0 || size >= 0 && size < w.most
+}
