@@ -85,6 +85,11 @@ func (u *uploader) by(ctx context.Context, k way, f *feed) error {
 	if !u.r.ways.takes(k, u.size) || k == byWhole && !u.wholeKnown(f) {
 		return errWay
 	}
+	if k == byWhole && u.known == "" {
+		if there, err := u.learn(ctx, f); there || err != nil {
+			return err
+		}
+	}
 	leave, err := u.r.ways.enter(ctx, k)
 	if err != nil {
 		return u.t.broken(err)
@@ -93,12 +98,9 @@ func (u *uploader) by(ctx context.Context, k way, f *feed) error {
 	if !u.r.ways.takes(k, u.size) {
 		return errWay
 	}
-	if k == byWhole {
-		if there, err := u.prepare(ctx, f); there || err != nil {
+	if k == byWhole && u.unknown() && (!f.ended || len(f.first) > u.r.ways.left()) {
+		if err := u.prove(ctx); err != nil {
 			return err
-		}
-		if !u.r.ways.takes(k, u.size) { // prepare learned the size
-			return errWay
 		}
 	}
 	breaks := 0
@@ -275,6 +277,8 @@ func (u *uploader) stream(ctx context.Context, f *feed) error {
 			err := u.patchOnce(ctx, f.first[:min(n, len(f.first))], false)
 			u.abandon()
 			if err == nil {
+				u.r.ways.spend(u.tried)
+				u.tried = 0
 				err = u.begin(ctx)
 			}
 			if err != nil {
@@ -321,28 +325,25 @@ func (u *uploader) doStream(ctx context.Context, q request, body io.Reader, r *f
 	return resp, err
 }
 
-// prepare makes digest and size known and has the registry prove, with a
-// blob of two bytes, that it takes one in a PUT. It reports whether the
-// registry has the blob already.
-func (u *uploader) prepare(ctx context.Context, f *feed) (there bool, err error) {
-	if u.known == "" {
-		if err := f.start(); err != nil {
-			return false, err
-		}
-		if u.size, err = f.drain(); err != nil {
-			return false, err
-		}
-		u.sent, u.known = u.size, u.sum()
-		if there, err = u.r.BlobExists(ctx, u.name, u.known); there || err != nil {
-			return there, err
-		}
+// learn makes digest and size known by reading all bytes. It reports whether
+// the registry has the blob.
+func (u *uploader) learn(ctx context.Context, f *feed) (there bool, err error) {
+	if err := f.start(); err != nil {
+		return false, err
 	}
-	if f.ended || !u.unknown() {
-		return false, nil
+	if u.size, err = f.drain(); err != nil {
+		return false, err
 	}
+	u.sent, u.known = u.size, u.sum()
+	return u.r.BlobExists(ctx, u.name, u.known)
+}
+
+// prove has the registry show with a blob of two bytes that it takes one in
+// a PUT.
+func (u *uploader) prove(ctx context.Context) error {
 	small := []byte("{}")
 	p := &uploader{r: u.r, t: u.t, name: u.name, known: digestOf(small), size: int64(len(small)), way: byWhole}
-	err = retryErr(ctx, u.r, u.t, maxTries, func() error {
+	err := retryErr(ctx, u.r, u.t, maxTries, func() error {
 		if err := p.begin(ctx); err != nil {
 			return err
 		}
@@ -353,7 +354,7 @@ func (u *uploader) prepare(ctx context.Context, f *feed) (there bool, err error)
 	if errors.As(err, &e) && e.odd {
 		u.refuse(e)
 	}
-	return false, err
+	return err
 }
 
 // whole ends the session with all bytes.

@@ -35,19 +35,20 @@ const (
 )
 
 // ways is what one push has learned of a registry. The zero value knows
-// nothing. While a way is unknown, one upload tries it and the others wait
-// for what it finds out, so that a refusal costs one piece and not one for
+// nothing. One upload at a time finds out about a way, and those that need
+// one that is unknown wait for it: a refusal costs one piece and not one for
 // each upload.
 type ways struct {
 	patched atomic.Bool // a PATCH was taken
 
 	mu     sync.Mutex
 	known  [numWays]wayState
-	asking [numWays]chan struct{} // closed when an upload has found out
-	halves bool                   // pieces of uploadChunk bytes are refused, half of that is not
-	took   int64                  // bytes of the largest body that was taken
-	most   int64                  // no body of this many bytes is sent, for one was answered 413; 0: none was
-	spent  int64                  // bytes that were sent to find out, for nothing
+	asking chan struct{} // nil, or closed when an upload has found out
+	about  way           // which it asks about
+	halves bool          // pieces of uploadChunk bytes are refused, half of that is not
+	took   int64         // bytes of the largest body that was taken
+	most   int64         // no body of this many bytes is sent, for one was answered 413; 0: none was
+	spent  int64         // bytes that were sent to find out, for nothing
 }
 
 // enter blocks until a way is known, or the caller is the one that finds
@@ -55,14 +56,13 @@ type ways struct {
 func (w *ways) enter(ctx context.Context, k way) (leave func(), err error) {
 	for {
 		w.mu.Lock()
-		other := w.asking[k]
-		if w.known[k] == wayUnknown && other == nil {
+		other, known := w.asking, w.known[k] != wayUnknown
+		if !known && other == nil {
 			own := make(chan struct{})
-			w.asking[k] = own
+			w.asking, w.about = own, k
 			w.mu.Unlock()
-			return func() { w.leave(k, own) }, nil
+			return func() { w.leave(own) }, nil
 		}
-		known := w.known[k] != wayUnknown
 		w.mu.Unlock()
 		if known {
 			return func() {}, nil
@@ -75,13 +75,13 @@ func (w *ways) enter(ctx context.Context, k way) (leave func(), err error) {
 	}
 }
 
-// leave lets the next upload find out, unless that is done.
-func (w *ways) leave(k way, own chan struct{}) {
+// leave lets the next upload find out, unless set has done that.
+func (w *ways) leave(own chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.asking[k] == own {
+	if w.asking == own {
 		close(own)
-		w.asking[k] = nil
+		w.asking = nil
 	}
 }
 
@@ -90,9 +90,9 @@ func (w *ways) set(k way, s wayState) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.known[k] = max(w.known[k], s)
-	if c := w.asking[k]; c != nil {
-		close(c)
-		w.asking[k] = nil
+	if w.asking != nil && w.about == k {
+		close(w.asking)
+		w.asking = nil
 	}
 }
 
@@ -127,18 +127,28 @@ func (w *ways) spend(n int64) {
 	w.spent += n
 }
 
-// probe is how many bytes are sent in vain to find out whether a PATCH
-// without a Content-Range is taken, so that finding out about all ways costs
-// one piece; 0 where what was taken so far has to do.
-func (w *ways) probe() int {
-	const least = 64 << 10
+// left is how many bytes may yet be sent for nothing, so that finding out
+// about all ways costs hardly more than one piece.
+func (w *ways) left() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	left := int64(uploadChunk) - w.spent
-	if left <= 0 && w.patched.Load() {
+	return w.leftLocked()
+}
+
+func (w *ways) leftLocked() int {
+	const least = 64 << 10
+	return int(max(int64(uploadChunk)-w.spent, least))
+}
+
+// probe is how many bytes are sent in vain to find out whether a PATCH
+// without a Content-Range is taken; 0 where what was taken so far has to do.
+func (w *ways) probe() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.spent >= int64(uploadChunk) && w.patched.Load() {
 		return 0
 	}
-	return int(max(min(left, int64(uploadChunk)/2), least))
+	return min(w.leftLocked(), uploadChunk/2)
 }
 
 // halve makes pieces half as large for the rest of the push. It reports
@@ -164,10 +174,15 @@ func (w *ways) piece(k way, least int64) int {
 func (w *ways) pieceLocked(k way, least int64) int {
 	n := int64(uploadChunk)
 	switch {
+	case k == bySmall && w.known[k] == wayUnknown:
+		n = max(min(int64(smallChunk), int64(w.leftLocked())), least)
 	case k == bySmall:
 		n = max(int64(smallChunk), least)
-	case w.halves, w.known[k] == wayUnknown, w.most > 0 && n >= w.most:
-		// Two halves tell whether pieces are taken, and cost one.
+	case w.known[k] == wayUnknown:
+		// Two halves tell whether pieces are taken, and cost one. They are
+		// larger than those of bySmall, as some registries take only these.
+		n = max(min(n, int64(w.leftLocked()))/2, int64(smallChunk)*3/2, least)
+	case w.halves, w.most > 0 && n >= w.most:
 		n = max(n/2, least)
 	}
 	if n > int64(uploadChunk) || w.most > 0 && n >= w.most {

@@ -115,6 +115,10 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	f.log = append(f.log, rec)
 	fault := f.takeLocked(req)
 	f.mu.Unlock()
+	// In a copy: the server must see its own body, to know whether the client
+	// still waits for being asked for it.
+	own := *req
+	req = &own
 	req.Body = &counted{req.Body, &rec.received}
 	cw := &writer{ResponseWriter: w, rec: rec, req: req, fault: fault}
 	if fault != nil && fault.before(cw, req) {
