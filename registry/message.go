@@ -21,7 +21,10 @@ func message(resp *http.Response, body []byte) string {
 	if len(text) > most {
 		text = strings.ToValidUTF8(text[:most], "") + "…"
 	}
-	return strings.TrimRight(text, ".")
+	if text = strings.TrimRight(text, "."); text == resp.Status {
+		return "" // some pages have no other title
+	}
+	return text
 }
 
 var title = regexp.MustCompile(`(?is)<title>([^<]*)</title>`)

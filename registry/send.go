@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"sync"
 
 	"github.com/cenkalti/backoff/v5"
@@ -27,7 +26,6 @@ const maxBreaks = 2
 // takes.
 func (u *uploader) send(ctx context.Context, f *feed, order []way) error {
 	defer f.close()
-	var last *Error
 	for _, k := range order {
 		err := u.by(ctx, k, f)
 		if err == errWay {
@@ -37,22 +35,17 @@ func (u *uploader) send(ctx context.Context, f *feed, order []way) error {
 		if !errors.As(err, &e) || !e.odd || u.refused {
 			return u.again(err)
 		}
-		if last == nil || last.Status != http.StatusRequestEntityTooLarge {
-			last = e
-		}
 		u.r.log.Debug("registry: the upload goes another way", "error", err)
 		if !f.restartable() {
-			last.Hint = join(last.Hint, "what was read only once cannot be sent in another way: push --input FILE or --spool can")
-			return last
+			e.Hint = join(e.Hint, "what was read only once cannot be sent in another way: push --input FILE or --spool can")
+			return e
 		}
 	}
-	if last == nil {
-		last = u.t.fail(ErrUnreachable, errors.New("the registry takes uploads in no way that is left"))
+	e := u.r.ways.refusal(u.t)
+	if e.Status != http.StatusRequestEntityTooLarge && !u.wholeKnown(f) {
+		e.Hint = join(e.Hint, "a registry that takes a blob in one request only wants its digest first: push --input FILE, --spool or --chunk 4MiB (format v2) makes it known")
 	}
-	if slices.Contains(order, byWhole) && !u.wholeKnown(f) {
-		last.Hint = join(last.Hint, "a registry that takes a blob in one request only wants its digest first: push --input FILE, --spool or --chunk 4MiB (format v2) makes it known")
-	}
-	return last
+	return e
 }
 
 func join(a, b string) string {
@@ -132,6 +125,7 @@ func (u *uploader) by(ctx context.Context, k way, f *feed) error {
 // one of this size.
 func (u *uploader) refuse(e *Error) {
 	e.again = false
+	u.r.ways.refused(e)
 	if e.Status != http.StatusRequestEntityTooLarge || u.way == byPieces || u.way == bySmall {
 		u.r.ways.set(u.way, wayRefused)
 	}

@@ -175,7 +175,8 @@ func (r *Registry) send(req *http.Request, wait time.Duration) (*http.Response, 
 	return resp, nil
 }
 
-// watchUpload makes every read of the request's body a sign of life.
+// watchUpload makes every read of the request's body a sign of life, however
+// long it takes.
 func (r *Registry) watchUpload(req *http.Request, w *watchdog) {
 	if req.Body == nil || req.Body == http.NoBody {
 		return
@@ -209,8 +210,9 @@ type upload struct {
 }
 
 func (u *upload) Read(p []byte) (int, error) {
-	u.w.kick()
+	u.w.hold() // a source that takes its time is not the registry's silence
 	n, err := u.ReadCloser.Read(p)
+	u.w.kick()
 	u.sent.Add(int64(n))
 	return n, err
 }
@@ -238,6 +240,15 @@ func (w *watchdog) kick() {
 		w.timer = time.AfterFunc(w.limit, w.bark)
 	default:
 		w.timer.Reset(w.limit)
+	}
+}
+
+// hold keeps it quiet until the next kick.
+func (w *watchdog) hold() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.timer != nil {
+		w.timer.Stop()
 	}
 }
 

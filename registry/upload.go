@@ -270,6 +270,9 @@ func (u *uploader) judge(err error, n int64) error {
 		e.Hint = "push --chunk 4MiB (format v2) makes blobs that may fit"
 	case unsure && e.refusal():
 		e.odd, e.again = true, false
+		if e.kind != nil { // it is not the content, nor what is asked for, that is wrong
+			e.kind = ErrUnreachable
+		}
 	default:
 		return u.lost(err)
 	}

@@ -2,6 +2,8 @@ package registry
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"sync"
 	"sync/atomic"
 )
@@ -49,6 +51,7 @@ type ways struct {
 	took   int64         // bytes of the largest body that was taken
 	most   int64         // no body of this many bytes is sent, for one was answered 413; 0: none was
 	spent  int64         // bytes that were sent to find out, for nothing
+	why    *Error        // the last refusal, a 413 before others; nil before the first
 }
 
 // enter blocks until a way is known, or the caller is the one that finds
@@ -73,6 +76,28 @@ func (w *ways) enter(ctx context.Context, k way) (leave func(), err error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// refused notes how a way was refused.
+func (w *ways) refused(e *Error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.why == nil || w.why.Status != http.StatusRequestEntityTooLarge {
+		own := *e
+		w.why = &own
+	}
+}
+
+// refusal is how a way was last refused, as an error of what t is about.
+func (w *ways) refusal(t target) *Error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.why == nil {
+		return t.fail(ErrUnreachable, errors.New("the registry takes the blob in no way"))
+	}
+	e := *w.why
+	e.Op, e.Host, e.What = t.op, t.host, t.what
+	return &e
 }
 
 // leave lets the next upload find out, unless set has done that.

@@ -285,7 +285,8 @@ func TestTooLarge(t *testing.T) {
 	data := random(2*uploadChunk + 5)
 	_, _, err := r.UploadBlob(t.Context(), "vm", bytes.NewReader(data))
 	_, small := r.PutMissing(t.Context(), "vm", "", digestOf(data[:2000]), data[:2000])
-	for _, err := range []error{err, small} {
+	_, more := r.PutMissing(t.Context(), "vm", "", digestOf(data[:3000]), data[:3000])
+	for _, err := range []error{err, small, more} {
 		e := wantError(t, err, err, false)
 		if e.Status != http.StatusRequestEntityTooLarge || e.Message != "the body exceeds the limit" || !strings.Contains(e.Error(), "--chunk 4MiB") {
 			t.Errorf("%d %q: %v", e.Status, e.Message, e)

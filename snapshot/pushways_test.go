@@ -14,10 +14,7 @@ import (
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
-// particulars are registries that do not take what others take, with the
-// requests that a push of v1 and one of v2 need there: those for a blob of
-// 17 MiB, which finds out how it may go, one of 3 MiB, two small ones and the
-// manifest; or for five chunks in place of the large ones.
+// particulars are registries that do not take what others take.
 func particulars() map[string]func() *registrytest.Particular {
 	stuck := func(before, n int64) string { return fmt.Sprintf("0-%d", max(before, n)-1) }
 	return map[string]func() *registrytest.Particular{

@@ -1,0 +1,32 @@
+package registry
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A source that takes an hour keeps a request waiting and does not end it;
+// a registry that is silent for the limit does.
+func TestSlowSourceIsNotTheRegistrysSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		barked := 0
+		w := newWatchdog(time.Minute, func() { barked++ })
+		w.kick()
+		for range 3 {
+			w.hold()
+			time.Sleep(time.Hour)
+			w.kick()
+		}
+		time.Sleep(time.Minute - time.Second)
+		synctest.Wait()
+		if barked != 0 {
+			t.Error("a slow source was taken for silence")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if barked != 1 {
+			t.Error("silence was not noticed")
+		}
+	})
+}
