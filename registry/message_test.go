@@ -15,24 +15,24 @@ func TestRegistrysWords(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("too long ", 100)
 	for body, want := range map[string]string{
-		`{"errors":[{"code":"DENIED","message":"quota of 10 GiB exceeded"}]}`: "403 Forbidden (DENIED: quota of 10 GiB exceeded)",
-		`{"errors":[{"code":"DENIED","message":"","detail":"no room"}]}`:      "403 Forbidden (DENIED: no room)",
-		`{"errors":[{"code":"DENIED","message":"two\nlines\u001b[31m."}]}`:    "403 Forbidden (DENIED: two lines [31m)",
-		`{"message":"go away"}`: "403 Forbidden (go away)",
-		`{"error":"read only"}`: "403 Forbidden (read only)",
-		`<html><head><title>403 No Entry</title></head><body>x</body></html>`: "403 Forbidden (403 No Entry)",
-		"maintenance until noon\n":                               "403 Forbidden (maintenance until noon)",
-		`<html><head><title>403 Forbidden</title></head></html>`: "403 Forbidden",
-		`<Error><Code>AccessDenied</Code></Error>`:               "403 Forbidden",
-		`{"errors":[]}`: "403 Forbidden",
-		"":              "403 Forbidden",
-		`{"errors":[{"code":"DENIED","message":"` + long + `"}]}`:                        "403 Forbidden (DENIED: " + long[:200] + "…)",
-		`{"errors":[{"code":"DENIED","message":"sha256:` + someDigest[7:] + ` is it"}]}`: "403 Forbidden (DENIED: " + someDigest + " is it)",
+		`{"errors":[{"code":"DENIED","message":"quota of 10 GiB exceeded"}]}`: "409 Conflict (DENIED: quota of 10 GiB exceeded)",
+		`{"errors":[{"code":"DENIED","message":"","detail":"no room"}]}`:      "409 Conflict (DENIED: no room)",
+		`{"errors":[{"code":"DENIED","message":"two\nlines\u001b[31m."}]}`:    "409 Conflict (DENIED: two lines [31m)",
+		`{"message":"go away"}`: "409 Conflict (go away)",
+		`{"error":"read only"}`: "409 Conflict (read only)",
+		`<html><head><title>409 No Entry</title></head><body>x</body></html>`: "409 Conflict (409 No Entry)",
+		"maintenance until noon\n":                              "409 Conflict (maintenance until noon)",
+		`<html><head><title>409 Conflict</title></head></html>`: "409 Conflict",
+		`<Error><Code>AccessDenied</Code></Error>`:              "409 Conflict",
+		`{"errors":[]}`: "409 Conflict",
+		"":              "409 Conflict",
+		`{"errors":[{"code":"DENIED","message":"` + long + `"}]}`:                        "409 Conflict (DENIED: " + long[:200] + "…)",
+		`{"errors":[{"code":"DENIED","message":"sha256:` + someDigest[7:] + ` is it"}]}`: "409 Conflict (DENIED: " + someDigest + " is it)",
 	} {
 		f := answers(t, func(w http.ResponseWriter, _ *http.Request) {})
-		f.Inject(&registrytest.Fault{Status: http.StatusForbidden, Body: body})
+		f.Inject(&registrytest.Fault{Status: http.StatusConflict, Body: body})
 		_, err := client(t, f.URL, Options{}).GetBlob(t.Context(), "vm", someDigest)
-		e := wantError(t, err, ErrDenied, false)
+		e := wantError(t, err, err, false)
 		if got := e.Error(); !strings.HasSuffix(got, ": "+want) {
 			t.Errorf("%q: %q", body, got)
 		}

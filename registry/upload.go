@@ -283,7 +283,8 @@ func (u *uploader) judge(err error, n int64) error {
 // is asked in another way.
 func (e *Error) refusal() bool {
 	switch s := e.Status; {
-	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusRequestTimeout, s == http.StatusTooManyRequests:
+	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusProxyAuthRequired,
+		s == http.StatusRequestTimeout, s == http.StatusTooManyRequests:
 		return false
 	case s == http.StatusNotImplemented, s == http.StatusHTTPVersionNotSupported:
 		return true

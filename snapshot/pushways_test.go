@@ -18,13 +18,15 @@ import (
 func particulars() map[string]func() *registrytest.Particular {
 	stuck := func(before, n int64) string { return fmt.Sprintf("0-%d", max(before, n)-1) }
 	return map[string]func() *registrytest.Particular{
-		"plain":           func() *registrytest.Particular { return &registrytest.Particular{} },
-		"416 over 4 MiB":  func() *registrytest.Particular { return &registrytest.Particular{MaxPatch: 4 * mib} },
-		"201, same Range": func() *registrytest.Particular { return &registrytest.Particular{Taken: 201, Range: stuck, NoStatus: true} },
-		"PUT only":        func() *registrytest.Particular { return &registrytest.Particular{NoPatch: http.StatusMethodNotAllowed} },
-		"one PATCH":       func() *registrytest.Particular { return &registrytest.Particular{NoSecond: 400, NoWhole: 404} },
-		"no pieces":       func() *registrytest.Particular { return &registrytest.Particular{NoRanged: 415, NoWhole: 404} },
-		"413 over 6 MiB":  func() *registrytest.Particular { return &registrytest.Particular{MaxBody: 6 * mib} },
+		"plain":          func() *registrytest.Particular { return &registrytest.Particular{} },
+		"416 over 4 MiB": func() *registrytest.Particular { return &registrytest.Particular{MaxPatch: 4 * mib} },
+		"201, same Range": func() *registrytest.Particular {
+			return &registrytest.Particular{Taken: 201, Range: stuck, NoStatus: true}
+		},
+		"PUT only":       func() *registrytest.Particular { return &registrytest.Particular{NoPatch: http.StatusMethodNotAllowed} },
+		"one PATCH":      func() *registrytest.Particular { return &registrytest.Particular{NoSecond: 400, NoWhole: 404} },
+		"no pieces":      func() *registrytest.Particular { return &registrytest.Particular{NoRanged: 415, NoWhole: 404} },
+		"413 over 6 MiB": func() *registrytest.Particular { return &registrytest.Particular{MaxBody: 6 * mib} },
 	}
 }
 
