@@ -102,23 +102,32 @@ func (u *uploader) by(ctx context.Context, k way, f *feed) error {
 		if err == nil {
 			err = u.session(ctx, f)
 		}
-		var e *Error
-		isError := errors.As(err, &e)
-		if isError && u.broke && u.unknown() {
-			u.r.ways.spend(u.tried)
-			if breaks++; breaks == maxBreaks {
-				e.odd, e.again, u.tried = true, false, 0
-			}
-		}
-		if isError && e.odd {
-			u.r.ways.spend(u.tried)
-			u.refuse(e)
-		}
+		u.learned(err, &breaks)
 		if err != nil && !f.restartable() {
 			return backoff.Permanent(err)
 		}
 		return err
 	})
+}
+
+// learned notes what a session that ended with err says of its way. breaks
+// counts the connections that broke in a row while the way was unknown.
+func (u *uploader) learned(err error, breaks *int) {
+	var e *Error
+	if !errors.As(err, &e) {
+		return
+	}
+	if u.broke && u.unknown() {
+		if *breaks++; *breaks == maxBreaks {
+			e.odd = true
+		} else {
+			u.r.ways.spend(u.tried)
+		}
+	}
+	if e.odd {
+		u.r.ways.spend(u.tried)
+		u.refuse(e)
+	}
 }
 
 // refuse notes a way that the registry does not take, for any body or for
