@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -35,8 +36,6 @@ const (
 	// bufferBudget bounds the bytes that fetches hold in memory, for the
 	// process, unless it is told another.
 	bufferBudget = 64 << 20
-	// rateBurst is how many bytes may pass at once under a rate limit.
-	rateBurst = 256 << 10
 	// defaultPatience is how long a fetch that another process has claimed
 	// may stand still before it is done here.
 	defaultPatience = 3 * time.Second
@@ -91,7 +90,7 @@ type Cache struct {
 	closed   bool
 	opening  map[string]chan struct{} // files that are being opened, by key
 	entries  map[string]*entry        // open files by key
-	links    map[Source]*link
+	links    map[Source]*transport.Link
 	fetching map[string]chan struct{} // whole parts on their way, by digest
 }
 
@@ -137,14 +136,12 @@ func Open(dir string, opts Options) (*Cache, error) {
 		late:     semaphore.NewWeighted(lateMost),
 		opening:  map[string]chan struct{}{},
 		entries:  map[string]*entry{},
-		links:    map[Source]*link{},
+		links:    map[Source]*transport.Link{},
 		fetching: map[string]chan struct{}{},
 	}
 	c.sweep()
 	c.ctx, c.stop = context.WithCancel(context.Background())
-	if n := opts.LimitRate; n > 0 {
-		c.rate = rate.NewLimiter(rate.Limit(n), int(min(n, rateBurst)))
-	}
+	c.rate = transport.NewLimiter(opts.LimitRate)
 	c.queue = newQueue(opts.Concurrency, c.run, c.measuring)
 	c.work.Go(c.verifyLoop)
 	c.work.Go(c.watchLoop)
@@ -257,12 +254,12 @@ func (c *Cache) use(key string) (e *entry, opens bool, opened chan struct{}, err
 }
 
 // linkTo is what was learned about a source.
-func (c *Cache) linkTo(src Source) *link {
+func (c *Cache) linkTo(src Source) *transport.Link {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := c.links[src]
 	if l == nil {
-		l = newLink(src, c.rate)
+		l = transport.NewLink(src, c.rate)
 		c.links[src] = l
 	}
 	return l

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Counts are sums over all files since the cache was opened. Reads that
@@ -103,29 +101,4 @@ func reason(err error) string {
 		return "cut"
 	}
 	return "other"
-}
-
-// Histogram counts durations, in seconds.
-type Histogram struct {
-	Bounds []float64 // upper bounds of the buckets, rising
-	Counts []int64   // of each bucket, and of what is beyond the last bound
-	Sum    float64
-}
-
-// latencies are the bounds for answers of registries: from one on this
-// machine to one that is about to be given up.
-var latencies = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}
-
-func newLatency() Histogram {
-	return Histogram{Bounds: latencies, Counts: make([]int64, len(latencies)+1)}
-}
-
-func (h *Histogram) observe(d time.Duration) {
-	i, _ := slices.BinarySearch(h.Bounds, d.Seconds())
-	h.Counts[i]++
-	h.Sum += d.Seconds()
-}
-
-func (h *Histogram) clone() Histogram {
-	return Histogram{Bounds: h.Bounds, Counts: slices.Clone(h.Counts), Sum: h.Sum}
 }

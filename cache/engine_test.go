@@ -78,7 +78,7 @@ func TestSlowRequestIsMadeAgain(t *testing.T) {
 	src := &stuckOnce{fakeSource: &fakeSource{}}
 	a := makeFile(t, newRand(t), src.fakeSource, kinds[1], 4<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
-	h.entry.link.moved(1<<30, time.Second) // a fast link: patience is short
+	h.entry.link.Moved(1<<30, time.Second) // a fast link: patience is short
 	src.stuck.Store(true)
 	checkRead(t, h, a.flat, 0, len(a.flat))
 	if src.stuck.Load() {

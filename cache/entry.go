@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/crashpoint"
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -23,7 +24,7 @@ type entry struct {
 	key   string
 	file  *layout.File
 	grid  *grid
-	link  *link
+	link  *transport.Link
 	state *state
 	data  *os.File // read and write, in the file's own layout
 	users int      // under Cache.mu
@@ -62,7 +63,7 @@ type entry struct {
 
 // openEntry opens or makes the three files of an entry. What is damaged
 // is removed and made anew, once.
-func (c *Cache) openEntry(key string, f *layout.File, l *link) (*entry, error) {
+func (c *Cache) openEntry(key string, f *layout.File, l *transport.Link) (*entry, error) {
 	e := &entry{
 		cache: c, key: key, file: f, grid: newGrid(f), link: l,
 		flights: map[int]*flight{}, streams: map[int]bool{}, bad: map[int]int{}, strikes: map[int]int{}, condemned: map[int]error{},

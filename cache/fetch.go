@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/internal/crashpoint"
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -136,18 +137,18 @@ func (e *entry) fetchWhole(j *job, piece int) (err error) {
 
 	stored := getBuffer(p.StoredSize)
 	defer putBuffer(stored)
-	body, _, err := e.link.open(j.ctx, p, 0, p.StoredSize, true, nil)
+	body, _, err := e.link.Open(j.ctx, e.stored(part, 0, p.StoredSize), nil)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	defer func() { e.link.blame(p.Digest, body, err) }()
+	defer func() { e.blame(p, body, err) }()
 	began := time.Now()
 	if _, err := io.ReadFull(j.body(body), stored); err != nil {
-		return noEOF(err)
+		return transport.NoEOF(err)
 	}
 	crashpoint.Reach("part fetched")
-	e.link.moved(p.StoredSize, time.Since(began))
+	e.link.Moved(p.StoredSize, time.Since(began))
 	if sha := sha256.Sum256(stored); "sha256:"+hex.EncodeToString(sha[:]) != p.Digest {
 		return e.wrong(part, "whole")
 	}
@@ -181,7 +182,7 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 	first, _ := e.grid.extent(from)
 	last, n := e.grid.extent(to - 1)
 	length := last + n - first
-	body, whole, err := e.link.open(j.ctx, p, first-p.Offset, length, e.grid.checked(part), func() { j.adopted = e.beginStream(part) })
+	body, whole, err := e.link.Open(j.ctx, e.stored(part, first-p.Offset, length), func() { j.adopted = e.beginStream(part) })
 	switch {
 	case err != nil:
 		return from, err
@@ -202,17 +203,17 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 	for ; from < to; from++ {
 		_, n := e.grid.extent(from)
 		if _, err := io.ReadFull(moving, buf[:n]); err != nil {
-			return from, noEOF(err)
+			return from, transport.NoEOF(err)
 		}
 		crashpoint.Reach("piece fetched")
 		verified, err := e.checkPiece(from, buf[:n])
 		if err != nil {
-			e.link.blame(p.Digest, body, err)
+			e.blame(p, body, err)
 			return from, err
 		}
 		e.arrived(from, buf[:n], verified, byFetch, nil)
 	}
-	e.link.moved(length, time.Since(began))
+	e.link.Moved(length, time.Since(began))
 	return to, nil
 }
 
@@ -238,7 +239,7 @@ func (e *entry) failed(j *job, from, to int, err error) {
 	e.cache.counts.retried(err)
 	var pause time.Duration
 	if !slow {
-		pause = e.link.pause(err)
+		pause = e.link.Pause(err)
 	}
 	e.mu.Lock()
 	for end := e.lastTryLocked(from, to, err); from < end; from++ {
@@ -266,7 +267,7 @@ func (e *entry) lastTryLocked(first, to int, err error) (end int) {
 	case e.ctx.Err() != nil:
 		return to
 	case !errors.As(err, &wrong):
-		if final(err) {
+		if transport.Final(err) {
 			return to
 		}
 	case !wrong.elsewhere:
@@ -308,14 +309,6 @@ func (e *entry) pushLater(p priority, pause time.Duration, want []span) {
 		case <-e.ctx.Done():
 		}
 	}()
-}
-
-// noEOF makes the end of a body that came too early an error.
-func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }
 
 // Bounds of the wait between two looks at what another process fetches.

@@ -134,7 +134,7 @@ func (e *entry) ensure(ctx context.Context, l look) (map[int][]byte, error) {
 	if e.unkept || e.cache.tight() {
 		l.most = spareSize / 2 // what is held in memory must be there when it is read
 	}
-	e.fetchAhead(e.reading.saw(l, e.file.PayloadSize(), e.link.roundTrip()))
+	e.fetchAhead(e.reading.saw(l, e.file.PayloadSize(), e.link.RoundTrip()))
 	if here {
 		return nil, nil
 	}

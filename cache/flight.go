@@ -135,7 +135,7 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 		return w.flight.err
 	default:
 	}
-	patience := e.link.patience(e.underWay(w))
+	patience := e.link.Patience(e.underWay(w))
 	slow := time.NewTimer(patience)
 	defer slow.Stop()
 	for {
@@ -185,7 +185,7 @@ func (e *entry) gaveUp(ctx context.Context, w pending) error {
 // waits for did not come, where that is known.
 func (e *entry) ended(ctx context.Context, last error) error {
 	if last == nil {
-		last = e.link.trouble()
+		last = e.link.Trouble()
 	}
 	err := context.Cause(ctx)
 	if errors.Is(err, ErrTimeout) && last != nil {
@@ -205,7 +205,7 @@ func (e *entry) hedge(w pending) {
 	e.mu.Lock()
 	fl := w.flight
 	j := fl.job
-	give := fl.running && j != nil && !j.stream && j.still() > e.link.patience(0)
+	give := fl.running && j != nil && !j.stream && j.still() > e.link.Patience(0)
 	e.mu.Unlock()
 	if give {
 		j.cancel(errSlow)

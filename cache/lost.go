@@ -6,6 +6,8 @@ import (
 	"io/fs"
 
 	"github.com/cespare/xxhash/v2"
+
+	"github.com/cocoonstack/epochfs/internal/transport"
 )
 
 // mostLosses is how often a read finds pieces that the disk does not give
@@ -30,7 +32,7 @@ func (e *entry) readAgain(ctx context.Context, p []byte, l look, unkept map[int]
 			return err
 		}
 	}
-	return noEOF(cause)
+	return transport.NoEOF(cause)
 }
 
 // readPieces fills p piece by piece, and returns those that the disk does

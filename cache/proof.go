@@ -11,29 +11,15 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// Origin is a Source that tells who stands for the bytes that no digest
-// vouches for before all of their blob is there.
-type Origin interface {
-	// Origin names it. Files with such bytes are kept apart by it: what one
-	// has sent, and nobody has vouched for, is not shown as another's.
-	Origin() string
-	// Proven says that it has proved who it is. Of one that has not, such
-	// bytes are not handed out before their blob is complete and hashed.
-	Proven() bool
-}
-
-// proven says it of a source; of one that does not tell, too.
-func proven(src Source) bool {
-	o, ok := src.(Origin)
-	return !ok || o.Proven()
-}
-
 // ReadWhole says that bytes of the file are handed out only when all of
 // the blob they are in has come and was hashed.
-func ReadWhole(f *layout.File, src Source) bool { return !proven(src) && !newGrid(f).allChecked() }
+func ReadWhole(f *layout.File, src Source) bool {
+	return !transport.Proven(src) && !newGrid(f).allChecked()
+}
 
 // keyOf names the cached form of a file from a source. Where each piece is
 // checked by itself, all sources share one.
@@ -73,7 +59,7 @@ func (h *hashed) inMemory(piece int, payload []byte) {
 // prove waits, where the source proves nothing, until all of payload
 // [from, to) was compared with a digest.
 func (e *entry) prove(ctx context.Context, from, to int64) error {
-	if e.link.proven {
+	if e.link.Proven() {
 		return nil
 	}
 	if t := e.cache.opts.ReadTimeout; t > 0 {
@@ -114,7 +100,7 @@ func (e *entry) vouchedFor(i int) (want [sha256.Size]byte, ok bool) {
 // proved says that payload [from, to) may be handed out: what is on disk of
 // it, and what is in memory.
 func (e *entry) proved(from, to int64, unkept map[int][]byte) bool {
-	if e.link.proven {
+	if e.link.Proven() {
 		return true
 	}
 	for i, j := e.grid.at(from), e.grid.at(to-1)+1; i < j; i++ {
@@ -268,7 +254,7 @@ func (e *entry) given(ctx context.Context, i int, buf []byte) (payload []byte, i
 			return data, true, nil
 		}
 	}
-	return nil, false, noEOF(err)
+	return nil, false, transport.NoEOF(err)
 }
 
 // awaitStream waits for the end of the stream that brings a frame: its

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -136,11 +137,11 @@ func (q *queue) busy() bool {
 
 // roomLocked is how many requests of a priority may start now. The lower
 // ones leave some to those above them.
-func (q *queue) roomLocked(p priority, l *link) int {
+func (q *queue) roomLocked(p priority, l *transport.Link) int {
 	limit := q.limit
 	switch {
 	case p == ahead:
-		limit = min(limit-1, l.connections(limit))
+		limit = min(limit-1, l.Connections(limit))
 	case p == prefetched && q.hold():
 		return 0
 	case p == prefetched && time.Since(q.waited) < yieldFor:
@@ -257,7 +258,7 @@ func (e *entry) startLocked(i int, j *job) {
 // streamed says that the part can only be had from its start: a large
 // frame, or a blob in pieces at a registry that ignores ranges.
 func (e *entry) streamed(part int) bool {
-	return !e.grid.whole(part) && (e.file.Parts[part].Encoding != layout.Raw || e.link.ignoresRanges())
+	return !e.grid.whole(part) && (e.file.Parts[part].Encoding != layout.Raw || e.link.IgnoresRanges())
 }
 
 // requestSize is how many of n wanted pieces of a part one request takes:
@@ -272,7 +273,7 @@ func (e *entry) requestSize(n, part int, asked int64, p priority, idle int) int 
 	if p == prefetched {
 		most = prefetchMost
 	}
-	least := max(requestLeast, min(e.link.bandwidthDelay(), most))
+	least := max(requestLeast, min(e.link.BandwidthDelay(), most))
 	share := (int64(n)*size + int64(idle) - 1) / int64(idle)
 	return int(max(1, min(max(share, least), most)/size))
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,9 +22,11 @@ import (
 type dripping struct {
 	*fakeSource
 	pause time.Duration // before each 32 KiB
+	delay time.Duration // before each answer
 }
 
 func (d *dripping) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
+	<-time.After(d.delay)
 	body, whole, err := d.fakeSource.OpenBlob(ctx, digest, size, off, n)
 	if err != nil {
 		return nil, false, err
@@ -47,7 +50,7 @@ func TestTwoProcessesOneStream(t *testing.T) {
 	src := &fakeSource{}
 	a := makeFile(t, newRand(t), src, kinds[4], wholeLimit+8<<20)
 	dir := t.TempDir()
-	first := openFile(t, openCache(t, dir, Options{}), a.file, &dripping{src, 5 * time.Millisecond})
+	first := openFile(t, openCache(t, dir, Options{}), a.file, &dripping{src, 5 * time.Millisecond, 0})
 	second := openFile(t, openCache(t, dir, Options{}), a.file, src)
 	first.Prefetch()
 	eventually(t, "the first streams", func() bool { return first.Cached() > 1<<20 })
@@ -204,13 +207,15 @@ func TestPrefetchOutlivesAPeer(t *testing.T) {
 func TestSlowLinkIsLeftAlone(t *testing.T) {
 	src := &fakeSource{}
 	a := makeFile(t, newRand(t), src, kind{name: "chunks", chunk: 1 << 20}, 2<<20)
-	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, &dripping{src, 250 * time.Millisecond})
-	h.entry.link.moved(1<<30, time.Second)
-	h.entry.link.delay = 750 * time.Millisecond // readers are patient for three seconds
-	checkRead(t, h, a.flat, int(a.file.Map.Segments()[0].Offset), 1)
-	if n, _ := src.reset(); n != 1 {
-		t.Errorf("%d requests for one chunk", n)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		slow := &dripping{src, 250 * time.Millisecond, 750 * time.Millisecond}
+		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, slow)
+		h.entry.link.Moved(1<<30, time.Second)
+		checkRead(t, h, a.flat, int(a.file.Map.Segments()[0].Offset), 1)
+		if n, _ := src.reset(); n != 1 {
+			t.Errorf("%d requests for one chunk", n)
+		}
+	})
 }
 
 // TestHostileStoredSize has a part of a few bytes that is said to take a

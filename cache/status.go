@@ -4,6 +4,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/cocoonstack/epochfs/internal/transport"
 )
 
 // Wait is a stretch of a file that readers wait for.
@@ -52,7 +54,7 @@ func (f *File) Waiting() []Wait {
 		}
 		all = append(all, w)
 	}
-	if err := e.link.trouble(); err != nil {
+	if err := e.link.Trouble(); err != nil {
 		for i := range all {
 			if all[i].Err == nil {
 				all[i].Err = err // of the source, if not of these bytes
@@ -120,34 +122,15 @@ func (f *File) Fetching() bool {
 	return len(e.streams) > 0
 }
 
-// Link is what has been learned about a source since the cache was opened.
-type Link struct {
-	RangesKnown bool          // a range was asked for and answered
-	Ranges      bool          // ranges are served; else whole blobs only
-	RoundTrip   time.Duration // from a request to the first byte of its answer, smoothed; 0 while unknown
-	Speed       float64       // bytes per second of one connection, smoothed; 0 while unknown
-	Failures    int           // in a row
-	Err         error         // the last of them; nil since a byte arrived
-	Retry       time.Time     // when the pause that the source asked for ends; past or zero: there is none
-	Latency     Histogram     // seconds from requests to their first bytes
-}
-
-// Link tells what was learned about src.
+// Link returns what was learned about src.
 func (c *Cache) Link(src Source) Link {
 	c.mu.Lock()
 	l := c.links[src]
 	c.mu.Unlock()
 	if l == nil {
-		return Link{Latency: newLatency()}
+		return Link{Latency: transport.NewLatency()}
 	}
-	ranges := l.ranges.Load()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return Link{
-		RangesKnown: ranges != rangesUnknown, Ranges: ranges == rangesHonoured,
-		RoundTrip: l.delay, Speed: l.speed, Failures: l.failures, Err: l.last, Retry: l.asked,
-		Latency: l.latency.clone(),
-	}
+	return l.Stats()
 }
 
 // Dir is the cache's directory.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -119,7 +120,7 @@ func (e *entry) streamEnded(part int) {
 // digest at the end. It returns the first piece that was not reached.
 func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (next int, err error) {
 	p := &e.file.Parts[part]
-	checked := e.grid.checked(part)
+	r := e.stored(part, 0, p.StoredSize)
 	next = e.grid.first[part]
 	weight, err := e.reserve(ctx, e.grid.size[part])
 	if err != nil {
@@ -127,23 +128,23 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	}
 	defer e.cache.buffers.Release(weight)
 	if body == nil {
-		if body, _, err = e.link.open(ctx, p, 0, p.StoredSize, checked, nil); err != nil {
+		if body, _, err = e.link.Open(ctx, r, nil); err != nil {
 			return next, err
 		}
 	}
-	whole := &resuming{ctx: ctx, entry: e, part: p, checked: checked, body: body}
+	whole := e.link.NewReader(ctx, r, body, e.cache.counts.retried)
 	defer whole.Close()
 
 	began := time.Now()
 	// Where each piece has a digest, the whole blob's says nothing more.
-	hash := newSideHash(!checked)
+	hash := newSideHash(!r.Checked)
 	defer hash.close()
 	stored := &io.LimitedReader{R: hash.tee(whole), N: p.StoredSize}
 	payload := io.Reader(stored)
 	if p.Encoding != layout.Raw {
 		frame, err := e.cache.openFrame(ctx, stored, p.Length)
 		if errors.Is(err, zstdframe.ErrFrame) {
-			return next, e.drop(part, whole.body, fmt.Sprintf("frame (%v)", err))
+			return next, e.drop(part, whole.Body(), fmt.Sprintf("frame (%v)", err))
 		}
 		if err != nil {
 			return next, err
@@ -155,25 +156,25 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	var pieces hashed
 	if next, err = e.fill(part, payload, &late, &pieces); err != nil {
 		if errors.Is(err, zstdframe.ErrFrame) {
-			return e.grid.first[part], e.drop(part, whole.body, fmt.Sprintf("frame (%v)", err))
+			return e.grid.first[part], e.drop(part, whole.Body(), fmt.Sprintf("frame (%v)", err))
 		}
-		e.link.blame(p.Digest, whole.body, err)
+		e.blame(p, whole.Body(), err)
 		return next, err
 	}
 	if p.Encoding != layout.Raw {
 		if n, err := payload.Read(make([]byte, 1)); n > 0 || err != io.EOF {
-			return e.grid.first[part], e.drop(part, whole.body, "frame holds more than it must")
+			return e.grid.first[part], e.drop(part, whole.Body(), "frame holds more than it must")
 		}
 	}
 	if _, err := io.Copy(io.Discard, stored); err != nil {
-		return next, noEOF(err)
+		return next, transport.NoEOF(err)
 	}
 	if stored.N > 0 {
 		return next, io.ErrUnexpectedEOF
 	}
-	e.link.moved(p.StoredSize, time.Since(began))
+	e.link.Moved(p.StoredSize, time.Since(began))
 	if sum, ok := hash.digest(); ok && sum != p.Digest {
-		return e.grid.first[part], e.drop(part, whole.body, "whole")
+		return e.grid.first[part], e.drop(part, whole.Body(), "whole")
 	}
 	late.Wait()
 	e.vouch(part, &pieces)
@@ -233,7 +234,7 @@ func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, pieces *
 	for next = e.grid.first[part]; next < e.grid.first[part+1]; next++ {
 		_, n := e.grid.extent(next)
 		if _, err := io.ReadFull(payload, buf[:n]); err != nil {
-			return next, noEOF(err)
+			return next, transport.NoEOF(err)
 		}
 		pieces.add(buf[:n])
 		if e.keptAs(next, buf[:n]) {
@@ -245,7 +246,7 @@ func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, pieces *
 			return next, err
 		}
 		e.arrived(next, buf[:n], verified, byStream, late)
-		if !verified && !e.link.proven && !e.state.has(next) {
+		if !verified && !e.link.Proven() && !e.state.has(next) {
 			pieces.inMemory(next, buf[:n])
 		}
 	}

@@ -85,10 +85,7 @@ func (e *entry) source() string {
 	if e.link == nil {
 		return ""
 	}
-	if o, ok := e.link.src.(Origin); ok {
-		return o.Origin()
-	}
-	return ""
+	return e.link.Origin()
 }
 
 // takeBack makes pieces [from, to) missing, on disk and in memory, and has
@@ -230,7 +227,7 @@ const strikesMost = 2
 func (e *entry) drop(part int, body io.ReadCloser, what string) error {
 	err := e.wrong(part, what)
 	err.all = true
-	e.link.blame(e.file.Parts[part].Digest, body, err)
+	e.blame(&e.file.Parts[part], body, err)
 	e.discard(e.grid.first[part], e.grid.first[part+1], found{by: byDigest, cause: err, gone: func() []any {
 		return []any{"out_of_service", e.strike(part, err)}
 	}})

@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"internal/keeper":     nil,
 	"internal/mounts":     nil,
 	"internal/text":       nil,
+	"internal/transport":  nil,
 	"internal/whole":      nil,
 	"internal/zstdframe":  nil,
 
@@ -43,7 +44,7 @@ var allowed = map[string][]string{
 	"snapshot":        {"cocoon", "internal/whole", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 
 	// The cache asks an interface for bytes: no registry, no FUSE.
-	"cache": {"internal/crashpoint", "internal/zstdframe", "snapshot/layout", "snapshot/sparse"},
+	"cache": {"internal/crashpoint", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/sparse"},
 	// The tree asks an interface for contents: no registry, no cache.
 	"fs": {"internal/crashpoint", "snapshot/sparse"},
 
@@ -85,6 +86,7 @@ var forbidden = []struct {
 	{"snapshot", "github.com/google/go-containerregistry", "a snapshot comes through a Downloader"},
 	{"snapshot", "github.com/hanwen/go-fuse", "a library without FUSE"},
 	{"cache", "net/http", "bytes come through a Source"},
+	{"internal/transport", "net/http", "bytes come through a Source"},
 	{"cache", "github.com/hanwen/go-fuse", "a cache without a mount"},
 	{"fs", "net/http", "contents come through an interface"},
 	{"fs", "github.com/klauspost/compress", "contents come decoded"},
