@@ -58,6 +58,7 @@ type Options struct {
 	patience time.Duration
 	grace    time.Duration
 	watch    time.Duration // between looks at what other processes have changed
+	tardy    time.Duration // transport.Options.Tardy
 	readDisk func(f *os.File, p []byte, off int64) (int, error)
 	before   func(work string) // called before work that reads the disk at length, and between the steps of a write
 }
@@ -195,6 +196,9 @@ func (c *Cache) Close() error {
 	c.stop()
 	c.queue.close()
 	c.work.Wait()
+	for _, l := range c.allLinks() {
+		l.Close()
+	}
 	c.index.end()
 	c.room.end()
 	return c.root.Close()
@@ -259,10 +263,16 @@ func (c *Cache) linkTo(src Source) *transport.Link {
 	defer c.mu.Unlock()
 	l := c.links[src]
 	if l == nil {
-		l = transport.NewLink(src, c.rate)
+		l = transport.NewLink(src, transport.Options{Limit: c.rate, Tardy: c.opts.tardy})
 		c.links[src] = l
 	}
 	return l
+}
+
+func (c *Cache) allLinks() []*transport.Link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.links))
 }
 
 // release gives back one use of e; the last one closes it.

@@ -37,12 +37,17 @@ func (c *Cache) Counts() Counts {
 		Retries: map[string]int64{}, Wrong: map[string]int64{},
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	for why, times := range n.retries {
 		all.Retries[why] = times
 	}
 	for _, by := range foundBy {
 		all.Wrong[by] = n.wrong[by]
+	}
+	n.mu.Unlock()
+	for _, l := range c.allLinks() {
+		if slow := l.Stats().Slow; slow > 0 {
+			all.Retries["slow"] += slow
+		}
 	}
 	return all
 }
@@ -91,8 +96,6 @@ func reason(err error) string {
 	var wrong *contentError
 	var told interface{ Reason() string }
 	switch {
-	case errors.Is(err, errSlow):
-		return "slow"
 	case errors.As(err, &wrong):
 		return "content"
 	case errors.As(err, &told):

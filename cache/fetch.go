@@ -143,12 +143,10 @@ func (e *entry) fetchWhole(j *job, piece int) (err error) {
 	}
 	defer body.Close()
 	defer func() { e.blame(p, body, err) }()
-	began := time.Now()
-	if _, err := io.ReadFull(j.body(body), stored); err != nil {
+	if _, err := io.ReadFull(body, stored); err != nil {
 		return transport.NoEOF(err)
 	}
 	crashpoint.Reach("part fetched")
-	e.link.Moved(p.StoredSize, time.Since(began))
 	if sha := sha256.Sum256(stored); "sha256:"+hex.EncodeToString(sha[:]) != p.Digest {
 		return e.wrong(part, "whole")
 	}
@@ -196,13 +194,11 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 		return from, nil
 	}
 	defer body.Close()
-	moving := j.body(body)
 	buf := getBuffer(size)
 	defer putBuffer(buf)
-	began := time.Now()
 	for ; from < to; from++ {
 		_, n := e.grid.extent(from)
-		if _, err := io.ReadFull(moving, buf[:n]); err != nil {
+		if _, err := io.ReadFull(body, buf[:n]); err != nil {
 			return from, transport.NoEOF(err)
 		}
 		crashpoint.Reach("piece fetched")
@@ -213,7 +209,6 @@ func (e *entry) fetchPieces(j *job, from, to int) (int, error) {
 		}
 		e.arrived(from, buf[:n], verified, byFetch, nil)
 	}
-	e.link.Moved(length, time.Since(began))
 	return to, nil
 }
 
@@ -231,14 +226,11 @@ func (e *entry) reserve(ctx context.Context, n int64) (int64, error) {
 // waits for are queued again after a pause, unless err is final, and those
 // to be prefetched as well.
 func (e *entry) failed(j *job, from, to int, err error) {
-	slow := errors.Is(context.Cause(j.ctx), errSlow)
-	if slow {
-		err = errSlow
-	}
-	// Who is told of the failure finds it counted.
-	e.cache.counts.retried(err)
+	slow := errors.Is(err, transport.ErrSlow)
 	var pause time.Duration
-	if !slow {
+	if !slow { // that one is counted by the link
+		// Whoever is told of the failure finds it counted.
+		e.cache.counts.retried(err)
 		pause = e.link.Pause(err)
 	}
 	e.mu.Lock()

@@ -135,42 +135,25 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 		return w.flight.err
 	default:
 	}
-	patience := e.link.Patience(e.underWay(w))
-	slow := time.NewTimer(patience)
-	defer slow.Stop()
+	look := time.NewTicker(elsewhere)
+	defer look.Stop()
 	for {
 		select {
 		case <-w.flight.done:
 			return w.flight.err
-		case <-slow.C:
+		case <-look.C:
 			if e.state.has(w.piece) {
 				e.land(w.piece, nil)
-				continue
 			}
-			e.hedge(w)
-			patience *= 2 // a link may be slower than it was
-			slow.Reset(patience)
-			continue
 		case <-ctx.Done():
+			return e.gaveUp(ctx, w)
 		}
-		return e.gaveUp(ctx, w)
 	}
 }
 
-// underWay is how many bytes the request has that brings a piece, or that
-// one will have.
-func (e *entry) underWay(w pending) int64 {
-	e.mu.Lock()
-	j := w.flight.job
-	e.mu.Unlock()
-	if j == nil {
-		_, n := e.grid.extent(w.piece)
-		return max(n, requestLeast)
-	}
-	first, _ := e.grid.extent(j.from)
-	last, n := e.grid.extent(j.to - 1)
-	return last + n - first
-}
+// elsewhere is how often a reader looks whether another process has brought
+// what a request of this one still waits for.
+const elsewhere = time.Second
 
 // gaveUp takes a reader whose ctx has ended from those who wait.
 func (e *entry) gaveUp(ctx context.Context, w pending) error {
@@ -192,24 +175,6 @@ func (e *entry) ended(ctx context.Context, last error) error {
 		return fmt.Errorf("%w: %w", err, last)
 	}
 	return err
-}
-
-// errSlow ends a request that takes much longer than its like.
-var errSlow = errors.New("request is slow and is made again")
-
-// hedge gives up a request that a reader has waited for too long, and that
-// stands still: what it has brought is kept, the rest is asked for anew, on
-// another connection. One that moves, however slowly, is left alone, and so
-// is a stream: it would begin again.
-func (e *entry) hedge(w pending) {
-	e.mu.Lock()
-	fl := w.flight
-	j := fl.job
-	give := fl.running && j != nil && !j.stream && j.still() > e.link.Patience(0)
-	e.mu.Unlock()
-	if give {
-		j.cancel(errSlow)
-	}
 }
 
 // leave takes the caller from those who wait.

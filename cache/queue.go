@@ -2,9 +2,7 @@ package cache
 
 import (
 	"context"
-	"io"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cocoonstack/epochfs/internal/transport"
@@ -53,33 +51,8 @@ type job struct {
 	alone    bool // do not ask other processes
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
-	adopted  bool         // its body lives on in a stream, and ctx with it
-	moved    atomic.Int64 // when it last got a byte, or began; nanoseconds
+	adopted  bool // its body lives on in a stream, and ctx with it
 }
-
-// body has the bytes of a job's body noted.
-func (j *job) body(rc io.ReadCloser) io.ReadCloser { return &movingBody{rc, j} }
-
-type movingBody struct {
-	io.ReadCloser
-	job *job
-}
-
-func (b *movingBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if n > 0 {
-		b.job.moved.Store(sinceStart())
-	}
-	return n, err
-}
-
-// still is how long a job has not got a byte.
-func (j *job) still() time.Duration { return time.Duration(sinceStart() - j.moved.Load()) }
-
-// sinceStart is the time in nanoseconds by a clock that nobody sets.
-func sinceStart() int64 { return int64(time.Since(processStart)) }
-
-var processStart = time.Now()
 
 // queue decides what is fetched next and bounds how much at a time.
 type queue struct {
@@ -224,7 +197,6 @@ func (e *entry) carve(s span, p priority, idle int) (j *job, rest span) {
 		}
 		e.streams[j.part] = true
 	}
-	j.moved.Store(sinceStart())
 	j.ctx, j.cancel = context.WithCancelCause(e.ctx)
 	e.jobs.Add(1)
 	return j, rest

@@ -259,6 +259,9 @@ func openCache(t testing.TB, dir string, opts Options) *Cache {
 	if opts.grace == 0 {
 		opts.grace = 10 * time.Second // where the machine is slow the disk is not
 	}
+	if opts.tardy == 0 {
+		opts.tardy = 10 * time.Second // and neither are requests
+	}
 	c, err := Open(dir, opts)
 	if err != nil {
 		t.Fatal(err)

@@ -10,7 +10,6 @@ import (
 	"maps"
 	"runtime"
 	"sync"
-	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -121,6 +120,7 @@ func (e *entry) streamEnded(part int) {
 func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (next int, err error) {
 	p := &e.file.Parts[part]
 	r := e.stored(part, 0, p.StoredSize)
+	r.Stream = true
 	next = e.grid.first[part]
 	weight, err := e.reserve(ctx, e.grid.size[part])
 	if err != nil {
@@ -132,10 +132,9 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 			return next, err
 		}
 	}
-	whole := e.link.NewReader(ctx, r, body, e.cache.counts.retried)
+	whole := e.link.NewReader(ctx, r, transport.ReaderOptions{Body: body, Leave: true, Retried: e.cache.counts.retried})
 	defer whole.Close()
 
-	began := time.Now()
 	// Where each piece has a digest, the whole blob's says nothing more.
 	hash := newSideHash(!r.Checked)
 	defer hash.close()
@@ -172,7 +171,6 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	if stored.N > 0 {
 		return next, io.ErrUnexpectedEOF
 	}
-	e.link.Moved(p.StoredSize, time.Since(began))
 	if sum, ok := hash.digest(); ok && sum != p.Digest {
 		return e.grid.first[part], e.drop(part, whole.Body(), "whole")
 	}

@@ -36,7 +36,12 @@ func NewLimiter(n int64) *rate.Limiter {
 type Link struct {
 	src    Source
 	proven bool
-	rate   *rate.Limiter // nil without a limit
+	opts   Options
+	epoch  time.Time      // when the link was made
+	work   sync.WaitGroup // doubles
+
+	newest    atomic.Int64 // when that answered request began which began last; since epoch
+	lastBytes atomic.Int64 // when bytes last came; since epoch
 
 	// ranges is rangesUnknown until one ranged request was answered.
 	ranges  atomic.Int32
@@ -48,6 +53,9 @@ type Link struct {
 	retry    time.Time // when the pause after the last failure ends
 	last     error     // the last failure, until bytes arrived
 	asked    time.Time // before this the source does not want requests
+	givenUp  int       // requests in a row that brought nothing until they were given up
+	slow     int64     // requests made because another stood still
+	budget   budget
 	measures
 }
 
@@ -57,11 +65,34 @@ const (
 	rangesIgnored
 )
 
-// NewLink returns a link to src. limit may be nil, and may be shared by
-// several links.
-func NewLink(src Source, limit *rate.Limiter) *Link {
-	return &Link{src: src, proven: Proven(src), rate: limit, probing: make(chan struct{}, 1), measures: newMeasures()}
+// Options tell how to use a link. The zero value is usable.
+type Options struct {
+	Limit *rate.Limiter // of bytes, maybe of several links; nil: none
+	// Timeout is how long the owner waits for bytes; 0: for ever. Requests
+	// that bring nothing are given up in time for more than one try.
+	Timeout time.Duration
+	// Tardy is the shortest time that counts as standing still; 0: 80 ms.
+	// Tests that count requests have more, for machines that are busy.
+	Tardy time.Duration
 }
+
+// NewLink returns a link to src.
+func NewLink(src Source, opts Options) *Link {
+	if opts.Tardy <= 0 {
+		opts.Tardy = tardyLeast
+	}
+	return &Link{
+		src: src, proven: Proven(src), opts: opts, probing: make(chan struct{}, 1), epoch: time.Now(),
+		budget: budget{tokens: tokensFirst, filled: time.Now()}, measures: newMeasures(),
+	}
+}
+
+// Close waits until all requests have ended. The contexts that they were
+// made with must have, or their bodies must be closed.
+func (l *Link) Close() { l.work.Wait() }
+
+// now returns the time since the link was made.
+func (l *Link) now() time.Duration { return time.Since(l.epoch) }
 
 // Origin returns the name of who stands for the bytes, or "" if the source
 // names nobody.
@@ -75,16 +106,23 @@ func (l *Link) Origin() string {
 // Proven reports whether the source has proved who it is.
 func (l *Link) Proven() bool { return l.proven }
 
+// Ranges reports whether the source was asked for a range, and whether it
+// serves them.
+func (l *Link) Ranges() (known, served bool) {
+	ranges := l.ranges.Load()
+	return ranges != rangesUnknown, ranges == rangesHonoured
+}
+
 // IgnoresRanges reports whether the source was seen to send whole blobs only.
 func (l *Link) IgnoresRanges() bool { return l.ranges.Load() == rangesIgnored }
 
 // Open asks for a range and learns from the answer. While it is unknown
 // whether ranges are honoured, one request at a time finds out: a registry
 // that ignores them would answer each with the whole blob. If they are known
-// to be ignored and r is partial, whole is true and body is nil. adopt is
+// to be ignored and r is partial, whole is true and answer is nil. adopt is
 // called when a whole blob came for a range, before anybody can learn of
 // that and ask for the same blob.
-func (l *Link) Open(ctx context.Context, r Range, adopt func()) (body io.ReadCloser, whole bool, err error) {
+func (l *Link) Open(ctx context.Context, r Range, adopt func()) (answer io.ReadCloser, whole bool, err error) {
 	if r.partial() {
 		release, err := l.probe(ctx)
 		if err != nil {
@@ -98,22 +136,18 @@ func (l *Link) Open(ctx context.Context, r Range, adopt func()) (body io.ReadClo
 	if err := l.keepAway(ctx); err != nil {
 		return nil, false, err
 	}
-	began := time.Now()
-	body, whole, err = l.ask(ctx, r)
+	b, err := l.open(ctx, r)
 	if err != nil {
 		return nil, false, err
 	}
-	if l.rate != nil {
-		body = &slowed{body, ctx, l.rate}
-	}
-	l.tookToFirstByte(time.Since(began))
+	whole = b.cur.whole
 	if r.partial() {
 		if err := l.learn(whole, adopt); err != nil {
-			_ = body.Close()
+			_ = b.Close()
 			return nil, false, err
 		}
 	}
-	return body, whole, nil
+	return b, whole, nil
 }
 
 // probe waits for the turn to find out about ranges, if that is unknown.
@@ -122,29 +156,21 @@ func (l *Link) probe(ctx context.Context) (release func(), err error) {
 	if l.ranges.Load() != rangesUnknown {
 		return func() {}, nil
 	}
-	stuck := time.NewTimer(l.Patience(0))
+	stuck := time.NewTimer(patienceFirst)
 	defer stuck.Stop()
 	select {
 	case l.probing <- struct{}{}:
-		return func() { <-l.probing }, nil
+		release = func() { <-l.probing }
+		if l.ranges.Load() != rangesUnknown { // another has found out
+			release()
+			release = func() {}
+		}
+		return release, nil
 	case <-stuck.C: // the one whose turn it is does not get an answer
 		return func() {}, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-}
-
-// ask makes one request.
-func (l *Link) ask(ctx context.Context, r Range) (body io.ReadCloser, whole bool, err error) {
-	open := l.src.OpenBlob
-	if m, ok := l.src.(Mirrored); ok && !r.Checked {
-		open = m.OpenTrusted
-	}
-	body, whole, err = open(ctx, r.Digest, r.Size, r.Off, r.N)
-	if err != nil {
-		l.leaveAlone(err) // before another probe goes out
-	}
-	return body, whole, err
 }
 
 // keepAway waits for as long as the source has asked to be left alone.
@@ -165,36 +191,18 @@ func (l *Link) keepAway(ctx context.Context) error {
 	}
 }
 
-// slowed is a body that keeps to a rate.
-type slowed struct {
-	io.ReadCloser
-	ctx  context.Context
-	rate *rate.Limiter
-}
-
-func (s *slowed) Read(p []byte) (int, error) {
-	p = p[:min(len(p), s.rate.Burst())]
-	n, err := s.ReadCloser.Read(p)
-	if n > 0 {
-		if late := s.rate.WaitN(s.ctx, n); late != nil && err == nil {
-			err = late
-		}
-	}
-	return n, err
-}
-
-// Blame reports to the source that bytes of a blob were wrong. body is what
-// they came in, or nil. more reports whether the source has another place to
+// Blame reports to the source that bytes of a blob were wrong. answer is
+// what they came in, or nil. more reports whether the source has another place to
 // get them from.
-func (l *Link) Blame(digest string, body io.ReadCloser) (more bool) {
+func (l *Link) Blame(digest string, answer io.ReadCloser) (more bool) {
 	m, ok := l.src.(Mirrored)
 	if !ok {
 		return false
 	}
-	if s, ok := body.(*slowed); ok {
-		body = s.ReadCloser
+	if b, ok := answer.(*body); ok {
+		answer = b.cur.body
 	}
-	return m.Blame(digest, body)
+	return m.Blame(digest, answer)
 }
 
 // wholesMost is how many whole blobs in a row make a source that honoured
@@ -210,7 +218,7 @@ func (l *Link) learn(whole bool, adopt func()) error {
 		l.wholes.Store(0)
 		return nil
 	case l.ranges.Load() == rangesHonoured && l.wholes.Add(1) < wholesMost:
-		return errors.New("all of a blob came for a range of it")
+		return errWhole
 	}
 	adopt()
 	l.ranges.Store(rangesIgnored)

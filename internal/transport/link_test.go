@@ -1,12 +1,9 @@
 package transport
 
 import (
-	"errors"
 	"testing"
 	"time"
 )
-
-var errCut = errors.New("connection reset")
 
 // TestPauses has a source fail all the time: pauses between tries grow, are
 // bounded, and are not all the same.
@@ -14,7 +11,7 @@ func TestPauses(t *testing.T) {
 	var last time.Duration
 	seen := map[time.Duration]bool{}
 	for range 30 {
-		l := NewLink(nil, nil)
+		l := NewLink(nil, Options{})
 		for i := range 40 {
 			d := l.Pause(errCut)
 			l.retry = time.Time{} // it is over
@@ -27,5 +24,23 @@ func TestPauses(t *testing.T) {
 	}
 	if last < backoffMost/2 || len(seen) < 10 {
 		t.Errorf("the last pause is %v, of %d different ones", last, len(seen))
+	}
+}
+
+// TestBest learns from the shortest delay and the fastest stretch, and
+// nothing from one that is too short to tell.
+func TestBest(t *testing.T) {
+	l := NewLink(nil, Options{})
+	for _, d := range []time.Duration{2, 1, 5} {
+		l.answered(&request{began: l.now() - d*time.Second})
+	}
+	l.movedBytes(256<<10-1, time.Microsecond)
+	if l.Best().Speed != 0 {
+		t.Error("a short read counts")
+	}
+	l.movedBytes(4<<20, time.Millisecond)
+	l.movedBytes(4<<20, time.Second)
+	if b := l.Best(); b.Answers != 3 || b.Delay.Round(time.Second) != time.Second || b.Speed != 4000<<20 {
+		t.Errorf("%+v", b)
 	}
 }

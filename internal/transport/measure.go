@@ -7,26 +7,89 @@ import (
 
 // measures are what a link gives. They are under Link.mu.
 type measures struct {
-	delay   time.Duration // smoothed time from a request to its first byte; 0 while unknown
-	speed   float64       // smoothed bytes per second of one connection; 0 while unknown
-	latency Histogram     // of that time
+	delay   smoothed  // from a request to its answer
+	gap     smoothed  // waits for bytes of a body: each long one, or the longest of a body without
+	speed   float64   // smoothed bytes per second of one connection; 0 while unknown
+	latency Histogram // of delay
+	best    Best
+}
+
+// Best is the best that a link has shown.
+type Best struct {
+	Answers int           // requests that were answered
+	Delay   time.Duration // the shortest that one took to be
+	Speed   float64       // the most bytes per second of one connection; 0 while unknown
+}
+
+// Best returns the best that the link has shown so far.
+func (l *Link) Best() Best {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.best
 }
 
 func newMeasures() measures { return measures{latency: NewLatency()} }
 
-// tookToFirstByte notes how long a request took to be answered.
-func (l *Link) tookToFirstByte(d time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.delay == 0 {
-		l.delay = d
-	}
-	l.delay += (d - l.delay) / 8
-	l.latency.observe(d)
+// smoothed is a time that is measured again and again, as TCP does it for
+// its retransmission timer (RFC 6298).
+type smoothed struct {
+	known     bool
+	mean, dev time.Duration
 }
 
-// Moved notes that n bytes came within d.
-func (l *Link) Moved(n int64, d time.Duration) {
+func (s *smoothed) add(d time.Duration) {
+	if !s.known {
+		s.known, s.mean, s.dev = true, d, d/2
+		return
+	}
+	s.dev += ((d - s.mean).Abs() - s.dev) / 4
+	s.mean += (d - s.mean) / 8
+}
+
+// most returns a time that few are longer than.
+func (s *smoothed) most() time.Duration { return s.mean + 4*s.dev }
+
+// answered notes that q was answered just now.
+func (l *Link) answered(q *request) {
+	for {
+		newest := l.newest.Load()
+		if newest >= int64(q.began) || l.newest.CompareAndSwap(newest, int64(q.began)) {
+			break
+		}
+	}
+	d := l.now() - q.began
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.givenUp = 0
+	l.delay.add(d)
+	l.latency.observe(d)
+	if l.best.Answers == 0 || d < l.best.Delay {
+		l.best.Delay = d
+	}
+	l.best.Answers++
+	l.budget.earn(tokensAnswer, tokensFirst)
+}
+
+// longGap is how long a wait for bytes of a body is that counts by itself.
+const longGap = tardyLeast / 2
+
+// bytesCame notes that bytes of a body came just now, after a wait.
+func (l *Link) bytesCame(gap time.Duration) {
+	l.lastBytes.Store(int64(l.now()))
+	if gap >= longGap {
+		l.waited(gap)
+	}
+}
+
+// waited notes how long bytes of a body were waited for.
+func (l *Link) waited(gap time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gap.add(gap)
+}
+
+// movedBytes notes that n bytes were waited for d; 0 if that says nothing.
+func (l *Link) movedBytes(n int64, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.failures, l.last = 0, nil
@@ -38,32 +101,14 @@ func (l *Link) Moved(n int64, d time.Duration) {
 		l.speed = s
 	}
 	l.speed += (s - l.speed) / 8
-}
-
-// Bounds of the patience with one request.
-const (
-	patienceLeast = time.Second
-	patienceFirst = 10 * time.Second // while nothing is known of the link
-	patienceMost  = 30 * time.Second
-)
-
-// Patience is how long to wait for a request of n bytes before it must be
-// taken for stuck: several times what such a one takes on this link.
-func (l *Link) Patience(n int64) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.speed == 0 {
-		return patienceFirst
-	}
-	usual := l.delay + time.Duration(float64(n)/l.speed*float64(time.Second))
-	return min(max(4*usual, patienceLeast), patienceMost)
+	l.best.Speed = max(l.best.Speed, s)
 }
 
 // RoundTrip returns how long a request takes to be answered; 0 while unknown.
 func (l *Link) RoundTrip() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.delay
+	return l.delay.mean
 }
 
 const (
@@ -82,7 +127,7 @@ func (l *Link) Connections(limit int) int {
 	if l.speed == 0 {
 		return limit
 	}
-	took := usualRequest/l.speed + l.delay.Seconds()
+	took := usualRequest/l.speed + l.delay.mean.Seconds()
 	return min(max(int(plenty/(usualRequest/took))+1, connectionsLeast), limit)
 }
 
@@ -91,7 +136,7 @@ func (l *Link) Connections(limit int) int {
 func (l *Link) BandwidthDelay() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return int64(l.speed * l.delay.Seconds())
+	return int64(l.speed * l.delay.mean.Seconds())
 }
 
 // Stats are what has been learned about a link.
@@ -104,6 +149,7 @@ type Stats struct {
 	Err         error         // the last of them; nil since bytes arrived
 	Retry       time.Time     // when the pause that the source asked for ends; past or zero: there is none
 	Latency     Histogram     // seconds from requests to their first bytes
+	Slow        int64         // requests made because another stood still
 }
 
 // Stats returns what has been learned so far.
@@ -113,8 +159,8 @@ func (l *Link) Stats() Stats {
 	defer l.mu.Unlock()
 	return Stats{
 		RangesKnown: ranges != rangesUnknown, Ranges: ranges == rangesHonoured,
-		RoundTrip: l.delay, Speed: l.speed, Failures: l.failures, Err: l.last, Retry: l.asked,
-		Latency: l.latency.clone(),
+		RoundTrip: l.delay.mean, Speed: l.speed, Failures: l.failures, Err: l.last, Retry: l.asked,
+		Latency: l.latency.clone(), Slow: l.slow,
 	}
 }
 

@@ -2,46 +2,112 @@ package transport
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"time"
 )
 
 // Reader reads bytes of a blob in order, with as many requests as that
-// takes: if one breaks off, the next goes on where it broke. A source that
-// ignores ranges can only begin again, which the Reader leaves to its owner.
+// takes: if one breaks off, the next goes on where it broke.
 type Reader struct {
-	ctx     context.Context
-	link    *Link
-	r       Range
-	body    io.ReadCloser // that of the last request
-	at      int64         // offset in the blob of the next byte
-	err     error         // why body ended too early, to be seen to
-	retried func(error)
+	link *Link
+	ctx  context.Context
+	r    Range
+	opts ReaderOptions
+
+	body   *body // that of the last request; nil before the first
+	at     int64 // offset in the blob of the next byte
+	end    int64 // offset after the last byte to be read
+	err    error // why body brings nothing more, or is nil
+	waited time.Duration
+	step   int64 // the value of at when waited was last 0
 }
 
-// NewReader returns a Reader of r whose first body is open already, at the
-// range's first byte. retried is called before each further request, with
-// the reason.
-func (l *Link) NewReader(ctx context.Context, r Range, body io.ReadCloser, retried func(error)) *Reader {
-	return &Reader{ctx: ctx, link: l, r: r, body: body, at: r.Off, retried: retried}
+// ReaderOptions tell how a Reader goes on. The zero value is usable.
+type ReaderOptions struct {
+	// Body is the answer to the first request, if it was made already.
+	Body io.ReadCloser
+	// Leave has the owner begin again what has to begin from the blob's
+	// first byte: a request that brought nothing, and any request to a
+	// source that ignores ranges.
+	Leave bool
+	// Retried is called with the reason before each further request.
+	Retried func(error)
 }
 
-// Body returns what the last bytes came in, for Link.Blame.
-func (r *Reader) Body() io.ReadCloser { return r.body }
+// ErrTimeout reports that too little came within the time that the owner
+// waits. It is a context.DeadlineExceeded too.
+var ErrTimeout error = timeoutError{}
+
+type timeoutError struct{}
+
+func (timeoutError) Error() string        { return "registry did not answer in time" }
+func (timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// progress is how many bytes have to come within Options.Timeout: a registry
+// that sends a little with each request and then stops has stopped.
+const progress = 1 << 20
+
+var errNotAsked = errors.New("not asked yet")
+
+// NewReader returns a Reader of r.
+func (l *Link) NewReader(ctx context.Context, r Range, opts ReaderOptions) *Reader {
+	if opts.Retried == nil {
+		opts.Retried = func(error) {}
+	}
+	d := &Reader{link: l, ctx: ctx, r: r, opts: opts, at: r.Off, step: r.Off, end: r.Off + r.N}
+	if d.body, _ = opts.Body.(*body); d.body == nil {
+		d.err = errNotAsked
+	}
+	return d
+}
+
+// Start makes the first request, as often as it takes. whole reports that
+// all of the blob comes: then the Reader can read up to the blob's end.
+func (d *Reader) Start(adopt func()) (whole bool, err error) {
+	for d.err != nil {
+		if err := d.again(adopt); err != nil {
+			return false, err
+		}
+	}
+	return d.body.whole, nil
+}
+
+// Body returns what the last bytes came in, for Link.Blame; nil before the
+// first answer.
+func (d *Reader) Body() io.ReadCloser {
+	if d.body == nil {
+		return nil
+	}
+	return d.body
+}
+
+// Offset returns where in the blob the next byte lies.
+func (d *Reader) Offset() int64 { return d.at }
+
+// ResetTimeout begins to count Options.Timeout anew.
+func (d *Reader) ResetTimeout() { d.waited, d.step = 0, d.at }
 
 // Read reads on, over breaks. Its error is io.EOF or one that another
 // request does not mend.
-func (r *Reader) Read(p []byte) (int, error) {
+func (d *Reader) Read(p []byte) (int, error) {
 	for {
-		if r.err != nil {
-			if err := r.again(); err != nil {
+		if d.at >= d.end {
+			return 0, io.EOF
+		}
+		if d.err != nil {
+			if err := d.again(func() {}); err != nil {
 				return 0, err
 			}
+			continue
 		}
-		n, err := r.body.Read(p)
-		r.at += int64(n)
+		n, err := d.read(p)
+		if d.at += int64(n); d.at-d.step >= progress {
+			d.ResetTimeout()
+		}
 		if err != nil && err != io.EOF {
-			r.err = err
+			d.err, err = err, nil
 		}
 		if n > 0 || err == io.EOF {
 			return n, err
@@ -49,39 +115,96 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 }
 
-// again asks for what is left, after a pause.
-func (r *Reader) again() error {
-	broke := r.err
-	end := r.r.Off + r.r.N
-	if r.ctx.Err() != nil || Final(broke) || r.link.IgnoresRanges() || r.at == r.r.Off || r.at >= end {
-		return broke
+// read reads from the body and counts the time, but not what the rate limit
+// takes of it.
+func (d *Reader) read(p []byte) (int, error) {
+	began, held := time.Now(), d.body.held
+	n, err := d.body.Read(p)
+	d.waited += time.Since(began) - (d.body.held - held)
+	switch t := d.link.opts.Timeout; {
+	case err == io.EOF && d.at+int64(n) < d.end:
+		err = io.ErrUnexpectedEOF
+	case t > 0 && d.waited > t && d.body.taken:
+		err = ErrSlow // with the time that is allowed used up
 	}
-	r.retried(broke)
-	t := time.NewTimer(r.link.Pause(broke))
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-r.ctx.Done():
-		return broke
+	return n, err
+}
+
+// again asks for what is left, after a pause if something has failed.
+func (d *Reader) again(adopt func()) error {
+	broke := d.err
+	began := time.Now()
+	defer func() { d.waited += time.Since(began) }()
+	if broke != errNotAsked {
+		if err := d.pause(broke); err != nil {
+			return err
+		}
 	}
-	rest := r.r
-	rest.Off, rest.N = r.at, end-r.at
-	body, whole, err := r.link.Open(r.ctx, rest, func() {})
+	d.hangUp()
+	rest := d.r
+	rest.Off, rest.N = d.at, d.end-d.at
+	answer, _, err := d.link.Open(d.ctx, rest, adopt)
+	all := err == nil && answer == nil // can be had only
+	if all {
+		if d.opts.Leave {
+			return broke
+		}
+		rest.Off, rest.N, rest.Stream = 0, d.r.Size, true
+		answer, _, err = d.link.Open(d.ctx, rest, adopt)
+	}
 	if err != nil {
-		r.err = err
-		return nil // and once more, unless it is final
+		d.err = err
+		return nil // once more, unless it is final
 	}
-	if body == nil {
-		return broke // ranges are ignored now
-	}
-	_ = r.body.Close()
-	r.body, r.err = body, nil
-	if whole {
-		_, r.err = io.CopyN(io.Discard, body, r.at)
-		r.err = NoEOF(r.err)
+	d.body, d.err = answer.(*body), nil
+	if d.body.whole = d.body.whole || all; d.body.whole {
+		d.end = d.r.Size
+		d.err = d.skip(d.at)
 	}
 	return nil
 }
 
-// Close closes the last request's body.
-func (r *Reader) Close() error { return r.body.Close() }
+// skip reads over the first n bytes of a body.
+func (d *Reader) skip(n int64) error {
+	_, err := io.CopyN(io.Discard, d.body, n)
+	d.waited -= d.body.held
+	return NoEOF(err)
+}
+
+// pause waits before the next try, or returns why there is none.
+func (d *Reader) pause(broke error) error {
+	if d.ctx.Err() != nil || Final(broke) || d.at >= d.end {
+		return broke
+	}
+	if d.opts.Leave && (d.at == d.r.Off || d.link.IgnoresRanges()) {
+		return broke
+	}
+	var pause time.Duration
+	if !errors.Is(broke, ErrSlow) { // the link has counted that one
+		d.opts.Retried(broke)
+		pause = d.link.Pause(broke)
+	}
+	if t := d.link.opts.Timeout; t > 0 && d.waited+pause > t {
+		return fmt.Errorf("%w: %w", ErrTimeout, broke)
+	}
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-d.ctx.Done():
+		return broke
+	}
+}
+
+func (d *Reader) hangUp() {
+	if d.body != nil {
+		_ = d.body.Close() // what was read of it is checked by the owner
+	}
+}
+
+// Close ends the last request.
+func (d *Reader) Close() error {
+	d.hangUp()
+	return nil
+}

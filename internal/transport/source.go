@@ -59,10 +59,21 @@ type Range struct {
 	// Checked reports whether the bytes are compared with a digest before
 	// they are used; then any mirror may send them.
 	Checked bool
+	// Stream reports whether the range is all of a blob that is taken in
+	// from its first byte to its last, however large it is.
+	Stream bool
 }
 
 // partial reports whether r is less than all of its blob.
 func (r Range) partial() bool { return r.Off > 0 || r.N < r.Size }
+
+// ErrSlow is a request that was given up because it stood still.
+var ErrSlow error = slowError{}
+
+type slowError struct{}
+
+func (slowError) Error() string  { return "request stands still and is made again" }
+func (slowError) Reason() string { return "slow" }
 
 // Final reports whether err is one that another request does not mend.
 func Final(err error) bool {
