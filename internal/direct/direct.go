@@ -9,33 +9,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
-
-// Source reads stored blobs. It is safe for concurrent use.
-type Source interface {
-	// OpenBlob opens bytes [off, off+n) of a stored blob of the given
-	// size. Where the registry ignores Range, whole is true and the body is
-	// all of the blob. A body that ends early ends with an error other
-	// than io.EOF.
-	//
-	// An error in whose chain a method Temporary() bool answers false is
-	// final. Any other is tried again.
-	OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error)
-}
-
-// Mirrored is a Source with several places to get bytes from.
-type Mirrored interface {
-	Source
-	// OpenTrusted is OpenBlob for bytes that are handed on before a digest
-	// has vouched for them: only from places that prove who they are.
-	OpenTrusted(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error)
-	// Blame tells that bytes of a blob, which came in body, did not have
-	// their digest. more says that there are other places to ask.
-	Blame(digest string, body io.ReadCloser) (more bool)
-}
 
 // Options tell how to read. The zero value is usable.
 type Options struct {
@@ -46,6 +22,8 @@ type Options struct {
 	// Store has what need not be fetched of a file, and keeps what is
 	// where it is a Keeper; nil where there is none. It may be nil.
 	Store func(file int) Store
+
+	tardy time.Duration // transport.Options.Tardy; tests have another
 }
 
 const (
@@ -60,33 +38,25 @@ const (
 	// window is how many units the head's stream may be ahead of what was
 	// read; the reserve holds them.
 	window = 3
-	// rateBurst is how many bytes may pass at once under a rate limit.
-	rateBurst = 256 << 10
 )
 
-// ErrTimeout says that too little came within the read timeout. It is a
+// ErrTimeout reports that too little came within the read timeout. It is a
 // context.DeadlineExceeded too.
-var ErrTimeout error = timeoutError{}
-
-type timeoutError struct{}
-
-func (timeoutError) Error() string        { return "registry did not answer in time" }
-func (timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
+var ErrTimeout = transport.ErrTimeout
 
 // ErrOrder says that a file was opened out of order.
 var ErrOrder = errors.New("read out of order")
 
 // Payloads are the payloads of some files, to be read in their order.
 type Payloads struct {
-	src     Source
+	link    *transport.Link
 	opts    Options
 	files   []*layout.File
 	first   []int // index of each file's first part in parts; one more at the end
 	ctx     context.Context
 	stop    context.CancelFunc
 	work    sync.WaitGroup
-	rate    *rate.Limiter // nil without a limit
-	reserve int64         // of memory, for the head
+	reserve int64 // of memory, for the head
 	memory  memory
 
 	mu      sync.Mutex
@@ -97,23 +67,12 @@ type Payloads struct {
 	next    int   // the file that is to be opened next
 	free    int64 // memory
 	running int   // requests and streams
-	ranges  ranges
-	pace    pace
+	asking  bool  // one request is finding out whether ranges are honoured
 }
-
-// ranges is what is known of the registry's answers to Range.
-type ranges int
-
-const (
-	unknown ranges = iota
-	asking         // one request is finding out
-	honoured
-	ignored
-)
 
 // New returns the payloads of files. They are fetched from when the first
 // is opened; Close ends it.
-func New(src Source, files []*layout.File, opts Options) *Payloads {
+func New(src transport.Source, files []*layout.File, opts Options) *Payloads {
 	if opts.Memory <= 0 {
 		opts.Memory = defaultMemory
 	}
@@ -121,13 +80,11 @@ func New(src Source, files []*layout.File, opts Options) *Payloads {
 		opts.Concurrency = defaultConcurrency
 	}
 	opts.Memory = max(opts.Memory, LeastMemory)
-	d := &Payloads{src: src, opts: opts, files: files, free: opts.Memory, first: []int{0}}
+	d := &Payloads{opts: opts, files: files, free: opts.Memory, first: []int{0}}
 	d.memory.most = opts.Memory
 	d.changed = sync.NewCond(&d.mu)
 	d.ctx, d.stop = context.WithCancel(context.Background())
-	if n := opts.LimitRate; n > 0 {
-		d.rate = rate.NewLimiter(rate.Limit(n), int(min(n, rateBurst)))
-	}
+	d.link = transport.NewLink(src, transport.Options{Limit: transport.NewLimiter(opts.LimitRate), Timeout: opts.ReadTimeout, Tardy: opts.tardy})
 	for i, f := range files {
 		var store Store
 		if opts.Store != nil {
@@ -195,7 +152,15 @@ func (d *Payloads) Close() error {
 	d.changed.Broadcast()
 	d.mu.Unlock()
 	d.work.Wait()
+	d.link.Close()
 	return nil
+}
+
+// dispatch begins what can be begun now.
+func (d *Payloads) dispatch() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dispatchLocked()
 }
 
 // dispatchLocked begins what can be begun now, in order.
@@ -210,8 +175,10 @@ func (d *Payloads) dispatchLocked() {
 // beginLocked begins the next units of a part. It returns false when
 // nothing behind them may begin before they have.
 func (d *Payloads) beginLocked(p *part, head bool) bool {
+	known, served := d.link.Ranges()
+	pace := pace{d.link.Best()}
 	for p.next < p.count {
-		streamed := p.streamed || p.partial() && d.ranges == ignored
+		streamed := p.streamed || p.partial() && known && !served
 		if head && streamed && p.next-p.read >= window {
 			return true
 		}
@@ -223,18 +190,18 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 			return false
 		}
 		if p.streamed {
-			d.takeLocked(p, 1)
+			d.takeLocked(p, 1, false)
 			d.changed.Broadcast()
 			continue
 		}
 		here := p.here(p.next)
 		partial := p.partial() && !here
-		if d.running >= d.pace.connections(p, d.opts.Concurrency) || partial && d.ranges == asking {
+		if d.running >= pace.connections(p, d.opts.Concurrency) || partial && d.asking {
 			return false
 		}
 		n := 1
-		if partial && d.ranges == honoured {
-			want := p.missing(d.pace.units(p, d.opts.Memory))
+		if partial && served {
+			want := p.missing(pace.units(p, d.opts.Memory))
 			n = int(min(int64(want), free/need))
 			// What is left of memory soon grows: a request is worth waiting
 			// for, unless the reader waits for it.
@@ -242,13 +209,11 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 				return false
 			}
 		}
-		asks := partial && d.ranges == unknown
-		if asks {
-			d.ranges = asking
-		}
+		asks := partial && !known
+		d.asking = d.asking || asks
 		d.running++
 		i := p.next
-		d.takeLocked(p, n)
+		d.takeLocked(p, n, true)
 		p.streamed = streamed
 		f := &fetcher{d: d, p: p, stream: streamed, asks: asks, then: i + 1, end: i + n}
 		d.work.Go(func() { f.run(i) })
@@ -256,12 +221,17 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 	return true
 }
 
-// takeLocked begins n units of a part: they have their memory.
-func (d *Payloads) takeLocked(p *part, n int) {
+// takeLocked begins n units of a part: they have their memory. fetched
+// reports whether a fetcher is to bring them.
+func (d *Payloads) takeLocked(p *part, n int, fetched bool) {
+	if p.ctx == nil {
+		p.ctx, p.stop = context.WithCancel(d.ctx)
+	}
 	for range n {
 		need := p.weight(p.next)
 		d.free -= need
-		p.unitLocked(p.next).weight = need
+		u := p.unitLocked(p.next)
+		u.weight, u.fetched = need, fetched
 		p.next++
 	}
 }
@@ -271,9 +241,7 @@ func (d *Payloads) ended(f *fetcher) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.running--
-	if f.asks && d.ranges == asking {
-		d.ranges = unknown // there was nothing to ask for after all
-	}
+	d.asking = d.asking && !f.asks
 	d.dispatchLocked()
 }
 
@@ -283,9 +251,8 @@ func (d *Payloads) ended(f *fetcher) {
 func (d *Payloads) answered(p *part, whole bool) (next int, stream bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.ranges = honoured
+	d.asking = false
 	if whole {
-		d.ranges = ignored
 		stream = !p.streamed
 		p.streamed = true
 	}

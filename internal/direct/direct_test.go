@@ -209,7 +209,7 @@ func TestReadTimeoutCountsSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStock(t)
 		s.raw(4<<20, 0)
-		s.src.fail = func(int64, int64) fault { return fault{cut: step, stall: true} }
+		s.src.fail = func(int64, int64) fault { return fault{cut: 1 << 20, stall: true} }
 		if err := s.read(Options{ReadTimeout: 1500 * time.Millisecond}); err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,8 @@
 // a slow reader holds the connections back instead of having what came for
 // him thrown away.
 //
+// What requests need is in package transport; here is when to make them.
+//
 // Words. A unit is what one request fetches: a whole part where that is
 // small, for then its digest is looked at before a byte of it is used,
 // else a stretch of its stored bytes. Units are begun in order, as long

@@ -1,28 +1,11 @@
 package direct
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"io"
-	"math/rand/v2"
-	"time"
-)
 
-const (
-	// Bounds of the wait between two tries.
-	backoffFirst = 100 * time.Millisecond
-	backoffMost  = 5 * time.Second
-	// stallAfter is how long a request may bring nothing before it is
-	// given up and made again.
-	stallAfter = 10 * time.Second
-	// step is how much of a unit has to come to count as progress: a
-	// registry that sends a little with each request and then stops has
-	// stopped.
-	step = 1 << 20
+	"github.com/cocoonstack/epochfs/internal/transport"
 )
-
-var errStalled = errors.New("request brought nothing for a while")
 
 // fetcher fetches units of one part with one request: some in a row, or
 // as a stream all from some unit on.
@@ -35,13 +18,7 @@ type fetcher struct {
 	end    int  // after the last of those in a row
 	next   int  // of a stream: the first unit after those
 
-	body   *watched           // nil without a connection
-	at     int64              // where the body's next byte lies in the blob
-	cancel context.CancelFunc // of the request
-
-	since  time.Time // when a unit was begun, or a step of it last came
-	failed int       // tries in a row that brought none
-	bad    int       // times that the bytes were wrong
+	blob *transport.Reader // nil without a request
 }
 
 // run begins with unit i and goes on while there is something to fill.
@@ -74,24 +51,27 @@ func (f *fetcher) rest(err error) {
 	}
 }
 
-// arrived hands unit i to who reads it.
+// arrived hands unit i to its reader, or takes its memory back if that has
+// left.
 func (d *Payloads) arrived(p *part, i int, data []byte, err error) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	u := p.units[i]
-	d.mu.Unlock()
 	u.data, u.err = data, err
 	close(u.done)
+	if p.left {
+		d.takeBackLocked(p, i)
+		d.dispatchLocked()
+	}
 }
 
-// awaitBegun waits until unit i may be filled; -1 when it never will.
+// awaitBegun blocks until unit i may be filled; -1 if it never will.
 func (d *Payloads) awaitBegun(p *part, i int) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for i < p.count {
-		if d.closed {
-			return -1
-		}
+	for i < p.count && !d.closed && !p.left {
 		if i < p.next {
+			p.units[i].fetched = true
 			return i
 		}
 		d.changed.Wait()
@@ -102,7 +82,7 @@ func (d *Payloads) awaitBegun(p *part, i int) int {
 // unit gets one unit: from where it is kept, or else fetches it and keeps
 // it.
 func (f *fetcher) unit(i int) ([]byte, error) {
-	release, err := f.p.claim(f.d.ctx, i)
+	release, err := f.p.claim(f.p.ctx, i)
 	if err != nil {
 		return nil, err
 	}
@@ -117,174 +97,85 @@ func (f *fetcher) unit(i int) ([]byte, error) {
 	return data, err
 }
 
-// fetch fetches one unit and checks it, as often as it takes.
+// fetch fetches one unit and checks it. Bytes may be damaged on the way
+// once; when the same unit is wrong a second time, and there is nowhere
+// else to get it from, that is the error.
 func (f *fetcher) fetch(i int) ([]byte, error) {
 	off, n := f.p.extent(i)
 	stored := f.d.memory.get(n)
-	got, counted := 0, 0
-	f.since = time.Now()
-	for {
-		more, err := f.read(off+int64(got), stored[got:])
-		got += more
-		if got-counted >= step {
-			f.since, counted = time.Now(), got
+	for bad := 0; ; {
+		err := f.read(off, stored)
+		if err != nil {
+			f.d.memory.put(stored)
+			return nil, err
 		}
+		data, err := f.p.finish(i, stored, &f.d.memory)
 		if err == nil {
-			var data []byte
-			if data, err = f.p.finish(i, stored, &f.d.memory); err == nil {
-				return data, nil
-			}
-			got, counted = 0, 0
+			return data, nil
 		}
-		elsewhere := f.blame(err)
+		if !f.blame(err) {
+			bad++
+		}
 		f.hangUp()
-		if elsewhere {
-			continue
-		}
-		if err := f.again(err); err != nil {
+		if bad > 1 {
+			f.d.memory.put(stored)
 			return nil, err
 		}
 	}
 }
 
-// read fills p with the blob's bytes from off on and says how many it got
-// before something went wrong.
-func (f *fetcher) read(off int64, p []byte) (got int, err error) {
-	if f.body == nil {
-		n := int64(len(p))
-		if f.then < f.end {
-			last, size := f.p.extent(f.end - 1)
-			n = last + size - off
-		}
-		if err := f.connect(off, n); err != nil {
-			return 0, err
+// read fills p with the blob's bytes from off on.
+func (f *fetcher) read(off int64, p []byte) error {
+	if f.blob == nil {
+		if err := f.connect(off, int64(len(p))); err != nil {
+			return err
 		}
 	}
-	began := time.Now()
-	defer func() { f.d.moved(int64(got), time.Since(began)) }()
-	for f.at < off { // what a stream has passed, or a blob's beginning
-		skipped, err := io.CopyN(io.Discard, f.body, min(off-f.at, unitLeast))
-		f.moved(int(skipped))
-		if err != nil {
-			return 0, early(err)
+	f.blob.ResetTimeout()
+	if skip := off - f.blob.Offset(); skip > 0 { // what a stream has passed
+		if _, err := io.CopyN(io.Discard, f.blob, skip); err != nil {
+			return transport.NoEOF(err)
 		}
 	}
-	for got < len(p) {
-		n, err := f.body.Read(p[got:])
-		got += n
-		f.moved(n)
-		if err != nil && got < len(p) {
-			return got, early(err)
-		}
-	}
-	return got, nil
+	_, err := io.ReadFull(f.blob, p)
+	return transport.NoEOF(err)
 }
 
-func (f *fetcher) moved(n int) {
-	f.at += int64(n)
-	if n > 0 {
-		f.failed = 0
-	}
-}
-
-// connect asks for [off, off+n) of the blob, or for all of it where that
-// is known to be what comes.
+// connect asks for n bytes of the blob from off on and for the units in a
+// row after them, or for all of the blob if that is known to be what comes.
 func (f *fetcher) connect(off, n int64) error {
-	if f.stream {
-		off, n = 0, f.p.StoredSize
+	r := transport.Range{Digest: f.p.Digest, Size: f.p.StoredSize, Off: off, N: n, Checked: !f.p.cut || f.p.sums}
+	switch {
+	case f.stream:
+		r.Off, r.N, r.Stream = 0, f.p.StoredSize, true
+	case f.then < f.end:
+		last, size := f.p.extent(f.end - 1)
+		r.N = last + size - off
 	}
-	ctx, cancel := context.WithCancelCause(f.d.ctx)
-	began := time.Now()
-	body, whole, err := f.d.open(ctx, cancel, f.p, off, n)
+	f.blob = f.d.link.NewReader(f.p.ctx, r, transport.ReaderOptions{})
+	whole, err := f.blob.Start(func() {})
 	if err != nil {
-		cancel(nil)
 		return err
 	}
-	f.d.asked(time.Since(began))
-	f.body, f.at, f.cancel = body, off, func() { cancel(nil) }
-	if whole {
-		f.at = 0
-	}
-	if n < f.p.StoredSize && f.p.partial() {
+	if r.N < f.p.StoredSize && f.p.partial() {
 		f.next, f.stream = f.d.answered(f.p, whole)
+	} else {
+		f.d.dispatch() // it is known now how long an answer takes
 	}
 	return nil
 }
 
-// open makes a request that ends when nothing comes for too long.
-func (d *Payloads) open(ctx context.Context, cancel context.CancelCauseFunc, p *part, off, n int64) (*watched, bool, error) {
-	stall := stallAfter
-	if t := d.opts.ReadTimeout; t > 0 {
-		stall = min(stall, t/3) // it is for more than one try
-	}
-	w := &watched{ctx: ctx, rate: d.rate, stall: stall, timer: time.AfterFunc(stall, func() { cancel(errStalled) })}
-	open := d.src.OpenBlob
-	if m, ok := d.src.(Mirrored); ok && p.cut && !p.sums {
-		open = m.OpenTrusted
-	}
-	body, whole, err := open(ctx, p.Digest, p.StoredSize, off, n)
-	if err != nil {
-		w.timer.Stop()
-		return nil, false, w.cause(err)
-	}
-	w.body = body
-	return w, whole, nil
-}
-
-// blame tells a source with mirrors whose bytes were wrong, and says
+// blame tells a source with mirrors whose bytes were wrong, and reports
 // whether another is to be asked.
 func (f *fetcher) blame(err error) (more bool) {
 	var wrong *contentError
-	m, ok := f.d.src.(Mirrored)
-	return ok && f.body != nil && errors.As(err, &wrong) && m.Blame(f.p.Digest, f.body.body)
+	return errors.As(err, &wrong) && f.d.link.Blame(f.p.Digest, f.blob.Body())
 }
 
-// hangUp gives the connection back.
+// hangUp ends the request.
 func (f *fetcher) hangUp() {
-	if f.body != nil {
-		_ = f.body.Close() // what was read was checked
-		f.cancel()
-		f.body = nil
+	if f.blob != nil {
+		_ = f.blob.Close() // what was read was checked
+		f.blob = nil
 	}
-}
-
-// again waits before the next try, or says why there is none: bytes may
-// be damaged on the way once.
-func (f *fetcher) again(err error) error {
-	var wrong *contentError
-	if errors.As(err, &wrong) {
-		if f.bad++; f.bad > 1 {
-			return err
-		}
-		return nil
-	}
-	if f.d.ctx.Err() != nil || final(err) {
-		return err
-	}
-	pause := min(backoffFirst<<min(f.failed, 10), backoffMost)
-	f.failed++
-	pause = pause/2 + rand.N(pause/2+1)
-	if t := f.d.opts.ReadTimeout; t > 0 && time.Since(f.since)+pause > t {
-		return fmt.Errorf("%w: %w", ErrTimeout, err)
-	}
-	select {
-	case <-time.After(pause):
-		return nil
-	case <-f.d.ctx.Done():
-		return f.d.ctx.Err()
-	}
-}
-
-// final says that trying again cannot help.
-func final(err error) bool {
-	var t interface{ Temporary() bool }
-	return errors.As(err, &t) && !t.Temporary()
-}
-
-// early makes the end of a body that came too soon an error.
-func early(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -12,11 +13,7 @@ import (
 // connection takes processors and memory. Where the registry is near and
 // one connection brings bytes faster than they can be hashed, few
 // connections and large requests do best; everywhere else, many of both.
-type pace struct {
-	answers int           // requests that were answered, up to enough
-	delay   time.Duration // the shortest that one took to be
-	speed   float64       // bytes per second, the most of one connection
-}
+type pace struct{ transport.Best }
 
 const (
 	// probes is how many requests there are until something is known.
@@ -31,26 +28,11 @@ const (
 	fastRequest = 32 << 20
 )
 
-// answered notes how long a request took to be answered.
-func (p *pace) answered(delay time.Duration) {
-	if p.answers == 0 || delay < p.delay {
-		p.delay = delay
-	}
-	p.answers++
-}
-
-// moved notes how fast bytes came.
-func (p *pace) moved(n int64, d time.Duration) {
-	if n >= unitLeast && d > 0 {
-		p.speed = max(p.speed, float64(n)/d.Seconds())
-	}
-}
-
-func (p *pace) isFast() bool { return p.answers > 0 && p.delay < near && p.speed >= fast }
+func (p *pace) isFast() bool { return p.Answers > 0 && p.Delay < near && p.Speed >= fast }
 
 // isKnown says that there was enough to tell by.
 func (p *pace) isKnown() bool {
-	return p.speed > 0 || p.answers >= probes && p.delay >= near
+	return p.Speed > 0 || p.Answers >= probes && p.Delay >= near
 }
 
 // connections is how many of limit to use for a part.
@@ -74,22 +56,4 @@ func (p *pace) units(of *part, memory int64) int {
 		n = max(1, min(fastRequest, memory/4)/of.size)
 	}
 	return int(min(n, int64(of.count-of.next)))
-}
-
-// asked notes that a request was answered after delay.
-func (d *Payloads) asked(delay time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	known := d.pace.isKnown()
-	d.pace.answered(delay)
-	if !known && d.pace.isKnown() {
-		d.dispatchLocked()
-	}
-}
-
-// moved notes that n bytes of a unit came within t.
-func (d *Payloads) moved(n int64, t time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.pace.moved(n, t)
 }

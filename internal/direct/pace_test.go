@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -34,13 +35,7 @@ func TestPace(t *testing.T) {
 		"near, nothing arrived": {delay: time.Millisecond, answers: 5, connections: probes, frames: probes, units: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var p pace
-			for range c.answers {
-				p.answered(c.delay)
-			}
-			if c.speed > 0 {
-				p.moved(4<<20, time.Duration(float64(4<<20)/c.speed*float64(time.Second)))
-			}
+			p := pace{transport.Best{Answers: c.answers, Delay: c.delay, Speed: c.speed}}
 			if n := p.connections(raw, limit); n != c.connections {
 				t.Errorf("%d connections, not %d", n, c.connections)
 			}
@@ -58,19 +53,9 @@ func TestPace(t *testing.T) {
 }
 
 // TestPaceBounds keeps a request within a quarter of memory and within its
-// part, and learns nothing from what is too short to tell.
+// part.
 func TestPaceBounds(t *testing.T) {
-	var p pace
-	p.answered(time.Millisecond)
-	p.moved(unitLeast-1, time.Microsecond)
-	if p.speed != 0 {
-		t.Error("a short read counts")
-	}
-	p.moved(4<<20, time.Millisecond)
-	p.moved(4<<20, time.Second)
-	if !p.isFast() {
-		t.Error("the fastest does not count")
-	}
+	p := pace{transport.Best{Answers: 1, Delay: time.Millisecond, Speed: 1 << 30}}
 	of := &part{size: 4 << 20, count: 100, next: 97}
 	if n := p.units(of, 160<<20); n != 3 {
 		t.Errorf("%d units at a part's end", n)
@@ -78,9 +63,5 @@ func TestPaceBounds(t *testing.T) {
 	of.next = 0
 	if n := p.units(of, 32<<20); n != 2 {
 		t.Errorf("%d units of 4 MiB in a quarter of 32 MiB", n)
-	}
-	p.answered(5 * time.Millisecond)
-	if p.delay != time.Millisecond {
-		t.Error("the shortest delay does not count")
 	}
 }

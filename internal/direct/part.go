@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -29,15 +30,20 @@ type part struct {
 	read     int           // the first unit that was not read
 	streamed bool          // one goroutine fills the units that were not begun yet
 	units    map[int]*unit // begun or waited for, and not yet read
+	left     bool          // its reader was closed before its end
+	ctx      context.Context
+	stop     context.CancelFunc // ends ctx; nil until a unit was begun
 }
 
 // unit is a stretch of a part on its way. data and err may be read when
 // done is closed.
 type unit struct {
-	done   chan struct{}
-	data   []byte // payload where the part is one unit, else stored bytes
-	err    error
-	weight int64 // memory, once it was begun
+	done chan struct{}
+	data []byte // payload where the part is one unit, else stored bytes
+	err  error
+	// Under Payloads.mu.
+	weight  int64 // memory, once it was begun
+	fetched bool  // a fetcher brings it, or has
 }
 
 // plan cuts a part into units. A frame that fits with what it decodes to
@@ -151,9 +157,10 @@ func (p *part) finish(i int, stored []byte, m *memory) ([]byte, error) {
 	if p.Encoding == layout.Raw {
 		return stored, nil
 	}
-	data := m.get(p.Length)
-	data, err := zstdframe.Decode(data[:0], stored, p.Length)
+	room := m.get(p.Length)
+	data, err := zstdframe.Decode(room[:0], stored, p.Length)
 	if err != nil {
+		m.put(room)
 		return nil, fmt.Errorf("%w: %w", p.wrong(), err)
 	}
 	m.put(stored)

@@ -109,13 +109,54 @@ func (r *reader) Close() error {
 	if r.err == nil {
 		r.err = errors.New("read of a closed payload")
 	}
+	r.d.leave(r.part, r.end)
+	r.part = r.end
 	return nil
+}
+
+// leave gives up parts [from, to), which nobody will read: what was fetched
+// of them is thrown away, and the rest is not fetched.
+func (d *Payloads) leave(from, to int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.parts[from:to] {
+		p.left = true
+		if p.stop != nil {
+			p.stop()
+		}
+		for i, u := range p.units {
+			select {
+			case <-u.done:
+				d.takeBackLocked(p, i)
+			default:
+				if !u.fetched {
+					d.takeBackLocked(p, i)
+				}
+			}
+		}
+	}
+	d.head = max(d.head, to)
+	d.changed.Broadcast()
+	d.dispatchLocked()
+}
+
+// takeBackLocked takes back the memory of unit i, which is not read.
+func (d *Payloads) takeBackLocked(p *part, i int) {
+	u := p.units[i]
+	if u.data != nil {
+		d.memory.put(u.data)
+	}
+	d.free += u.weight
+	delete(p.units, i)
 }
 
 // passed makes part i the head.
 func (d *Payloads) passed(i int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if p := d.parts[i-1]; p.stop != nil {
+		p.stop() // it only frees what belongs to the context
+	}
 	d.head = i
 	d.dispatchLocked()
 }

@@ -39,7 +39,8 @@ type source struct {
 type fault struct {
 	err   error
 	cut   int64 // end after so many bytes
-	flip  bool  // change the first byte
+	flip  bool  // change a byte
+	at    int64 // which one
 	stall bool  // bring nothing more instead of ending
 }
 
@@ -61,7 +62,8 @@ func (s *source) OpenBlob(ctx context.Context, digest string, size, off, n int64
 		data = data[off : off+n]
 	}
 	if f.flip {
-		data = append([]byte{data[0] ^ 1}, data[1:]...)
+		data = bytes.Clone(data)
+		data[f.at] ^= 1
 	}
 	var r io.Reader = bytes.NewReader(data)
 	if f.stall {
@@ -200,6 +202,9 @@ var ofEachKind = sync.OnceValue(func() *stock {
 
 // read compares all files with what they must be.
 func (s *stock) read(opts Options) error {
+	if opts.tardy == 0 {
+		opts.tardy = 10 * time.Second // where the machine is slow requests are not
+	}
 	d := New(s.src, s.files, opts)
 	defer d.Close()
 	for i, f := range s.files {

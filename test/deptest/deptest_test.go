@@ -49,7 +49,7 @@ var allowed = map[string][]string{
 	"fs": {"internal/crashpoint", "snapshot/sparse"},
 
 	// Payloads in order, straight from the same kind of interface.
-	"internal/direct": {"internal/zstdframe", "snapshot/layout"},
+	"internal/direct": {"internal/transport", "internal/zstdframe", "snapshot/layout"},
 
 	// Where log lines go.
 	"internal/logging": {"internal/text"},
