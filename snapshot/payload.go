@@ -15,6 +15,10 @@ import (
 
 // DownloaderPayloads reads payloads straight from a registry's
 // repository, whole blobs one after another, and keeps nothing.
+//
+// It is for programs that have nothing but a Downloader: a request that
+// breaks off ends the read, and there is one at a time. The epochfs program
+// reads through its own transport, which goes on where a request broke.
 func DownloaderPayloads(dl Downloader, name string) Payloads {
 	return &blobPayloads{dl: dl, name: name}
 }
