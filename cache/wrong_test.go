@@ -238,7 +238,6 @@ func TestFoundByCopy(t *testing.T) {
 		f := find(t, dir, a, src, Options{before: disk.before})
 		e := f.h.entry
 		e.asked.Store(true) // nobody hashes it
-		e.link.proven = true
 		checkRead(t, f.h, a.flat, 0, int(f.place(1)))
 		f.read(t, f.place(1))
 		f.h.Prefetch()
