@@ -1,0 +1,184 @@
+// Package guesttest makes disks of guests with the real tools, and compares
+// what is read from them with what the kernel shows.
+package guesttest
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
+)
+
+// Bytes is an image in memory.
+type Bytes []byte
+
+// Size returns the number of bytes.
+func (b Bytes) Size() int64 { return int64(len(b)) }
+
+// ReadAt copies bytes.
+func (b Bytes) ReadAt(p []byte, off int64) (int, error) {
+	n, err := vfs.Clip(p, off, b.Size())
+	if n > 0 {
+		copy(p[:n], b[off:])
+	}
+	return n, err
+}
+
+// File is an image in a file. It is closed at the end of the test.
+func File(t testing.TB, name string) vfs.Image {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &fileImage{f, info.Size()}
+}
+
+type fileImage struct {
+	io.ReaderAt
+	size int64
+}
+
+func (f *fileImage) Size() int64 { return f.size }
+
+// Counting is an image behind a cache of 64 KiB pages without an end, as the
+// sandbox has one, and counts what the cache fetches.
+type Counting struct {
+	vfs.Image
+	mu    sync.Mutex
+	pages map[int64]bool
+	// Trips are the round trips: a Prefetch is one, and a ReadAt that misses
+	// is one. Ranges are the requests in them. Bytes is what was fetched.
+	Trips, Ranges int
+	Bytes         int64
+	// Log has a line for each trip.
+	Log []string
+}
+
+// Count returns an image that counts its reads.
+func Count(img vfs.Image) *Counting { return &Counting{Image: img, pages: map[int64]bool{}} }
+
+// ReadAt counts the pages that were not fetched before.
+func (c *Counting) ReadAt(p []byte, off int64) (int, error) {
+	c.fetch("read", []vfs.Extent{{Offset: off, Length: int64(len(p))}})
+	return c.Image.ReadAt(p, off)
+}
+
+// Prefetch fetches all ranges in one round trip.
+func (c *Counting) Prefetch(ranges []vfs.Extent) { c.fetch("prefetch", ranges) }
+
+func (c *Counting) fetch(what string, ranges []vfs.Extent) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var bytes int64
+	count, last := 0, int64(-2)
+	for _, r := range ranges {
+		for page := r.Offset / vfs.PageSize; page*vfs.PageSize < r.Offset+r.Length; page++ {
+			if c.pages[page] || page*vfs.PageSize >= c.Size() {
+				continue
+			}
+			c.pages[page] = true
+			bytes += min(vfs.PageSize, c.Size()-page*vfs.PageSize)
+			if page != last+1 {
+				count++
+			}
+			last = page
+		}
+	}
+	if count == 0 {
+		return
+	}
+	c.Trips++
+	c.Ranges += count
+	c.Bytes += bytes
+	c.Log = append(c.Log, fmt.Sprintf("%s: %d ranges, %d KiB, from %d", what, count, bytes>>10, ranges[0].Offset))
+}
+
+// Run runs a program and returns its standard output.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "LC_ALL=C")
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	if !strings.Contains(name, "/") {
+		if path := find(name); path != "" {
+			cmd.Path, cmd.Err = path, nil
+		}
+	}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, errs.String())
+	}
+	return string(out)
+}
+
+// find looks for a program also where root's programs are.
+func find(name string) string {
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// Sparse makes a file of holes.
+func Sparse(t testing.TB, size int64) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "disk")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// Mount mounts an image over a loop device, until the test ends or the
+// returned function is called.
+func Mount(t testing.TB, image, kind, options string) (dir string, unmount func()) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "guesttest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if options != "" {
+		options = "," + options
+	}
+	Run(t, "mount", "-t", kind, "-o", "loop"+options, image, dir)
+	var once sync.Once
+	unmount = func() {
+		once.Do(func() {
+			Run(t, "umount", dir)
+			os.Remove(dir)
+		})
+	}
+	t.Cleanup(unmount)
+	return dir, unmount
+}
+
+// Copy copies a file, sparsely.
+func Copy(t testing.TB, from string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "copy")
+	Run(t, "cp", "--sparse=always", from, to)
+	return to
+}
