@@ -34,6 +34,10 @@ const (
 // superblock names no number.
 const defaultFastBlocks = 256
 
+// minJournal is how many blocks the rest of the journal has at least
+// (JBD2_MIN_JOURNAL_BLOCKS); else it has no fast commits.
+const minJournal = 1024
+
 // journalLog is the journal as a ring of blocks, from first to end.
 type journalLog struct {
 	f          *FS
@@ -100,6 +104,9 @@ func (f *FS) openLog() (*journalLog, error) {
 	if l.incompat&journalFastCommit != 0 {
 		if l.fastBlocks = int64(be.Uint32(b[0x54:])); l.fastBlocks == 0 {
 			l.fastBlocks = defaultFastBlocks
+		}
+		if l.end-l.fastBlocks < minJournal {
+			l.fastBlocks = 0
 		}
 		l.end -= l.fastBlocks
 	}
@@ -267,10 +274,11 @@ func (l *journalLog) revoked(b []byte, visit func(block uint64) error) error {
 // fastCommits reports whether the fast commits in the journal follow the
 // transaction before sequence. Each begins with a head that names it.
 func (l *journalLog) fastCommits(sequence uint32) (bool, error) {
-	if l.fastBlocks == 0 {
+	if l.fastBlocks < 2 {
 		return false, nil
 	}
-	b, err := l.f.journalBlock(l.inode, l.end)
+	// The first of the blocks is not used.
+	b, err := l.f.journalBlock(l.inode, l.end+1)
 	if err != nil {
 		return false, err
 	}
