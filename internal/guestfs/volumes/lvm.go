@@ -45,7 +45,7 @@ func logicalVolumes(all []vfs.Volume) ([]vfs.Volume, error) {
 		pages := vfs.NewPages(v.Image)
 		pv, text, err := readPhysical(pages)
 		if errors.Is(err, vfs.ErrDamaged) {
-			all[k].Type = lvmDamaged // the other volumes can be read
+			all[k].Type = LVMDamaged // the other volumes can be read
 			continue
 		}
 		if err != nil {
@@ -75,7 +75,7 @@ func logicalVolumes(all []vfs.Volume) ([]vfs.Volume, error) {
 		more, err := volumesOf(g, pvs, all)
 		if errors.Is(err, vfs.ErrDamaged) {
 			for _, pv := range pvs {
-				all[pv.index].Type = lvmDamaged
+				all[pv.index].Type = LVMDamaged
 			}
 			continue
 		}

@@ -10,18 +10,21 @@ import (
 )
 
 const (
-	unknown = "unknown"
+	// Unknown is the type of what is not recognized.
+	Unknown = "unknown"
 	lvm     = "lvm"
 
-	lvmDamaged = "lvm damaged"
+	// LVMDamaged is the type of a physical volume whose metadata cannot be
+	// read.
+	LVMDamaged = "lvm damaged"
 )
 
-// probeSize is as much of a volume as the magic numbers need: that of btrfs
+// ProbeSize is as much of a volume as the magic numbers need: that of btrfs
 // is the last one.
-const probeSize = 68 << 10
+const ProbeSize = 68 << 10
 
 func readHead(img vfs.Image) ([]byte, error) {
-	head := make([]byte, min(probeSize, img.Size()))
+	head := make([]byte, min(ProbeSize, img.Size()))
 	return head, vfs.ReadFull(img, head, 0)
 }
 
@@ -78,7 +81,7 @@ func Probe(head []byte) (kind, label string) {
 	if label, ok := probeFAT(at(0, sector)); ok {
 		return "vfat", label
 	}
-	return unknown, ""
+	return Unknown, ""
 }
 
 func signatureLabel(kind string, at func(offset, n int) []byte) string {

@@ -47,7 +47,7 @@ func List(disk vfs.Image) ([]vfs.Volume, error) {
 	for _, p := range parts {
 		image := vfs.Section(disk, p.offset, p.size)
 		all = append(all, vfs.Volume{Name: fmt.Sprintf("p%d", p.number), Offset: p.offset, Size: image.Size(), Image: image})
-		hints = append(hints, vfs.Extent{Offset: p.offset, Length: probeSize})
+		hints = append(hints, vfs.Extent{Offset: p.offset, Length: ProbeSize})
 	}
 	pages.Prefetch(hints)
 	for k := range all {
@@ -81,7 +81,7 @@ func table(disk *vfs.Pages) ([]partition, error) {
 		return nil, err
 	}
 	// The boot sectors of FAT and NTFS end as an MBR does.
-	if kind, _ := Probe(first); first[510] != 0x55 || first[511] != 0xaa || kind != unknown {
+	if kind, _ := Probe(first); first[510] != 0x55 || first[511] != 0xaa || kind != Unknown {
 		return nil, nil
 	}
 	entries := mbrEntries(first)

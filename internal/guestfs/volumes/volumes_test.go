@@ -190,10 +190,10 @@ func TestProbe(t *testing.T) {
 			}
 		})
 	}
-	if all := list(t, guesttest.Bytes(make([]byte, 1<<20))); len(all) != 1 || all[0].Type != unknown {
+	if all := list(t, guesttest.Bytes(make([]byte, 1<<20))); len(all) != 1 || all[0].Type != Unknown {
 		t.Errorf("an empty disk: %+v", all)
 	}
-	if all := list(t, guesttest.Bytes(nil)); len(all) != 1 || all[0].Type != unknown {
+	if all := list(t, guesttest.Bytes(nil)); len(all) != 1 || all[0].Type != Unknown {
 		t.Errorf("no disk: %+v", all)
 	}
 }
