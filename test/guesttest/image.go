@@ -109,7 +109,7 @@ func (c *Counting) fetch(what string, ranges []vfs.Extent) {
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
-	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "LC_ALL=C")
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "LC_ALL=C.UTF-8", "TZ=UTC")
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	if !strings.Contains(name, "/") {

@@ -10,12 +10,11 @@
 //
 // Memory: 16 MiB of pages, 16 bytes for each block in the journal (at most
 // MaxReplayed), 4 MiB while the journal is read, and one directory's numbers
-// of inodes (at most maxRecent).
+// of inodes (at most 65,536).
 package ext4
 
 import (
 	"fmt"
-	"sync"
 
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
 )
@@ -31,8 +30,7 @@ type FS struct {
 	journal replayed
 	state   string
 
-	mu     sync.Mutex
-	recent recent
+	neighbours vfs.Neighbours
 }
 
 var (

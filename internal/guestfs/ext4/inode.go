@@ -89,7 +89,7 @@ func (f *FS) inode(number uint64) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.prefetchRecent(uint32(number), block)
+	f.prefetchNeighbours(number, block)
 	b, err := f.block(block)
 	if err != nil {
 		return nil, err

@@ -7,69 +7,44 @@ import (
 )
 
 const (
-	// maxRecent bounds how many inodes of the directory that was read last
-	// are remembered.
-	maxRecent = 1 << 16
-	// recentWindow is how many of them are asked for at once.
-	recentWindow = 4096
 	// maxTables bounds the inode tables that are asked for at once.
 	maxTables = 24 << 20
 	// maxTree bounds the directories that PrefetchTree visits.
 	maxTree = 1 << 18
 )
 
-// recent are the inodes of the directory that was read last. Whoever stats
-// one of them will want its neighbours, too.
-type recent struct {
-	position map[uint32]int
-	inodes   []uint32
-	asked    int // so many of inodes have been asked for
-}
-
 // remember takes the inodes of a directory's entries.
 func (f *FS) remember(i *inode) error {
-	r := recent{position: map[uint32]int{}}
-	err := f.entries(i, func(e dirent) error {
-		if len(r.inodes) == maxRecent {
-			return errFound
+	return f.neighbours.Remember(func(add func(uint64) bool) error {
+		err := f.entries(i, func(e dirent) error {
+			if !add(e.Inode) {
+				return errFound
+			}
+			return nil
+		})
+		if err == errFound {
+			return nil
 		}
-		r.position[uint32(e.Inode)] = len(r.inodes)
-		r.inodes = append(r.inodes, uint32(e.Inode))
-		return nil
-	})
-	if err != nil && err != errFound {
 		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.recent = r
-	return nil
+	})
 }
 
-// prefetchRecent asks for the inodes that follow one in the directory that was
-// read last, if that one's block is not in memory.
-func (f *FS) prefetchRecent(number uint32, block uint64) {
-	f.mu.Lock()
-	at, ok := f.recent.position[number]
-	if !ok || at < f.recent.asked || f.pages.Has(int64(block)*f.blockSize) {
-		f.mu.Unlock()
-		return
+// prefetchNeighbours asks for the inodes that follow one in the directory that
+// was read last, if that one's block is not in memory.
+func (f *FS) prefetchNeighbours(number uint64, block uint64) {
+	if !f.pages.Has(int64(block) * f.blockSize) {
+		f.prefetchInodes(f.neighbours.Next(number))
 	}
-	end := min(len(f.recent.inodes), at+recentWindow)
-	wanted := f.recent.inodes[at:end]
-	f.recent.asked = end
-	f.mu.Unlock()
-	f.prefetchInodes(wanted)
 }
 
 // prefetchInodes asks for the blocks that hold inodes.
-func (f *FS) prefetchInodes(numbers []uint32) {
+func (f *FS) prefetchInodes(numbers []uint64) {
 	sorted := slices.Clone(numbers)
 	slices.Sort(sorted)
 	var hints []vfs.Extent
 	f.prefetchDescriptors(sorted)
 	for _, n := range sorted {
-		if block, _, err := f.locate(n); err == nil {
+		if block, _, err := f.locate(uint32(n)); err == nil {
 			hints = f.appendBlock(hints, block)
 		}
 	}
@@ -87,13 +62,13 @@ func (f *FS) appendBlock(hints []vfs.Extent, block uint64) []vfs.Extent {
 }
 
 // prefetchDescriptors asks for the descriptors of the groups of sorted inodes.
-func (f *FS) prefetchDescriptors(sorted []uint32) {
+func (f *FS) prefetchDescriptors(sorted []uint64) {
 	var hints []vfs.Extent
 	for _, n := range sorted {
-		if n == 0 || n > f.inodes {
+		if n == 0 || n > uint64(f.inodes) {
 			continue
 		}
-		block, _ := f.descriptor(uint64(n-1) / uint64(f.inodesPerGroup))
+		block, _ := f.descriptor((n - 1) / uint64(f.inodesPerGroup))
 		hints = f.appendBlock(hints, block)
 	}
 	f.pages.Prefetch(hints)
@@ -112,8 +87,8 @@ func (f *FS) PrefetchTree(dir uint64) error {
 			return nil
 		}
 	}
-	seen := map[uint32]bool{uint32(dir): true}
-	level := []uint32{uint32(dir)}
+	seen := map[uint64]bool{dir: true}
+	level := []uint64{dir}
 	for len(level) > 0 {
 		f.prefetchInodes(level)
 		dirs, err := f.directories(level)
@@ -124,10 +99,9 @@ func (f *FS) PrefetchTree(dir uint64) error {
 		level = level[:0]
 		for _, i := range dirs {
 			err := f.entries(i, func(e dirent) error {
-				n := uint32(e.Inode)
-				if !seen[n] && len(seen) < maxTree {
-					seen[n] = true
-					level = append(level, n)
+				if !seen[e.Inode] && len(seen) < maxTree {
+					seen[e.Inode] = true
+					level = append(level, e.Inode)
 				}
 				return nil
 			})
@@ -140,9 +114,9 @@ func (f *FS) PrefetchTree(dir uint64) error {
 }
 
 // directories returns those of the inodes that are directories.
-func (f *FS) directories(numbers []uint32) (dirs []*inode, err error) {
+func (f *FS) directories(numbers []uint64) (dirs []*inode, err error) {
 	for _, n := range numbers {
-		i, err := f.inode(uint64(n))
+		i, err := f.inode(n)
 		if err != nil {
 			return nil, err
 		}
