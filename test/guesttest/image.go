@@ -119,7 +119,7 @@ func Run(t testing.TB, name string, args ...string) string {
 	}
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, errs.String())
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, tail(errs.String()))
 	}
 	return string(out)
 }
@@ -182,3 +182,6 @@ func Copy(t testing.TB, from string) string {
 	Run(t, "cp", "--sparse=always", from, to)
 	return to
 }
+
+// tail shortens a program's explanation of its flags.
+func tail(text string) string { return text[:min(len(text), 500)] }
