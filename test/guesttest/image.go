@@ -137,10 +137,22 @@ func find(name string) string {
 	return ""
 }
 
+// tempDir is a directory in memory, if there is one: file systems in loop
+// devices are synced all the time.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "guesttest")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // Sparse makes a file of holes.
 func Sparse(t testing.TB, size int64) string {
 	t.Helper()
-	name := filepath.Join(t.TempDir(), "disk")
+	name := filepath.Join(tempDir(t), "disk")
 	f, err := os.Create(name)
 	if err != nil {
 		t.Fatal(err)
@@ -178,7 +190,7 @@ func Mount(t testing.TB, image, kind, options string) (dir string, unmount func(
 // Copy copies a file, sparsely.
 func Copy(t testing.TB, from string) string {
 	t.Helper()
-	to := filepath.Join(t.TempDir(), "copy")
+	to := filepath.Join(tempDir(t), "copy")
 	Run(t, "cp", "--sparse=always", from, to)
 	return to
 }

@@ -20,12 +20,15 @@ type Contents struct {
 	Large int
 	// NoXattrs, NoDevices and NoLinks leave out what a format does not have.
 	NoXattrs, NoDevices, NoLinks bool
+	// Plain leaves out what Windows has not: permissions, odd names and links
+	// to any text.
+	Plain bool
 }
 
 // Populate fills a directory with files of each kind.
 func Populate(t testing.TB, dir string, c Contents) {
 	t.Helper()
-	p := &populating{t: t, dir: dir, random: rand.New(rand.NewSource(1))}
+	p := &populating{t: t, dir: dir, random: rand.New(rand.NewSource(1)), plain: c.Plain}
 	p.files(c.Large)
 	p.directories(c.Many)
 	if !c.NoLinks {
@@ -43,6 +46,7 @@ type populating struct {
 	t      testing.TB
 	dir    string
 	random *rand.Rand
+	plain  bool
 }
 
 func (p *populating) path(name string) string { return filepath.Join(p.dir, name) }
@@ -72,8 +76,10 @@ func (p *populating) files(large int) {
 		p.file(fmt.Sprintf("size-%d", size), size)
 	}
 	p.file("large", large)
-	p.must(os.Chmod(p.path("size-59"), 0o4755))
-	p.must(os.Chmod(p.path("size-60"), 0o2751))
+	if !p.plain {
+		p.must(os.Chmod(p.path("size-59"), 0o4755))
+		p.must(os.Chmod(p.path("size-60"), 0o2751))
+	}
 	f, err := os.Create(p.path("sparse"))
 	p.must(err)
 	for _, at := range []int64{5000, 1 << 20, 5<<20 + 123, 70 << 20} {
@@ -129,7 +135,10 @@ func (p *populating) directories(many int) {
 	p.must(os.Mkdir(p.path("sticky"), 0o777))
 	p.must(unix.Chmod(p.path("sticky"), 0o1777))
 	p.file("a/"+strings.Repeat("n", 255), 10)
-	p.file("a/ä ö\t\"ü\\ß", 10)
+	p.file("a/ä ö ü ß", 10)
+	if !p.plain {
+		p.file("a/tab\tquote\"backslash\\", 10)
+	}
 	p.must(os.Mkdir(p.path("many"), 0o755))
 	for k := range many {
 		p.file(fmt.Sprintf("many/%d-%s", k, strings.Repeat("x", k%40)), k%7*10)

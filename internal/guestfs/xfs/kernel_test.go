@@ -20,7 +20,7 @@ var variants = []struct{ name, options string }{
 	{"inodes of 2k", "-i size=2048"},
 	{"directories of 64k", "-n size=64k"},
 	{"blocks of 1k, directories of 8k", "-b size=1024 -n size=8k"},
-	{"large counters", "-i nrext64=1"},
+	{"large counters", "-i nrext64=1 -l size=17m"},
 	{"no bigtime", "-m bigtime=0"},
 	{"reverse map", "-m rmapbt=1,reflink=0"},
 	{"many groups", "-d agcount=5"},
@@ -63,8 +63,11 @@ func more(t *testing.T, dir string) {
 func make1(t testing.TB, options string) string {
 	t.Helper()
 	disk := guesttest.Sparse(t, 96<<20)
+	if !strings.Contains(options, "-l ") {
+		options += " -l size=10m"
+	}
 	guesttest.Run(t, "env", append(append([]string{"TEST_DIR=x", "TEST_DEV=x", "QA_CHECK_FS=x",
-		"/usr/sbin/mkfs.xfs", "-q", "-L", "label", "-l", "size=10m"}, strings.Fields(options)...), disk)...)
+		"/usr/sbin/mkfs.xfs", "-q", "-L", "label"}, strings.Fields(options)...), disk)...)
 	return disk
 }
 
