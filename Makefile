@@ -21,7 +21,8 @@ export CGO_ENABLED ?= 1
 
 # command:packages, for the demo and for the tests
 DEMO_NEEDS = fusermount3:fuse3 mkfs.ext4:e2fsprogs
-TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry losetup:mount setpriv:util-linux
+TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry losetup:mount setpriv:util-linux \
+	qemu-img:qemu-utils mkfs.xfs:xfsprogs mkfs.fat:dosfstools mcopy:mtools ntfs-3g:ntfs-3g pvcreate:lvm2 sfdisk:fdisk sgdisk:gdisk
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
@@ -75,9 +76,10 @@ fuzz:
 		done; \
 	done
 
-# Mounts under all kinds of faults, as root.
+# Mounts under all kinds of faults, and damaged disks of guests, as root.
 soak: demo-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-X main.version=other' -o bin/epochfs-other ./cmd/epochfs
+	EPOCHFS_DAMAGED_IMAGES=2000 $(GO) test -count=1 -timeout 60m -run TestDamage ./internal/guestfs/...
 	$(GO) run -buildvcs=false ./test/soak -epochfs bin/epochfs -other bin/epochfs-other -for $(SOAKTIME)
 
 # Everything that a package has. mount(8) finds its helper in /sbin alone.

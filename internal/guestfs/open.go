@@ -4,18 +4,31 @@ import (
 	"fmt"
 
 	"github.com/cocoonstack/epochfs/internal/guestfs/ext4"
+	"github.com/cocoonstack/epochfs/internal/guestfs/fat"
+	"github.com/cocoonstack/epochfs/internal/guestfs/ntfs"
 	"github.com/cocoonstack/epochfs/internal/guestfs/qcow2"
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
 	"github.com/cocoonstack/epochfs/internal/guestfs/volumes"
+	"github.com/cocoonstack/epochfs/internal/guestfs/xfs"
 )
 
 // openers open the formats that can be read, by the names that
 // volumes.Probe gives them.
 var openers = map[string]func(Image) (FS, error){
-	"ext2": openExt, "ext3": openExt, "ext4": openExt,
+	"ext2": as(ext4.Open), "ext3": as(ext4.Open), "ext4": as(ext4.Open),
+	"vfat": as(fat.Open), "xfs": as(xfs.Open), "ntfs": as(ntfs.Open),
 }
 
-func openExt(img Image) (FS, error) { return ext4.Open(img) }
+// as makes an opener of a package's Open.
+func as[T FS](open func(Image) (T, error)) func(Image) (FS, error) {
+	return func(img Image) (FS, error) {
+		fsys, err := open(img)
+		if err != nil {
+			return nil, err
+		}
+		return fsys, nil
+	}
+}
 
 // Volumes returns the partitions of a raw disk and after them its logical
 // volumes. A disk without a partition table is one volume.

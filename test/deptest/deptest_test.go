@@ -54,9 +54,15 @@ var allowed = map[string][]string{
 	// Guests' disks: hostile bytes in, files out. No HTTP, no paths.
 	"internal/guestfs/vfs":     nil,
 	"internal/guestfs/ext4":    {"internal/guestfs/vfs"},
+	"internal/guestfs/fat":     {"internal/guestfs/vfs"},
+	"internal/guestfs/ntfs":    {"internal/guestfs/vfs"},
 	"internal/guestfs/qcow2":   {"internal/guestfs/vfs"},
+	"internal/guestfs/xfs":     {"internal/guestfs/vfs"},
 	"internal/guestfs/volumes": {"internal/guestfs/ext4", "internal/guestfs/vfs"},
-	"internal/guestfs":         {"internal/guestfs/ext4", "internal/guestfs/qcow2", "internal/guestfs/vfs", "internal/guestfs/volumes"},
+	"internal/guestfs": {
+		"internal/guestfs/ext4", "internal/guestfs/fat", "internal/guestfs/ntfs", "internal/guestfs/qcow2",
+		"internal/guestfs/vfs", "internal/guestfs/volumes", "internal/guestfs/xfs",
+	},
 
 	// Where log lines go.
 	"internal/logging": {"internal/text"},

@@ -23,12 +23,14 @@ type Contents struct {
 	// Plain leaves out what Windows has not: permissions, odd names and links
 	// to any text.
 	Plain bool
+	// Zeros fills files with zeros, so that all other bytes are metadata.
+	Zeros bool
 }
 
 // Populate fills a directory with files of each kind.
 func Populate(t testing.TB, dir string, c Contents) {
 	t.Helper()
-	p := &populating{t: t, dir: dir, random: rand.New(rand.NewSource(1)), plain: c.Plain}
+	p := &populating{t: t, dir: dir, random: rand.New(rand.NewSource(1)), plain: c.Plain, zeros: c.Zeros}
 	p.files(c.Large)
 	p.directories(c.Many)
 	if !c.NoLinks {
@@ -47,6 +49,7 @@ type populating struct {
 	dir    string
 	random *rand.Rand
 	plain  bool
+	zeros  bool
 }
 
 func (p *populating) path(name string) string { return filepath.Join(p.dir, name) }
@@ -60,7 +63,9 @@ func (p *populating) must(err error) {
 
 func (p *populating) bytes(n int) []byte {
 	b := make([]byte, n)
-	p.random.Read(b)
+	if !p.zeros {
+		p.random.Read(b)
+	}
 	return b
 }
 

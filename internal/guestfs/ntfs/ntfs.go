@@ -46,8 +46,12 @@ type FS struct {
 	mft                     *stream
 	describe                func() vfs.Description
 
-	mu   sync.Mutex
-	last *unit // the compression unit that was read last
+	mu sync.Mutex
+	// What was read last: reading a file asks for it again and again.
+	last       *unit
+	lastRecord *record
+	lastFile   *record
+	lastStream *stream
 }
 
 var _ vfs.FS = (*FS)(nil)
@@ -252,6 +256,12 @@ func (f *FS) file(inode uint64) (*record, *stream, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	f.mu.Lock()
+	if f.lastFile == r {
+		defer f.mu.Unlock()
+		return r, f.lastStream, nil
+	}
+	f.mu.Unlock()
 	info := vfs.Info{Type: vfs.Regular}
 	if err := f.special(r, &info); err != nil {
 		return nil, nil, err
@@ -269,6 +279,9 @@ func (f *FS) file(inode uint64) (*record, *stream, error) {
 	if s.flags&flagEncrypted != 0 {
 		return nil, nil, fmt.Errorf("inode %d is encrypted: %w", inode, vfs.ErrUnsupported)
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lastFile, f.lastStream = r, s
 	return r, s, nil
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // mount mounts by ntfs-3g, which needs no loop device.
-func mount(t *testing.T, disk, options string) (dir string, unmount func()) {
+func mount(t testing.TB, disk, options string) (dir string, unmount func()) {
 	t.Helper()
 	dir = t.TempDir()
 	guesttest.Run(t, "ntfs-3g", "-o", options, disk, dir)
@@ -74,7 +74,7 @@ func TestAsNtfs3g(t *testing.T) {
 
 // compressed makes files in a directory whose files are compressed: some that
 // are smaller for it, some that are not, and some in between.
-func compressed(t *testing.T, dir string) {
+func compressed(t testing.TB, dir string) {
 	t.Helper()
 	dir = filepath.Join(dir, "compressed")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -103,7 +103,7 @@ func compressed(t *testing.T, dir string) {
 }
 
 // hardLinks gives a file so many names that they need records of their own.
-func hardLinks(t *testing.T, dir string) {
+func hardLinks(t testing.TB, dir string) {
 	t.Helper()
 	for n := range 60 {
 		if err := os.Link(filepath.Join(dir, "large"), filepath.Join(dir, "a", fmt.Sprintf("%s-%d", strings.Repeat("link", 20), n))); err != nil {

@@ -181,6 +181,12 @@ func (f *FS) record(number uint64) (*record, error) {
 
 // existing returns a file that is in use.
 func (f *FS) existing(number uint64) (*record, error) {
+	f.mu.Lock()
+	if r := f.lastRecord; r != nil && r.number == number {
+		f.mu.Unlock()
+		return r, nil
+	}
+	f.mu.Unlock()
 	r, err := f.record(number)
 	if err != nil {
 		return nil, err
@@ -188,6 +194,9 @@ func (f *FS) existing(number uint64) (*record, error) {
 	if !r.inUse || r.base != 0 {
 		return nil, damaged("record %d is not that of a file", number)
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lastRecord = r
 	return r, nil
 }
 

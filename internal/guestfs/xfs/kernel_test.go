@@ -28,7 +28,7 @@ var variants = []struct{ name, options string }{
 
 // more fills what Populate does not reach: attributes in trees and in blocks
 // of their own, and files whose extents need a tree.
-func more(t *testing.T, dir string) {
+func more(t testing.TB, dir string) {
 	t.Helper()
 	name := filepath.Join(dir, "attributes in a tree")
 	if err := os.WriteFile(name, nil, 0o644); err != nil {
