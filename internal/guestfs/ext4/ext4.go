@@ -8,9 +8,9 @@
 // are not compared, since the guest makes them too; those of the journal are,
 // since they show where it ends.
 //
-// Memory: 16 MiB of pages, 16 bytes for each block in the journal (at most
-// MaxReplayed), 4 MiB while the journal is read, and one directory's numbers
-// of inodes (at most 65,536).
+// Memory: 16 MiB of pages, 16 bytes for each replayed block of the journal (at
+// most MaxReplayed; while it is read, 40 MiB at the worst), and one directory's
+// numbers of inodes (at most 65,536).
 package ext4
 
 import (

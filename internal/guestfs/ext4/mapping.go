@@ -190,7 +190,13 @@ func (f *FS) Extents(number uint64, visit func(vfs.Extent) error) error {
 		return visit(vfs.Extent{Length: i.size})
 	}
 	var open vfs.Extent
+	mapped := uint64(0)
 	err = f.runs(i, 0, f.blocksIn(i), func(block int64, r run) error {
+		// Blocks of pointers may be shared, and make a file as long as the
+		// format allows out of a few.
+		if mapped += uint64(r.count); mapped > f.blocks {
+			return fmt.Errorf("%w: ext4 inode %d has more blocks than there are", vfs.ErrDamaged, number)
+		}
 		next := vfs.Extent{Offset: block * f.blockSize, Length: r.count * f.blockSize}
 		next.Length = min(next.Length, i.size-next.Offset)
 		if open.Length > 0 && open.Offset+open.Length == next.Offset {

@@ -9,6 +9,8 @@ import (
 const (
 	// maxTables bounds the inode tables that are asked for at once.
 	maxTables = 24 << 20
+	// maxBatch bounds the inodes that are looked at together, in bytes.
+	maxBatch = 4 << 20
 	// maxTree bounds the directories that PrefetchTree visits.
 	maxTree = 1 << 18
 )
@@ -88,27 +90,29 @@ func (f *FS) PrefetchTree(dir uint64) error {
 		}
 	}
 	seen := map[uint64]bool{dir: true}
-	level := []uint64{dir}
-	for len(level) > 0 {
-		f.prefetchInodes(level)
-		dirs, err := f.directories(level)
-		if err != nil {
-			return err
-		}
-		f.prefetchDirectories(dirs)
-		level = level[:0]
-		for _, i := range dirs {
-			err := f.entries(i, func(e dirent) error {
-				if !seen[e.Inode] && len(seen) < maxTree {
-					seen[e.Inode] = true
-					level = append(level, e.Inode)
-				}
-				return nil
-			})
+	for level := []uint64{dir}; len(level) > 0; {
+		var below []uint64
+		for batch := range slices.Chunk(level, max(1, min(4096, maxBatch/f.inodeSize))) {
+			f.prefetchInodes(batch)
+			dirs, err := f.directories(batch)
 			if err != nil {
 				return err
 			}
+			f.prefetchDirectories(dirs)
+			for _, i := range dirs {
+				err := f.entries(i, func(e dirent) error {
+					if !seen[e.Inode] && len(seen) < maxTree {
+						seen[e.Inode] = true
+						below = append(below, e.Inode)
+					}
+					return nil
+				})
+				if err != nil {
+					return err
+				}
+			}
 		}
+		level = below
 	}
 	return nil
 }
@@ -121,6 +125,7 @@ func (f *FS) directories(numbers []uint64) (dirs []*inode, err error) {
 			return nil, err
 		}
 		if i.kind() == vfs.Directory {
+			i.raw = slices.Clone(i.raw) // not to keep its whole page
 			dirs = append(dirs, i)
 		}
 	}
@@ -168,9 +173,8 @@ func (f *FS) allDirectories() (dirs []*inode, ok bool) {
 				break
 			}
 			if i.kind() == vfs.Directory && le.Uint16(i.raw[0x1a:]) > 0 && len(dirs) < maxTree {
-				c := *i
-				c.raw = slices.Clone(i.raw) // not to keep its whole page
-				dirs = append(dirs, &c)
+				i.raw = slices.Clone(i.raw) // not to keep its whole page
+				dirs = append(dirs, i)
 			}
 		}
 	}

@@ -10,8 +10,9 @@ import (
 )
 
 // MaxReplayed bounds the blocks of a journal that are replayed, and those that
-// it revokes: 2 GiB with blocks of 4 KiB, twice of what mke2fs makes.
-const MaxReplayed = 1 << 19
+// it revokes: 1 GiB with blocks of 4 KiB, the largest journal that mke2fs makes
+// unasked.
+const MaxReplayed = 1 << 18
 
 // unreplayable is the reason why a journal is not replayed, or not to its
 // end: the file system can be read, but shows an older state.

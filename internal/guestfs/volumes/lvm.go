@@ -20,9 +20,6 @@ type physical struct {
 	index int // of the volume
 }
 
-// maxMetadataAreas bounds the areas that a label may name (LVM makes 2).
-const maxMetadataAreas = 8
-
 // findLabel looks for LVM's label in the first four sectors.
 func findLabel(head []byte) (offset int, ok bool) {
 	for at := 0; at+sector <= min(len(head), 4*sector); at += sector {
@@ -38,12 +35,13 @@ func logicalVolumes(all []vfs.Volume) ([]vfs.Volume, error) {
 	var pvs []physical
 	var groups []section
 	names := map[string]int{} // of a group's id: its index in groups
+	left := uint64(maxText)
 	for k, v := range all {
 		if v.Type != lvm {
 			continue
 		}
 		pages := vfs.NewPages(v.Image)
-		pv, text, err := readPhysical(pages)
+		pv, text, err := readPhysical(pages, &left)
 		if errors.Is(err, vfs.ErrDamaged) {
 			all[k].Type = LVMDamaged // the other volumes can be read
 			continue
@@ -88,7 +86,7 @@ func logicalVolumes(all []vfs.Volume) ([]vfs.Volume, error) {
 }
 
 // readPhysical reads the label and the newest text of a physical volume.
-func readPhysical(pages *vfs.Pages) (physical, section, error) {
+func readPhysical(pages *vfs.Pages, left *uint64) (physical, section, error) {
 	head, err := pages.Bytes(0, int(min(4*sector, pages.Size())))
 	if err != nil {
 		return physical{}, nil, err
@@ -116,7 +114,7 @@ func readPhysical(pages *vfs.Pages) (physical, section, error) {
 		if lists == 0 {
 			continue
 		}
-		text, err := readArea(pages, offset, size)
+		text, err := readArea(pages, offset, size, left)
 		if err != nil {
 			return physical{}, nil, err
 		}
@@ -139,7 +137,7 @@ func seqno(text section) int64 {
 
 // readArea reads the text in a metadata area: a ring behind a sector that
 // says where the newest one begins.
-func readArea(pages *vfs.Pages, offset, size uint64) (section, error) {
+func readArea(pages *vfs.Pages, offset, size uint64, left *uint64) (section, error) {
 	if offset > math.MaxInt64/2 || size > math.MaxInt64/2 || int64(offset+size) > pages.Size() || size < 2*sector {
 		return nil, fmt.Errorf("%w: LVM metadata lies beyond the end", vfs.ErrDamaged)
 	}
@@ -154,9 +152,10 @@ func readArea(pages *vfs.Pages, offset, size uint64) (section, error) {
 	if length == 0 || start == 0 {
 		return section{}, nil // no group yet
 	}
-	if start < sector || start >= size || length > size-sector || length > maxText {
+	if start < sector || start >= size || length > size-sector || length > *left {
 		return nil, fmt.Errorf("%w: LVM metadata of %d bytes at %d of %d", vfs.ErrDamaged, length, start, size)
 	}
+	*left -= length
 	first := min(length, size-start)
 	b, err := pages.Bytes(int64(offset+start), int(first))
 	if err != nil {

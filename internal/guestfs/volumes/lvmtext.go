@@ -7,12 +7,13 @@ import (
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
 )
 
-// Bounds on LVM's text: its size (the area has 1 MiB by default), how deep
-// its sections are nested (volume groups need 4) and how many values it has.
+// Bounds on LVM's text: the size of all of a disk's (an area has 1 MiB by
+// default), how deep its sections are nested (volume groups need 4) and how
+// many values each has.
 const (
-	maxText   = 8 << 20
+	maxText   = 4 << 20
 	maxNested = 8
-	maxValues = 1 << 18
+	maxValues = 1 << 17
 )
 
 // section is a section of LVM's text: values are strings, int64s, lists of

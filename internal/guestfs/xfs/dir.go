@@ -261,45 +261,56 @@ func (f *FS) PrefetchTree(dir uint64) error {
 	}
 	seen := map[uint64]bool{dir: true}
 	for level := []uint64{dir}; len(level) > 0; {
-		slices.Sort(level)
-		f.prefetchInodes(level)
-		var dirs []*inode
-		var hints []vfs.Extent
-		for _, n := range level {
-			i, err := f.inode(n)
+		var below []uint64
+		for batch := range slices.Chunk(level, 4096) {
+			dirs, err := f.prefetchDirs(batch)
 			if err != nil {
 				return err
 			}
-			if i.kind() != vfs.Directory {
-				continue
-			}
-			i.raw = nil // the rest of it is not needed
-			dirs = append(dirs, i)
-			if i.data.format == formatLocal {
-				continue
-			}
-			err = f.runs(i, &i.data, 0, f.blocksIn(min(i.size, dirWindow)), func(_ int64, r run) error {
-				hints = append(hints, vfs.Extent{Offset: int64(r.physical) * f.blockSize, Length: r.count * f.blockSize})
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-		}
-		f.pages.Prefetch(hints)
-		level = level[:0]
-		for _, i := range dirs {
-			err := f.entries(i, func(e vfs.DirEntry) error {
-				if !seen[e.Inode] && len(seen) < maxTree {
-					seen[e.Inode] = true
-					level = append(level, e.Inode)
+			for _, i := range dirs {
+				err := f.entries(i, func(e vfs.DirEntry) error {
+					if !seen[e.Inode] && len(seen) < maxTree {
+						seen[e.Inode] = true
+						below = append(below, e.Inode)
+					}
+					return nil
+				})
+				if err != nil {
+					return err
 				}
-				return nil
-			})
-			if err != nil {
-				return err
 			}
 		}
+		level = below
 	}
 	return nil
+}
+
+// prefetchDirs asks for inodes, and for the blocks of those that are
+// directories.
+func (f *FS) prefetchDirs(numbers []uint64) (dirs []*inode, err error) {
+	f.prefetchInodes(numbers)
+	var hints []vfs.Extent
+	for _, n := range numbers {
+		i, err := f.inode(n)
+		if err != nil {
+			return nil, err
+		}
+		if i.kind() != vfs.Directory {
+			continue
+		}
+		i.raw, i.data.bytes = nil, slices.Clone(i.data.bytes) // not to keep its whole page
+		dirs = append(dirs, i)
+		if i.data.format == formatLocal {
+			continue
+		}
+		err = f.runs(i, &i.data, 0, f.blocksIn(min(i.size, dirWindow)), func(_ int64, r run) error {
+			hints = append(hints, vfs.Extent{Offset: int64(r.physical) * f.blockSize, Length: r.count * f.blockSize})
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	f.pages.Prefetch(hints)
+	return dirs, nil
 }
