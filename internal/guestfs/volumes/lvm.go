@@ -194,10 +194,8 @@ func volumesOf(g section, pvs []physical, all []vfs.Volume) (logical []vfs.Volum
 		}
 		v := vfs.Volume{Name: g.text("\x00name") + "/" + name, Type: kind, Offset: -1, Size: img.Size(), Image: img}
 		if one, ok := img.single(); ok {
-			for _, pv := range pvs {
-				if pv.image == one.image && all[pv.index].Offset >= 0 {
-					v.Offset = all[pv.index].Offset + one.offset
-				}
+			if start := all[pvs[one.pv].index].Offset; start >= 0 {
+				v.Offset = start + one.offset
 			}
 		}
 		if kind == "" {

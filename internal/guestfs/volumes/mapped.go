@@ -35,9 +35,10 @@ type segment struct {
 }
 
 // stripe is where a segment's chunks lie; image is nil if that is another
-// disk.
+// disk. pv is the physical volume's index.
 type stripe struct {
 	image  vfs.Image
+	pv     int
 	offset int64
 }
 
@@ -91,7 +92,7 @@ func (n *segment) setStripes(g, s section, pvs []physical, extent int64) error {
 		st := stripe{offset: start*sector + first*extent}
 		at := slices.IndexFunc(pvs, func(p physical) bool { return p.id == undashed(pv.text("id")) })
 		if at >= 0 {
-			st.image = pvs[at].image
+			st.image, st.pv = pvs[at].image, at
 		}
 		n.stripes = append(n.stripes, st)
 	}
@@ -158,7 +159,8 @@ const maxHints = 4096
 
 // Prefetch passes hints on, one for each physical volume.
 func (m *mapped) Prefetch(ranges []vfs.Extent) {
-	below := map[vfs.Image][]vfs.Extent{}
+	below := map[int][]vfs.Extent{}
+	images := map[int]vfs.Image{}
 	left := maxHints
 	for _, r := range vfs.Join(ranges, 1, m.size) {
 		for at := r.Offset; at < r.Offset+r.Length && left > 0; left-- {
@@ -167,11 +169,12 @@ func (m *mapped) Prefetch(ranges []vfs.Extent) {
 				break
 			}
 			length = min(length, r.Offset+r.Length-at)
-			below[s.image] = append(below[s.image], vfs.Extent{Offset: s.offset, Length: length})
+			below[s.pv] = append(below[s.pv], vfs.Extent{Offset: s.offset, Length: length})
+			images[s.pv] = s.image
 			at += length
 		}
 	}
-	for img, ranges := range below {
-		vfs.Prefetch(img, ranges)
+	for pv, ranges := range below {
+		vfs.Prefetch(images[pv], ranges)
 	}
 }
