@@ -191,6 +191,20 @@ func Walk(fsys vfs.FS) error {
 	return w.err
 }
 
+// Concurrently walks a file system in several goroutines.
+func Concurrently(t *testing.T, fsys vfs.FS) {
+	t.Helper()
+	var wait sync.WaitGroup
+	for range 4 {
+		wait.Go(func() {
+			if err := Walk(fsys); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+}
+
 type walking struct {
 	fsys   vfs.FS
 	buffer []byte

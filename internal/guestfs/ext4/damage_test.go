@@ -75,6 +75,16 @@ func journalPlaces(t *testing.T, img vfs.Image) (places []int64) {
 	return places
 }
 
+// TestConcurrently reads with several goroutines.
+func TestConcurrently(t *testing.T) {
+	t.Parallel()
+	f, err := Open(guesttest.File(t, copyWhileMounted(t, "-t ext4 -b 1024 -J size=4", "", 5, 60)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	guesttest.Concurrently(t, f)
+}
+
 // FuzzOpen changes a small file system: bytes are laid over it from an offset
 // on.
 func FuzzOpen(f *testing.F) {

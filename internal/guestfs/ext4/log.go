@@ -59,7 +59,7 @@ type journalLog struct {
 // Ranges of the log are read in these sizes.
 const (
 	minWindow = 256 << 10
-	maxWindow = 4 << 20
+	maxWindow = 2 << 20
 )
 
 func crc32c(crc uint32, b []byte) uint32 {

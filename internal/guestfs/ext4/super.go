@@ -3,6 +3,7 @@ package ext4
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"strings"
 
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
@@ -122,7 +123,7 @@ func (s *super) checkFeatures() error {
 		}
 		name := incompatNames[bit]
 		if name == "" {
-			name = fmt.Sprintf("FEATURE_I%d", bit)
+			name = fmt.Sprintf("FEATURE_I%d", bits.TrailingZeros32(bit))
 		}
 		names = append(names, name)
 	}

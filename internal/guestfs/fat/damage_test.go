@@ -42,6 +42,16 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestConcurrently reads with several goroutines.
+func TestConcurrently(t *testing.T) {
+	t.Parallel()
+	f, err := Open(guesttest.File(t, filled(t, variants[0].size, variants[0].options...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	guesttest.Concurrently(t, f)
+}
+
 // FuzzOpen changes a small file system: bytes are laid over it from an offset
 // on.
 func FuzzOpen(f *testing.F) {

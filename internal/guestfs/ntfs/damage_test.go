@@ -32,6 +32,16 @@ func TestDamage(t *testing.T) {
 	guesttest.Damage(t, guesttest.File(t, filled(t)), read)
 }
 
+// TestConcurrently reads with several goroutines.
+func TestConcurrently(t *testing.T) {
+	t.Parallel()
+	f, err := Open(guesttest.File(t, filled(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	guesttest.Concurrently(t, f)
+}
+
 // FuzzOpen changes a file system: bytes are laid over one of its used pages.
 func FuzzOpen(f *testing.F) {
 	base, err := os.ReadFile(filled(f))

@@ -1,8 +1,10 @@
 package qcow2
 
 import (
+	"bytes"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
@@ -69,6 +71,25 @@ func tables(t *testing.T, img vfs.Image) (places []int64) {
 		}
 	}
 	return places
+}
+
+// TestConcurrently reads with several goroutines.
+func TestConcurrently(t *testing.T) {
+	t.Parallel()
+	data := contents(9, 1<<20)
+	q, err := Open(guesttest.File(t, make1(t, data, "compression_type=zstd", true)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wait sync.WaitGroup
+	for range 4 {
+		wait.Go(func() {
+			if !bytes.Equal(readAll(t, q), data) {
+				t.Error("contents differ")
+			}
+		})
+	}
+	wait.Wait()
 }
 
 // FuzzOpen changes a small file: bytes are laid over it from an offset on.

@@ -36,6 +36,16 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestConcurrently reads with several goroutines.
+func TestConcurrently(t *testing.T) {
+	t.Parallel()
+	f, err := Open(guesttest.File(t, filled(t, "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	guesttest.Concurrently(t, f)
+}
+
 // FuzzOpen changes a file system: bytes are laid over one of its used pages.
 func FuzzOpen(f *testing.F) {
 	disk := filled(f, "")

@@ -10,11 +10,8 @@ import (
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
 )
 
-// dirData is the size of the part of a directory that holds names; hashes
-// follow behind it.
-const dirData = 32 << 30
-
-// maxDirSize bounds what one walk through a directory reads.
+// maxDirSize bounds what one walk through a directory reads. Its size does not
+// count the hashes of names, which begin at 32 GiB.
 const maxDirSize = 4 << 30
 
 // dirWindow is how much of a directory is asked for at once.
