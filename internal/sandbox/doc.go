@@ -1,0 +1,58 @@
+// Package sandbox runs code that reads hostile bytes in a child process that
+// can do nothing else: no files, no network, no other processes, bounded
+// memory. The child is this program, started again with empty environment and
+// without descriptors but for two pipes.
+//
+// The package owns the process, its confinement and the frames on the pipes.
+// What the frames mean is its callers' business. It believes nothing that
+// comes from a child: frames are bounded, and every wait ends.
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Level is how a child is confined.
+type Level uint8
+
+// Levels of confinement.
+const (
+	Limits  Level = iota // resource limits alone
+	Seccomp              // resource limits, and a list of allowed system calls
+)
+
+// String names the level for people.
+func (l Level) String() string {
+	if l == Seccomp {
+		return "resource limits and a system call filter"
+	}
+	return "resource limits alone"
+}
+
+const (
+	// MaxFrame bounds what one frame carries.
+	MaxFrame = 1<<20 + 64
+
+	// Patience is how long a child may take until its next frame. The slowest
+	// honest step, a block of 1 MiB decompressed on a busy machine, takes less
+	// than a second.
+	Patience = 30 * time.Second
+
+	// Memory is what a child may take: all that it maps for writing. Go maps
+	// its heap in steps of 64 MiB, so the heap's own limit is lower.
+	Memory = 512 << 20
+
+	heapLimit    = 320 << 20
+	addressSpace = 4 << 30
+	maxStack     = 64 << 20 // of one goroutine: a recursion without end stops here
+)
+
+// ErrMisbehaved is in the chain of every error that is a child's fault.
+var ErrMisbehaved = errors.New("the process that reads the guest's bytes failed")
+
+// misbehaved returns an ErrMisbehaved with its reason.
+func misbehaved(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrMisbehaved, fmt.Sprintf(format, args...))
+}
