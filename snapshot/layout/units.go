@@ -1,0 +1,137 @@
+package layout
+
+import (
+	"cmp"
+	"encoding/hex"
+	"iter"
+	"slices"
+
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+// Unit is a stretch of a file's payload that has a digest of its own. Equal
+// units hold equal bytes; units that differ may still hold the same bytes,
+// stored in another way.
+type Unit struct {
+	Digest   string   // of the stored bytes, "sha256:" and 64 hex digits
+	Encoding Encoding // how they are stored
+	Offset   int64    // in the payload
+	Length   int64
+}
+
+// Units yields the file's units, the smallest that there are, in payload
+// order and without gaps: the pieces of a blob that has digests of them, else
+// the blob.
+func (f *File) Units() iter.Seq[Unit] {
+	return func(yield func(Unit) bool) {
+		for i := range f.Parts {
+			p := &f.Parts[i]
+			if p.Pieces == nil || p.Encoding != Raw || p.Pieces.Size <= 0 {
+				if !yield(Unit{p.Digest, p.Encoding, p.Offset, p.Length}) {
+					return
+				}
+				continue
+			}
+			for k, off := int64(0), int64(0); off < p.Length; k, off = k+1, off+p.Pieces.Size {
+				sum := p.Pieces.Sum(k)
+				u := Unit{"sha256:" + hex.EncodeToString(sum[:]), Raw, p.Offset + off, min(p.Pieces.Size, p.Length-off)}
+				if !yield(u) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Differing returns the ranges in which two files differ, as far as digests
+// tell without a byte being read: outside of these both have the same bytes,
+// or both end. The ranges ascend, do not touch, and end with the larger file.
+func Differing(a, b *File) []sparse.Segment {
+	if a.Key() == b.Key() {
+		return nil
+	}
+	// A unit is the same if it holds the same bytes at the same place.
+	type place struct {
+		unit Unit
+		at   int64 // of its first byte in the file
+	}
+	where := func(f *File, u Unit) place {
+		p := place{unit: u, at: -1}
+		p.unit.Offset = 0
+		for run := range f.Map.Payload(u.Offset, u.Length) {
+			p.at = run.Offset
+			break
+		}
+		return p
+	}
+	inA := map[place]int64{} // offsets in a's payload
+	for u := range a.Units() {
+		inA[where(a, u)] = u.Offset
+	}
+	var ranges []sparse.Segment
+	for u := range b.Units() {
+		p := where(b, u)
+		if off, ok := inA[p]; ok && sameRuns(a, b, off, u.Offset, u.Length) {
+			delete(inA, p)
+			continue
+		}
+		ranges = appendRuns(ranges, b, u.Offset, u.Length)
+	}
+	for p, off := range inA {
+		ranges = appendRuns(ranges, a, off, p.unit.Length)
+	}
+	if short, long := min(a.Size(), b.Size()), max(a.Size(), b.Size()); short < long {
+		ranges = append(ranges, sparse.Segment{Offset: short, Length: long - short})
+	}
+	return joined(ranges)
+}
+
+// sameRuns reports whether n bytes of two payloads lie at the same places of
+// their files.
+func sameRuns(a, b *File, offA, offB, n int64) bool {
+	next, stop := iter.Pull(b.Map.Payload(offB, n))
+	defer stop()
+	var left sparse.Run
+	for r := range a.Map.Payload(offA, n) {
+		for r.Length > 0 {
+			if left.Length == 0 {
+				var ok bool
+				if left, ok = next(); !ok {
+					return false
+				}
+			}
+			if r.Offset != left.Offset {
+				return false
+			}
+			step := min(r.Length, left.Length)
+			r.Offset, r.Length = r.Offset+step, r.Length-step
+			left.Offset, left.Length = left.Offset+step, left.Length-step
+		}
+	}
+	return true
+}
+
+func appendRuns(ranges []sparse.Segment, f *File, off, n int64) []sparse.Segment {
+	for r := range f.Map.Payload(off, n) {
+		if k := len(ranges) - 1; k >= 0 && ranges[k].Offset+ranges[k].Length == r.Offset {
+			ranges[k].Length += r.Length
+			continue
+		}
+		ranges = append(ranges, sparse.Segment{Offset: r.Offset, Length: r.Length})
+	}
+	return ranges
+}
+
+// joined sorts ranges and joins those that touch.
+func joined(ranges []sparse.Segment) []sparse.Segment {
+	slices.SortFunc(ranges, func(a, b sparse.Segment) int { return cmp.Compare(a.Offset, b.Offset) })
+	all := ranges[:0]
+	for _, r := range ranges {
+		if k := len(all) - 1; k >= 0 && r.Offset <= all[k].Offset+all[k].Length {
+			all[k].Length = max(all[k].Length, r.Offset+r.Length-all[k].Offset)
+			continue
+		}
+		all = append(all, r)
+	}
+	return all
+}
