@@ -22,6 +22,16 @@ type File struct {
 // What is missing is fetched. When ctx ends, ReadAt returns at once and
 // the fetch goes on for others.
 func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	return f.read(ctx, p, off, false)
+}
+
+// ReadExactly is ReadAt for a caller that knows what it will want next:
+// nothing is fetched ahead, and the read does not count as one of a sequence.
+func (f *File) ReadExactly(ctx context.Context, p []byte, off int64) (int, error) {
+	return f.read(ctx, p, off, true)
+}
+
+func (f *File) read(ctx context.Context, p []byte, off int64, exactly bool) (int, error) {
 	e := f.entry
 	size := e.file.Size()
 	if off < 0 || off >= size {
@@ -31,7 +41,7 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if short {
 		p = p[:size-off]
 	}
-	err := e.readAt(ctx, p, off)
+	err := e.readAt(ctx, p, off, exactly)
 	e.cache.counts.read(ctx, len(p), err)
 	if err != nil {
 		return 0, err
@@ -43,11 +53,14 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 }
 
 // readAt fills p, which lies within the file.
-func (e *entry) readAt(ctx context.Context, p []byte, off int64) error {
+func (e *entry) readAt(ctx context.Context, p []byte, off int64, exactly bool) error {
 	if !e.noticed() {
 		e.cache.notice()
 	}
 	l := look{off: off, n: int64(len(p)), from: e.file.Map.PayloadAt(off), to: e.file.Map.PayloadAt(off + int64(len(p)))}
+	if exactly {
+		l.most = nothingAhead
+	}
 	unkept, err := e.ready(ctx, l)
 	if err != nil {
 		return err
@@ -131,10 +144,12 @@ func (e *entry) ensure(ctx context.Context, l look) (map[int][]byte, error) {
 	i, j := e.grid.at(l.from), e.grid.at(l.to-1)+1
 	here := e.state.hasAll(i, j)
 	l.missing = !here
-	if e.unkept || e.cache.tight() {
-		l.most = spareSize / 2 // what is held in memory must be there when it is read
+	if l.most != nothingAhead {
+		if e.unkept || e.cache.tight() {
+			l.most = spareSize / 2 // what is held in memory must be there when it is read
+		}
+		e.fetchAhead(e.reading.saw(l, e.file.PayloadSize(), e.link.RoundTrip()))
 	}
-	e.fetchAhead(e.reading.saw(l, e.file.PayloadSize(), e.link.RoundTrip()))
 	if here {
 		return nil, nil
 	}

@@ -67,8 +67,11 @@ type look struct {
 	off, n   int64
 	from, to int64
 	missing  bool  // something of it was
-	most     int64 // bytes to fetch ahead at most; 0: as it suits
+	most     int64 // bytes to fetch ahead at most; 0: as it suits; nothingAhead
 }
+
+// nothingAhead is the most of who knows what it will want next.
+const nothingAhead = -1
 
 // reach is what to fetch ahead: payload [from, to), or, where count is not
 // 0, that many stretches of the file of n bytes each, step bytes apart.
