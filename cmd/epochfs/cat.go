@@ -22,25 +22,48 @@ type catOptions struct {
 	file      string
 	offset    int64
 	length    int64 // -1 for all
+	base      string
+	raw       bool
+	output    string // "" and "-" for stdout
 }
 
 func newCatCmd(g *globals) *cobra.Command {
 	opts := catOptions{globals: g}
 	cmd := &cobra.Command{
 		Use:   "cat REF FILE",
-		Short: "Write a snapshot's file to stdout, without a mount",
-		Args:  cobra.ExactArgs(2),
+		Short: "Write a snapshot's file, or a file in one of its disks, to stdout",
+		Long: `cat writes a snapshot's file to stdout, without a mount. FILE may reach into a
+disk: DISK:/path, or DISK:VOLUME:/path where the disk has several file systems
+(see epochfs fs). Symbolic links are followed within the guest's file system.
+
+With --raw a disk is written as raw, whatever its format; with -o sparse, into a
+file.`,
+		Example: `  epochfs cat registry.example/team/vm:v1 config.json
+  epochfs cat registry.example/team/vm:v1 cow.raw:/upper/etc/hostname
+  epochfs cat registry.example/team/vm:v1 overlay.qcow2:p1:/etc/fstab --base registry.example/images/debian:13
+  epochfs cat --raw -o disk.raw registry.example/team/vm:v1 overlay.qcow2`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: g.completeFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
 			opts.reference, opts.file = args[0], args[1]
 			if opts.offset < 0 || cmd.Flags().Changed("length") && opts.length < 0 {
 				return usagef("--offset and --length cannot be negative")
 			}
+			if err := notEmpty(cmd.Flags(), "output", "base"); err != nil {
+				return err
+			}
+			if opts.output != "" && !opts.raw {
+				return usagef("-o is for --raw; epochfs cp copies files into a directory")
+			}
 			return runCat(cmd.Context(), opts)
 		},
 	}
 	cmd.Flags().Int64Var(&opts.offset, "offset", 0, "begin at this byte")
 	cmd.Flags().Int64Var(&opts.length, "length", -1, "write this many bytes at most (default to the end)")
+	cmd.Flags().StringVar(&opts.base, "base", "", baseUsage)
+	cmd.Flags().BoolVar(&opts.raw, "raw", false, "write a disk as raw, also a qcow2 one")
+	cmd.Flags().StringVarP(&opts.output, "output", "o", "", "with --raw, write to this file, with holes; - for stdout")
 	return cmd
 }
 
@@ -50,22 +73,37 @@ func runCat(ctx context.Context, opts catOptions) error {
 		return err
 	}
 	defer o.Close()
-	files, err := list(o, opts.file)
+	file, a, err := find(o, opts.file)
 	if err != nil {
 		return err
 	}
-	src, err := readerOf(ctx, o, files[0])
+	switch _, isDisk := diskFormat(file.file); {
+	case opts.raw && (a.path != "" || !isDisk):
+		return usagef("--raw is for disks, and %s is none", a)
+	case opts.raw:
+		return runCatRaw(ctx, opts, o, file)
+	case a.path != "":
+		return runCatInside(ctx, opts, o, file.file, a)
+	case opts.base != "":
+		return usagef("--base is for --raw and for paths in a disk, such as overlay.qcow2:/etc")
+	}
+	return opts.write(ctx, o, file)
+}
+
+// write writes a file of the snapshot to stdout.
+func (opts *catOptions) write(ctx context.Context, o *mounting.Opened, file shown) error {
+	src, err := readerOf(ctx, o, file)
 	if err != nil {
 		return err
 	}
-	left := max(files[0].size-opts.offset, 0)
+	left := max(file.size-opts.offset, 0)
 	if opts.length >= 0 {
 		left = min(left, opts.length)
 	}
 	m := opts.meter(left)
 	err = copyRange(counting{opts.out, m.add}, src, opts.offset, left)
 	m.finish()
-	if f := files[0].file; err == nil && f != nil && left == files[0].size {
+	if f := file.file; err == nil && f != nil && left == file.size {
 		err = settle(ctx, o, f)
 	}
 	if err != nil {

@@ -69,6 +69,8 @@ func (w *world) commands() map[string]command {
 		"journald":       journald,
 		"automounted":    automounted,
 		"foreign":        foreign,
+		"watch":          watch,
+		"untouched":      untouched,
 	}
 }
 

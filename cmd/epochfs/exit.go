@@ -10,6 +10,8 @@ import (
 
 	"github.com/cocoonstack/epochfs/cocoon"
 	fusefs "github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
+	"github.com/cocoonstack/epochfs/internal/inside"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -79,6 +81,9 @@ var kinds = []struct {
 	{registry.ErrReference, exitUsage},
 	{layout.ErrContent, exitContent},
 	{registry.ErrContent, exitContent},
+	{inside.ErrMisbehaved, exitContent},
+	{vfs.ErrDamaged, exitContent},
+	{vfs.ErrMetacopy, exitNotFound},
 	{fusefs.ErrNoFUSE, exitNoFUSE},
 	{registry.ErrNotFound, exitNotFound},
 	{cocoon.ErrNoSnapshot, exitNotFound},

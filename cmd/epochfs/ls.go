@@ -19,14 +19,25 @@ type lsOptions struct {
 	long      bool
 	reference string
 	file      string // "" for all
+	recursive bool
+	base      string
 }
 
 func newLsCmd(g *globals) *cobra.Command {
 	opts := lsOptions{globals: g}
 	cmd := &cobra.Command{
 		Use:   "ls REF [FILE]",
-		Short: "List a snapshot's files, without a mount",
-		Args:  cobra.RangeArgs(1, 2),
+		Short: "List a snapshot's files, or those in one of its disks, without a mount",
+		Long: `ls lists a snapshot's files. FILE may reach into a disk: DISK:/path, or
+DISK:VOLUME:/path where the disk has several file systems (see epochfs fs).
+There, -l prints what ls -ln prints: the guest's users are known to the guest
+alone. Names are escaped on a terminal. DISK:upper:/path shows the upper layer
+of an overlay as the guest sees it, and marks what it deletes or hides.`,
+		Example: `  epochfs ls -l registry.example/team/vm:v1
+  epochfs ls -l registry.example/team/vm:v1 cow.raw:/upper/etc
+  epochfs ls -R registry.example/team/vm:v1 data-x.raw:vg0/root:/var/log`,
+		Args:              cobra.RangeArgs(1, 2),
+		ValidArgsFunction: g.completeFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
 			opts.reference = args[0]
@@ -36,7 +47,9 @@ func newLsCmd(g *globals) *cobra.Command {
 			return runLs(cmd.Context(), opts)
 		},
 	}
-	cmd.Flags().BoolVarP(&opts.long, "long", "l", false, "a table: modes, sizes, data, share of holes, age")
+	cmd.Flags().BoolVarP(&opts.long, "long", "l", false, "a table: modes, sizes, data, share of holes, age; in a disk as ls -ln")
+	cmd.Flags().BoolVarP(&opts.recursive, "recursive", "R", false, "in a disk: also what is in the directories, and so on")
+	cmd.Flags().StringVar(&opts.base, "base", "", baseUsage)
 	return cmd
 }
 
@@ -54,6 +67,18 @@ func runLs(ctx context.Context, opts lsOptions) error {
 		return err
 	}
 	defer o.Close()
+	if opts.file != "" {
+		file, a, err := find(o, opts.file)
+		if err == nil && a.path != "" {
+			return runLsInside(ctx, opts, o, file.file, a)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if opts.recursive || opts.base != "" {
+		return usagef("-R and --base are for paths in a disk, such as cow.raw:/etc")
+	}
 	files, err := list(o, opts.file)
 	if err != nil {
 		return err

@@ -12,13 +12,18 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/cocoonstack/epochfs/internal/inside/reader"
 	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/logging"
+	"github.com/cocoonstack/epochfs/internal/sandbox"
 )
 
 func main() {
 	if keeper.Is() { // before anything is set up that it would not use
 		os.Exit(keeper.Main(keeperLog))
+	}
+	if sandbox.Is() {
+		os.Exit(reader.Main())
 	}
 	os.Exit(run(os.Args))
 }

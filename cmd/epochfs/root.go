@@ -66,7 +66,7 @@ EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
 	g.addFlags(root)
 	root.AddCommand(
 		newMountCmd(g), newUmountCmd(), newRestartCmd(g), newMaterializeCmd(g), newPushCmd(g),
-		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
+		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newCpCmd(g), newFsCmd(g), newDiffCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
 		newCacheCmd(g), newDoctorCmd(g),
 	)
 	root.InitDefaultCompletionCmd()

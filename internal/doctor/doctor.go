@@ -57,7 +57,7 @@ func Run(ctx context.Context, opts Options) ([]Check, error) {
 		all = append(all, checkRegistry(ctx, &opts.Config, opts.Reference)...)
 	}
 	all = append(all, cacheChecks...)
-	return append(all, checkCocoon(ctx, opts.Cocoon)), nil
+	return append(all, checkSandbox(ctx), checkCocoon(ctx, opts.Cocoon)), nil
 }
 
 // Err is what keeps a mount from working; nil where it would work. It has

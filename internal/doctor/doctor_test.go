@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/sandbox"
 	"github.com/cocoonstack/epochfs/registry"
 )
 
@@ -25,13 +26,14 @@ func TestAdvice(t *testing.T) {
 		{caller{root: true}.passthrough(unix.EPERM).Do, "--cap-add SYS_ADMIN"},
 		{caller{}.passthrough(unix.EINVAL).Do, "--cache-dir"},
 		{takeover(false).Do, "Linux 6.9"},
+		{confinement(sandbox.Limits).Do, "seccomp"},
 		{checkKind("nfs")[0].Do, "--cache-dir"},
 	} {
 		if !strings.Contains(c.got, c.want) {
 			t.Errorf("%q does not tell of %q", c.got, c.want)
 		}
 	}
-	for _, c := range []Check{caller{}.passthrough(nil), takeover(true)} {
+	for _, c := range []Check{caller{}.passthrough(nil), takeover(true), confinement(sandbox.Seccomp)} {
 		if c.Level != OK || c.Do != "" {
 			t.Errorf("%s: %s, %q", c.Name, c.Level, c.Do)
 		}
