@@ -72,7 +72,7 @@ func selectRows(names string) ([]row, error) {
 		return allRows, nil
 	}
 	var rows []row
-	allRows := slices.Concat(allRows, moreRows, pushRows, materializeRows, takeoverRows)
+	allRows := slices.Concat(allRows, moreRows, pushRows, materializeRows, takeoverRows, insideRows)
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(allRows, func(r row) bool { return r.name == name })
 		if i < 0 {
