@@ -16,7 +16,7 @@ import (
 // its size and digest, and parses it. What the config says is not
 // checked here.
 func FetchSnapshotConfig(ctx context.Context, dl Downloader, name string, desc manifest.Descriptor) (*manifest.SnapshotConfig, error) {
-	if desc.MediaType != manifest.MediaTypeSnapshotConfig {
+	if desc.MediaType != manifest.MediaTypeSnapshotConfig && desc.MediaType != manifest.MediaTypePackedConfig {
 		return nil, wrong("unexpected config mediaType %q", desc.MediaType)
 	}
 	if err := checkDescriptor(&desc); err != nil {

@@ -30,8 +30,8 @@ type exportEntry struct {
 	mapText    string
 	sparseSize int64
 	records    map[string]string
-	body       io.Reader     // the payload
-	again      io.ReadSeeker // the payload, where it can be read twice
+	body       io.Reader         // the payload
+	again      *io.SectionReader // the payload, where it can be read twice
 
 	// What was read of the payload by a stream, to be compared with a
 	// second export.

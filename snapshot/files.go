@@ -21,6 +21,7 @@ type builder struct {
 	cfg      *manifest.SnapshotConfig
 	layers   *layerSet
 	hint     func(p *layout.Part) (int64, error) // content size as a frame's header says it
+	packed   bool                                // the artifact is of the packed format
 	parts    int
 	segments int
 	total    totals
@@ -41,6 +42,9 @@ func (t *totals) add(f *layout.File) error {
 			break
 		}
 	}
+	if f.Index != nil {
+		t.stored += f.StoredSize() // MaxPacks of MaxPackSize at most
+	}
 	if max(t.apparent, t.payload, t.stored) > maxTotal {
 		return wrong("more than %d bytes in all", int64(maxTotal))
 	}
@@ -50,6 +54,9 @@ func (t *totals) add(f *layout.File) error {
 // snapshotFiles makes the files of a snapshot of either format, in the
 // order of their first layers.
 func snapshotFiles(ctx context.Context, dl Downloader, name string, m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) ([]*layout.File, error) {
+	if m.ArtifactType == manifest.ArtifactTypePacked {
+		return packedFiles(ctx, dl, name, m, cfg)
+	}
 	layers, err := collectLayers(m.Layers)
 	if err != nil {
 		return nil, err
@@ -94,6 +101,9 @@ func (b *builder) build(parts func(title string, meta *manifest.SnapshotFile) ([
 	files := make([]*layout.File, 0, len(titles))
 	for _, title := range titles {
 		meta := b.cfg.Files[title]
+		if !b.packed {
+			meta.Index = nil // other formats know no such key
+		}
 		ps, err := parts(title, &meta)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", title, err)
@@ -102,8 +112,10 @@ func (b *builder) build(parts func(title string, meta *manifest.SnapshotFile) ([
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", title, err)
 		}
-		if err := b.total.add(f); err != nil {
-			return nil, err
+		if meta.Index == nil {
+			if err := b.total.add(f); err != nil {
+				return nil, err
+			}
 		}
 		files = append(files, f)
 	}
@@ -135,9 +147,12 @@ func (b *builder) file(title string, meta *manifest.SnapshotFile, parts []layout
 	if meta.Mode == 0 && !told {
 		mode = defaultMode
 	}
-	m, err := b.sparseMap(meta, payload)
-	if err != nil {
-		return nil, err
+	m := sparse.Dense(0) // of a packed file the index has it
+	if meta.Index == nil {
+		var err error
+		if m, err = b.sparseMap(meta, payload); err != nil {
+			return nil, err
+		}
 	}
 	mediaType := manifest.MediaTypeForCocoonFile(title)
 	if own := b.layers.byTitle[title]; own != nil {

@@ -29,6 +29,9 @@ type blobPayloads struct {
 }
 
 func (b *blobPayloads) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
+	if f.Index != nil {
+		return newPackedReader(ctx, b, f), nil
+	}
 	return &payloadReader{ctx: ctx, src: b, parts: f.Parts}, nil
 }
 

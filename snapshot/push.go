@@ -61,6 +61,13 @@ type PushOptions struct {
 	Zstd  int
 	Chunk int64
 
+	// Packed asks for the packed format. Granule is the least size of its
+	// granules, a power of two from 16 KiB to 1 MiB; 0: 32 KiB. Base, if
+	// not nil, is an artifact of that format whose packs are shared.
+	Packed  bool
+	Granule int64
+	Base    *PushBase
+
 	Memory      int64  // bytes that the push may take, 96 MiB at least; 0: 256 MiB
 	Concurrency int    // chunks uploaded at a time; 0: 8
 	MountFrom   string // repository of the same registry that blobs are taken over from
@@ -193,6 +200,7 @@ type push struct {
 	src    *source
 	plan   *piecePlan
 	chunks *chunkPlan
+	packer *packer // nil for other formats
 	blobs  *blobSet
 	stored []*storedFile
 
@@ -252,11 +260,20 @@ func (u *push) read(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	defer c.close()
+	if u.opts.Packed {
+		if err := u.startPacker(ctx, g); err != nil {
+			return err
+		}
+		defer u.packer.stop()
+	}
 	places := make(chan struct{}, filesAtATime)
 	for {
 		e, err := u.src.next()
 		if err == io.EOF {
-			return u.src.export.complete()
+			if err = u.src.export.complete(); err == nil && u.packer != nil {
+				err = u.packer.settle(ctx)
+			}
+			return err
 		}
 		if err != nil {
 			return err
@@ -279,7 +296,13 @@ const filesAtATime = 2
 // for.
 func (u *push) one(ctx context.Context, g *errgroup.Group, c *chunker, places chan struct{}, f *storedFile, e *exportEntry) error {
 	env := &u.src.export.envelope.Config
-	levels := u.plan.levels(e.name, e.size, env)
+	if u.packer != nil && e.size >= minEncoded {
+		return u.packer.store(f, e)
+	}
+	var levels []int64 // a packed artifact has no digests of pieces
+	if u.packer == nil {
+		levels = u.plan.levels(e.name, e.size, env)
+	}
 	if u.opts.v2() {
 		chunk, err := u.chunks.next(e.name, e.size, env)
 		if err != nil {
@@ -312,6 +335,11 @@ func (u *push) one(ctx context.Context, g *errgroup.Group, c *chunker, places ch
 
 // finish uploads config and manifest.
 func (u *push) finish(ctx context.Context) (*PushResult, error) {
+	if u.packer != nil {
+		if err := u.packer.writeIndexes(ctx); err != nil {
+			return nil, fmt.Errorf("upload index: %w", err)
+		}
+	}
 	cfg, err := u.config(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("upload snapshot config: %w", err)
@@ -334,11 +362,20 @@ func (u *push) finish(ctx context.Context) (*PushResult, error) {
 		res.TotalSize += f.stored()
 		res.LayerCount += len(f.layers)
 	}
+	if u.packer != nil {
+		for _, d := range u.packer.layers() {
+			res.TotalSize += d.Size
+			res.LayerCount++
+		}
+	}
 	return res, nil
 }
 
 // format is v2 where a file makes use of it.
 func (u *push) format() string {
+	if u.packer != nil {
+		return schemaPacked
+	}
 	for _, f := range u.stored {
 		if f.split || f.encoded {
 			return "v2"

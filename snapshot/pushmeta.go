@@ -44,6 +44,9 @@ func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 		Digest:    digest.FromBytes(data).String(),
 		Size:      int64(len(data)),
 	}
+	if u.packer != nil {
+		d.MediaType = manifest.MediaTypePackedConfig
+	}
 	if err := u.putBytes(ctx, d.Digest, data); err != nil {
 		return manifest.Descriptor{}, err
 	}
@@ -53,7 +56,9 @@ func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 // describeFiles says of each file what the format has of it.
 func (u *push) describeFiles(cfg *manifest.SnapshotConfig) {
 	v2 := u.format() == "v2"
-	if !v2 {
+	if u.packer != nil {
+		cfg.Base = u.opts.Base.digest()
+	} else if !v2 {
 		cfg.Pieces = choosePieces(u.stored)
 	}
 	for _, f := range u.stored {
@@ -97,6 +102,10 @@ func (u *push) manifest(cfg manifest.Descriptor) ([]byte, error) {
 	}
 	for _, f := range u.stored {
 		m.Layers = append(m.Layers, f.layers...)
+	}
+	if u.packer != nil {
+		m.ArtifactType = manifest.ArtifactTypePacked
+		m.Layers = append(m.Layers, u.packer.layers()...)
 	}
 	raw, err := json.MarshalIndent(&m, "", "  ")
 	if err != nil {

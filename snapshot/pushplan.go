@@ -8,6 +8,7 @@ import (
 
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
@@ -45,6 +46,10 @@ func (o *PushOptions) checkFormat() error {
 		return fmt.Errorf("snapshot push: chunks of %d bytes: a multiple of 1 MiB is needed", o.Chunk)
 	case o.Memory < 0 || o.Memory > 0 && o.Memory < minMemory:
 		return fmt.Errorf("snapshot push: %d bytes of memory: at least %d are needed", o.Memory, minMemory)
+	case o.Packed && o.Chunk != 0:
+		return errors.New("snapshot push: the packed format has no chunks")
+	case o.Granule != 0 && packed.CheckGranule(o.Granule) != nil:
+		return fmt.Errorf("snapshot push: granules of %d bytes: a power of two from 16 KiB to 1 MiB is needed", o.Granule)
 	case o.Concurrency < 0:
 		return errors.New("snapshot push: a negative number of uploads at a time")
 	}

@@ -71,7 +71,8 @@ type File struct {
 	Map       *sparse.Map       // where the payload lies in the file; never nil
 	MapText   string            // the map as the config blob has it; "" for a file without one
 	Records   map[string]string // what else its header in an export tells; nil for nothing
-	Parts     []Part            // in payload order, without gaps
+	Parts     []Part            // in payload order, without gaps; none of a packed file
+	Index     *Index            // of a packed file; nil for any other
 }
 
 // Size is the apparent size, in bytes, holes included.
@@ -81,9 +82,16 @@ func (f *File) Size() int64 { return f.Map.Size() }
 func (f *File) PayloadSize() int64 { return f.Map.DataSize() }
 
 // StoredSize is what all parts take in the registry. A blob that occurs
-// twice is counted twice.
+// twice is counted twice. Of a packed file it is its index and its packs,
+// which other files may share.
 func (f *File) StoredSize() int64 {
 	var n int64
+	if f.Index != nil {
+		n = f.Index.Size
+		for _, p := range f.Index.Head.Packs {
+			n += p.Size
+		}
+	}
 	for i := range f.Parts {
 		n += f.Parts[i].StoredSize
 	}
@@ -93,7 +101,7 @@ func (f *File) StoredSize() int64 {
 // Digest is the digest of the stored file where it is one blob, else "":
 // a split file has none of its own.
 func (f *File) Digest() string {
-	if len(f.Parts) == 1 {
+	if f.Index == nil && len(f.Parts) == 1 {
 		return f.Parts[0].Digest
 	}
 	return ""
@@ -119,6 +127,11 @@ func (f *File) Key() string {
 	text := func(s string) {
 		num(int64(len(s)))
 		h.Write([]byte(s))
+	}
+	if f.Index != nil { // it has all of that in it, below one digest
+		text("epochfs packed file 1")
+		text(f.Index.Digest)
+		return hex.EncodeToString(h.Sum(nil))
 	}
 	text("epochfs file 1")
 	num(int64(len(f.Parts)))

@@ -104,7 +104,7 @@ func Classify(raw []byte) (Kind, error) {
 // type, then the manifest's own.
 func ClassifyParsed(m *OCIManifest) Kind {
 	switch m.ArtifactType {
-	case ArtifactTypeSnapshot, ArtifactTypeSnapshotV2:
+	case ArtifactTypeSnapshot, ArtifactTypeSnapshotV2, ArtifactTypePacked:
 		return KindSnapshot
 	case ArtifactTypeOSImage, ArtifactTypeWindowsImage:
 		return KindCloudImage
@@ -149,6 +149,9 @@ type SnapshotConfig struct {
 	Envelope *string `json:"dev.epochfs.envelope,omitempty"`
 	// Pieces has digests of stretches of v1 blobs, by title.
 	Pieces map[string]SnapshotPieces `json:"dev.epochfs.pieces,omitempty"`
+	// Base is the digest of the packed artifact whose packs this one
+	// shares; "" for one that shares none.
+	Base string `json:"dev.epochfs.base,omitempty"`
 }
 
 // SnapshotFile is what the config blob knows of a file.
@@ -162,6 +165,24 @@ type SnapshotFile struct {
 	// Records are what the file's header in an export tells of it besides:
 	// records of cocoon's that nobody here knows.
 	Records map[string]string `json:"dev.epochfs.records,omitempty"`
+
+	// Index is where the granules of a packed file are found; nil for any
+	// other file.
+	Index *SnapshotIndex `json:"dev.epochfs.index,omitempty"`
+}
+
+// SnapshotIndex names the index of a packed file. Sizes are in bytes.
+type SnapshotIndex struct {
+	Digest  string    `json:"digest"` // of the layer
+	Size    int64     `json:"size"`
+	Head    IndexHead `json:"head"`
+	Granule int64     `json:"granule"`
+}
+
+// IndexHead names the last bytes of an index.
+type IndexHead struct {
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"`
 }
 
 // SnapshotPieces is the digests of a blob that is cut every Size bytes.

@@ -26,6 +26,15 @@ const (
 	MediaTypeSnapshotConfig = "application/vnd.cocoonstack.snapshot.config.v1+json"
 )
 
+// Types of the packed format, which is epochfs's own.
+const (
+	ArtifactTypePacked = "application/vnd.epochfs.snapshot.v1+json"
+
+	MediaTypePackedConfig = "application/vnd.epochfs.snapshot.config.v1+json"
+	MediaTypeIndex        = "application/vnd.epochfs.index.v1+zstd"
+	MediaTypePack         = "application/vnd.epochfs.pack.v1+zstd"
+)
+
 // Media types of layers. A layer of format v2 may have SuffixZstd after
 // any of them.
 const (

@@ -2,10 +2,13 @@ package packed
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
-
-	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
+
+// ErrInvalid is in the chain of every error about bytes that are no index
+// of the file they should be of.
+var ErrInvalid = errors.New("invalid index")
 
 // Sizes of granules, in bytes; every one is a power of two.
 const (
@@ -69,7 +72,7 @@ func GranuleFor(size, least int64) (int64, error) {
 	return 0, wrong("a file of %d bytes is too large for granules", size)
 }
 
-// wrong returns an error in whose chain layout.ErrContent is.
+// wrong returns an error in whose chain ErrInvalid is.
 func wrong(format string, args ...any) error {
-	return fmt.Errorf("index of a packed file: "+format+": %w", append(args, layout.ErrContent)...)
+	return fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...)
 }

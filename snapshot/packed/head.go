@@ -112,7 +112,7 @@ type File struct {
 }
 
 // decodeHead parses a head's bytes before compression. Every bound of the
-// package holds for what it returns; an error has layout.ErrContent in
+// package holds for what it returns; an error has ErrInvalid in
 // its chain.
 func decodeHead(b []byte, f File) (*Head, error) {
 	if len(b) < headFixed || string(b[:8]) != headMagic {

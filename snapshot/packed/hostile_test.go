@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
@@ -64,7 +63,7 @@ func TestHostileHeads(t *testing.T) {
 		if _, err := decodeHead(plain, f); err != nil {
 			t.Fatal(err)
 		}
-		if h, err := decodeHead(change(bytes.Clone(plain)), f); !errors.Is(err, layout.ErrContent) {
+		if h, err := decodeHead(change(bytes.Clone(plain)), f); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %+v, %v", name, h, err)
 		}
 	}
@@ -73,7 +72,7 @@ func TestHostileHeads(t *testing.T) {
 func TestPackListedTwice(t *testing.T) {
 	t.Parallel()
 	h := &Head{Granule: MinGranule, Map: sparse.Dense(0), Packs: []Pack{{Size: 1}, {Size: 2}}}
-	if _, err := decodeHead(h.encode(), File{Granule: MinGranule}); !errors.Is(err, layout.ErrContent) {
+	if _, err := decodeHead(h.encode(), File{Granule: MinGranule}); !errors.Is(err, ErrInvalid) {
 		t.Error(err)
 	}
 }
@@ -110,7 +109,7 @@ func TestHostileSections(t *testing.T) {
 			if err != nil || got.at(0) != granules[0] || got.at(1) != granules[1] || got.at(2) != granules[2] {
 				t.Errorf("%s: %v", name, err)
 			}
-		} else if !errors.Is(err, layout.ErrContent) {
+		} else if !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -130,22 +129,22 @@ func TestWrongFrames(t *testing.T) {
 	flipped := bytes.Clone(frame)
 	flipped[len(flipped)/2] ^= 1
 	for name, b := range map[string][]byte{"cut": frame[:len(frame)-1], "flipped": flipped, "empty": nil} {
-		if _, err := ReadSection(b, h, ref); !errors.Is(err, layout.ErrContent) {
+		if _, err := ReadSection(b, h, ref); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	large := ref
 	large.Length++
-	if _, err := ReadSection(frame, h, large); !errors.Is(err, layout.ErrContent) {
+	if _, err := ReadSection(frame, h, large); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a length that lies: %v", err)
 	}
-	if _, err := ReadHead(x.headFrame()[:x.head-1], x.file); !errors.Is(err, layout.ErrContent) {
+	if _, err := ReadHead(x.headFrame()[:x.head-1], x.file); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a head that is cut: %v", err)
 	}
 	// A frame that says it holds more than a head may.
 	huge := append(binary.LittleEndian.AppendUint32(nil, 0xFD2FB528), 0xe0)
 	huge = binary.LittleEndian.AppendUint64(huge, MaxHead+1)
-	if _, err := ReadHead(huge, x.file); !errors.Is(err, layout.ErrContent) {
+	if _, err := ReadHead(huge, x.file); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a huge head: %v", err)
 	}
 }
@@ -156,7 +155,7 @@ func FuzzHead(f *testing.F) {
 	f.Fuzz(func(t *testing.T, plain []byte, size, data, granule, frames int64) {
 		h, err := decodeHead(plain, File{Size: size, Data: data, Granule: granule, Frames: frames})
 		if err != nil {
-			if !errors.Is(err, layout.ErrContent) {
+			if !errors.Is(err, ErrInvalid) {
 				t.Fatal(err)
 			}
 			return
@@ -182,7 +181,7 @@ func FuzzSection(f *testing.F) {
 		ref := SectionRef{Granules: int(h.Slots()), Length: int64(len(plain))}
 		s, err := decodeSection(plain, h, ref)
 		if err != nil {
-			if !errors.Is(err, layout.ErrContent) {
+			if !errors.Is(err, ErrInvalid) {
 				t.Fatal(err)
 			}
 			return

@@ -10,7 +10,7 @@ import (
 
 // ReadHead parses the frame at the end of an index, whose digest the
 // caller has compared. It takes at most MaxHead bytes of memory, and some
-// times that for what it returns. An error has layout.ErrContent in its
+// times that for what it returns. An error has ErrInvalid in its
 // chain.
 func ReadHead(frame []byte, f File) (*Head, error) {
 	plain, err := decode(frame, MaxHead)
@@ -21,7 +21,7 @@ func ReadHead(frame []byte, f File) (*Head, error) {
 }
 
 // ReadSection parses the frame of a section and compares it with its
-// digest. An error has layout.ErrContent in its chain.
+// digest. An error has ErrInvalid in its chain.
 func ReadSection(frame []byte, h *Head, ref SectionRef) (*Section, error) {
 	if int64(len(frame)) != ref.Stored || sha256.Sum256(frame) != ref.Sum {
 		return nil, wrong("section %d: its digest does not agree", ref.Number)

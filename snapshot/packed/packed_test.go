@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
-	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
@@ -194,7 +193,7 @@ func TestGranuleFor(t *testing.T) {
 			t.Errorf("%d bytes: granules of %d, %v", size, g, err)
 		}
 	}
-	if _, err := GranuleFor(sparse.MaxSize, DefaultGranule); !errors.Is(err, layout.ErrContent) {
+	if _, err := GranuleFor(sparse.MaxSize, DefaultGranule); !errors.Is(err, ErrInvalid) {
 		t.Error(err)
 	}
 }

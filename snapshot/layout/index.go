@@ -1,0 +1,120 @@
+package layout
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/cocoonstack/epochfs/snapshot/packed"
+)
+
+// Index finds the granules of a packed file. Its sections are fetched when
+// they are first needed. It is safe for concurrent use.
+type Index struct {
+	Digest string // of the index blob
+	Size   int64  // of the index blob, in bytes
+	Head   *packed.Head
+
+	fetch FetchIndex
+
+	mu       sync.Mutex // never held while a section is fetched
+	sections map[int]*packed.Section
+	recent   []int // numbers of sections, the latest last
+	fetching map[int]chan struct{}
+}
+
+// FetchIndex returns bytes [off, off+n) of the index blob with that digest
+// and size.
+type FetchIndex func(ctx context.Context, digest string, size, off, n int64) ([]byte, error)
+
+// mostSections bounds the sections of a file that are held in memory. Each
+// takes some 180 KiB.
+const mostSections = 64
+
+// NewIndex returns an index whose head was parsed already.
+func NewIndex(digest string, size int64, head *packed.Head, fetch FetchIndex) *Index {
+	return &Index{
+		Digest: digest, Size: size, Head: head, fetch: fetch,
+		sections: map[int]*packed.Section{}, fetching: map[int]chan struct{}{},
+	}
+}
+
+// Section returns the section with that number, or nil if it holds no
+// granule. It blocks until the section was fetched, or ctx ends.
+func (x *Index) Section(ctx context.Context, number int) (*packed.Section, error) {
+	ref, ok := x.Head.Section(number)
+	if !ok {
+		return nil, nil
+	}
+	for {
+		s, other, mine := x.claim(number)
+		if s != nil {
+			return s, nil
+		}
+		if mine != nil {
+			return x.load(ctx, ref, mine)
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// claim returns the section if it is in memory. Otherwise exactly one of
+// the channels is set: other is closed when another caller has ended its
+// fetch; mine must be closed by this caller when it has.
+func (x *Index) claim(number int) (s *packed.Section, other, mine chan struct{}) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if s = x.sections[number]; s != nil {
+		return s, nil, nil
+	}
+	if other = x.fetching[number]; other == nil {
+		mine = make(chan struct{})
+		x.fetching[number] = mine
+	}
+	return nil, other, mine
+}
+
+func (x *Index) load(ctx context.Context, ref packed.SectionRef, done chan struct{}) (*packed.Section, error) {
+	defer close(done)
+	frame, err := x.fetch(ctx, x.Digest, x.Size, ref.Offset, ref.Stored)
+	var s *packed.Section
+	if err == nil {
+		if s, err = packed.ReadSection(frame, x.Head, ref); err != nil {
+			err = fmt.Errorf("%w: index %s: %w", ErrContent, x.Digest, err)
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.fetching, ref.Number)
+	if err != nil {
+		return nil, err
+	}
+	if len(x.recent) == mostSections {
+		delete(x.sections, x.recent[0])
+		x.recent = x.recent[1:]
+	}
+	x.sections[ref.Number] = s
+	x.recent = append(x.recent, ref.Number)
+	return s, nil
+}
+
+// Granule returns where the data of a slot is stored. It is false for a
+// slot that holds no data. It may have to fetch a section.
+func (x *Index) Granule(ctx context.Context, slot int64) (packed.Granule, bool, error) {
+	s, err := x.Section(ctx, int(slot/packed.SectionSlots))
+	if s == nil || err != nil {
+		return packed.Granule{}, false, err
+	}
+	g, ok := s.Granule(slot)
+	return g, ok, nil
+}
+
+// Extent returns where the data of a slot lies in the payload.
+func (x *Index) Extent(slot int64) (off, n int64) {
+	off = x.Head.Map.PayloadAt(slot * x.Head.Granule)
+	return off, x.Head.Map.PayloadAt((slot+1)*x.Head.Granule) - off
+}

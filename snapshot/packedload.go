@@ -1,0 +1,175 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+// headsAtOnce bounds the heads of indexes that are fetched at a time.
+const headsAtOnce = 4
+
+// packedFiles makes the files of a packed snapshot, in the order of their
+// layers. It fetches the head of every index, and nothing else.
+func packedFiles(ctx context.Context, dl Downloader, name string, m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) ([]*layout.File, error) {
+	if cfg.SchemaVersion != schemaPacked {
+		return nil, wrong("a packed manifest has a config of schemaVersion %q", cfg.SchemaVersion)
+	}
+	layers, packs, err := splitLayers(m.Layers)
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{cfg: cfg, layers: layers, packed: true}
+	files, err := b.build(b.partsPacked)
+	if err != nil {
+		return nil, err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(headsAtOnce)
+	for _, f := range files {
+		if meta := cfg.Files[f.Name]; meta.Index != nil {
+			g.Go(func() error {
+				if err := loadIndex(ctx, dl, name, f, meta.Index, meta.Size, meta.SparseSize, packs); err != nil {
+					return fmt.Errorf("%s: %w", f.Name, err)
+				}
+				return nil
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return files, b.countIndexes(files)
+}
+
+// schemaPacked is the schemaVersion of a packed artifact's config blob.
+const schemaPacked = "packed"
+
+// splitLayers sets the packs, which have no title, apart from the layers
+// of files.
+func splitLayers(all []manifest.Descriptor) (files *layerSet, packs map[string]int64, err error) {
+	packs = map[string]int64{}
+	var rest []manifest.Descriptor
+	for i := range all {
+		d := &all[i]
+		if d.MediaType != manifest.MediaTypePack {
+			rest = append(rest, *d)
+			continue
+		}
+		if err := checkDescriptor(d); err != nil {
+			return nil, nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+		if size, ok := packs[d.Digest]; ok && size != d.Size {
+			return nil, nil, wrong("pack %s has %d bytes here and %d there", d.Digest, d.Size, size)
+		}
+		packs[d.Digest] = d.Size
+	}
+	files, err = collectLayers(rest)
+	return files, packs, err
+}
+
+// partsPacked returns the one layer of a file that is stored as it is, and
+// no part of a packed one.
+func (b *builder) partsPacked(title string, meta *manifest.SnapshotFile) ([]layout.Part, error) {
+	if meta.Index == nil {
+		return b.partsV1(title, meta)
+	}
+	own := b.layers.byTitle[title]
+	x := meta.Index
+	switch {
+	case len(own) != 1 || own[0].MediaType != manifest.MediaTypeIndex || own[0].Digest != x.Digest || own[0].Size != x.Size:
+		return nil, wrong("its index %s is not the layer of that title", x.Digest)
+	case meta.SparseMap != "" || len(meta.Chunks) > 0:
+		return nil, wrong("it has an index, and a map or chunks besides")
+	case meta.Size < 0 || meta.Size > sparse.MaxSize || meta.SparseSize < meta.Size || meta.SparseSize > sparse.MaxSize:
+		return nil, wrong("%d bytes of data in a file of %d", meta.Size, meta.SparseSize)
+	case x.Head.Size < 1 || x.Head.Size > packed.MaxHead || x.Head.Size > x.Size:
+		return nil, wrong("an index of %d bytes with a head of %d", x.Size, x.Head.Size)
+	}
+	if err := checkDigest(x.Head.Digest); err != nil {
+		return nil, err
+	}
+	if err := packed.CheckGranule(x.Granule); err != nil {
+		return nil, fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	return nil, nil
+}
+
+// loadIndex fetches the head of a file's index, and gives the file its map
+// and its index.
+func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, x *manifest.SnapshotIndex, data, size int64, packs map[string]int64) error {
+	frame, err := fetchRange(ctx, dl, name, x.Digest, x.Size, x.Size-x.Head.Size, x.Head.Size)
+	if err != nil {
+		return err
+	}
+	if got := digestOf(frame); got != x.Head.Digest {
+		return wrong("the head of index %s has digest %s, not %s", x.Digest, got, x.Head.Digest)
+	}
+	head, err := packed.ReadHead(frame, packed.File{Size: size, Data: data, Granule: x.Granule, Frames: x.Size - x.Head.Size})
+	if err != nil {
+		return fmt.Errorf("%w: index %s: %w", layout.ErrContent, x.Digest, err)
+	}
+	for _, p := range head.Packs {
+		if n, ok := packs[sumText(p.Digest)]; !ok || n != p.Size {
+			return wrong("pack %s of %d bytes is not among the layers", sumText(p.Digest), p.Size)
+		}
+	}
+	f.Map = head.Map
+	f.MediaType = manifest.MediaTypeForCocoonFile(f.Name)
+	f.Index = layout.NewIndex(x.Digest, x.Size, head, func(ctx context.Context, digest string, size, off, n int64) ([]byte, error) {
+		return fetchRange(ctx, dl, name, digest, size, off, n)
+	})
+	return nil
+}
+
+// countIndexes bounds what the maps of all files take together.
+func (b *builder) countIndexes(files []*layout.File) error {
+	for _, f := range files {
+		if f.Index == nil {
+			continue
+		}
+		if b.segments += f.Map.Len(); b.segments > sparse.MaxSegments {
+			return wrong("more than %d segments in all", sparse.MaxSegments)
+		}
+		if err := b.total.add(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sumText(sum packed.Sum) string { return "sha256:" + hex.EncodeToString(sum[:]) }
+
+// fetchRange returns bytes [off, off+n) of a blob of size bytes. Without a
+// RangeDownloader it reads over those before. The caller compares them
+// with a digest.
+func fetchRange(ctx context.Context, dl Downloader, name, digest string, size, off, n int64) ([]byte, error) {
+	var body io.ReadCloser
+	var err error
+	if r, ok := dl.(RangeDownloader); ok {
+		body, err = r.GetBlobRange(ctx, name, digest, off, n)
+		off = 0
+	} else {
+		body, err = dl.GetBlob(ctx, name, digest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get blob %s: %w", digest, err)
+	}
+	defer body.Close()
+	if _, err := io.CopyN(io.Discard, body, off); err != nil {
+		return nil, fmt.Errorf("read blob %s: %w", digest, err)
+	}
+	data := make([]byte, n)
+	if _, err := io.ReadFull(body, data); err != nil {
+		return nil, fmt.Errorf("read %d of the %d bytes of blob %s: %w", n, size, digest, err)
+	}
+	return data, nil
+}

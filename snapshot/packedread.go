@@ -1,0 +1,164 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
+)
+
+// packedReader reads the payload of a packed file, a run of granules that
+// lie one after another in a pack at a time.
+type packedReader struct {
+	ctx  context.Context
+	src  *blobPayloads
+	file *layout.File
+
+	slot int64 // next to be read
+	run  []slotGranule
+	held blobRange
+	buf  []byte // decoded granule
+	left []byte // of buf, not returned yet
+	err  error  // sticky
+}
+
+// slotGranule is a granule and the number of bytes of its data.
+type slotGranule struct {
+	packed.Granule
+	size int64
+}
+
+// blobRange is some bytes of a pack in memory.
+type blobRange struct {
+	pack int
+	off  int64
+	data []byte
+}
+
+const (
+	// runBytes bounds the stored bytes that are fetched with one request.
+	runBytes = 4 << 20
+	// runGap is the largest gap between two granules of one request, in
+	// bytes. It costs less than a round trip.
+	runGap = 256 << 10
+)
+
+func newPackedReader(ctx context.Context, src *blobPayloads, f *layout.File) *packedReader {
+	return &packedReader{ctx: ctx, src: src, file: f}
+}
+
+func (r *packedReader) Read(p []byte) (int, error) {
+	for len(r.left) == 0 && r.err == nil {
+		r.err = r.next()
+	}
+	if r.err != nil && len(r.left) == 0 {
+		return 0, r.err
+	}
+	n := copy(p, r.left)
+	r.left = r.left[n:]
+	return n, nil
+}
+
+// next decodes the next granule. It returns io.EOF after the last one.
+func (r *packedReader) next() error {
+	if err := r.ctx.Err(); err != nil {
+		return context.Cause(r.ctx)
+	}
+	if len(r.run) == 0 {
+		if err := r.collect(); err != nil {
+			return err
+		}
+	}
+	g := r.run[0]
+	r.run = r.run[1:]
+	frame := r.held.data[g.Offset-r.held.off:][:g.Stored]
+	if int64(cap(r.buf)) < g.size {
+		r.buf = make([]byte, r.file.Index.Head.Granule)
+	}
+	data, err := decodeGranule(r.buf, frame, g.size, g.Sum)
+	if err != nil {
+		return fmt.Errorf("pack %s at byte %d: %w", r.digest(g.Pack), g.Offset, err)
+	}
+	r.left = data
+	return nil
+}
+
+// decodeGranule decodes the frame of a granule of size bytes into buf, and
+// compares it with its digest.
+func decodeGranule(buf, frame []byte, size int64, sum packed.Sum) ([]byte, error) {
+	if zstdframe.Window(frame) > packed.MaxGranule {
+		return nil, wrong("a frame with a window larger than any granule")
+	}
+	data, err := zstdframe.Decode(buf, frame, size)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", layout.ErrContent, err)
+	}
+	if sha256.Sum256(data) != sum {
+		return nil, wrong("a granule's digest does not agree")
+	}
+	return data, nil
+}
+
+// collect finds the next granules that one request can bring, and fetches
+// them.
+func (r *packedReader) collect() error {
+	x := r.file.Index
+	r.run = r.run[:0]
+	var end int64
+	for ; r.slot < x.Head.Slots(); r.slot++ {
+		g, ok, err := x.Granule(r.ctx, r.slot)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		if len(r.run) > 0 {
+			first := r.run[0]
+			if g.Pack != first.Pack || g.Offset < end || g.Offset-end > runGap || g.Offset+g.Stored-first.Offset > runBytes {
+				break
+			}
+		}
+		_, size := x.Extent(r.slot)
+		r.run = append(r.run, slotGranule{g, size})
+		end = g.Offset + g.Stored
+	}
+	if len(r.run) == 0 {
+		return io.EOF
+	}
+	return r.fetch(r.run[0].Pack, r.run[0].Offset, end)
+}
+
+// fetch has bytes [from, to) of a pack in memory. Without ranges that is
+// all of the pack, which stays there for the granules that follow.
+func (r *packedReader) fetch(pack int, from, to int64) error {
+	h := &r.held
+	if h.data != nil && h.pack == pack && from >= h.off && to <= h.off+int64(len(h.data)) {
+		return nil
+	}
+	if _, ok := r.src.dl.(RangeDownloader); !ok {
+		from, to = 0, r.file.Index.Head.Packs[pack].Size
+	}
+	data, err := fetchRange(r.ctx, r.src.dl, r.src.name, r.digest(pack), r.file.Index.Head.Packs[pack].Size, from, to-from)
+	if err != nil {
+		return err
+	}
+	*h = blobRange{pack: pack, off: from, data: data}
+	return nil
+}
+
+func (r *packedReader) digest(pack int) string { return sumText(r.file.Index.Head.Packs[pack].Digest) }
+
+// Close makes every later Read fail.
+func (r *packedReader) Close() error {
+	r.left, r.held = nil, blobRange{}
+	if r.err == nil {
+		r.err = errors.New("read of a closed payload")
+	}
+	return nil
+}

@@ -1,0 +1,271 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cocoonstack/epochfs/snapshot/packed"
+)
+
+// ErrBaseGone is in the chain of an error that says: the registry has lost
+// a pack of the base, and what the pack held cannot be read again.
+var ErrBaseGone = errors.New("a pack of the base is gone")
+
+// PushBase is a packed artifact whose packs a push shares.
+type PushBase struct {
+	Artifact *Artifact
+	Name     string // its repository, of the registry that is pushed to
+}
+
+const (
+	// keptShare is the part of a pack that must be in use for it to be
+	// shared, and the part of the nominal size below which a pack is
+	// small: one quarter.
+	keptShare = 4
+
+	// mostSmall is how many small packs an artifact may share.
+	mostSmall = 16
+
+	// looksAtOnce bounds the requests for packs of the base at a time.
+	looksAtOnce = 8
+)
+
+// digest returns the digest of the base's manifest, "" without a base.
+func (b *PushBase) digest() string {
+	if b == nil {
+		return ""
+	}
+	return b.Artifact.Digest
+}
+
+// loadBase makes known where the granules of the base are. Packs that are
+// not worth sharing, or that the registry does not have, count as missing:
+// what the snapshot needs of them is written anew.
+func (p *packer) loadBase(ctx context.Context) error {
+	base := p.u.opts.Base
+	if base == nil {
+		return nil
+	}
+	numbers := map[packed.Sum]int32{}
+	for _, f := range base.Artifact.Files {
+		if f.Index == nil {
+			continue
+		}
+		head := f.Index.Head
+		local := make([]int32, len(head.Packs))
+		for i, pk := range head.Packs {
+			n, ok := numbers[pk.Digest]
+			if !ok {
+				n = p.packs.open()
+				p.packs.packs[n] = pack{digest: sumText(pk.Digest), size: pk.Size, base: true}
+				numbers[pk.Digest] = n
+			}
+			local[i] = n
+		}
+		for _, ref := range head.Sections {
+			s, err := f.Index.Section(ctx, ref.Number)
+			if err != nil {
+				return fmt.Errorf("base %s: %w", f.Name, err)
+			}
+			for _, g := range s.All() {
+				p.known.add(g.Sum, granulePlace{pack: local[g.Pack], offset: uint32(g.Offset), stored: uint32(g.Stored)})
+			}
+		}
+	}
+	for i := range p.packs.packs {
+		for p.nominal < p.packs.packs[i].size {
+			p.nominal *= 2
+		}
+	}
+	poor := p.poorPacks(p.usage(nil))
+	if err := p.askFor(ctx, poor); err != nil {
+		return err
+	}
+	p.forget(poor)
+	return nil
+}
+
+// usage returns the bytes of every pack that granules take: those of
+// files, or all that are known if files is nil.
+func (p *packer) usage(files []*packedFile) []int64 {
+	used := make([]int64, len(p.packs.packs))
+	count := func(id uint32) {
+		if place := p.known.places[id]; place.pack != noPack {
+			used[place.pack] += int64(place.stored)
+		}
+	}
+	if files == nil {
+		for id := range p.known.places {
+			count(uint32(id))
+		}
+		return used
+	}
+	seen := make([]bool, len(p.known.places))
+	for _, f := range files {
+		for _, id := range f.ids {
+			if !seen[id] {
+				seen[id] = true
+				count(id)
+			}
+		}
+	}
+	return used
+}
+
+// poorPacks returns the packs of the base that are not worth sharing: those
+// of which little is in use, and the small ones once they are many.
+func (p *packer) poorPacks(used []int64) map[int32]bool {
+	poor := map[int32]bool{}
+	var small []int32
+	for i := range p.packs.packs {
+		pk := &p.packs.packs[i]
+		switch {
+		case !pk.base || used[i] == 0:
+		case used[i] < pk.size/keptShare:
+			poor[int32(i)] = true
+		case pk.size < p.nominal/keptShare:
+			small = append(small, int32(i))
+		}
+	}
+	if len(small) > mostSmall {
+		for _, i := range small {
+			poor[i] = true
+		}
+	}
+	return poor
+}
+
+// askFor asks the registry for the packs of the base that are not in poor,
+// has them mounted where they are in another repository, and adds those
+// that it does not have.
+func (p *packer) askFor(ctx context.Context, poor map[int32]bool) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(looksAtOnce)
+	missing := make([]bool, len(p.packs.packs))
+	for i := range p.packs.packs {
+		if pk := p.packs.packs[i]; pk.base && !poor[int32(i)] {
+			g.Go(func() error {
+				there, err := p.u.there(ctx, pk.digest)
+				missing[i] = !there
+				return err
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i, gone := range missing {
+		if gone {
+			p.u.warn("pack %s of the base is not in the registry: what is needed of it is sent again", p.packs.packs[i].digest)
+			poor[int32(i)] = true
+		}
+	}
+	return nil
+}
+
+// forget takes the places of granules away that lie in the given packs,
+// and returns how many granules lost theirs.
+func (p *packer) forget(packs map[int32]bool) (n int) {
+	if len(packs) == 0 {
+		return 0
+	}
+	for id := range p.known.places {
+		if place := &p.known.places[id]; packs[place.pack] {
+			place.pack = noPack
+			n++
+		}
+	}
+	return n
+}
+
+// settle sees to it that every granule lies in a pack that is worth
+// keeping and that the registry has. What does not is read again from the
+// source. A source that cannot be read again keeps packs of little use:
+// the push after it finds them so, and does not share them.
+func (p *packer) settle(ctx context.Context) error {
+	if err := p.wait(); err != nil {
+		return err
+	}
+	used := p.usage(p.files)
+	bad := map[int32]bool{}
+	again := p.readable()
+	if again {
+		bad = p.poorPacks(used)
+	}
+	for i, n := range used {
+		if n == 0 {
+			bad[int32(i)] = true // nobody asks for it
+		}
+	}
+	few := len(bad)
+	if err := p.askFor(ctx, bad); err != nil {
+		return err
+	}
+	if len(bad) > few && !again {
+		return fmt.Errorf("%w: it went away during the push", ErrBaseGone)
+	}
+	p.forget(bad)
+	for i, pk := range p.packs.packs {
+		if pk.base && !bad[int32(i)] {
+			p.u.blobs.count(pk.digest, pk.size, false)
+		}
+	}
+	return p.rewrite(ctx)
+}
+
+// readable reports whether every file can be read a second time.
+func (p *packer) readable() bool {
+	for _, f := range p.files {
+		if f.e.again == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// rewrite writes the granules again that have no place.
+func (p *packer) rewrite(ctx context.Context) error {
+	buf := make([]byte, packed.MaxGranule)
+	for _, f := range p.files {
+		i := 0
+		for slot, n := range f.granules() {
+			id := f.ids[i]
+			i++
+			if p.known.places[id].pack != noPack {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			data := buf[:n]
+			if _, err := f.e.again.ReadAt(data, f.m.PayloadAt(slot*f.granule)); err != nil {
+				return asInput(err)
+			}
+			if sha256.Sum256(data) != p.known.sums[id] {
+				return asInput(wrong("%s has changed while it was read", f.e.name))
+			}
+			if _, err := p.put(p.known.sums[id], p.enc.Encode(nil, data)); err != nil {
+				return err
+			}
+		}
+		if err := p.closePack(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sumOf(digest string) (sum packed.Sum, err error) {
+	text, ok := strings.CutPrefix(digest, "sha256:")
+	raw, err := hex.DecodeString(text)
+	if err != nil || !ok || len(raw) != len(sum) {
+		return sum, wrong("%q is not a sha256 digest", digest)
+	}
+	return packed.Sum(raw), nil
+}

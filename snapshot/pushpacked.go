@@ -1,0 +1,463 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+)
+
+const (
+	// leastPack is the smallest nominal size of a pack, in bytes. A pack is
+	// what a registry without Range sends for one granule.
+	leastPack = 8 << 20
+
+	// packedLevel is the level of zstd that is used where none was chosen.
+	packedLevel = 3
+
+	// batchBytes is how much of a file is hashed and compressed at a time
+	// by one worker.
+	batchBytes = 1 << 20
+)
+
+// packer stores files as the packed format has them. The caller of store
+// reads batches of granules; workers hash and compress them; one goroutine
+// gives each new granule its place in a pack, in order; full packs are
+// uploaded by some more. The batches and packs that exist at a time bound
+// the memory.
+type packer struct {
+	u       *push
+	ctx     context.Context
+	g       *errgroup.Group
+	enc     *zstdframe.Encoder
+	granule int64 // least size of granules, in bytes
+	nominal int64 // size of packs, in bytes
+
+	known *granuleSet
+	packs *packSet
+	files []*packedFile
+
+	batches chan *batch // free ones
+	work    chan *batch // for the workers
+	order   chan *batch // for the placer, in the order of the files
+	placed  chan struct{}
+	stopped bool
+
+	open    int32  // the pack that is being filled, or noPack
+	buf     []byte // what it has so far
+	buffers chan []byte
+}
+
+// packedFile is a file whose granules are known.
+type packedFile struct {
+	f       *storedFile
+	e       *exportEntry
+	m       *sparse.Map
+	granule int64
+	ids     []uint32 // in granuleSet, of the slots that hold data, ascending
+}
+
+// batch is some granules of one file in a row.
+type batch struct {
+	file   *packedFile
+	data   []byte
+	sizes  []int
+	sums   []packed.Sum
+	frames [][]byte // nil for a granule that had a place
+	out    []byte   // holds frames
+	done   chan struct{}
+	last   bool // of its file
+}
+
+// startPacker makes the push's packer, which knows the base.
+func (u *push) startPacker(ctx context.Context, g *errgroup.Group) error {
+	if base := u.opts.Base; base != nil && u.opts.MountFrom == "" && base.Name != u.opts.Name {
+		u.opts.MountFrom = base.Name
+	}
+	p, err := newPacker(ctx, g, u)
+	if err != nil {
+		return err
+	}
+	u.packer = p
+	return p.loadBase(ctx)
+}
+
+// newPacker makes one whose goroutines belong to g and end with stop.
+func newPacker(ctx context.Context, g *errgroup.Group, u *push) (*packer, error) {
+	level := u.opts.Zstd
+	if level == 0 {
+		level = packedLevel
+	}
+	workers := runtime.GOMAXPROCS(0)
+	enc, err := zstdframe.NewEncoder(level, workers)
+	if err != nil {
+		return nil, err
+	}
+	p := &packer{
+		u: u, ctx: ctx, g: g, enc: enc,
+		granule: u.opts.Granule, nominal: leastPack,
+		known: newGranuleSet(), packs: &packSet{},
+		batches: make(chan *batch, 2*workers+2), work: make(chan *batch), order: make(chan *batch, 2*workers+2),
+		placed: make(chan struct{}), open: noPack,
+	}
+	if p.granule == 0 {
+		p.granule = packed.DefaultGranule
+	}
+	for range cap(p.batches) {
+		p.batches <- &batch{}
+	}
+	for range workers {
+		g.Go(p.compress)
+	}
+	g.Go(p.place)
+	return p, nil
+}
+
+// begin sets the size of packs, before the first file is stored. It stays
+// the same for all of an artifact.
+func (p *packer) begin(nominal int64) {
+	memory := p.u.opts.Memory
+	if memory == 0 {
+		memory = defaultMemory
+	}
+	// A quarter is for what the garbage collector leaves lying.
+	fit := memory - memory/4 - baseMemory
+	for p.nominal = leastPack; p.nominal < nominal && 4*p.nominal <= fit; p.nominal *= 2 {
+	}
+	n := min(max(fit/p.nominal, 1), int64(p.u.uploads())+1)
+	p.buffers = make(chan []byte, n)
+	for range n {
+		p.buffers <- nil
+	}
+}
+
+// store reads a file and sends its granules on their way.
+func (p *packer) store(f *storedFile, e *exportEntry) error {
+	file, err := p.newFile(f, e)
+	if err != nil {
+		return err
+	}
+	if len(p.files) == 0 {
+		p.begin(p.u.packSize(e))
+	}
+	p.files = append(p.files, file)
+	b, err := receive(p.ctx, p.batches)
+	if err != nil {
+		return err
+	}
+	b.reset(file)
+	for _, n := range file.granules() {
+		if len(b.data)+n > batchBytes && len(b.sizes) > 0 {
+			if b, err = p.next(b); err != nil {
+				return err
+			}
+		}
+		at := len(b.data)
+		b.data = append(b.data, make([]byte, n)...)
+		if _, err := io.ReadFull(e.body, b.data[at:]); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return asInput(err)
+		}
+		b.sizes = append(b.sizes, n)
+	}
+	b.last = true
+	return p.send(b)
+}
+
+func (p *packer) newFile(f *storedFile, e *exportEntry) (*packedFile, error) {
+	file := &packedFile{f: f, e: e, m: sparse.Dense(e.size)}
+	if e.mapText != "" {
+		var err error
+		if file.m, err = sparse.Parse(e.mapText, e.sparseSize); err != nil {
+			return nil, asInput(err)
+		}
+	}
+	var err error
+	if file.granule, err = packed.GranuleFor(file.m.Size(), p.granule); err != nil {
+		return nil, asInput(wrong("%s: %v", e.name, err))
+	}
+	return file, nil
+}
+
+// granules yields every slot of the file that holds data, with the number
+// of its bytes.
+func (f *packedFile) granules() func(yield func(slot int64, n int) bool) {
+	return func(yield func(int64, int) bool) {
+		for off, ok := f.m.SeekData(0); ok; {
+			slot := off / f.granule
+			end := (slot + 1) * f.granule
+			if n := f.m.PayloadAt(end) - f.m.PayloadAt(slot*f.granule); !yield(slot, int(n)) {
+				return
+			}
+			off, ok = f.m.SeekData(end)
+		}
+	}
+}
+
+func (b *batch) reset(file *packedFile) {
+	if b.out == nil {
+		b.out = make([]byte, 0, batchBytes+batchBytes/16)
+		b.data = make([]byte, 0, batchBytes)
+	}
+	*b = batch{
+		file: file, data: b.data[:0], sizes: b.sizes[:0], sums: b.sums[:0], frames: b.frames[:0], out: b.out[:0],
+		done: make(chan struct{}),
+	}
+}
+
+// next sends a batch on its way, and returns a free one for the same file.
+func (p *packer) next(b *batch) (*batch, error) {
+	if err := p.send(b); err != nil {
+		return nil, err
+	}
+	file := b.file
+	b, err := receive(p.ctx, p.batches)
+	if err != nil {
+		return nil, err
+	}
+	b.reset(file)
+	return b, nil
+}
+
+func (p *packer) send(b *batch) error {
+	for _, to := range []chan *batch{p.order, p.work} {
+		select {
+		case to <- b:
+		case <-p.ctx.Done():
+			return context.Cause(p.ctx)
+		}
+	}
+	return nil
+}
+
+func receive[T any](ctx context.Context, from <-chan T) (v T, err error) {
+	select {
+	case v = <-from:
+		return v, nil
+	case <-ctx.Done():
+		return v, context.Cause(ctx)
+	}
+}
+
+// compress hashes the granules of batches, and compresses those that have
+// no place yet.
+func (p *packer) compress() error {
+	for b := range p.work {
+		data := b.data
+		for _, n := range b.sizes {
+			sum := sha256.Sum256(data[:n])
+			b.sums = append(b.sums, sum)
+			var frame []byte
+			if _, ok := p.known.find(sum); !ok {
+				at := len(b.out)
+				frame = p.enc.Encode(b.out[at:at], data[:n])
+				if cap(b.out) >= at+len(frame) {
+					b.out = b.out[:at+len(frame)]
+				}
+			}
+			b.frames = append(b.frames, frame)
+			data = data[n:]
+		}
+		close(b.done)
+	}
+	return nil
+}
+
+// place gives granules their places, in the order of the files.
+func (p *packer) place() error {
+	defer close(p.placed)
+	for b := range p.order {
+		if _, err := receive(p.ctx, b.done); err != nil {
+			return err
+		}
+		for i, sum := range b.sums {
+			id, err := p.put(sum, b.frames[i])
+			if err != nil {
+				return err
+			}
+			b.file.ids = append(b.file.ids, id)
+		}
+		if b.last {
+			// The packs of a file are its own, so that reading it on is one
+			// long range.
+			if err := p.closePack(); err != nil {
+				return err
+			}
+		}
+		p.batches <- b
+	}
+	return nil
+}
+
+// put returns the id of a granule, which is written to the open pack if
+// it has no place yet.
+func (p *packer) put(sum packed.Sum, frame []byte) (uint32, error) {
+	if id, ok := p.known.find(sum); ok {
+		return id, nil
+	}
+	if p.open != noPack && int64(len(p.buf)+len(frame)) > p.nominal {
+		if err := p.closePack(); err != nil {
+			return 0, err
+		}
+	}
+	if p.open == noPack {
+		var err error
+		if p.buf, err = receive(p.ctx, p.buffers); err != nil {
+			return 0, err
+		}
+		if p.buf == nil {
+			p.buf = make([]byte, 0, p.nominal)
+		}
+		p.open = p.packs.open()
+	}
+	place := granulePlace{pack: p.open, offset: uint32(len(p.buf)), stored: uint32(len(frame))}
+	p.buf = append(p.buf, frame...)
+	return p.known.add(sum, place), nil
+}
+
+// closePack has the open pack uploaded.
+func (p *packer) closePack() error {
+	if p.open == noPack {
+		return nil
+	}
+	i, data := p.open, p.buf
+	p.open, p.buf = noPack, nil
+	if i >= packed.MaxPacks {
+		return fmt.Errorf("snapshot push: more than %d packs; --granule or more --memory make fewer", packed.MaxPacks)
+	}
+	p.g.Go(func() error {
+		digest := digestOf(data)
+		p.packs.close(i, digest, int64(len(data)))
+		if err := p.u.putBytes(p.ctx, digest, data); err != nil {
+			return fmt.Errorf("upload pack: %w", err)
+		}
+		p.buffers <- data[:0]
+		return nil
+	})
+	return nil
+}
+
+// stop ends the goroutines; packs may still be on their way.
+func (p *packer) stop() {
+	if !p.stopped {
+		p.stopped = true
+		close(p.work)
+		close(p.order)
+	}
+}
+
+// wait blocks until every granule that was read has a place.
+func (p *packer) wait() error {
+	p.stop()
+	_, err := receive(p.ctx, p.placed)
+	return err
+}
+
+// uploads is how many blobs are uploaded at a time.
+func (u *push) uploads() int {
+	if n := u.opts.Concurrency; n > 0 {
+		return n
+	}
+	return defaultUploads
+}
+
+// index makes the index of a file, and describes both. Every granule has
+// its final place, and every pack its digest.
+func (p *packer) index(file *packedFile) (data []byte, meta manifest.SnapshotIndex, err error) {
+	w := packed.NewWriter(file.granule, p.enc)
+	local := map[int32]int{} // index in packs by that in packSet
+	var packs []packed.Pack
+	i := 0
+	for slot := range file.granules() {
+		id := file.ids[i]
+		place := p.known.places[id]
+		n, ok := local[place.pack]
+		if !ok {
+			n = len(packs)
+			local[place.pack] = n
+			blob := p.packs.packs[place.pack]
+			sum, err := sumOf(blob.digest)
+			if err != nil {
+				return nil, meta, err
+			}
+			packs = append(packs, packed.Pack{Digest: sum, Size: blob.size})
+		}
+		g := packed.Granule{Pack: n, Offset: int64(place.offset), Stored: int64(place.stored), Sum: p.known.sums[id]}
+		if err := w.Add(slot, g); err != nil {
+			return nil, meta, err
+		}
+		i++
+	}
+	data, head, err := w.Finish(file.m, packs)
+	if err != nil {
+		return nil, meta, err
+	}
+	return data, manifest.SnapshotIndex{
+		Digest: digestOf(data), Size: int64(len(data)), Granule: file.granule,
+		Head: manifest.IndexHead{Digest: digestOf(data[len(data)-head:]), Size: int64(head)},
+	}, nil
+}
+
+// packSize returns the nominal size of packs: the smallest power of two,
+// from leastPack up, with which the artifact has fewer than fewLayers. e
+// is the first file that is packed.
+func (u *push) packSize(e *exportEntry) int64 {
+	total := int64(0)
+	for _, n := range u.src.export.sizes {
+		total += n
+	}
+	if u.src.export.sizes == nil {
+		total = e.size + u.chunks.rest(&u.src.export.envelope.Config)
+	}
+	shared := int64(0)
+	if base := u.opts.Base; base != nil {
+		shared = int64(len(base.Artifact.Manifest.Layers))
+	}
+	size := int64(leastPack)
+	for total/size >= max(fewLayers-layersAside-shared, fewLayers/4) {
+		size *= 2
+	}
+	return size
+}
+
+// writeIndexes uploads the index of every packed file.
+func (p *packer) writeIndexes(ctx context.Context) error {
+	for _, file := range p.files {
+		data, meta, err := p.index(file)
+		if err != nil {
+			return fmt.Errorf("%s: %w", file.e.name, err)
+		}
+		if err := p.u.putBytes(ctx, meta.Digest, data); err != nil {
+			return file.f.failed(err)
+		}
+		f := file.f
+		f.meta.SparseMap, f.meta.SparseSize, f.meta.Size, f.meta.Index = "", file.m.Size(), file.m.DataSize(), &meta
+		f.layers = []manifest.Descriptor{{
+			MediaType: manifest.MediaTypeIndex, Digest: meta.Digest, Size: meta.Size,
+			Annotations: map[string]string{manifest.AnnotationTitle: f.name},
+		}}
+		p.u.progress(f)
+	}
+	return nil
+}
+
+// layers returns the packs that the artifact uses.
+func (p *packer) layers() (all []manifest.Descriptor) {
+	used := p.usage(p.files)
+	for i, pk := range p.packs.packs {
+		if used[i] > 0 {
+			all = append(all, manifest.Descriptor{MediaType: manifest.MediaTypePack, Digest: pk.digest, Size: pk.size})
+		}
+	}
+	return all
+}
