@@ -2,12 +2,15 @@ package snapshot
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
@@ -32,12 +35,13 @@ func packedFiles(ctx context.Context, dl Downloader, name string, m *manifest.OC
 	if err != nil {
 		return nil, err
 	}
+	var decoded atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(headsAtOnce)
 	for _, f := range files {
 		if meta := cfg.Files[f.Name]; meta.Index != nil {
 			g.Go(func() error {
-				if err := loadIndex(ctx, dl, name, f, meta.Index, meta.Size, meta.SparseSize, packs); err != nil {
+				if err := loadIndex(ctx, dl, name, f, &meta, packs, &decoded); err != nil {
 					return fmt.Errorf("%s: %w", f.Name, err)
 				}
 				return nil
@@ -104,16 +108,24 @@ func (b *builder) partsPacked(title string, meta *manifest.SnapshotFile) ([]layo
 }
 
 // loadIndex fetches the head of a file's index, and gives the file its map
-// and its index.
-func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, x *manifest.SnapshotIndex, data, size int64, packs map[string]int64) error {
-	frame, err := fetchRange(ctx, dl, name, x.Digest, x.Size, x.Size-x.Head.Size, x.Head.Size)
+// and its index. decoded counts the bytes of all heads.
+func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, meta *manifest.SnapshotFile, packs map[string]int64, decoded *atomic.Int64) error {
+	x := meta.Index
+	sum, err := sumOf(x.Head.Digest)
 	if err != nil {
 		return err
 	}
-	if got := digestOf(frame); got != x.Head.Digest {
-		return wrong("the head of index %s has digest %s, not %s", x.Digest, got, x.Head.Digest)
+	fetch := func(ctx context.Context, off, n int64, sum packed.Sum) ([]byte, error) {
+		return fetchVerified(ctx, dl, name, x.Digest, x.Size, off, n, sum)
 	}
-	head, err := packed.ReadHead(frame, packed.File{Size: size, Data: data, Granule: x.Granule, Frames: x.Size - x.Head.Size})
+	frame, err := fetch(ctx, x.Size-x.Head.Size, x.Head.Size, sum)
+	if err != nil {
+		return err
+	}
+	if n, _ := zstdframe.ContentSize(frame); n > packed.MaxHead || decoded.Add(n) > packed.MaxHead {
+		return wrong("the heads of all indexes have more than %d bytes", packed.MaxHead)
+	}
+	head, err := packed.ReadHead(frame, packed.File{Size: meta.SparseSize, Data: meta.Size, Granule: x.Granule, Frames: x.Size - x.Head.Size})
 	if err != nil {
 		return fmt.Errorf("%w: index %s: %w", layout.ErrContent, x.Digest, err)
 	}
@@ -124,9 +136,7 @@ func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, 
 	}
 	f.Map = head.Map
 	f.MediaType = manifest.MediaTypeForCocoonFile(f.Name)
-	f.Index = layout.NewIndex(x.Digest, x.Size, head, func(ctx context.Context, digest string, size, off, n int64) ([]byte, error) {
-		return fetchRange(ctx, dl, name, digest, size, off, n)
-	})
+	f.Index = layout.NewIndex(x.Digest, x.Size, head, fetch)
 	return nil
 }
 
@@ -147,6 +157,22 @@ func (b *builder) countIndexes(files []*layout.File) error {
 }
 
 func sumText(sum packed.Sum) string { return "sha256:" + hex.EncodeToString(sum[:]) }
+
+// fetchVerified returns bytes [off, off+n) of a blob, which have the given
+// sum.
+func fetchVerified(ctx context.Context, dl Downloader, name, digest string, size, off, n int64, sum packed.Sum) ([]byte, error) {
+	if v, ok := dl.(verifyingDownloader); ok {
+		return v.GetVerified(ctx, name, digest, off, n, sum)
+	}
+	data, err := fetchRange(ctx, dl, name, digest, size, off, n)
+	if err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(data) != sum {
+		return nil, wrong("bytes %d to %d of blob %s have another digest", off, off+n, digest)
+	}
+	return data, nil
+}
 
 // fetchRange returns bytes [off, off+n) of a blob of size bytes. Without a
 // RangeDownloader it reads over those before. The caller compares them

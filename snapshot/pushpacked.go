@@ -333,7 +333,7 @@ func (p *packer) closePack() error {
 	i, data := p.open, p.buf
 	p.open, p.buf = noPack, nil
 	if i >= packed.MaxPacks {
-		return fmt.Errorf("snapshot push: more than %d packs; --granule or more --memory make fewer", packed.MaxPacks)
+		return fmt.Errorf("snapshot push: more than %d packs; more memory for the push makes fewer, larger ones", packed.MaxPacks)
 	}
 	p.g.Go(func() error {
 		digest := digestOf(data)

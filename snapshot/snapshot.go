@@ -12,6 +12,7 @@ package snapshot
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -63,6 +64,13 @@ type Downloader interface {
 // the bytes [off, off+n) of a stored blob.
 type RangeDownloader interface {
 	GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error)
+}
+
+// verifyingDownloader is what a Downloader may be besides. It returns the
+// bytes [off, off+n) of a stored blob, whose sha256 is sum, and may keep
+// them. Wrong bytes are an error with layout.ErrContent in its chain.
+type verifyingDownloader interface {
+	GetVerified(ctx context.Context, name, digest string, off, n int64, sum [sha256.Size]byte) ([]byte, error)
 }
 
 // Uploader writes to a registry.

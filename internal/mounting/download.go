@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cocoonstack/epochfs/cache"
@@ -38,7 +39,16 @@ type downloader struct {
 
 	sizes map[string]int64 // of blobs, as manifests have named them
 	notes []string
+
+	mu    sync.Mutex
 	blobs []string // digests of what was read and is in the cache
+}
+
+// read notes that a small blob belongs to the artifact.
+func (d *downloader) read(digest string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.blobs = append(d.blobs, digest)
 }
 
 func newDownloader(reg *registry.Mirrors, c keeper, ref registry.Reference, cfg Config) *downloader {
@@ -58,7 +68,7 @@ func (d *downloader) GetManifest(ctx context.Context, name, tag string) ([]byte,
 	if m, err := manifest.Parse(raw); err == nil {
 		d.sizes[m.Config.Digest] = m.Config.Size
 	}
-	d.blobs = append(d.blobs, digestOf(raw))
+	d.read(digestOf(raw))
 	return raw, mediaType, nil
 }
 
@@ -159,7 +169,7 @@ func age(d time.Duration) string {
 
 // blob returns a small blob, verified.
 func (d *downloader) blob(ctx context.Context, name, digest string) ([]byte, error) {
-	d.blobs = append(d.blobs, digest)
+	d.read(digest)
 	if data, err := d.cache.Blob(digest); err == nil {
 		return data, nil
 	}
@@ -256,7 +266,7 @@ func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n 
 	key := rangeKey(digest, off, n)
 	if own, _, err := d.cache.Ref(key); err == nil {
 		if data, err := d.cache.Blob(own); err == nil && int64(len(data)) == n {
-			d.blobs = append(d.blobs, own)
+			d.read(own)
 			return data, nil
 		}
 	}
@@ -270,10 +280,40 @@ func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n 
 		return nil, err
 	}
 	own := digestOf(data)
-	d.blobs = append(d.blobs, own)
+	d.read(own)
 	d.keep(own, data)
 	d.remember(key, own)
 	return data, nil
+}
+
+// verified returns bytes [off, off+n) of a blob, which have the given sum:
+// the head or a section of an index. They are kept under that.
+func (d *downloader) verified(ctx context.Context, name, digest string, off, n int64, own string) ([]byte, error) {
+	d.read(own)
+	if data, err := d.cache.Blob(own); err == nil {
+		return data, nil
+	}
+	if d.offline {
+		return nil, fmt.Errorf("blob %s: %w", digest, ErrOffline)
+	}
+	ctx, cancel := d.within(ctx, 0)
+	defer cancel()
+	for {
+		var body io.ReadCloser
+		data, err := tries(ctx, func() (data []byte, err error) {
+			body, err = d.reg.GetBlobRange(ctx, name, digest, off, n)
+			return readAll(body, err)
+		})
+		switch {
+		case err != nil:
+			return nil, err
+		case digestOf(data) == own:
+			d.keep(own, data)
+			return data, nil
+		case !d.reg.Blame(digest, body):
+			return nil, fmt.Errorf("bytes %d to %d of blob %s have another digest: %w", off, off+n, digest, layout.ErrContent)
+		}
+	}
 }
 
 // unsaid is an error that the cache has not logged by itself.

@@ -3,6 +3,8 @@ package mounting
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +16,7 @@ import (
 // without registry or cache, whatever its tag names by then.
 type known struct {
 	mu        sync.Mutex
+	complete  bool                // the artifact is open; what is read later is not noted
 	Manifests map[string]document `json:"manifests"` // by tag or digest
 	Blobs     map[string][]byte   `json:"blobs"`     // by digest, or as rangeKey says
 }
@@ -32,6 +35,13 @@ func newKnown(text []byte) (*known, error) {
 		return nil, fmt.Errorf("what is known of the artifact: %w", err)
 	}
 	return k, nil
+}
+
+// close ends the noting: all that is needed to open the artifact was read.
+func (k *known) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.complete = true
 }
 
 func rangeKey(digest string, off, n int64) string {
@@ -75,6 +85,17 @@ func (r remembering) GetBlobRange(ctx context.Context, name, digest string, off,
 	return r.note(rangeKey(digest, off, n), func() ([]byte, error) { return r.blobRange(ctx, name, digest, off, n) })
 }
 
+// GetVerified returns a head or a section of an index. Sections are not
+// noted: they are fetched while the mount is used, and are in the cache.
+func (r remembering) GetVerified(ctx context.Context, name, digest string, off, n int64, sum [sha256.Size]byte) ([]byte, error) {
+	own := "sha256:" + hex.EncodeToString(sum[:])
+	body, err := r.note(own, func() ([]byte, error) { return r.verified(ctx, name, digest, off, n, own) })
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(body)
+}
+
 func (r remembering) note(key string, get func() ([]byte, error)) (io.ReadCloser, error) {
 	data, ok := r.known.blob(key)
 	if !ok {
@@ -83,7 +104,9 @@ func (r remembering) note(key string, get func() ([]byte, error)) (io.ReadCloser
 			return nil, err
 		}
 		r.known.mu.Lock()
-		r.known.Blobs[key] = data
+		if !r.known.complete {
+			r.known.Blobs[key] = data
+		}
 		r.known.mu.Unlock()
 	}
 	return io.NopCloser(bytes.NewReader(data)), nil

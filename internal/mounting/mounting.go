@@ -87,6 +87,7 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 	if err != nil {
 		return fmt.Errorf("%s: %w", ref, withTags(ctx, o.Registry.Own(), ref, err))
 	}
+	o.known.close()
 	o.Artifact = a
 	o.Reference = ref.WithDigest(a.Digest)
 	o.source = source{o.Registry.Source(ref.Repository)}

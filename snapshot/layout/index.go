@@ -23,9 +23,9 @@ type Index struct {
 	fetching map[int]chan struct{}
 }
 
-// FetchIndex returns bytes [off, off+n) of the index blob with that digest
-// and size.
-type FetchIndex func(ctx context.Context, digest string, size, off, n int64) ([]byte, error)
+// FetchIndex returns bytes [off, off+n) of the index blob, which have the
+// given sum.
+type FetchIndex func(ctx context.Context, off, n int64, sum packed.Sum) ([]byte, error)
 
 // mostSections bounds the sections of a file that are held in memory. Each
 // takes some 180 KiB.
@@ -80,7 +80,7 @@ func (x *Index) claim(number int) (s *packed.Section, other, mine chan struct{})
 
 func (x *Index) load(ctx context.Context, ref packed.SectionRef, done chan struct{}) (*packed.Section, error) {
 	defer close(done)
-	frame, err := x.fetch(ctx, x.Digest, x.Size, ref.Offset, ref.Stored)
+	frame, err := x.fetch(ctx, ref.Offset, ref.Stored, ref.Sum)
 	var s *packed.Section
 	if err == nil {
 		if s, err = packed.ReadSection(frame, x.Head, ref); err != nil {
