@@ -321,3 +321,68 @@ func TestPackedOptions(t *testing.T) {
 		}
 	}
 }
+
+// convert writes the artifact of a tag in another format.
+func convert(t testing.TB, store *artifacttest.Store, from, to string, opts snapshot.PushOptions) *snapshot.PushResult {
+	t.Helper()
+	opts.Name, opts.Tag, opts.SpoolDir = "vm", to, t.TempDir()
+	opts.Artifact, opts.Payloads = mustOpen(t, store, from), snapshot.DownloaderPayloads(store, "vm")
+	res, err := (&snapshot.Pusher{Uploader: store}).Push(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
+}
+
+func layersOf(a *snapshot.Artifact) (all []string) {
+	for _, d := range a.Manifest.Layers {
+		all = append(all, d.Title()+" "+d.MediaType+" "+d.Digest)
+	}
+	return all
+}
+
+// An artifact that went through another format and back is what it was.
+func TestConvertBackAndForth(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 7))
+	files := []artifacttest.File{
+		{Name: "config.json", Data: []byte(`{"cpus":1}`)},
+		artifacttest.RandomFile(rng, "cow.raw", 12*mib),
+		artifacttest.RandomFile(rng, "memory-ranges", 9*mib),
+		{Name: "big.qcow2", Data: pattern(3*mib + 1), Mode: 0o600},
+	}
+	store := artifacttest.NewStore()
+	export := artifacttest.Tar(artifacttest.Envelope, files)
+	for format, opts := range map[string]snapshot.PushOptions{"v1": {}, "v2": {Zstd: 1, Chunk: mib}} {
+		opts.Name, opts.Tag, opts.Input = "vm", format, bytes.NewReader(export)
+		if _, err := (&snapshot.Pusher{Uploader: store}).Push(t.Context(), opts); err != nil {
+			t.Fatal(err)
+		}
+		opts.Input = nil
+		res := convert(t, store, format, format+"-packed", snapshot.PushOptions{Packed: true})
+		if res.Format != "packed" {
+			t.Errorf("%s became %s", format, res.Format)
+		}
+		checkPacked(t, store, format+"-packed", files)
+		convert(t, store, format+"-packed", format+"-back", opts)
+		was, is := mustOpen(t, store, format), mustOpen(t, store, format+"-back")
+		if a, b := layersOf(was), layersOf(is); !slices.Equal(a, b) {
+			t.Errorf("%s: layers %v became %v", format, a, b)
+		}
+		if !bytes.Equal(tarOf(t, store, was), tarOf(t, store, is)) {
+			t.Errorf("%s: the tar has changed", format)
+		}
+	}
+}
+
+// tarOf writes an artifact as a tar, with the same times for all.
+func tarOf(t testing.TB, store *artifacttest.Store, a *snapshot.Artifact) []byte {
+	t.Helper()
+	same := *a
+	same.Created = artifacttest.Created
+	var buf bytes.Buffer
+	if err := same.WriteTar(t.Context(), &buf, snapshot.DownloaderPayloads(store, "vm"), snapshot.TarOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}

@@ -93,7 +93,7 @@ func (b *builder) partsPacked(title string, meta *manifest.SnapshotFile) ([]layo
 		return nil, wrong("its index %s is not the layer of that title", x.Digest)
 	case meta.SparseMap != "" || len(meta.Chunks) > 0:
 		return nil, wrong("it has an index, and a map or chunks besides")
-	case meta.Size < 0 || meta.Size > sparse.MaxSize || meta.SparseSize < meta.Size || meta.SparseSize > sparse.MaxSize:
+	case meta.Size < 0 || meta.Size > sparse.MaxSize || meta.SparseSize != 0 && meta.SparseSize < meta.Size || meta.SparseSize > sparse.MaxSize:
 		return nil, wrong("%d bytes of data in a file of %d", meta.Size, meta.SparseSize)
 	case x.Head.Size < 1 || x.Head.Size > packed.MaxHead || x.Head.Size > x.Size:
 		return nil, wrong("an index of %d bytes with a head of %d", x.Size, x.Head.Size)
@@ -122,10 +122,14 @@ func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, 
 	if err != nil {
 		return err
 	}
+	size := meta.Size // of a file without a map
+	if meta.SparseSize != 0 {
+		size = meta.SparseSize
+	}
 	if n, _ := zstdframe.ContentSize(frame); n > packed.MaxHead || decoded.Add(n) > packed.MaxHead {
 		return wrong("the heads of all indexes have more than %d bytes", packed.MaxHead)
 	}
-	head, err := packed.ReadHead(frame, packed.File{Size: meta.SparseSize, Data: meta.Size, Granule: x.Granule, Frames: x.Size - x.Head.Size})
+	head, err := packed.ReadHead(frame, packed.File{Size: size, Data: meta.Size, Granule: x.Granule, Frames: x.Size - x.Head.Size})
 	if err != nil {
 		return fmt.Errorf("%w: index %s: %w", layout.ErrContent, x.Digest, err)
 	}
@@ -135,6 +139,9 @@ func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, 
 		}
 	}
 	f.Map = head.Map
+	if meta.SparseSize != 0 {
+		f.MapText = head.Map.Text()
+	}
 	f.MediaType = manifest.MediaTypeForCocoonFile(f.Name)
 	f.Index = layout.NewIndex(x.Digest, x.Size, head, fetch)
 	return nil

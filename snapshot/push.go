@@ -42,6 +42,12 @@ type PushOptions struct {
 	// begin anew.
 	Input io.Reader
 
+	// Artifact is a snapshot to write in another format in place of an
+	// export, and Payloads is where its files are read. They are read in
+	// order, and again from some file on where an upload begins anew.
+	Artifact *Artifact
+	Payloads Payloads
+
 	// Spool keeps a copy of the blob that is being sent where the Input
 	// cannot seek, so that a broken upload can begin anew. Without it, it
 	// ends the push. A cocoon is asked for a second export instead.
@@ -144,6 +150,9 @@ func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error
 // source finds what is pushed: a cocoon, which can export again, or an
 // input, which can be read again where it can seek.
 func (p *Pusher) source(opts *PushOptions) (*source, error) {
+	if opts.Artifact != nil {
+		return opts.fromArtifact(), nil
+	}
 	nothing := func() error { return nil }
 	if opts.Input == nil {
 		if p.Cocoon == nil {

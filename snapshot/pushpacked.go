@@ -441,7 +441,7 @@ func (p *packer) writeIndexes(ctx context.Context) error {
 			return file.f.failed(err)
 		}
 		f := file.f
-		f.meta.SparseMap, f.meta.SparseSize, f.meta.Size, f.meta.Index = "", file.m.Size(), file.m.DataSize(), &meta
+		f.meta.SparseMap, f.meta.Size, f.meta.Index = "", file.m.DataSize(), &meta
 		f.layers = []manifest.Descriptor{{
 			MediaType: manifest.MediaTypeIndex, Digest: meta.Digest, Size: meta.Size,
 			Annotations: map[string]string{manifest.AnnotationTitle: f.name},
