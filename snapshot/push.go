@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -34,6 +35,7 @@ type PushOptions struct {
 
 	Snapshot    string            // the snapshot's name in cocoon where it is not Name
 	Annotations map[string]string // further ones; they win over those above
+	Created     time.Time         // of the artifact; zero: now
 	Warn        func(string)      // what works but may trouble somebody; may be nil
 
 	// Input is an export tar to push in place of cocoon's, maybe gzipped.
@@ -119,6 +121,9 @@ func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error
 	}
 	if opts.Snapshot == "" {
 		opts.Snapshot = opts.Name
+	}
+	if opts.Created.IsZero() {
+		opts.Created = time.Now()
 	}
 	if err := opts.checkFormat(); err != nil {
 		return nil, err

@@ -25,7 +25,7 @@ func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 		Image: env.Image, ImageDigest: env.ImageDigest, ImageType: env.ImageType, ImageBlobIDs: env.ImageBlobIDs,
 		Hypervisor: env.Hypervisor, CPU: env.CPU, Memory: env.Memory, Storage: env.Storage,
 		NICs: env.NICs, Network: env.Network, Windows: env.Windows,
-		Files: map[string]manifest.SnapshotFile{}, CreatedAt: time.Now().UTC(),
+		Files: map[string]manifest.SnapshotFile{}, CreatedAt: u.opts.Created.UTC(),
 		Envelope: &text,
 	}
 	u.describeFiles(&cfg)
@@ -84,7 +84,7 @@ func (u *push) manifest(cfg manifest.Descriptor) ([]byte, error) {
 		ArtifactType:  manifest.ArtifactTypeSnapshot,
 		Config:        cfg,
 		Annotations: map[string]string{
-			manifest.AnnotationCreated: time.Now().UTC().Format(time.RFC3339),
+			manifest.AnnotationCreated: u.opts.Created.UTC().Format(time.RFC3339),
 		},
 	}
 	for key, value := range map[string]string{

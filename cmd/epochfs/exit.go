@@ -14,6 +14,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/inside"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -87,6 +88,7 @@ var kinds = []struct {
 	{fusefs.ErrNoFUSE, exitNoFUSE},
 	{registry.ErrNotFound, exitNotFound},
 	{cocoon.ErrNoSnapshot, exitNotFound},
+	{snapshot.ErrBaseGone, exitNotFound},
 	{errNotFound, exitNotFound},
 	{registry.ErrDenied, exitDenied},
 	{cocoon.ErrNameTaken, exitFailed},

@@ -28,8 +28,7 @@ type pushOptions struct {
 	revision  string
 
 	annotations []string // K=V
-	zstd        int
-	chunk       byteSize
+	written     formatOptions
 	mountFrom   string
 	memory      byteSize
 	dryRun      bool
@@ -48,7 +47,9 @@ func newPushCmd(g *globals) *cobra.Command {
 --input an export tar takes the place of cocoon, and SNAPSHOT can be left out.
 
 Files are stored as they are (format v1), unless --zstd or --chunk ask for
-format v2. Chunks that the registry has are not sent again. Nothing is kept on
+format v2, whose chunks are not sent again if the registry has them. --format
+packed compresses files in small granules, and sends only those that the
+artifact does not have that the tag names now, or --base. Nothing is kept on
 disk: an upload that breaks off begins anew by reading the file, or asking
 cocoon, once more. Standard input can do so with --spool only. A registry that
 goes away meanwhile is waited for, as long as --read-timeout says.`,
@@ -73,8 +74,7 @@ goes away meanwhile is waited for, as long as --read-timeout says.`,
 	f.StringVar(&opts.source, "source", "", "where the snapshot comes from (an annotation)")
 	f.StringVar(&opts.revision, "revision", "", "its revision there (an annotation)")
 	f.StringArrayVar(&opts.annotations, "annotation", nil, "an annotation of the manifest, KEY=VALUE; may be given again")
-	f.IntVar(&opts.zstd, "zstd", 0, "compress with this level of zstd, 1 to 22 (format v2)")
-	f.Var(&opts.chunk, "chunk", "split files by this size, such as 4MiB (format v2; default with --zstd: as small as keeps the manifest small)")
+	opts.written.addFlags(f)
 	f.StringVar(&opts.mountFrom, "mount-from", "", "repository of the same registry to take over blobs from")
 	f.Var(&opts.memory, "memory", "how much memory to take")
 	f.BoolVar(&opts.dryRun, "dry-run", false, "send nothing, tell what would be sent")
@@ -119,6 +119,11 @@ func runPush(ctx context.Context, opts pushOptions) error {
 	}
 	defer reg.Close()
 	p.Uploader = reg
+	var closeBase func()
+	if push.Base, closeBase, err = opts.written.openBase(ctx, cfg, ref); err != nil {
+		return err
+	}
+	defer closeBase()
 	// Buffers take most of it; the garbage collector must not take as
 	// much again.
 	debug.SetMemoryLimit(push.Memory / 8 * 7)
@@ -140,21 +145,18 @@ func (opts *pushOptions) push(ref registry.Reference) (snapshot.PushOptions, err
 	p := snapshot.PushOptions{
 		Name: ref.Repository, Tag: ref.Tag, Snapshot: opts.name,
 		BaseImage: opts.baseImage, Source: opts.source, Revision: opts.revision,
-		Zstd: opts.zstd, Concurrency: opts.concurrency, Spool: opts.spool, DryRun: opts.dryRun,
+		Concurrency: opts.concurrency, Spool: opts.spool, DryRun: opts.dryRun,
 		// Who mounts from a repository may have its whole name at hand.
 		MountFrom: strings.TrimPrefix(opts.mountFrom, ref.Host+"/"),
 		Warn:      func(s string) { opts.note("%s", s) },
 	}
-	if p.Zstd < 0 || p.Zstd > 22 {
-		return p, usagef("--zstd is a level from 1 to 22, not %d", p.Zstd)
-	}
-	if opts.chunk%(1<<20) != 0 || opts.chunk > 1<<40 {
-		return p, usagef("--chunk is a multiple of 1MiB, such as 4MiB")
+	if err := opts.written.apply(&p); err != nil {
+		return p, err
 	}
 	if opts.memory < 96<<20 || opts.memory > 1<<40 {
 		return p, usagef("--memory is 96MiB at least")
 	}
-	p.Chunk, p.Memory = int64(opts.chunk), int64(opts.memory)
+	p.Memory = int64(opts.memory)
 	for _, kv := range opts.annotations {
 		k, v, ok := strings.Cut(kv, "=")
 		if !ok || k == "" {

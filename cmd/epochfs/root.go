@@ -65,7 +65,7 @@ EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	g.addFlags(root)
 	root.AddCommand(
-		newMountCmd(g), newUmountCmd(), newRestartCmd(g), newMaterializeCmd(g), newPushCmd(g),
+		newMountCmd(g), newUmountCmd(), newRestartCmd(g), newMaterializeCmd(g), newPushCmd(g), newConvertCmd(g),
 		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newCpCmd(g), newFsCmd(g), newDiffCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
 		newCacheCmd(g), newDoctorCmd(g),
 	)

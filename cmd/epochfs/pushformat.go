@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/pflag"
+
+	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/snapshot"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+// formatOptions say in which format an artifact is written. push and
+// convert have them.
+type formatOptions struct {
+	format string // "" for what the other flags ask for
+	base   string // a reference, "none", or "" for what the tag names now
+	zstd   int
+	chunk  byteSize
+}
+
+const (
+	formatV1     = "v1"
+	formatV2     = "v2"
+	formatPacked = "packed"
+
+	noBase = "none"
+)
+
+func (o *formatOptions) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.format, "format", "", "format of the artifact: v1, v2 or packed (default v1, or v2 with --zstd or --chunk)")
+	f.StringVar(&o.base, "base", "", "packed artifact whose data is shared, or none (format packed; default the one that the tag names now)")
+	f.IntVar(&o.zstd, "zstd", 0, "compress with this level of zstd, 1 to 22 (format v2 or packed; default 3 for packed)")
+	f.Var(&o.chunk, "chunk", "split files by this size, such as 4MiB (format v2; default with --zstd: as small as keeps the manifest small)")
+}
+
+// apply checks the flags, and tells the library what they ask for.
+func (o *formatOptions) apply(p *snapshot.PushOptions) error {
+	switch {
+	case o.zstd < 0 || o.zstd > 22:
+		return usagef("--zstd is a level from 1 to 22, not %d", o.zstd)
+	case o.chunk%(1<<20) != 0 || o.chunk > 1<<40:
+		return usagef("--chunk is a multiple of 1MiB, such as 4MiB")
+	case o.base != "" && o.format != formatPacked:
+		return usagef("--base goes with --format packed")
+	}
+	switch o.format {
+	case "":
+	case formatV1:
+		if o.zstd > 0 || o.chunk > 0 {
+			return usagef("format v1 has no --zstd and no --chunk")
+		}
+	case formatV2:
+		if o.zstd == 0 && o.chunk == 0 {
+			o.zstd = 3
+		}
+	case formatPacked:
+		if o.chunk > 0 {
+			return usagef("--chunk goes with format v2: a packed artifact has no chunks")
+		}
+		p.Packed = true
+	default:
+		return usagef("--format is v1, v2 or packed, not %q", o.format)
+	}
+	p.Zstd, p.Chunk = o.zstd, int64(o.chunk)
+	return nil
+}
+
+// openBase opens the base of a packed artifact that is to be written as
+// ref, or returns nil if there is none. The caller closes what is opened.
+func (o *formatOptions) openBase(ctx context.Context, cfg mounting.Config, ref registry.Reference) (*snapshot.PushBase, func(), error) {
+	nothing := func() {}
+	if o.format != formatPacked || o.base == noBase {
+		return nil, nothing, nil
+	}
+	name := o.base
+	if name == "" {
+		name = ref.String()
+	} else if base, err := cfg.Reference(name); err != nil {
+		return nil, nothing, err
+	} else if base.Host != ref.Host {
+		return nil, nothing, usagef("--base %s is in another registry than %s: packs are shared within one", base, ref)
+	}
+	opened, err := mounting.Open(ctx, name, cfg)
+	if o.base == "" && (errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrDenied) || errors.Is(err, snapshot.ErrKind)) {
+		return nil, nothing, nil // the tag is free, or names something else
+	}
+	if err != nil {
+		return nil, nothing, err
+	}
+	closeIt := func() { _ = opened.Close() } // it was only read
+	if opened.Artifact.Manifest.ArtifactType != manifest.ArtifactTypePacked {
+		closeIt()
+		if o.base == "" {
+			return nil, nothing, nil
+		}
+		return nil, nothing, usagef("--base %s is not a packed artifact: convert makes one of it", o.base)
+	}
+	return &snapshot.PushBase{Artifact: opened.Artifact, Name: opened.Reference.Repository}, closeIt, nil
+}
