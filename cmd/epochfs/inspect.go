@@ -49,6 +49,7 @@ type inspected struct {
 	Size        int64             `json:"size"`
 	Data        int64             `json:"data"`
 	Stored      int64             `json:"stored"`
+	Packed      *inspectedPacks   `json:"packed,omitempty"`
 	Files       []inspectedFile   `json:"files"`
 }
 
@@ -59,8 +60,9 @@ type inspectedFile struct {
 	Size      int64  `json:"size"`
 	Data      int64  `json:"data"`
 	Stored    int64  `json:"stored"`
-	Parts     int    `json:"parts"`
+	Parts     int    `json:"parts"` // of a packed file its granules
 	Encoding  string `json:"encoding"`
+	Granule   int64  `json:"granule,omitempty"`
 	Digest    string `json:"digest,omitempty"` // of the stored blob; a split file has none
 }
 
@@ -71,6 +73,9 @@ func runInspect(ctx context.Context, opts inspectOptions) error {
 	}
 	defer o.Close()
 	all := inspectionOf(o)
+	if all.Packed, err = inspectPacks(ctx, o); err != nil {
+		return fmt.Errorf("%s: %w", o.Reference, err)
+	}
 	if opts.json {
 		return printJSON(opts.out, all)
 	}
@@ -99,11 +104,18 @@ func inspectionOf(o *mounting.Opened) inspected {
 		if len(f.Parts) > 0 {
 			encoding = f.Parts[0].Encoding.String()
 		}
-		all.Files = append(all.Files, inspectedFile{
+		one := inspectedFile{
 			Name: f.Name, MediaType: f.MediaType, Mode: f.Mode,
 			Size: f.Size(), Data: f.PayloadSize(), Stored: f.StoredSize(),
 			Parts: len(f.Parts), Encoding: encoding, Digest: f.Digest(),
-		})
+		}
+		if f.Index != nil {
+			one.Granule, one.Encoding = f.Index.Head.Granule, "packed"
+			for _, s := range f.Index.Head.Sections {
+				one.Parts += s.Granules
+			}
+		}
+		all.Files = append(all.Files, one)
 		all.Size += f.Size()
 		all.Data += f.PayloadSize()
 		all.Stored += f.StoredSize()
@@ -131,6 +143,11 @@ func printInspected(out io.Writer, all inspected) error {
 		row(field[0], field[1])
 	}
 	row("size", fmt.Sprintf("%s, %s of data, %s in the registry", size(all.Size), size(all.Data), size(all.Stored)))
+	if all.Packed != nil {
+		for _, r := range all.Packed.rows() {
+			row(r[0], r[1])
+		}
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
