@@ -49,8 +49,8 @@ type Granule struct {
 // have: one that does not compress is stored in raw blocks.
 func MaxStored(granule int64) int64 { return granule + granule/256 + 1<<10 }
 
-// Slots returns how many slots a file of size bytes has.
-func Slots(size, granule int64) int64 { return (size + granule - 1) / granule }
+// SlotCount returns how many slots a file of size bytes has.
+func SlotCount(size, granule int64) int64 { return (size + granule - 1) / granule }
 
 // CheckGranule reports an error unless granule is a power of two from
 // MinGranule to MaxGranule.
@@ -65,7 +65,7 @@ func CheckGranule(granule int64) error {
 // file of size bytes has at most MaxSlots slots.
 func GranuleFor(size, least int64) (int64, error) {
 	for g := least; g <= MaxGranule; g *= 2 {
-		if Slots(size, g) <= MaxSlots {
+		if SlotCount(size, g) <= MaxSlots {
 			return g, nil
 		}
 	}

@@ -59,7 +59,7 @@ type Head struct {
 }
 
 // Slots returns the number of slots of the file.
-func (h *Head) Slots() int64 { return Slots(h.Map.Size(), h.Granule) }
+func (h *Head) Slots() int64 { return SlotCount(h.Map.Size(), h.Granule) }
 
 // Section returns the section with that number. It is false for one that
 // holds no granule.
@@ -129,7 +129,7 @@ func decodeHead(b []byte, f File) (*Head, error) {
 	if err := CheckGranule(h.Granule); err != nil {
 		return nil, err
 	}
-	if f.Size < 0 || f.Size > sparse.MaxSize || Slots(f.Size, h.Granule) > MaxSlots {
+	if f.Size < 0 || f.Size > sparse.MaxSize || SlotCount(f.Size, h.Granule) > MaxSlots {
 		return nil, wrong("a file of %d bytes in granules of %d", f.Size, h.Granule)
 	}
 	packs, sections := binary.LittleEndian.Uint32(b[32:]), binary.LittleEndian.Uint32(b[36:])

@@ -67,7 +67,7 @@ func makeIndex(t testing.TB, r *rand.Rand, m *sparse.Map, granule int64) *made {
 	x := &made{m: m, granules: map[int64]Granule{}}
 	w := NewWriter(granule, encoder(t))
 	var ends []int64
-	for slot := range Slots(m.Size(), granule) {
+	for slot := range SlotCount(m.Size(), granule) {
 		if !holdsData(m, granule, slot) {
 			continue
 		}

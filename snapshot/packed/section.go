@@ -91,7 +91,7 @@ func occupied(m *sparse.Map, granule int64) iter.Seq2[int, int] {
 		number, n := 0, 0
 		next := int64(0) // slot after the last that was counted
 		for _, seg := range m.Segments() {
-			first, end := max(seg.Offset/granule, next), Slots(seg.Offset+seg.Length, granule)
+			first, end := max(seg.Offset/granule, next), SlotCount(seg.Offset+seg.Length, granule)
 			for first < end {
 				if s := int(first / SectionSlots); s != number {
 					if n > 0 && !yield(number, n) {
