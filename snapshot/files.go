@@ -42,9 +42,6 @@ func (t *totals) add(f *layout.File) error {
 			break
 		}
 	}
-	if f.Index != nil {
-		t.stored += f.StoredSize() // MaxPacks of MaxPackSize at most
-	}
 	if max(t.apparent, t.payload, t.stored) > maxTotal {
 		return wrong("more than %d bytes in all", int64(maxTotal))
 	}

@@ -144,6 +144,7 @@ func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, 
 	}
 	f.MediaType = manifest.MediaTypeForCocoonFile(f.Name)
 	f.Index = layout.NewIndex(x.Digest, x.Size, head, fetch)
+	f.Parts = []layout.Part{f.Index.Part()}
 	return nil
 }
 

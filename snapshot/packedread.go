@@ -2,12 +2,10 @@ package snapshot
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 
-	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
@@ -19,16 +17,16 @@ type packedReader struct {
 	src  *blobPayloads
 	file *layout.File
 
-	slot int64 // next to be read
-	run  []slotGranule
+	at   int // the granule after run
+	run  []sizedGranule
 	held blobRange
 	buf  []byte // decoded granule
 	left []byte // of buf, not returned yet
 	err  error  // sticky
 }
 
-// slotGranule is a granule and the number of bytes of its data.
-type slotGranule struct {
+// sizedGranule is a granule and the number of bytes of its data.
+type sizedGranule struct {
 	packed.Granule
 	size int64
 }
@@ -80,28 +78,14 @@ func (r *packedReader) next() error {
 	if int64(cap(r.buf)) < g.size {
 		r.buf = make([]byte, r.file.Index.Head.Granule)
 	}
-	data, err := decodeGranule(r.buf, frame, g.size, g.Sum)
+	data, err := packed.Decode(r.buf, frame, g.size, g.Sum)
 	if err != nil {
-		return fmt.Errorf("pack %s at byte %d: %w", r.digest(g.Pack), g.Offset, err)
+		err = fmt.Errorf("%w: %w", layout.ErrContent, err)
+		digest, _ := r.file.Index.Pack(g.Pack)
+		return fmt.Errorf("pack %s at byte %d: %w", digest, g.Offset, err)
 	}
 	r.left = data
 	return nil
-}
-
-// decodeGranule decodes the frame of a granule of size bytes into buf, and
-// compares it with its digest.
-func decodeGranule(buf, frame []byte, size int64, sum packed.Sum) ([]byte, error) {
-	if zstdframe.Window(frame) > packed.MaxGranule {
-		return nil, wrong("a frame with a window larger than any granule")
-	}
-	data, err := zstdframe.Decode(buf, frame, size)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", layout.ErrContent, err)
-	}
-	if sha256.Sum256(data) != sum {
-		return nil, wrong("a granule's digest does not agree")
-	}
-	return data, nil
 }
 
 // collect finds the next granules that one request can bring, and fetches
@@ -110,13 +94,10 @@ func (r *packedReader) collect() error {
 	x := r.file.Index
 	r.run = r.run[:0]
 	var end int64
-	for ; r.slot < x.Head.Slots(); r.slot++ {
-		g, ok, err := x.Granule(r.ctx, r.slot)
+	for ; r.at < x.Granules(); r.at++ {
+		g, err := x.Granule(r.ctx, r.at)
 		if err != nil {
 			return err
-		}
-		if !ok {
-			continue
 		}
 		if len(r.run) > 0 {
 			first := r.run[0]
@@ -124,8 +105,8 @@ func (r *packedReader) collect() error {
 				break
 			}
 		}
-		_, size := x.Extent(r.slot)
-		r.run = append(r.run, slotGranule{g, size})
+		_, size := x.Extent(r.at)
+		r.run = append(r.run, sizedGranule{g, size})
 		end = g.Offset + g.Stored
 	}
 	if len(r.run) == 0 {
@@ -141,18 +122,17 @@ func (r *packedReader) fetch(pack int, from, to int64) error {
 	if h.data != nil && h.pack == pack && from >= h.off && to <= h.off+int64(len(h.data)) {
 		return nil
 	}
+	digest, size := r.file.Index.Pack(pack)
 	if _, ok := r.src.dl.(RangeDownloader); !ok {
-		from, to = 0, r.file.Index.Head.Packs[pack].Size
+		from, to = 0, size
 	}
-	data, err := fetchRange(r.ctx, r.src.dl, r.src.name, r.digest(pack), r.file.Index.Head.Packs[pack].Size, from, to-from)
+	data, err := fetchRange(r.ctx, r.src.dl, r.src.name, digest, size, from, to-from)
 	if err != nil {
 		return err
 	}
 	*h = blobRange{pack: pack, off: from, data: data}
 	return nil
 }
-
-func (r *packedReader) digest(pack int) string { return sumText(r.file.Index.Head.Packs[pack].Digest) }
 
 // Close makes every later Read fail.
 func (r *packedReader) Close() error {

@@ -110,10 +110,7 @@ func inspectionOf(o *mounting.Opened) inspected {
 			Parts: len(f.Parts), Encoding: encoding, Digest: f.Digest(),
 		}
 		if f.Index != nil {
-			one.Granule, one.Encoding = f.Index.Head.Granule, "packed"
-			for _, s := range f.Index.Head.Sections {
-				one.Parts += s.Granules
-			}
+			one.Granule, one.Parts = f.Index.Head.Granule, f.Index.Granules()
 		}
 		all.Files = append(all.Files, one)
 		all.Size += f.Size()

@@ -2,6 +2,7 @@ package layout
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"sync"
 
@@ -11,9 +12,10 @@ import (
 // Index finds the granules of a packed file. Its sections are fetched when
 // they are first needed. It is safe for concurrent use.
 type Index struct {
-	Digest string // of the index blob
-	Size   int64  // of the index blob, in bytes
-	Head   *packed.Head
+	Digest        string // of the index blob
+	Size          int64  // of the index blob, in bytes
+	Head          *packed.Head
+	*packed.Slots // the file's granules, numbered
 
 	fetch FetchIndex
 
@@ -34,7 +36,7 @@ const mostSections = 64
 // NewIndex returns an index whose head was parsed already.
 func NewIndex(digest string, size int64, head *packed.Head, fetch FetchIndex) *Index {
 	return &Index{
-		Digest: digest, Size: size, Head: head, fetch: fetch,
+		Digest: digest, Size: size, Head: head, Slots: packed.NewSlots(head.Map, head.Granule), fetch: fetch,
 		sections: map[int]*packed.Section{}, fetching: map[int]chan struct{}{},
 	}
 }
@@ -102,19 +104,29 @@ func (x *Index) load(ctx context.Context, ref packed.SectionRef, done chan struc
 	return s, nil
 }
 
-// Granule returns where the data of a slot is stored. It is false for a
-// slot that holds no data. It may have to fetch a section.
-func (x *Index) Granule(ctx context.Context, slot int64) (packed.Granule, bool, error) {
+// Granule returns where the data of granule i is stored. It may have to
+// fetch a section.
+func (x *Index) Granule(ctx context.Context, i int) (packed.Granule, error) {
+	slot := x.Slot(i)
 	s, err := x.Section(ctx, int(slot/packed.SectionSlots))
-	if s == nil || err != nil {
-		return packed.Granule{}, false, err
+	if err != nil {
+		return packed.Granule{}, err
 	}
-	g, ok := s.Granule(slot)
-	return g, ok, nil
+	g, _ := s.Granule(slot) // a head whose sections are not those of its map is refused
+	return g, nil
 }
 
-// Extent returns where the data of a slot lies in the payload.
-func (x *Index) Extent(slot int64) (off, n int64) {
-	off = x.Head.Map.PayloadAt(slot * x.Head.Granule)
-	return off, x.Head.Map.PayloadAt((slot+1)*x.Head.Granule) - off
+// Part returns the part that a packed file is.
+func (x *Index) Part() Part {
+	p := Part{Digest: x.Digest, StoredSize: x.Size, Encoding: Packed, Length: x.Head.Map.DataSize()}
+	for _, pack := range x.Head.Packs {
+		p.StoredSize += pack.Size
+	}
+	return p
+}
+
+// Pack returns the digest and the size of a pack of the file.
+func (x *Index) Pack(i int) (digest string, size int64) {
+	p := &x.Head.Packs[i]
+	return "sha256:" + hex.EncodeToString(p.Digest[:]), p.Size
 }

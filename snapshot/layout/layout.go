@@ -26,22 +26,27 @@ var ErrContent = errors.New("wrong content")
 type Encoding uint8
 
 const (
-	Raw  Encoding = iota // stored as it is
-	Zstd                 // one zstd frame
+	Raw    Encoding = iota // stored as it is
+	Zstd                   // one zstd frame
+	Packed                 // granules in packs: see File.Index
 )
 
 // String returns the encoding's name, as it is printed and hashed.
 func (e Encoding) String() string {
-	if e == Zstd {
+	switch e {
+	case Zstd:
 		return "zstd"
+	case Packed:
+		return "packed"
 	}
 	return "raw"
 }
 
-// Part is one blob as a stretch of a file's payload.
+// Part is one blob as a stretch of a file's payload. A packed file is one
+// part, whose bytes are in the packs of its index.
 type Part struct {
-	Digest     string   // of the stored blob, "sha256:" and 64 hex digits
-	StoredSize int64    // bytes the registry has
+	Digest     string   // of the stored blob, "sha256:" and 64 hex digits; of a packed file's index
+	StoredSize int64    // bytes the registry has; of a packed file those of its packs and its index
 	Encoding   Encoding // how Length bytes became StoredSize
 	Offset     int64    // where the part begins in the payload
 	Length     int64    // decoded bytes
@@ -71,7 +76,7 @@ type File struct {
 	Map       *sparse.Map       // where the payload lies in the file; never nil
 	MapText   string            // the map as the config blob has it; "" for a file without one
 	Records   map[string]string // what else its header in an export tells; nil for nothing
-	Parts     []Part            // in payload order, without gaps; none of a packed file
+	Parts     []Part            // in payload order, without gaps
 	Index     *Index            // of a packed file; nil for any other
 }
 
@@ -82,16 +87,9 @@ func (f *File) Size() int64 { return f.Map.Size() }
 func (f *File) PayloadSize() int64 { return f.Map.DataSize() }
 
 // StoredSize is what all parts take in the registry. A blob that occurs
-// twice is counted twice. Of a packed file it is its index and its packs,
-// which other files may share.
+// twice is counted twice, and packs may be shared with other files.
 func (f *File) StoredSize() int64 {
 	var n int64
-	if f.Index != nil {
-		n = f.Index.Size
-		for _, p := range f.Index.Head.Packs {
-			n += p.Size
-		}
-	}
 	for i := range f.Parts {
 		n += f.Parts[i].StoredSize
 	}

@@ -113,3 +113,20 @@ func (w *Writer) Finish(m *sparse.Map, packs []Pack) (index []byte, head int, er
 	frame := w.enc.Encode(nil, plain)
 	return append(w.frames, frame...), len(frame), nil
 }
+
+// Decode decodes the frame of a granule of size bytes into buf[:0], or
+// into new memory if that is too small, and compares the data with its
+// sum. Memory is bounded by size.
+func Decode(buf, frame []byte, size int64, sum Sum) ([]byte, error) {
+	if zstdframe.Window(frame) > MaxGranule {
+		return nil, wrong("a granule's frame has a window larger than any granule")
+	}
+	data, err := zstdframe.Decode(buf[:0], frame, size)
+	if err != nil {
+		return nil, wrong("granule: %v", err)
+	}
+	if sha256.Sum256(data) != sum {
+		return nil, wrong("a granule's digest does not agree")
+	}
+	return data, nil
+}
