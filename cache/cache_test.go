@@ -56,8 +56,8 @@ func readsEqualFlatCopy(t *testing.T, kinds []kind) {
 				if fetched > stored {
 					t.Errorf("fetched %d bytes of a file of %d", fetched, stored)
 				}
-				if noRange && n > len(a.file.Parts) {
-					t.Errorf("%d requests for %d blobs that come whole", n, len(a.file.Parts))
+				if blobs := a.blobs(); noRange && n > blobs {
+					t.Errorf("%d requests for %d blobs that come whole", n, blobs)
 				}
 				eventually(t, "the file is sealed", func() bool { _, ok := h.Backing(); return ok })
 				if h.Cached() != int64(size) || !h.Verified() || !h.Complete() {

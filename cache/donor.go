@@ -45,6 +45,10 @@ func (c *Cache) donorOf(key string) (*donor, error) {
 		return nil, errors.Join(errDamaged, err)
 	}
 	d := &donor{entry{cache: c, key: key, file: r.layout(m)}}
+	if d.file.Index != nil {
+		d.grid = newGrid(d.file)
+		return d, nil
+	}
 	d.grid = &grid{file: d.file, first: []int{0}}
 	for i := range r.Parts {
 		d.grid.size = append(d.grid.size, r.Parts[i].PieceSize)

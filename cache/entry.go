@@ -41,6 +41,7 @@ type entry struct {
 
 	changes  changes    // pieces that were taken back, and who keeps copies
 	refuting sync.Mutex // held while it is decided whether a part is wrong
+	granules granules   // of a packed file
 
 	donors struct {
 		sync.Mutex

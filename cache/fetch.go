@@ -31,9 +31,12 @@ func (c *Cache) run(j *job) {
 		return
 	}
 	var err error
-	if e.grid.whole(j.part) {
+	switch {
+	case e.file.Index != nil:
+		from, err = e.fetchGranules(j, from, to)
+	case e.grid.whole(j.part):
 		err = e.fetchOnce(j, from)
-	} else {
+	default:
 		from, err = e.fetchPieces(j, from, to)
 	}
 	e.state.unlockPieces(j.from, held)

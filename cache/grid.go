@@ -33,6 +33,10 @@ type grid struct {
 
 func newGrid(f *layout.File) *grid {
 	g := &grid{file: f, first: make([]int, len(f.Parts)+1), size: make([]int64, len(f.Parts))}
+	if f.Index != nil {
+		g.first[1], g.size[0] = f.Index.Granules(), f.Index.Head.Granule
+		return g
+	}
 	for i := range f.Parts {
 		p := &f.Parts[i]
 		g.size[i] = pieceSize(p, len(f.Parts) > 1)
@@ -72,12 +76,18 @@ func (g *grid) part(i int) int {
 
 // at returns the piece that holds payload offset off.
 func (g *grid) at(off int64) int {
+	if g.file.Index != nil {
+		return g.file.Index.At(off)
+	}
 	p := g.file.PartAt(off)
 	return g.first[p] + int((off-g.file.Parts[p].Offset)/g.size[p])
 }
 
 // extent returns where piece i lies in the payload.
 func (g *grid) extent(i int) (off, n int64) {
+	if g.file.Index != nil {
+		return g.file.Index.Extent(i)
+	}
 	p := g.part(i)
 	part := &g.file.Parts[p]
 	off = part.Offset + int64(i-g.first[p])*g.size[p]
@@ -86,6 +96,9 @@ func (g *grid) extent(i int) (off, n int64) {
 
 // whole says that the part is one piece, fetched and hashed as a whole.
 func (g *grid) whole(part int) bool {
+	if g.file.Index != nil {
+		return false
+	}
 	p := &g.file.Parts[part]
 	return g.first[part+1]-g.first[part] <= 1 && p.StoredSize <= wholeLimit && p.Length <= wholeLimit
 }
@@ -93,7 +106,7 @@ func (g *grid) whole(part int) bool {
 // checked says that each piece of a part is compared with a digest before
 // it is used.
 func (g *grid) checked(part int) bool {
-	if g.whole(part) {
+	if g.whole(part) || g.file.Index != nil {
 		return true
 	}
 	_, ok := g.sum(g.first[part])

@@ -230,7 +230,7 @@ func (e *entry) startLocked(i int, j *job) {
 // streamed says that the part can only be had from its start: a large
 // frame, or a blob in pieces at a registry that ignores ranges.
 func (e *entry) streamed(part int) bool {
-	return !e.grid.whole(part) && (e.file.Parts[part].Encoding != layout.Raw || e.link.IgnoresRanges())
+	return e.file.Index == nil && !e.grid.whole(part) && (e.file.Parts[part].Encoding != layout.Raw || e.link.IgnoresRanges())
 }
 
 // requestSize is how many of n wanted pieces of a part one request takes:

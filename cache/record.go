@@ -11,6 +11,7 @@ import (
 	"path"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
@@ -98,6 +99,10 @@ func parseRecord(in io.Reader) (r record, rest *bufio.Reader, err error) {
 		if p := &r.Parts[i]; p.PieceSize <= 0 || p.PieceSize > wholeLimit || p.Length < 0 || p.Length > sparse.MaxSize {
 			return r, nil, errDamaged
 		}
+		if p := &r.Parts[i]; p.Encoding == layout.Packed.String() &&
+			(len(r.Parts) > 1 || packed.CheckGranule(p.PieceSize) != nil || packed.SlotCount(r.Size, p.PieceSize) > packed.MaxSlots) {
+			return r, nil, errDamaged
+		}
 	}
 	return r, rest, nil
 }
@@ -118,8 +123,12 @@ func (r *record) layout(m *sparse.Map) *layout.File {
 	for i := range r.Parts {
 		p := &r.Parts[i]
 		part := layout.Part{Digest: p.Digest, StoredSize: p.StoredSize, Offset: off, Length: p.Length}
-		if p.Encoding == layout.Zstd.String() {
+		switch p.Encoding {
+		case layout.Zstd.String():
 			part.Encoding = layout.Zstd
+		case layout.Packed.String():
+			part.Encoding = layout.Packed
+			f.Index = layout.NewIndex(p.Digest, 0, &packed.Head{Granule: p.PieceSize, Map: m}, nil) // to number its granules
 		}
 		f.Parts = append(f.Parts, part)
 		off += p.Length

@@ -144,6 +144,7 @@ type kind struct {
 	chunk  int  // split every so many bytes; 0: one part
 	zstd   bool // each part is a frame
 	pieces int64
+	packed bool
 }
 
 var kinds = []kind{
@@ -152,6 +153,7 @@ var kinds = []kind{
 	{name: "raw chunks", chunk: 1 << 20},
 	{name: "zstd chunks", chunk: 1 << 20, zstd: true},
 	{name: "large frame", zstd: true},
+	{name: "packed", packed: true},
 }
 
 // artifact is a file and what its readers should see.
@@ -159,6 +161,14 @@ type artifact struct {
 	file *layout.File
 	flat []byte
 	data []byte // the payload
+}
+
+// blobs returns how many blobs the file's data is stored in.
+func (a *artifact) blobs() int {
+	if a.file.Index != nil {
+		return len(a.file.Index.Head.Packs)
+	}
+	return len(a.file.Parts)
 }
 
 // makeFile stores a payload of the given size, spread out by a random map,
@@ -169,6 +179,10 @@ func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) a
 	fillRandom(rng, data)
 	m, flat := spread(t, rng, data)
 	f := &layout.File{Name: "memory-ranges", Mode: 0o600, Map: m}
+	if k.packed {
+		storePacked(t, rng, src, f, data)
+		return artifact{f, flat, data}
+	}
 	chunk := size
 	if k.chunk > 0 {
 		chunk = k.chunk

@@ -1,0 +1,241 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
+	"github.com/cocoonstack/epochfs/internal/transport"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
+)
+
+// A packed file is one part whose pieces are its granules. They lie in
+// several packs, so a job makes several requests.
+
+const (
+	// rangeGap is the largest gap between two granules that one request
+	// brings, in bytes. It costs less than a round trip.
+	rangeGap = 256 << 10
+	// rangeMost bounds the bytes of one request for granules, if there is
+	// more than one granule in it.
+	rangeMost = 4 << 20
+	// rangesAtOnce is how many requests a job makes at a time.
+	rangesAtOnce = 4
+)
+
+// granules is what an entry knows of its packs.
+type granules struct {
+	mu     sync.Mutex
+	whole  map[int]chan struct{} // packs that are being taken in whole; closed at the end
+	byPack map[int][]packed.Wanted
+}
+
+// fetchGranules fetches granules [from, to). It returns the first that did
+// not come because of err.
+func (e *entry) fetchGranules(j *job, from, to int) (int, error) {
+	wanted := make([]packed.Wanted, 0, to-from)
+	for i := from; i < to; i++ {
+		g, err := e.granule(j.ctx, i)
+		if err != nil {
+			return from, err
+		}
+		wanted = append(wanted, packed.Wanted{Granule: g, ID: i})
+	}
+	var g errgroup.Group
+	g.SetLimit(rangesAtOnce)
+	for _, r := range packed.Plan(wanted, rangeGap, rangeMost) {
+		g.Go(func() error { return e.fetchRange(j, r) })
+	}
+	err := g.Wait()
+	if err == nil {
+		return to, nil
+	}
+	var at *granuleError
+	if errors.As(err, &at) {
+		e.requeue(from, at.granule) // what of it has not come
+		return at.granule, err
+	}
+	return from, err
+}
+
+// granule returns where granule i is stored.
+func (e *entry) granule(ctx context.Context, i int) (packed.Granule, error) {
+	g, err := e.file.Index.Granule(ctx, i)
+	if errors.Is(err, layout.ErrContent) {
+		err = &contentError{error: fmt.Errorf("%q: %w", e.file.Name, err)}
+	}
+	return g, err
+}
+
+// granuleError is the error of a granule that did not come or was wrong.
+type granuleError struct {
+	error
+	granule int
+}
+
+func (e *granuleError) Unwrap() error { return e.error }
+
+// fetchRange fetches the granules of one range. If the registry ignores
+// ranges, it takes in all of the pack.
+func (e *entry) fetchRange(j *job, r packed.Range) error {
+	digest, size := e.file.Index.Pack(r.Pack)
+	ask := transport.Range{Digest: digest, Size: size, Off: r.Offset, N: r.Length, Checked: true}
+	body, whole, err := e.link.Open(j.ctx, ask, func() {})
+	switch {
+	case err != nil:
+		return &granuleError{err, r.Granules[0].ID}
+	case whole && r.Length < size:
+		return e.fetchPack(j, r, body)
+	}
+	defer body.Close()
+	return e.takeIn(j.ctx, digest, body, r.Offset, r.Granules)
+}
+
+// fetchPack takes in all granules of a pack. body is its content from the
+// first byte, or nil if it is still to be asked for. One job does it at a
+// time; the others wait for that.
+func (e *entry) fetchPack(j *job, r packed.Range, body io.ReadCloser) error {
+	if body != nil {
+		defer body.Close()
+	}
+	for {
+		other, done := e.claimPack(r.Pack)
+		if done != nil {
+			defer done()
+			break
+		}
+		select {
+		case <-other:
+		case <-j.ctx.Done():
+			return &granuleError{context.Cause(j.ctx), r.Granules[0].ID}
+		}
+		if e.allLanded(r.Granules) {
+			return nil
+		}
+	}
+	all, err := e.inPack(j.ctx, r.Pack)
+	if err != nil {
+		return &granuleError{err, r.Granules[0].ID}
+	}
+	digest, size := e.file.Index.Pack(r.Pack)
+	if body == nil {
+		again, _, err := e.link.Open(j.ctx, transport.Range{Digest: digest, Size: size, N: size, Checked: true, Stream: true}, nil)
+		if err != nil {
+			return &granuleError{err, r.Granules[0].ID}
+		}
+		defer again.Close()
+		body = again
+	}
+	return e.takeIn(j.ctx, digest, body, 0, all)
+}
+
+// claimPack returns done if the caller is to take in a pack, and must call
+// it after that; else other is closed when another job has.
+func (e *entry) claimPack(pack int) (other <-chan struct{}, done func()) {
+	g := &e.granules
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c := g.whole[pack]; c != nil {
+		return c, nil
+	}
+	if g.whole == nil {
+		g.whole = map[int]chan struct{}{}
+	}
+	c := make(chan struct{})
+	g.whole[pack] = c
+	return nil, func() {
+		g.mu.Lock()
+		delete(g.whole, pack)
+		g.mu.Unlock()
+		close(c)
+	}
+}
+
+func (e *entry) allLanded(granules []packed.Wanted) bool {
+	for _, w := range granules {
+		if !e.landed(w.ID) {
+			return false
+		}
+	}
+	return true
+}
+
+// inPack returns the file's granules in a pack, by offset. It reads all of
+// the index, once.
+func (e *entry) inPack(ctx context.Context, pack int) ([]packed.Wanted, error) {
+	g := &e.granules
+	g.mu.Lock()
+	byPack := g.byPack
+	g.mu.Unlock()
+	if byPack == nil {
+		byPack = map[int][]packed.Wanted{}
+		for i := range e.file.Index.Granules() {
+			w, err := e.granule(ctx, i)
+			if err != nil {
+				return nil, err
+			}
+			byPack[w.Pack] = append(byPack[w.Pack], packed.Wanted{Granule: w, ID: i})
+		}
+		for _, all := range byPack {
+			packed.Plan(all, 0, 0) // sorts them
+		}
+		g.mu.Lock()
+		g.byPack = byPack
+		g.mu.Unlock()
+	}
+	return byPack[pack], nil
+}
+
+// takeIn reads granules out of body, which is the pack from offset at on.
+// Each is checked, and handed to its readers, as soon as it is there.
+func (e *entry) takeIn(ctx context.Context, digest string, body io.ReadCloser, at int64, granules []packed.Wanted) error {
+	granule := e.file.Index.Head.Granule
+	weight, err := e.reserve(ctx, granule+packed.MaxStored(granule))
+	if err != nil {
+		return &granuleError{err, granules[0].ID}
+	}
+	defer e.cache.buffers.Release(weight)
+	stored, data := getBuffer(packed.MaxStored(granule)), getBuffer(granule)
+	defer putBuffer(stored)
+	defer putBuffer(data)
+	var frame []byte
+	for _, w := range granules {
+		if end := w.Offset + w.Stored; end > at { // else it is the frame that was read last
+			if _, err := io.CopyN(io.Discard, body, w.Offset-at); err != nil {
+				return &granuleError{transport.NoEOF(err), w.ID}
+			}
+			frame = stored[:w.Stored]
+			if _, err := io.ReadFull(body, frame); err != nil {
+				return &granuleError{transport.NoEOF(err), w.ID}
+			}
+			at = end
+			crashpoint.Reach("granule fetched")
+		}
+		if e.state.has(w.ID) {
+			e.land(w.ID, nil)
+			continue
+		}
+		_, n := e.grid.extent(w.ID)
+		payload, err := packed.Decode(data, frame, n, w.Sum)
+		if err != nil {
+			return &granuleError{e.wrongGranule(digest, w, body, err), w.ID}
+		}
+		e.arrived(w.ID, payload, true, nil)
+	}
+	return nil
+}
+
+// wrongGranule reports to the source that it sent wrong bytes, and returns
+// the error for the granule's readers.
+func (e *entry) wrongGranule(digest string, w packed.Wanted, body io.ReadCloser, cause error) error {
+	return &contentError{
+		error:     fmt.Errorf("%q, pack %s at byte %d: %w: %w", e.file.Name, digest, w.Offset, layout.ErrContent, cause),
+		elsewhere: e.link.Blame(digest, body),
+	}
+}
