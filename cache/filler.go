@@ -37,6 +37,9 @@ func (k *Filler) Grain(part int) int64 { return k.entry.grid.size[part] }
 // pieces returns the pieces of a stretch.
 func (k *Filler) pieces(part int, off, n int64) (from, to int) {
 	g := k.entry.grid
+	if k.entry.file.Index != nil {
+		return g.at(off), g.at(off+n-1) + 1
+	}
 	from = g.first[part] + int(off/g.size[part])
 	return from, min(from+int((n+g.size[part]-1)/g.size[part]), g.first[part+1])
 }

@@ -68,6 +68,7 @@ type Payloads struct {
 	free    int64 // memory
 	running int   // requests and streams
 	asking  bool  // one request is finding out whether ranges are honoured
+	packs   packs
 }
 
 // New returns the payloads of files. They are fetched from when the first
@@ -91,7 +92,7 @@ func New(src transport.Source, files []*layout.File, opts Options) *Payloads {
 			store = opts.Store(i)
 		}
 		for j := range f.Parts {
-			p := d.plan(&f.Parts[j], f.Name, store, j)
+			p := d.plan(f, store, j)
 			d.parts = append(d.parts, p)
 			if p.instead != nil {
 				p = p.instead

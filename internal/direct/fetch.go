@@ -90,7 +90,11 @@ func (f *fetcher) unit(i int) ([]byte, error) {
 	if data := f.p.load(i, &f.d.memory); data != nil {
 		return data, nil
 	}
-	data, err := f.fetch(i)
+	fetch := f.fetch
+	if f.p.packed != nil {
+		fetch = f.fetchGranules
+	}
+	data, err := fetch(i)
 	if err == nil {
 		f.p.store(i, data)
 	}

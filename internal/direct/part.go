@@ -25,6 +25,9 @@ type part struct {
 	instead *part
 	keep    Keeper // nil where nothing is kept
 
+	packed  *layout.Index // of a packed file, whose units are granules decoded
+	perUnit int           // granules a unit; the last may have fewer
+
 	// Under Payloads.mu.
 	next     int           // the first unit that was not begun
 	read     int           // the first unit that was not read
@@ -48,19 +51,25 @@ type unit struct {
 
 // plan cuts a part into units. A frame that fits with what it decodes to
 // is one unit, so is a small raw part.
-func (d *Payloads) plan(lp *layout.Part, name string, store Store, index int) *part {
-	p := &part{Part: lp, name: name, index: index, size: lp.StoredSize, count: 1, units: map[int]*unit{}}
+func (d *Payloads) plan(f *layout.File, store Store, index int) *part {
+	lp := &f.Parts[index]
+	p := &part{Part: lp, name: f.Name, index: index, size: lp.StoredSize, count: 1, units: map[int]*unit{}}
 	if store != nil {
 		p.local = store.Part(index)
 	}
 	if p.local != nil || lp.Length == 0 && lp.StoredSize == 0 {
 		p.count = 0
 		if p.local != nil {
-			p.instead = d.plan(lp, name, nil, index)
+			p.instead = d.plan(f, nil, index)
 		}
 		return p
 	}
 	usual := max(unitLeast, min(unitMost, d.opts.Memory/32))
+	if f.Index != nil {
+		p.keep, _ = store.(Keeper)
+		p.planGranules(f.Index, usual)
+		return p
+	}
 	if k, ok := store.(Keeper); ok {
 		usual = p.keepIn(k, usual, d.opts.Memory)
 	}
@@ -100,7 +109,13 @@ func (p *part) plain() bool { return !p.cut || p.Encoding == layout.Raw }
 
 // payload is where unit i, if it is payload, lies in the part's.
 func (p *part) payload(i int) (off, n int64) {
-	if !p.cut {
+	switch {
+	case p.packed != nil:
+		first, last := p.granules(i)
+		off, _ = p.packed.Extent(first)
+		end, more := p.packed.Extent(last)
+		return off, end + more - off
+	case !p.cut:
 		return 0, p.Length
 	}
 	return p.extent(i)
@@ -117,7 +132,7 @@ func (p *part) missing(n int) int {
 }
 
 // partial says that a unit is less than the stored blob.
-func (p *part) partial() bool { return p.count > 1 }
+func (p *part) partial() bool { return p.count > 1 && p.packed == nil }
 
 // unitLocked returns unit i, which its reader may ask for before it was
 // begun.
@@ -138,6 +153,10 @@ func (p *part) extent(i int) (off, n int64) {
 
 // weight is the memory that unit i takes.
 func (p *part) weight(i int) int64 {
+	if p.packed != nil {
+		_, n := p.payload(i)
+		return n
+	}
 	_, n := p.extent(i)
 	if p.Encoding != layout.Raw && !p.cut {
 		n += p.Length

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
@@ -172,6 +173,22 @@ func (s *stock) frames(size, chunk int) {
 	s.add(parts, data)
 }
 
+// packed adds a packed file with holes.
+func (s *stock) packed(size int) {
+	data := s.bytes(size)
+	var segs []sparse.Segment
+	for off := 0; off < size; off += 1<<20 + 777 {
+		segs = append(segs, sparse.Segment{Offset: int64(off + len(segs)*100_000), Length: int64(min(1<<20+777, size-off))})
+	}
+	m, err := sparse.New(segs, segs[len(segs)-1].Offset+segs[len(segs)-1].Length)
+	if err != nil {
+		panic(err)
+	}
+	f := &layout.File{Name: fmt.Sprint("file", len(s.files)), Map: m}
+	artifacttest.Pack(s.rng, f, data, packed.MinGranule, s.put)
+	s.files, s.want = append(s.files, f), append(s.want, data)
+}
+
 func (s *stock) add(parts []layout.Part, data []byte) {
 	s.files = append(s.files, &layout.File{
 		Name: fmt.Sprint("file", len(s.files)), Parts: parts, Map: sparse.Dense(int64(len(data))),
@@ -197,6 +214,7 @@ var ofEachKind = sync.OnceValue(func() *stock {
 	s.raw(6<<20+3, 256<<10)
 	s.frames(9<<20, 9<<20)
 	s.raw(7<<20, 0)
+	s.packed(5<<20 + 3)
 	return s
 })
 
@@ -230,6 +248,9 @@ func (s *stock) read(opts Options) error {
 func (s *stock) stored() (n int64) {
 	for _, f := range s.files {
 		n += f.StoredSize()
+		if f.Index != nil {
+			n -= f.Index.Size // which does not come from the source here
+		}
 	}
 	return n
 }

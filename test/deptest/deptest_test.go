@@ -40,16 +40,17 @@ var allowed = map[string][]string{
 
 	// The form of a parsed artifact, and its parser. No HTTP, no FUSE: it
 	// is a library for whoever has a Downloader.
-	"snapshot/layout": {"snapshot/sparse"},
-	"snapshot":        {"cocoon", "internal/whole", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+	"snapshot/packed": {"internal/zstdframe", "snapshot/sparse"},
+	"snapshot/layout": {"snapshot/packed", "snapshot/sparse"},
+	"snapshot":        {"cocoon", "internal/whole", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "snapshot/sparse"},
 
 	// The cache asks an interface for bytes: no registry, no FUSE.
-	"cache": {"internal/crashpoint", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/sparse"},
+	"cache": {"internal/crashpoint", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed", "snapshot/sparse"},
 	// The tree asks an interface for contents: no registry, no cache.
 	"fs": {"internal/crashpoint", "snapshot/sparse"},
 
 	// Payloads in order, straight from the same kind of interface.
-	"internal/direct": {"internal/transport", "internal/zstdframe", "snapshot/layout"},
+	"internal/direct": {"internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed"},
 
 	// Guests' disks: hostile bytes in, files out. No HTTP, no paths.
 	"internal/guestfs/vfs":     nil,
@@ -88,7 +89,7 @@ var allowed = map[string][]string{
 	},
 
 	// For tests.
-	"test/artifacttest": {"snapshot/manifest", "snapshot/sparse"},
+	"test/artifacttest": {"internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "snapshot/sparse"},
 	"test/bench":        {"*"}, // measures all of them
 	"test/soak":         {"*"}, // tries all of them
 	"test/cocoontest":   nil,

@@ -1,4 +1,4 @@
-package cache
+package artifacttest
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
-	"testing"
 
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -21,50 +20,47 @@ var granuleEncoder = sync.OnceValue(func() *zstdframe.Encoder {
 	return enc
 })
 
-// storePacked stores a payload in granules and makes f a packed file of
-// it. Some granules are not where they would be in order, as in an artifact
-// with a base.
-func storePacked(t testing.TB, rng *rand.Rand, src *fakeSource, f *layout.File, data []byte) {
-	t.Helper()
-	const granule = packed.MinGranule
+// Pack makes f, which has its map, a packed file of the given payload, and
+// has its packs put where they are read from. Some granules are not where
+// they would be in order, as in an artifact with a base.
+func Pack(rng *rand.Rand, f *layout.File, payload []byte, granule int64, put func([]byte) string) {
 	slots := packed.NewSlots(f.Map, granule)
 	packs := make([][]byte, 3)
 	all := make([]packed.Granule, slots.Granules())
-	w := packed.NewWriter(granule, granuleEncoder())
 	for i := range all {
 		off, n := slots.Extent(i)
 		g := &all[i]
 		if g.Pack = 2 * i / len(all); rng.IntN(8) == 0 {
 			g.Pack = 2
 		}
-		frame := granuleEncoder().Encode(nil, data[off:off+n])
-		g.Offset, g.Stored, g.Sum = int64(len(packs[g.Pack])), int64(len(frame)), sha256.Sum256(data[off:off+n])
+		frame := granuleEncoder().Encode(nil, payload[off:off+n])
+		g.Offset, g.Stored, g.Sum = int64(len(packs[g.Pack])), int64(len(frame)), sha256.Sum256(payload[off:off+n])
 		packs[g.Pack] = append(packs[g.Pack], frame...)
 	}
-	// Packs without a granule are none.
-	number := make([]int, len(packs))
+	number := make([]int, len(packs)) // packs without a granule are none
 	var named []packed.Pack
 	for i, p := range packs {
 		if number[i] = len(named); len(p) > 0 {
-			src.put(p)
+			put(p)
 			named = append(named, packed.Pack{Digest: sha256.Sum256(p), Size: int64(len(p))})
 		}
 	}
+	w := packed.NewWriter(granule, granuleEncoder())
 	for i, g := range all {
 		g.Pack = number[g.Pack]
 		if err := w.Add(slots.Slot(i), g); err != nil {
-			t.Fatal(err)
+			panic(err)
 		}
 	}
 	index, head, err := w.Finish(f.Map, named)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	h, err := packed.ReadHead(index[len(index)-head:], packed.File{
-		Size: f.Size(), Data: int64(len(data)), Granule: granule, Frames: int64(len(index) - head),
+		Size: f.Size(), Data: int64(len(payload)), Granule: granule, Frames: int64(len(index) - head),
 	})
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	f.Index = layout.NewIndex(fmt.Sprintf("sha256:%x", sha256.Sum256(index)), int64(len(index)), h,
 		func(_ context.Context, off, n int64, _ packed.Sum) ([]byte, error) { return index[off : off+n], nil })

@@ -1,0 +1,252 @@
+package direct
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/cocoonstack/epochfs/internal/transport"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
+)
+
+const (
+	// rangeGap is the largest gap between two granules that one request
+	// brings, in bytes. It costs less than a round trip.
+	rangeGap = 256 << 10
+	// packsHeld bounds the packs that are held in memory because the
+	// registry sends no less than all of one, in bytes; one is held
+	// however large it is.
+	packsHeld = 32 << 20
+)
+
+// planGranules cuts a packed file into units of about usual bytes.
+func (p *part) planGranules(x *layout.Index, usual int64) {
+	p.packed = x
+	p.perUnit = int(max(1, usual/x.Head.Granule))
+	p.size = int64(p.perUnit) * x.Head.Granule
+	p.count = (x.Granules() + p.perUnit - 1) / p.perUnit
+}
+
+// granules returns the first and the last granule of unit i.
+func (p *part) granules(i int) (first, last int) {
+	first = i * p.perUnit
+	return first, min(first+p.perUnit, p.packed.Granules()) - 1
+}
+
+// fetchGranules fetches the granules of unit i, with as many requests as
+// they have stretches in packs.
+func (f *fetcher) fetchGranules(i int) ([]byte, error) {
+	p := f.p
+	first, last := p.granules(i)
+	wanted := make([]packed.Wanted, 0, last+1-first)
+	for n := first; n <= last; n++ {
+		g, err := p.packed.Granule(p.ctx, n)
+		if err != nil {
+			return nil, fmt.Errorf("%q: %w", p.name, err)
+		}
+		wanted = append(wanted, packed.Wanted{Granule: g, ID: n})
+	}
+	off, n := p.payload(i)
+	u := &granuleUnit{f: f, off: off, data: f.d.memory.get(n)}
+	for _, r := range packed.Plan(wanted, rangeGap, unitMost) {
+		if err := u.fetch(r); err != nil {
+			f.d.memory.put(u.data)
+			return nil, err
+		}
+	}
+	f.d.dispatch() // it is known now how long an answer takes
+	return u.data, nil
+}
+
+// granuleUnit is a unit that is being filled.
+type granuleUnit struct {
+	f    *fetcher
+	off  int64 // of data in the payload
+	data []byte
+}
+
+// fetch fetches one range. Bytes may be damaged on the way once; when they
+// are wrong a second time, and there is nowhere else to get them from, that
+// is the error.
+func (u *granuleUnit) fetch(r packed.Range) error {
+	f := u.f
+	digest, size := f.p.packed.Pack(r.Pack)
+	for bad := 0; ; {
+		in, err := f.openPack(digest, size, r)
+		if err != nil {
+			return err
+		}
+		err = u.take(in, r)
+		more := errors.Is(err, layout.ErrContent) && f.d.link.Blame(digest, in.body)
+		in.close()
+		if !errors.Is(err, layout.ErrContent) {
+			return err
+		}
+		if f.d.packs.drop(digest); !more {
+			bad++
+		}
+		if bad > 1 {
+			return &contentError{fmt.Errorf("%q, pack %s: %w", f.p.name, digest, err)}
+		}
+	}
+}
+
+// take decodes the granules of a range.
+func (u *granuleUnit) take(in *packBytes, r packed.Range) error {
+	index := u.f.p.packed
+	stored := u.f.d.memory.get(packed.MaxStored(index.Head.Granule))
+	defer u.f.d.memory.put(stored)
+	var frame []byte
+	for _, w := range r.Granules {
+		if end := w.Offset + w.Stored; end > in.at { // else it is the frame that was read last
+			frame = stored[:w.Stored]
+			if err := in.read(w.Offset, frame); err != nil {
+				return err
+			}
+		}
+		off, n := index.Extent(w.ID)
+		room := u.data[off-u.off:][:n:n]
+		if _, err := packed.Decode(room, frame, n, w.Sum); err != nil {
+			return fmt.Errorf("%w: %w", layout.ErrContent, err)
+		}
+	}
+	return nil
+}
+
+// packBytes reads a pack, or a range of it, in order.
+type packBytes struct {
+	r    io.Reader
+	at   int64 // offset in the pack of the next byte
+	body io.ReadCloser
+	blob *transport.Reader // nil for a pack in memory
+}
+
+// openPack asks for a range of a pack. If all of the pack comes, it is
+// held for those that want other granules of it.
+func (f *fetcher) openPack(digest string, size int64, r packed.Range) (*packBytes, error) {
+	if known, served := f.d.link.Ranges(); known && !served {
+		return f.wholePack(digest, size)
+	}
+	blob := f.d.link.NewReader(f.p.ctx, transport.Range{Digest: digest, Size: size, Off: r.Offset, N: r.Length, Checked: true}, transport.ReaderOptions{})
+	if _, err := blob.Start(func() {}); err != nil {
+		_ = blob.Close()
+		return nil, err
+	}
+	return &packBytes{r: blob, at: blob.Offset(), body: blob.Body(), blob: blob}, nil
+}
+
+// wholePack returns a pack in memory.
+func (f *fetcher) wholePack(digest string, size int64) (*packBytes, error) {
+	data, err := f.d.packs.get(f.p.ctx, digest, func() ([]byte, error) {
+		blob := f.d.link.NewReader(f.p.ctx, transport.Range{Digest: digest, Size: size, N: size, Checked: true, Stream: true}, transport.ReaderOptions{})
+		defer blob.Close()
+		data := make([]byte, size)
+		_, err := io.ReadFull(blob, data)
+		return data, transport.NoEOF(err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &packBytes{r: bytes.NewReader(data)}, nil
+}
+
+// read fills p with the pack's bytes from off on, which is not before what
+// was read last.
+func (b *packBytes) read(off int64, p []byte) error {
+	if b.blob != nil {
+		b.blob.ResetTimeout()
+	}
+	if _, err := io.CopyN(io.Discard, b.r, off-b.at); err != nil {
+		return transport.NoEOF(err)
+	}
+	_, err := io.ReadFull(b.r, p)
+	b.at = off + int64(len(p))
+	return transport.NoEOF(err)
+}
+
+func (b *packBytes) close() {
+	if b.blob != nil {
+		_ = b.blob.Close() // what was read was checked
+	}
+}
+
+// packs holds whole packs, the latest ones.
+type packs struct {
+	mu     sync.Mutex
+	held   []heldPack
+	coming map[string]chan struct{}
+}
+
+type heldPack struct {
+	digest string
+	data   []byte
+}
+
+// get returns a pack that is held, or fetches it. One caller at a time
+// fetches a pack; the others wait for that.
+func (h *packs) get(ctx context.Context, digest string, fetch func() ([]byte, error)) ([]byte, error) {
+	for {
+		h.mu.Lock()
+		for i := range h.held {
+			if h.held[i].digest == digest {
+				data := h.held[i].data
+				h.mu.Unlock()
+				return data, nil
+			}
+		}
+		other := h.coming[digest]
+		if other == nil {
+			break // with the mutex
+		}
+		h.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	if h.coming == nil {
+		h.coming = map[string]chan struct{}{}
+	}
+	done := make(chan struct{})
+	h.coming[digest] = done
+	h.mu.Unlock()
+	data, err := fetch()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.coming, digest)
+	close(done)
+	if err == nil {
+		h.holdLocked(heldPack{digest, data})
+	}
+	return data, err
+}
+
+// holdLocked holds a pack, and as many of those before it as fit.
+func (h *packs) holdLocked(p heldPack) {
+	h.held = append(h.held, p)
+	total := int64(0)
+	for _, q := range h.held {
+		total += int64(len(q.data))
+	}
+	for total > packsHeld && len(h.held) > 1 {
+		total -= int64(len(h.held[0].data))
+		h.held = h.held[1:]
+	}
+}
+
+// drop forgets a pack that was wrong.
+func (h *packs) drop(digest string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range h.held {
+		if h.held[i].digest == digest {
+			h.held = append(h.held[:i:i], h.held[i+1:]...)
+			return
+		}
+	}
+}
