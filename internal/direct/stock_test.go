@@ -247,9 +247,8 @@ func (s *stock) read(opts Options) error {
 
 func (s *stock) stored() (n int64) {
 	for _, f := range s.files {
-		n += f.StoredSize()
-		if f.Index != nil {
-			n -= f.Index.Size // which does not come from the source here
+		for i := range f.Parts {
+			n += f.Parts[i].StoredSize // without an index, which does not come from the source
 		}
 	}
 	return n

@@ -118,7 +118,7 @@ func (x *Index) Granule(ctx context.Context, i int) (packed.Granule, error) {
 
 // Part returns the part that a packed file is.
 func (x *Index) Part() Part {
-	p := Part{Digest: x.Digest, StoredSize: x.Size, Encoding: Packed, Length: x.Head.Map.DataSize()}
+	p := Part{Digest: x.Digest, Encoding: Packed, Length: x.Head.Map.DataSize()}
 	for _, pack := range x.Head.Packs {
 		p.StoredSize += pack.Size
 	}

@@ -46,7 +46,7 @@ func (e Encoding) String() string {
 // part, whose bytes are in the packs of its index.
 type Part struct {
 	Digest     string   // of the stored blob, "sha256:" and 64 hex digits; of a packed file's index
-	StoredSize int64    // bytes the registry has; of a packed file those of its packs and its index
+	StoredSize int64    // bytes the registry has; of a packed file those of its packs
 	Encoding   Encoding // how Length bytes became StoredSize
 	Offset     int64    // where the part begins in the payload
 	Length     int64    // decoded bytes
@@ -90,6 +90,9 @@ func (f *File) PayloadSize() int64 { return f.Map.DataSize() }
 // twice is counted twice, and packs may be shared with other files.
 func (f *File) StoredSize() int64 {
 	var n int64
+	if f.Index != nil {
+		n = f.Index.Size
+	}
 	for i := range f.Parts {
 		n += f.Parts[i].StoredSize
 	}
