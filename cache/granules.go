@@ -226,7 +226,7 @@ func (e *entry) takeIn(ctx context.Context, digest string, body io.ReadCloser, a
 		if err != nil {
 			return &granuleError{e.wrongGranule(digest, w, body, err), w.ID}
 		}
-		e.arrived(w.ID, payload, true, nil)
+		e.arrived(w.ID, payload, true, byFetch, nil)
 	}
 	return nil
 }

@@ -21,8 +21,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
-	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/faultdisk"
+	"github.com/cocoonstack/epochfs/test/packedtest"
 )
 
 func TestMain(m *testing.M) {
@@ -182,7 +182,7 @@ func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) a
 	m, flat := spread(t, rng, data)
 	f := &layout.File{Name: "memory-ranges", Mode: 0o600, Map: m}
 	if k.packed {
-		artifacttest.Pack(rng, f, data, packed.MinGranule, src.put)
+		packedtest.Pack(rng, f, data, packed.MinGranule, src.put)
 		return artifact{f, flat, data}
 	}
 	chunk := size

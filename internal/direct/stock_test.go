@@ -21,6 +21,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/packedtest"
 )
 
 // source is a registry in memory.
@@ -185,7 +186,7 @@ func (s *stock) packed(size int) {
 		panic(err)
 	}
 	f := &layout.File{Name: fmt.Sprint("file", len(s.files)), Map: m}
-	artifacttest.Pack(s.rng, f, data, packed.MinGranule, s.put)
+	packedtest.Pack(s.rng, f, data, packed.MinGranule, s.put)
 	s.files, s.want = append(s.files, f), append(s.want, data)
 }
 

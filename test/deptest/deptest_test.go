@@ -89,13 +89,14 @@ var allowed = map[string][]string{
 	},
 
 	// For tests.
-	"test/artifacttest": {"internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "snapshot/sparse"},
+	"test/artifacttest": {"snapshot/manifest", "snapshot/sparse"},
 	"test/bench":        {"*"}, // measures all of them
 	"test/soak":         {"*"}, // tries all of them
 	"test/cocoontest":   nil,
 	"test/epochlike":    nil,
 	"test/faultdisk":    nil,
 	"test/guesttest":    {"internal/guestfs/vfs"},
+	"test/packedtest":   {"internal/zstdframe", "snapshot/layout", "snapshot/packed"},
 	"test/registrytest": nil,
 	"test/shaping":      nil,
 }

@@ -1,4 +1,5 @@
-package artifacttest
+// Package packedtest makes packed files for tests.
+package packedtest
 
 import (
 	"context"
