@@ -158,6 +158,9 @@ func TestReadOnlyCopies(t *testing.T) {
 	src.reset()
 	c := openCache(t, dir, Options{})
 	for n, b := range all {
+		if b.file.Index != nil {
+			continue // with another map it has other granules
+		}
 		m, flat := spread(t, newRand(t), b.data)
 		f := *b.file
 		f.Map = m
