@@ -103,7 +103,7 @@ func (d *differ) run(ctx context.Context) error {
 		if err := d.envelopes(); err != nil {
 			return err
 		}
-		return d.files("")
+		return d.files(ctx, "")
 	}
 	_, a, err := find(d.sides[0], d.file)
 	if err != nil {
@@ -111,10 +111,10 @@ func (d *differ) run(ctx context.Context) error {
 		if _, b, other := find(d.sides[1], d.file); other != nil || b.path != "" {
 			return err
 		}
-		return d.files(d.file)
+		return d.files(ctx, d.file)
 	}
 	if a.path == "" {
-		return d.files(a.title)
+		return d.files(ctx, a.title)
 	}
 	return d.inside(ctx)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -112,7 +113,7 @@ func flatten(text []byte) map[string]string {
 }
 
 // files compares the snapshots' files, or one of them.
-func (d *differ) files(only string) error {
+func (d *differ) files(ctx context.Context, only string) error {
 	byName := [2]map[string]*layout.File{{}, {}}
 	for i, o := range d.sides {
 		for _, f := range o.Artifact.Files {
@@ -125,14 +126,14 @@ func (d *differ) files(only string) error {
 	maps.Copy(names, byName[1])
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		a, b := byName[0][name], byName[1][name]
-		if err := d.snapshotFile(name, a, b); err != nil {
+		if err := d.snapshotFile(ctx, name, a, b); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *differ) snapshotFile(name string, a, b *layout.File) error {
+func (d *differ) snapshotFile(ctx context.Context, name string, a, b *layout.File) error {
 	c := fileChange{Kind: "file", Change: changeOf(a != nil, b != nil), Name: name}
 	var ranges []sparse.Segment
 	switch c.Change {
@@ -141,7 +142,10 @@ func (d *differ) snapshotFile(name string, a, b *layout.File) error {
 	case "-":
 		c.Before, c.Differs, c.Ranges = a.Size(), a.PayloadSize(), 1
 	default:
-		ranges = layout.Differing(a, b)
+		var err error
+		if ranges, err = layout.Differing(ctx, a, b); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
 		if len(ranges) == 0 {
 			return nil
 		}

@@ -81,7 +81,9 @@ func (t *treeDiffer) open() (at [2]*inside.File, err error) {
 			return at, err
 		}
 	}
-	t.ranges = layout.Differing(disks[0].file, disks[1].file)
+	if t.ranges, err = layout.Differing(t.ctx, disks[0].file, disks[1].file); err != nil {
+		return at, fmt.Errorf("%s: %w", t.file, err)
+	}
 	for i := range disks {
 		format, _ := diskFormat(disks[i].file)
 		t.known = format == inside.Raw && (i == 0 || t.known)

@@ -2,6 +2,7 @@ package layout
 
 import (
 	"cmp"
+	"context"
 	"encoding/hex"
 	"iter"
 	"slices"
@@ -13,21 +14,25 @@ import (
 // units hold equal bytes; units that differ may still hold the same bytes,
 // stored in another way.
 type Unit struct {
-	Digest   string   // of the stored bytes, "sha256:" and 64 hex digits
+	Digest   string   // of the stored bytes, or of a granule's data; "sha256:" and 64 hex digits
 	Encoding Encoding // how they are stored
 	Offset   int64    // in the payload
 	Length   int64
 }
 
 // Units yields the file's units, the smallest that there are, in payload
-// order and without gaps: the pieces of a blob that has digests of them, else
-// the blob.
-func (f *File) Units() iter.Seq[Unit] {
-	return func(yield func(Unit) bool) {
+// order and without gaps: the granules of a packed file, the pieces of a blob
+// that has digests of them, else the blob. It ends with the first error, which
+// is one of fetching the index of a packed file.
+func (f *File) Units(ctx context.Context) iter.Seq2[Unit, error] {
+	if f.Index != nil {
+		return f.Index.units(ctx)
+	}
+	return func(yield func(Unit, error) bool) {
 		for i := range f.Parts {
 			p := &f.Parts[i]
 			if p.Pieces == nil || p.Encoding != Raw || p.Pieces.Size <= 0 {
-				if !yield(Unit{p.Digest, p.Encoding, p.Offset, p.Length}) {
+				if !yield(Unit{p.Digest, p.Encoding, p.Offset, p.Length}, nil) {
 					return
 				}
 				continue
@@ -35,9 +40,22 @@ func (f *File) Units() iter.Seq[Unit] {
 			for k, off := int64(0), int64(0); off < p.Length; k, off = k+1, off+p.Pieces.Size {
 				sum := p.Pieces.Sum(k)
 				u := Unit{"sha256:" + hex.EncodeToString(sum[:]), Raw, p.Offset + off, min(p.Pieces.Size, p.Length-off)}
-				if !yield(u) {
+				if !yield(u, nil) {
 					return
 				}
+			}
+		}
+	}
+}
+
+// units yields the granules.
+func (x *Index) units(ctx context.Context) iter.Seq2[Unit, error] {
+	return func(yield func(Unit, error) bool) {
+		for i := range x.Granules() {
+			g, err := x.Granule(ctx, i)
+			off, n := x.Extent(i)
+			if !yield(Unit{"sha256:" + hex.EncodeToString(g.Sum[:]), Packed, off, n}, err) || err != nil {
+				return
 			}
 		}
 	}
@@ -46,9 +64,10 @@ func (f *File) Units() iter.Seq[Unit] {
 // Differing returns the ranges in which two files differ, as far as digests
 // tell without a byte being read: outside of these both have the same bytes,
 // or both end. The ranges ascend, do not touch, and end with the larger file.
-func Differing(a, b *File) []sparse.Segment {
+// An error is one of fetching the index of a packed file.
+func Differing(ctx context.Context, a, b *File) ([]sparse.Segment, error) {
 	if a.Key() == b.Key() {
-		return nil
+		return nil, nil
 	}
 	// A unit is the same if it holds the same bytes at the same place.
 	type place struct {
@@ -65,11 +84,17 @@ func Differing(a, b *File) []sparse.Segment {
 		return p
 	}
 	inA := map[place]int64{} // offsets in a's payload
-	for u := range a.Units() {
+	for u, err := range a.Units(ctx) {
+		if err != nil {
+			return nil, err
+		}
 		inA[where(a, u)] = u.Offset
 	}
 	var ranges []sparse.Segment
-	for u := range b.Units() {
+	for u, err := range b.Units(ctx) {
+		if err != nil {
+			return nil, err
+		}
 		p := where(b, u)
 		if off, ok := inA[p]; ok && sameRuns(a, b, off, u.Offset, u.Length) {
 			delete(inA, p)
@@ -83,7 +108,7 @@ func Differing(a, b *File) []sparse.Segment {
 	if short, long := min(a.Size(), b.Size()), max(a.Size(), b.Size()); short < long {
 		ranges = append(ranges, sparse.Segment{Offset: short, Length: long - short})
 	}
-	return joined(ranges)
+	return joined(ranges), nil
 }
 
 // sameRuns reports whether n bytes of two payloads lie at the same places of

@@ -44,6 +44,15 @@ func stored(t *testing.T, data []byte, chunk, piece int64) *File {
 	return f
 }
 
+func differing(t *testing.T, a, b *File) []sparse.Segment {
+	t.Helper()
+	ranges, err := Differing(t.Context(), a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ranges
+}
+
 // TestDiffering changes random files at random places: outside of what is
 // returned they must be equal, and what is returned must not be much more than
 // what was changed.
@@ -66,7 +75,7 @@ func TestDiffering(t *testing.T) {
 		if rng.IntN(2) == 0 {
 			chunk, piece = 1<<30, 4096*int64(1+rng.IntN(2))
 		}
-		ranges := Differing(stored(t, a, chunk, piece), stored(t, b, chunk, piece))
+		ranges := differing(t, stored(t, a, chunk, piece), stored(t, b, chunk, piece))
 		at := func(data []byte, i int64) (byte, bool) {
 			if i < int64(len(data)) {
 				return data[i], true
@@ -104,13 +113,13 @@ func TestDifferingIsSmall(t *testing.T) {
 	b := bytes.Clone(a)
 	b[600_000] = 2
 	for _, form := range [][2]int64{{65536, 0}, {1 << 30, 65536}} {
-		got := Differing(stored(t, a, form[0], form[1]), stored(t, b, form[0], form[1]))
+		got := differing(t, stored(t, a, form[0], form[1]), stored(t, b, form[0], form[1]))
 		if len(got) != 1 || got[0] != (sparse.Segment{Offset: 589824, Length: 65536}) {
 			t.Errorf("%v: %v", form, got)
 		}
 	}
 	// In one piece: nothing smaller is known.
-	if got := Differing(stored(t, a, 1<<30, 0), stored(t, b, 1<<30, 0)); len(got) != 1 || got[0] != (sparse.Segment{Length: 1 << 20}) {
+	if got := differing(t, stored(t, a, 1<<30, 0), stored(t, b, 1<<30, 0)); len(got) != 1 || got[0] != (sparse.Segment{Length: 1 << 20}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -120,7 +129,10 @@ func TestUnits(t *testing.T) {
 	data := bytes.Repeat([]byte{1}, 100_000)
 	for _, form := range [][2]int64{{65536, 0}, {1 << 30, 65536}, {50_000, 4096}} {
 		end := int64(0)
-		for u := range stored(t, data, form[0], form[1]).Units() {
+		for u, err := range stored(t, data, form[0], form[1]).Units(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			sum := sha256.Sum256(data[u.Offset : u.Offset+u.Length])
 			if u.Offset != end || u.Digest != "sha256:"+hex.EncodeToString(sum[:]) {
 				t.Errorf("%v: %+v after %d", form, u, end)
