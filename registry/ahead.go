@@ -11,7 +11,7 @@ type piece struct {
 
 // ahead reads a body in chunks, one chunk ahead of who takes them.
 type ahead struct {
-	full chan piece
+	full chan piece   // the next chunk, or what was read before the body ended
 	free chan *[]byte // buffers whose bytes were used
 	stop chan struct{}
 }
@@ -47,9 +47,6 @@ func (a *ahead) run(body io.Reader) {
 		}
 	}
 }
-
-// next returns the next chunk, or what was read before the body ended.
-func (a *ahead) next() piece { return <-a.full }
 
 // close ends reading and returns when nothing reads any more.
 func (a *ahead) close() {
