@@ -45,7 +45,7 @@ func (e *entry) stretch(from, to int) stretch {
 
 // changes is what is known of pieces that were taken back, and who is told.
 type changes struct {
-	begun atomic.Uint64 // the state's counter, as it was at the last look
+	begun atomic.Uint64 // the state's counter at the last look, with what this process added
 
 	mu    sync.Mutex
 	calls []func(off, n int64)

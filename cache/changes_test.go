@@ -132,3 +132,32 @@ func TestTurns(t *testing.T) {
 		t.Error("who is just about to put it there does not learn of that")
 	}
 }
+
+// TestManyOfOnes: a process that takes many pieces back has copies of these
+// dropped, and not of the whole file.
+func TestManyOfOnes(t *testing.T) {
+	t.Parallel()
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 6<<20)
+	f := find(t, t.TempDir(), a, src, Options{watch: time.Hour})
+	checkRead(t, f.h, a.flat, 0, len(a.flat))
+	e := f.h.entry
+	for i := range turns + 3 {
+		e.discard(i, i+1, found{by: byDigest})
+	}
+	if !e.noticed() {
+		t.Error("what this process did is something to be noticed")
+	}
+	e.compareTurns(true)
+	want := e.stretch(0, turns+3)
+	eventually(t, "copies are dropped", func() bool {
+		told := f.copies.all()
+		return len(told) > 0 && told[len(told)-1].off+told[len(told)-1].n == want.off+want.n
+	})
+	if slices.Contains(f.copies.all(), stretch{}) {
+		t.Error("copies of the whole file are dropped")
+	}
+	if n := e.cache.Counts().Wrong; n[byElsewhere] != 0 || n[byDigest] != turns+3 {
+		t.Errorf("counted are %v", n)
+	}
+}

@@ -105,12 +105,13 @@ func (s *state) counter(off int) *uint64 { return (*uint64)(unsafe.Pointer(&s.me
 // were wrong and returns by how much that moves the counter. A process that
 // dies in between leaves the two others apart, and turns are compared now and
 // then.
-func (s *state) taking() (done func(wrong int) uint64) {
+// Who can only read the file counts nothing: moved is 0.
+func (s *state) taking() (moved uint64, done func(wrong int) uint64) {
 	if s.readOnly {
-		return func(int) uint64 { return 0 }
+		return 0, func(int) uint64 { return 0 }
 	}
 	atomic.AddUint64(s.counter(offBegun), 1)
-	return func(wrong int) uint64 {
+	return 1, func(wrong int) uint64 {
 		atomic.AddUint64(s.counter(offWrong), uint64(wrong))
 		atomic.AddUint64(s.counter(offEnded), 1)
 		return uint64(wrong)

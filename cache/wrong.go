@@ -104,7 +104,8 @@ func (e *entry) takeBack(from, to int, word uint64, wrong bool) (n int) {
 	e.state.unseal() // before a word changes: who sees the seal does not look at words
 	c := &e.changes
 	c.mu.Lock()
-	done := e.state.taking()
+	moved, done := e.state.taking()
+	c.begun.Add(moved) // nothing that has to be noticed
 	for i := from; i < to; i++ {
 		gone := false
 		if word == 0 {
