@@ -132,7 +132,7 @@ func TestFaults(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					s := newStage(8*unit, c.script)
-					l := NewLink(s, Options{})
+					l := NewLink(s, Options{Tardy: tardyLeast})
 					began := time.Now()
 					use(t, s, l)
 					took := time.Since(began)
@@ -160,7 +160,7 @@ func TestDeadRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		back := time.Now().Add(10 * time.Minute)
 		s := newStage(8*unit, func(int, int64) fault { return fault{dead: time.Now().Before(back), delay: 10 * ms} })
-		l := NewLink(s, Options{})
+		l := NewLink(s, Options{Tardy: tardyLeast})
 		w := load{workers: 8, request: unit}
 		w.run(t, s, l)
 		l.Close()
@@ -175,7 +175,7 @@ func TestFinalErrors(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(1<<20, func(int, int64) fault { return fault{err: fmt.Errorf("get: %w", gone{})} })
-		l := NewLink(s, Options{})
+		l := NewLink(s, Options{Tardy: tardyLeast})
 		d := l.NewReader(t.Context(), s.span(0, 1000), ReaderOptions{})
 		_, err := d.Start(func() {})
 		if n, _ := s.counts(); n != 1 || !errors.As(err, new(gone)) || !Final(err) || Final(errCut) || Final(busy{}) {
@@ -202,7 +202,7 @@ func TestCancel(t *testing.T) {
 				if f == (fault{}) {
 					limit = NewLimiter(1000)
 				}
-				l := NewLink(s, Options{Limit: limit})
+				l := NewLink(s, Options{Limit: limit, Tardy: tardyLeast})
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				defer cancel()
 				began := time.Now()
@@ -242,7 +242,7 @@ func TestTimeout(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const timeout = 30 * time.Second
 				s := newStage(4<<20, func(int, int64) fault { return c.f })
-				l := NewLink(s, Options{Timeout: timeout})
+				l := NewLink(s, Options{Timeout: timeout, Tardy: tardyLeast})
 				began := time.Now()
 				d := l.NewReader(t.Context(), s.span(0, 4<<20), ReaderOptions{})
 				got, err := io.ReadAll(d)
@@ -270,7 +270,7 @@ func TestLimit(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const rate = 256 << 10
 				s := newStage(8<<20, func(int, int64) fault { return fault{delay: 10 * ms} })
-				l := NewLink(s, Options{Limit: NewLimiter(rate), Timeout: time.Minute})
+				l := NewLink(s, Options{Limit: NewLimiter(rate), Timeout: time.Minute, Tardy: tardyLeast})
 				began := time.Now()
 				use(t, s, l)
 				l.Close()
@@ -297,7 +297,7 @@ func TestOneProbe(t *testing.T) {
 	for _, whole := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newStage(8*unit, func(int, int64) fault { return fault{delay: 100 * ms, whole: whole} })
-			l := NewLink(s, Options{})
+			l := NewLink(s, Options{Tardy: tardyLeast})
 			var wg sync.WaitGroup
 			var adopted, none atomic.Int64
 			began := time.Now()
@@ -342,7 +342,7 @@ func TestBlame(t *testing.T) {
 	for _, doubled := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newStage(1<<20, func(n int, _ int64) fault { return fault{flip: true, dead: doubled && n == 1} })
-			l := NewLink(s, Options{})
+			l := NewLink(s, Options{Tardy: tardyLeast})
 			r := s.span(1000, 1000)
 			r.Checked = false
 			d := l.NewReader(t.Context(), r, ReaderOptions{})
@@ -377,7 +377,7 @@ func TestFirstGoesOn(t *testing.T) {
 		s := newStage(1<<20, func(n int, _ int64) fault {
 			return fault{delay: []time.Duration{10 * ms, 300 * ms, time.Minute}[min(n-1, 2)]}
 		})
-		l := NewLink(s, Options{})
+		l := NewLink(s, Options{Tardy: tardyLeast})
 		for off := range int64(2) {
 			if err := s.fetch(t.Context(), t, l, off<<19, 1<<19); err != nil {
 				t.Fatal(err)

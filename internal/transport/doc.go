@@ -13,6 +13,7 @@
 //
 // Read source.go first, for the door to the registry; then link.go, for
 // what a Link offers; body.go for one range, hedge.go for when its request
-// gets a double, reader.go for several requests in a row, and measure.go
-// for what is learned from all of them.
+// gets a double, pressure.go for when the machine is too busy to tell,
+// reader.go for several requests in a row, and measure.go for what is
+// learned from all of them.
 package transport

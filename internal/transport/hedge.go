@@ -157,11 +157,15 @@ func (b *body) hedged() bool {
 // standing still, and before it is given up.
 func (b *body) bounds() (tardy, patience time.Duration) {
 	l := b.link
+	least := l.opts.Tardy
+	if l.busy.read != nil && l.busy.isBusy() {
+		least = tardyBusy
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	patience = patienceFirst
-	if tardy = max(tardyFirst, l.opts.Tardy); l.delay.known {
-		tardy = max(l.opts.Tardy, l.delay.most(), l.delay.mean*3/2)
+	if tardy = max(tardyFirst, least); l.delay.known {
+		tardy = max(least, l.delay.most(), l.delay.mean*3/2)
 		if !b.opening {
 			tardy = max(tardy, l.gap.most(), 3*b.watch.gap)
 		}

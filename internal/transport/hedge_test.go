@@ -29,7 +29,7 @@ func TestStallingRegistry(t *testing.T) {
 							}
 							return fault{delay: 10 * ms}
 						})
-						l := NewLink(s, Options{})
+						l := NewLink(s, Options{Tardy: tardyLeast})
 						defer l.Close()
 						w := load{workers: workers, request: unit}
 						w.run(t, s, l)
@@ -66,7 +66,7 @@ func TestNoStorm(t *testing.T) {
 						}
 						return fault{delay: 10 * ms}
 					})
-					l := NewLink(s, Options{})
+					l := NewLink(s, Options{Tardy: tardyLeast})
 					defer l.Close()
 					warm := load{workers: workers, request: unit}
 					warm.run(t, s, l)

@@ -57,6 +57,8 @@ type Link struct {
 	slow     int64     // requests made because another stood still
 	budget   budget
 	measures
+
+	busy pressure // its read is nil if Options.Tardy is what counts
 }
 
 const (
@@ -71,20 +73,23 @@ type Options struct {
 	// Timeout is how long the owner waits for bytes; 0: for ever. Requests
 	// that bring nothing are given up in time for more than one try.
 	Timeout time.Duration
-	// Tardy is the shortest time that counts as standing still; 0: 80 ms.
-	// Tests that count requests have more, for machines that are busy.
+	// Tardy is the shortest time that counts as standing still; 0: as the
+	// machine allows. It is for tests, which have a clock of their own, or
+	// count requests.
 	Tardy time.Duration
 }
 
 // NewLink returns a link to src.
 func NewLink(src Source, opts Options) *Link {
-	if opts.Tardy <= 0 {
-		opts.Tardy = tardyLeast
-	}
-	return &Link{
+	l := &Link{
 		src: src, proven: Proven(src), opts: opts, probing: make(chan struct{}, 1), epoch: time.Now(),
 		budget: budget{tokens: tokensFirst, filled: time.Now()}, measures: newMeasures(),
 	}
+	if opts.Tardy <= 0 {
+		l.opts.Tardy = tardyLeast
+		l.busy.read = readPressure
+	}
+	return l
 }
 
 // Close waits until all requests have ended. The contexts that they were
