@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/test/artifacttest"
@@ -28,6 +29,8 @@ type lockedPage struct {
 	*world
 	front  *registrytest.Front
 	ranges atomic.Bool // whether the registry serves them
+	first  string      // digest of the first part
+	lied   atomic.Bool // it was sent with a wrong bit, from its start to that of the page
 	reader *exec.Cmd   // reads the locked page
 	out    strings.Builder
 	at     int // where that page begins
@@ -40,31 +43,28 @@ type lockedPage struct {
 // wrong bit; the second is held back, and with it the READ of the page.
 func lockPage(t *testing.T) *lockedPage {
 	t.Helper()
+	data := make([]byte, 33<<20+512+4096)
+	rand.NewChaCha8([32]byte{9}).Read(data)
+	border := len(data) - 4096
+	disk := artifacttest.CloudImage("disk.qcow2", data[:border], data[border:])
+	l := &lockedPage{data: data, at: border &^ 4095, first: digest.FromBytes(data[:border]).String()}
 	whole := registrytest.NewHandler()
-	l := &lockedPage{}
 	front := registrytest.NewFront(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if !l.ranges.Load() {
 			r.Header.Del("Range")
 		}
+		if r.Method == "GET" && strings.Contains(r.URL.Path, l.first) && !l.lied.Load() {
+			rw = &liar{ResponseWriter: rw, left: l.at, lied: &l.lied}
+		}
 		whole.ServeHTTP(rw, r)
 	}))
 	w := newWorld(t, front.Host, artifacttest.Options{})
-	data := make([]byte, 33<<20+512+4096)
-	rand.NewChaCha8([32]byte{9}).Read(data)
-	first := len(data) - 4096
-	disk := artifacttest.CloudImage("disk.qcow2", data[:first], data[first:])
+	l.world, l.front = w, front
 	pushAs(t, front.Host, "vm", disk)
-	l.world, l.front, l.data, l.at = w, front, data, first&^4095
 	w.mount()
 	l.abortAtEnd()
-	for digest, blob := range disk.Blobs {
-		switch len(blob) {
-		case first:
-			front.Inject(&registrytest.Fault{Match: registrytest.Path(digest), Flip: 1, Times: 1})
-		case len(data) - first:
-			front.Inject(&registrytest.Fault{Match: registrytest.Path(digest), Delay: time.Hour})
-		}
-	}
+	second := digest.FromBytes(data[border:]).String()
+	front.Inject(&registrytest.Fault{Match: registrytest.Path(second), Delay: time.Hour})
 	l.worker = w.serving(0)
 	if own := l.openBelow(l.worker, w.path("mnt")); len(own) > 0 {
 		t.Errorf("the worker has open on its own mount: %v", own)
@@ -75,6 +75,28 @@ func lockPage(t *testing.T) *lockedPage {
 	w.poll("the page's READ waits", func() bool { return len(w.status().Waiting) > 0 })
 	w.poll("the worker hangs", func() bool { return hangsInNotify(l.worker) })
 	return l
+}
+
+// liar changes the first byte of an answer. Requests that are broken off do not
+// count: the next one is lied to as well.
+type liar struct {
+	http.ResponseWriter
+	begun bool
+	left  int // bytes until the lie was told
+	lied  *atomic.Bool
+}
+
+// Write passes bytes on.
+func (l *liar) Write(p []byte) (int, error) {
+	if !l.begun && len(p) > 0 {
+		l.begun = true
+		p = append([]byte{p[0] ^ 1}, p[1:]...)
+	}
+	n, err := l.ResponseWriter.Write(p)
+	if l.left -= n; l.left <= 0 {
+		l.lied.Store(true)
+	}
+	return n, err
 }
 
 // abortAtEnd frees whoever hangs, should the test fail.
