@@ -192,12 +192,21 @@ func (opts *materializeOptions) tarOptions(m *meter) snapshot.TarOptions {
 	return snapshot.TarOptions{LocalName: opts.name, Description: opts.description, OnBytes: m.add}
 }
 
-// writeFile makes the file at once, whole, or not at all, and for nobody
-// else: a guest's memory holds what is secret there. What is there
-// and no regular file is written to as it is.
+// writeFile writes the output file, or the target of the symbolic link that
+// has its name. A regular file appears whole or not at all, and only its
+// owner may read it: a guest's memory holds secrets. A device, a pipe or an
+// open file's link in /proc is written to in place.
 func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opened) error {
-	if st, err := os.Stat(opts.output); err == nil && !st.Mode().IsRegular() {
-		f, err := os.OpenFile(opts.output, os.O_WRONLY, 0)
+	target, err := whole.Follow(opts.output)
+	if err != nil {
+		return cannotWrite(opts.output, err)
+	}
+	if st, err := os.Lstat(target); err == nil && !st.Mode().IsRegular() {
+		flags := os.O_WRONLY
+		if st, err := os.Stat(target); err == nil && st.Mode().IsRegular() {
+			flags |= os.O_APPEND // as the shell's >> has opened it; with > it is empty
+		}
+		f, err := os.OpenFile(target, flags, 0)
 		if err != nil {
 			return cannotWrite(opts.output, err)
 		}

@@ -18,12 +18,21 @@ type File struct {
 	temp  string // the name it has until then; empty where it has none
 }
 
-// Create begins a file that path will name.
+// Create begins a file that path will name. If path is a symbolic link, the
+// file is made where the link leads, and the link stays.
 func Create(path string) (*File, error) { return create(path, unix.O_TMPFILE) }
 
 func create(path string, nameless int) (*File, error) {
-	f := &File{place: placeOf(path), path: path}
-	err := f.open(f.place.dir, nameless|unix.O_RDWR)
+	target, err := follow(path)
+	if err != nil {
+		var on *fs.PathError
+		if errors.As(err, &on) { // of a link or a directory on the way
+			err = on.Err
+		}
+		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
+	}
+	f := &File{place: placeOf(target), path: target}
+	err = f.open(f.place.dir, nameless|unix.O_RDWR)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
 		err = f.createNamed()
 	} else if err == nil {
