@@ -22,7 +22,7 @@ export CGO_ENABLED ?= 1
 # command:packages, for the demo and for the tests
 DEMO_NEEDS = fusermount3:fuse3 mkfs.ext4:e2fsprogs
 TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry losetup:mount setpriv:util-linux \
-	qemu-img:qemu-utils mkfs.xfs:xfsprogs mkfs.fat:dosfstools mcopy:mtools ntfs-3g:ntfs-3g pvcreate:lvm2 sfdisk:fdisk sgdisk:gdisk
+	qemu-img:qemu-utils mkfs.xfs:xfsprogs mkfs.fat:dosfstools mcopy:mtools ntfs-3g:ntfs-3g pvcreate:lvm2 sfdisk:fdisk sgdisk:gdisk zstd:zstd git:git
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"archive/tar"
 	"bufio"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"hash"
@@ -12,6 +11,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
@@ -52,38 +52,47 @@ type exportReader struct {
 	end   int64 // where the entry read last ends, padding and all
 	names map[string]bool
 
+	window int64  // the bound of a zstd decoder's window, in bytes
+	held   int64  // what the decoder's window takes of it
+	commit string // of the git archive that this is, by its first header
+
 	ahead bool           // all headers were read at once: list and sizes
 	list  []*exportEntry // files still to return
 	sizes []int64        // of all files
 }
 
-// openExport opens a tar, gzipped or not. One that can seek is gone
-// through for its headers at once.
-func openExport(in io.Reader) (*exportReader, error) {
+// openExport opens a tar, as it is or compressed. One that can seek and is
+// not compressed is gone through for its headers at once. window bounds that of a
+// zstd decoder, in bytes.
+func openExport(in io.Reader, window int64) (*exportReader, error) {
 	at, canAt := in.(io.ReaderAt)
 	if s, ok := in.(io.Seeker); ok && canAt {
-		if start, err := s.Seek(0, io.SeekCurrent); err == nil && !isGzip(at, start) {
-			return readAhead(in, s, at, start)
+		if start, err := s.Seek(0, io.SeekCurrent); err == nil {
+			head := make([]byte, headSize)
+			n, _ := at.ReadAt(head, start) // what cannot be read is found out below
+			if packingOf(head[:n]) == plain {
+				return readAhead(in, s, at, start)
+			}
 		}
 	}
 	src := &position{r: in}
 	buf := bufio.NewReaderSize(src, tarBuffer)
-	if magic, err := buf.Peek(2); err == nil && magic[0] == 0x1f && magic[1] == 0x8b {
-		z, err := gzip.NewReader(buf)
-		if err != nil {
-			return nil, fmt.Errorf("%w: gzip: %w", layout.ErrContent, err)
-		}
-		r := newExportReader(z)
-		r.src = src
-		return r, nil
+	head, err := buf.Peek(headSize)
+	if err != nil && err != io.EOF {
+		return newExportReader(buf), nil // whose first read fails
 	}
-	return newExportReader(buf), nil
-}
-
-func isGzip(at io.ReaderAt, off int64) bool {
-	var magic [2]byte
-	n, _ := at.ReadAt(magic[:], off)
-	return n == 2 && magic[0] == 0x1f && magic[1] == 0x8b
+	tar, err := unpack(buf, head, window)
+	if err != nil {
+		return nil, err
+	}
+	r := newExportReader(tar)
+	if r.window = window; packingOf(head) == zstds {
+		r.held = min(zstdframe.Window(head), window)
+	}
+	if tar != io.Reader(buf) {
+		r.src = src
+	}
+	return r, nil
 }
 
 func newExportReader(in io.Reader) *exportReader {
@@ -136,8 +145,11 @@ func (r *exportReader) next() (*exportEntry, error) {
 		}
 		r.end = r.in.n + (hdr.Size+tarBlock-1)/tarBlock*tarBlock
 		e, err := r.entry(hdr)
-		if e != nil || err != nil {
-			return e, err
+		if err != nil {
+			return nil, r.gitError(err)
+		}
+		if e != nil {
+			return e, nil
 		}
 	}
 }
@@ -145,7 +157,7 @@ func (r *exportReader) next() (*exportEntry, error) {
 // readError tells a tar that is none from an input that breaks.
 func (r *exportReader) readError(err error) error {
 	if r.src.err == nil {
-		err = fmt.Errorf("%w: %w", layout.ErrContent, err)
+		err = fmt.Errorf("%w: %w", layout.ErrContent, windowError(err, r.window))
 	}
 	return &inputError{fmt.Errorf("read tar: %w", err)}
 }
@@ -179,6 +191,9 @@ func (r *exportReader) checkEnd() error {
 // entry takes one header: the envelope is read and kept, a file is
 // returned, a directory is passed over.
 func (r *exportReader) entry(hdr *tar.Header) (*exportEntry, error) {
+	if r.passGit(hdr) {
+		return nil, nil
+	}
 	name := strings.TrimPrefix(hdr.Name, "./")
 	for key := range hdr.PAXRecords {
 		if strings.HasPrefix(key, "GNU.sparse.") {
@@ -264,7 +279,7 @@ func (r *exportReader) readEnvelope(size int64) error {
 // be.
 func (r *exportReader) complete() error {
 	if r.text == nil {
-		return &inputError{fmt.Errorf("%w: %w", layout.ErrContent, errNoEnvelope)}
+		return r.gitError(&inputError{fmt.Errorf("%w: %w", layout.ErrContent, errNoEnvelope)})
 	}
 	if len(r.names) == 1 {
 		return &inputError{wrong("the export has no files")}

@@ -181,7 +181,7 @@ func (p *Pusher) source(opts *PushOptions) (*source, error) {
 			}
 		}
 		begun = true
-		export, err := openExport(opts.Input)
+		export, err := openExport(opts.Input, opts.exportWindow())
 		return export, nothing, err
 	}
 	var err error

@@ -63,12 +63,9 @@ func newChunker(ctx context.Context, g *errgroup.Group, u *push) (*chunker, erro
 // and to encode into, none where not even one of each fits.
 func (c *chunker) buffers(size int64) (raws, frames int) {
 	encoders, uploads := runtime.GOMAXPROCS(0), c.uploads()
-	memory := c.u.opts.Memory
-	if memory == 0 {
-		memory = defaultMemory
-	}
+	memory := c.u.opts.memory()
 	// A quarter is for what the garbage collector leaves lying.
-	fit := (memory - memory/4 - baseMemory) / size
+	fit := max(0, memory-memory/4-baseMemory-c.u.src.export.held) / size
 	if c.enc == nil {
 		n := int(min(fit, int64(uploads+encoders+1)))
 		return n, n
@@ -79,6 +76,14 @@ func (c *chunker) buffers(size int64) (raws, frames int) {
 	raws = int(min(max(fit/3, 1), int64(encoders+2)))
 	frames = int(min(fit-int64(raws), int64(encoders+uploads)))
 	return raws, frames
+}
+
+// memory is how much the push may take, in bytes.
+func (o *PushOptions) memory() int64 {
+	if o.Memory == 0 {
+		return defaultMemory
+	}
+	return o.Memory
 }
 
 // uploads is how many chunks are uploaded at a time.

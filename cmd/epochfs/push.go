@@ -45,6 +45,7 @@ func newPushCmd(g *globals) *cobra.Command {
 		Short: "Export a snapshot from cocoon and upload it",
 		Long: `push uploads the snapshot and prints the reference with its digest. With
 --input an export tar takes the place of cocoon, and SNAPSHOT can be left out.
+The tar may be compressed with gzip or zstd, whatever its name.
 
 Files are stored as they are (format v1), unless --zstd or --chunk ask for
 format v2, whose chunks are not sent again if the registry has them. --format
