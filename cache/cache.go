@@ -39,6 +39,10 @@ const (
 	// defaultPatience is how long a fetch that another process has claimed
 	// may stand still before it is done here.
 	defaultPatience = 3 * time.Second
+	// defaultDonorIdle is how long a file that another copies from stays open,
+	// and so cannot be evicted, after the last copy. Opening it again costs
+	// less than a millisecond.
+	defaultDonorIdle = 5 * time.Second
 	// defaultGrace is how long a fetch is held up by what is read from the
 	// disk for all: how much room there is, which file holds what. It is
 	// less than most requests take, and more than most disks do.
@@ -55,12 +59,13 @@ type Options struct {
 	Log         *slog.Logger  // nil: nothing is logged
 
 	// Tests have others.
-	patience time.Duration
-	grace    time.Duration
-	watch    time.Duration // between looks at what other processes have changed
-	tardy    time.Duration // transport.Options.Tardy
-	readDisk func(f *os.File, p []byte, off int64) (int, error)
-	before   func(work string) // called before work that reads the disk at length, and between the steps of a write
+	patience  time.Duration
+	grace     time.Duration
+	donorIdle time.Duration
+	watch     time.Duration // between looks at what other processes have changed
+	tardy     time.Duration // transport.Options.Tardy
+	readDisk  func(f *os.File, p []byte, off int64) (int, error)
+	before    func(work string) // called before work that reads the disk at length, and between the steps of a write
 }
 
 // Cache is a directory of cached files. Several processes may have it open.
@@ -112,6 +117,9 @@ func Open(dir string, opts Options) (*Cache, error) {
 	}
 	if opts.watch <= 0 {
 		opts.watch = watchPause
+	}
+	if opts.donorIdle <= 0 {
+		opts.donorIdle = defaultDonorIdle
 	}
 	if opts.before == nil {
 		opts.before = func(string) {}

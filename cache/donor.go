@@ -97,50 +97,6 @@ func lockNow(f *os.File, kind int16, off, n int64) error {
 	return err
 }
 
-// lentFile is a donor that one job opens for all of a file's jobs.
-type lentFile struct {
-	ready chan struct{} // closed when donor is what it will be
-	began time.Time
-	donor *donor // nil: it cannot be had
-}
-
-// donor returns an open donor, which lives as long as e does; nil when it
-// cannot be had, or another job takes long to open it.
-func (e *entry) donor(key string, most time.Duration) *entry {
-	if key == e.key {
-		return e
-	}
-	e.donors.Lock()
-	l := e.donors.open[key]
-	if l == nil {
-		l = &lentFile{ready: make(chan struct{}), began: time.Now()}
-		if e.donors.open == nil {
-			e.donors.open = map[string]*lentFile{}
-		}
-		e.donors.open[key] = l
-		e.donors.Unlock()
-		e.open(key, l)
-	} else {
-		e.donors.Unlock()
-	}
-	if !await(e.ctx, l.ready, most-time.Since(l.began)) || l.donor == nil {
-		return nil
-	}
-	return &l.donor.entry
-}
-
-// open opens a donor. One that somebody has locked just now may be had the
-// next time.
-func (e *entry) open(key string, l *lentFile) {
-	defer close(l.ready)
-	var err error
-	if l.donor, err = e.cache.openDonor(key); errors.Is(err, errHeld) {
-		e.donors.Lock()
-		delete(e.donors.open, key)
-		e.donors.Unlock()
-	}
-}
-
 // alone has one fetch of a part with a given digest at a time, for the
 // process: who comes second waits and copies. It returns what ends the
 // turn, or nil when the wait ended with ctx.
@@ -185,7 +141,7 @@ func (e *entry) copyPieces(part, from, to int, most time.Duration, keep keepFunc
 		if e.state.hasAll(from, to) {
 			return
 		}
-		d := e.donor(p.key, most)
+		d, back := e.borrow(p.key, most)
 		if d == nil {
 			continue
 		}
@@ -196,6 +152,7 @@ func (e *entry) copyPieces(part, from, to int, most time.Duration, keep keepFunc
 			}
 		}
 		putBuffer(theirs.buf)
+		back()
 	}
 }
 

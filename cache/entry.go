@@ -43,10 +43,7 @@ type entry struct {
 	refuting sync.Mutex // held while it is decided whether a part is wrong
 	granules granules   // of a packed file
 
-	donors struct {
-		sync.Mutex
-		open map[string]*lentFile // by key
-	}
+	donors donors // files that this one copies from
 
 	mu        sync.Mutex
 	closing   bool
@@ -276,11 +273,7 @@ func (e *entry) close() {
 	if !e.unkept {
 		e.touch()
 	}
-	for _, l := range e.donors.open {
-		if l.donor != nil {
-			l.donor.closeFiles()
-		}
-	}
+	e.returnDonors()
 	e.closeFiles()
 }
 
@@ -290,6 +283,7 @@ func (e *entry) checkComplete() {
 	if !e.state.hasAll(0, e.grid.pieces()) {
 		return
 	}
+	e.returnDonors()
 	if !e.state.sealed() {
 		e.cache.askCheck(e)
 	}

@@ -182,7 +182,11 @@ func (c *Cache) look(n int64) {
 	// and nobody counts the small files.
 	reserve := max(2*step, min(limit/8, reserveMost))
 	if over := used + step + reserve - limit; over > 0 {
-		used -= c.evict(files, over)
+		freed := c.evict(files, over)
+		if freed < over {
+			freed += c.evict(c.returnedFrom(files), over-freed)
+		}
+		used -= freed
 	}
 	c.room.saw(min(step, limit-used-reserve), n)
 	c.queue.dispatch() // what was held while this took long
