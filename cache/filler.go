@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"io"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -69,13 +70,44 @@ func (e *entry) hashedOnRead(part int) bool {
 
 // Claim is called before a stretch is fetched. Where another process
 // fetches it, it waits for that; where another file has it, that is copied.
-// So Load may succeed after it. release ends the claim.
+// So Load may succeed after it. release ends the claim. When ctx ends, Claim
+// returns at once, even if the disk does not answer.
 func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
 	e := k.entry
 	from, to := k.pieces(part, off, n)
 	if from == to || k.Here(part, off, n) {
 		return func() {}, nil
 	}
+	if !e.use() {
+		return nil, fs.ErrClosed
+	}
+	type claim struct {
+		release func()
+		err     error
+	}
+	claimed := make(chan claim)
+	go func() {
+		defer e.unuse()
+		release, err := k.claim(ctx, part, from, to)
+		select {
+		case claimed <- claim{release, err}:
+		case <-ctx.Done():
+			if err == nil {
+				release()
+			}
+		}
+	}()
+	select {
+	case c := <-claimed:
+		return c.release, c.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// claim is Claim of pieces [from, to), for as long as the disk takes.
+func (k *Filler) claim(ctx context.Context, part, from, to int) (release func(), err error) {
+	e := k.entry
 	turn := func() {}
 	if e.grid.whole(part) {
 		if turn = e.cache.alone(ctx, e, part); turn == nil {

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"os"
@@ -18,8 +19,11 @@ const spoolMark = "spool" + tmpMark
 
 // Spool is a file in the cache's directory for what must be read again and
 // has no other place. It goes when it is closed, or when its process dies.
+//
+// What a Spool does ends with its context, even if the disk does not answer.
 type Spool struct {
 	cache *Cache
+	ctx   context.Context
 	f     *os.File
 	name  string
 
@@ -27,10 +31,10 @@ type Spool struct {
 	has int64 // bytes that room was made for
 }
 
-// Spool makes an empty one.
-func (c *Cache) Spool() (*Spool, error) {
+// Spool makes an empty one, for as long as ctx lives.
+func (c *Cache) Spool(ctx context.Context) (*Spool, error) {
 	for {
-		s := &Spool{cache: c, name: path.Join(dirFiles, spoolMark+rand.Text())}
+		s := &Spool{cache: c, ctx: ctx, name: path.Join(dirFiles, spoolMark+rand.Text())}
 		var err error
 		if s.f, err = c.root.OpenFile(s.name, os.O_RDWR|os.O_CREATE|os.O_EXCL|openFlags, 0o600); err != nil {
 			return nil, fmt.Errorf("cache %s: %w", c.root.Name(), err)
@@ -51,15 +55,40 @@ func (c *Cache) Spool() (*Spool, error) {
 }
 
 // ReadAt is that of the file.
-func (s *Spool) ReadAt(p []byte, off int64) (int, error) { return s.f.ReadAt(p, off) }
+func (s *Spool) ReadAt(p []byte, off int64) (int, error) {
+	return s.within(func() (int, error) { return s.f.ReadAt(p, off) })
+}
 
 // WriteAt has room made before the file grows. Where there is none, the
 // error says unix.ENOSPC.
 func (s *Spool) WriteAt(p []byte, off int64) (int, error) {
-	if err := s.grow(off + int64(len(p))); err != nil {
-		return 0, err
+	return s.within(func() (int, error) {
+		if err := s.grow(off + int64(len(p))); err != nil {
+			return 0, err
+		}
+		s.cache.opts.before("spool")
+		return s.f.WriteAt(p, off)
+	})
+}
+
+// within returns what do returns, or earlier, when the context ends: then
+// whatever do is given is not to be used again.
+func (s *Spool) within(do func() (int, error)) (int, error) {
+	type result struct {
+		n   int
+		err error
 	}
-	return s.f.WriteAt(p, off)
+	done := make(chan result, 1)
+	go func() {
+		n, err := do()
+		done <- result{n, err}
+	}()
+	select {
+	case r := <-done:
+		return r.n, r.err
+	case <-s.ctx.Done():
+		return 0, context.Cause(s.ctx)
+	}
 }
 
 func (s *Spool) grow(to int64) error {
@@ -71,7 +100,11 @@ func (s *Spool) grow(to int64) error {
 	for {
 		looked, err := s.cache.take(to - s.has)
 		if looked != nil {
-			<-looked
+			select {
+			case <-looked:
+			case <-s.ctx.Done():
+				return context.Cause(s.ctx)
+			}
 			continue
 		}
 		if err != nil {

@@ -35,7 +35,7 @@ func TestSpoolCounts(t *testing.T) {
 	checkRead(t, h, idle.flat, 0, len(idle.flat))
 	_ = h.Close()
 
-	s, err := push.Spool()
+	s, err := push.Spool(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestSpoolCounts(t *testing.T) {
 func TestSpoolOfTheDead(t *testing.T) {
 	dir := t.TempDir()
 	c := openCache(t, dir, Options{Size: 64 << 20})
-	s, err := c.Spool()
+	s, err := c.Spool(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestSpoolOfTheDead(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 
-	if s, err = c.Spool(); err != nil {
+	if s, err = c.Spool(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	_ = s.f.Close()

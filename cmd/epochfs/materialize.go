@@ -60,7 +60,7 @@ run that was interrupted goes on where it was. With --no-cache nothing is kept.`
 			if err := opts.check(); err != nil {
 				return err
 			}
-			return runMaterialize(cmd.Context(), opts)
+			return endSoon(cmd.Context(), endGrace, func() error { return runMaterialize(cmd.Context(), opts) })
 		},
 	}
 	f := cmd.Flags()

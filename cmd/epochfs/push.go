@@ -66,7 +66,7 @@ goes away meanwhile is waited for, as long as --read-timeout says.`,
 			} else if opts.input == "" {
 				return usagef("usage: %s", cmd.UseLine())
 			}
-			return runPush(cmd.Context(), opts)
+			return endSoon(cmd.Context(), endGrace, func() error { return runPush(cmd.Context(), opts) })
 		},
 	}
 	f := cmd.Flags()
@@ -106,7 +106,7 @@ func runPush(ctx context.Context, opts pushOptions) error {
 			return err
 		}
 		defer files.Close()
-		push.SpoolFile = func() (snapshot.SpoolFile, error) { return files.Spool() }
+		push.SpoolFile = func() (snapshot.SpoolFile, error) { return files.Spool(ctx) }
 	}
 	p := snapshot.Pusher{}
 	var total int64
