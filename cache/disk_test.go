@@ -246,6 +246,7 @@ type sweep struct {
 	may   func(faultdisk.Call) bool
 	fault func(at int) faultdisk.Action
 	later func(faultdisk.Call) faultdisk.Action // what becomes of the calls that follow; nil: nothing
+	lacks func(faultdisk.Call) faultdisk.Action // what the file system cannot do in any run; nil: nothing
 	every int                                   // of the calls that may, how many are left out and one more
 	least int                                   // runs that there must be
 }
@@ -261,6 +262,11 @@ func (s sweep) run(t *testing.T) {
 		seen := 0
 		var hit faultdisk.Call
 		w.disk.Watch(dir, func(c faultdisk.Call) faultdisk.Action {
+			if s.lacks != nil {
+				if a := s.lacks(c); a != (faultdisk.Action{}) {
+					return a
+				}
+			}
 			switch {
 			case hit.N > 0 && s.later != nil:
 				return s.later(c)
@@ -373,6 +379,11 @@ func TestDiskFaults(t *testing.T) {
 		},
 		later: refuses(grows, unix.ENOSPC),
 	}.run)
+	fallocates := func(c faultdisk.Call) bool { return c.Name == "fallocate" }
+	t.Run("killed without fallocate", sweep{may: faultdisk.Call.Changes, fault: always(faultdisk.Action{Kill: true}), every: 7, least: 15,
+		lacks: refuses(fallocates, unix.EOPNOTSUPP)}.run)
+	t.Run("full without fallocate", sweep{may: grows, every: 7, least: 15, fault: always(faultdisk.Action{Short: true}),
+		lacks: refuses(fallocates, unix.EOPNOTSUPP), later: refuses(grows, unix.ENOSPC)}.run)
 	for _, errno := range []unix.Errno{unix.EIO, unix.EROFS, unix.EACCES, unix.EDQUOT} {
 		t.Run("refuses all from then on, "+errno.Error(), sweep{may: faultdisk.Call.Changes, every: 9, least: 10,
 			fault: always(faultdisk.Action{Err: errno}), later: refuses(faultdisk.Call.Changes, errno)}.run)

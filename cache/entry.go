@@ -168,7 +168,7 @@ func (e *entry) openInUse(flags int) (*os.File, error) {
 
 // diskRefuses says that err is about the disk, not about the file.
 func diskRefuses(err error) bool {
-	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EACCES, unix.EPERM, unix.EIO, unix.EMFILE, unix.ENFILE, unix.EFBIG, unix.EOPNOTSUPP} {
+	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EACCES, unix.EPERM, unix.EIO, unix.EMFILE, unix.ENFILE, unix.EFBIG, unix.EOPNOTSUPP, unix.ENOSYS, unix.ENOLCK, unix.ENODEV} {
 		if errors.Is(err, e) {
 			return true
 		}

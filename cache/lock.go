@@ -20,6 +20,7 @@ const (
 	lockInUse = 0 // shared by all who have the file open; exclusive to evict
 	lockSetup = 1 // exclusive while the header is written or judged
 	lockSeal  = 2 // exclusive while the file is verified as a whole
+	lockRoom  = 3 // exclusive while room for words is made by writing zeros
 )
 
 // tryLock takes a lock on n bytes from off without waiting. ok is false
@@ -36,13 +37,16 @@ const lockPatience = 5 * time.Second
 var errHeld = errors.New("held too long")
 
 // lock takes a lock and waits for it, but not for a process that is stopped.
-func lock(f *os.File, kind int16, off, n int64) error {
+func lock(f *os.File, kind int16, off, n int64) error { return lockFor(f, kind, off, n, lockPatience) }
+
+// lockFor is lock with another patience.
+func lockFor(f *os.File, kind int16, off, n int64, patience time.Duration) error {
 	pause := 100 * time.Microsecond
 	for began := time.Now(); ; time.Sleep(pause) {
 		if ok, err := tryLock(f, kind, off, n); ok || err != nil {
 			return err
 		}
-		if time.Since(began) > lockPatience {
+		if time.Since(began) > patience {
 			return fmt.Errorf("the lock of %s is %w by %s", filepath.Base(f.Name()), errHeld, holders(f, off, n))
 		}
 		pause = min(2*pause, 50*time.Millisecond)

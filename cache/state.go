@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cespare/xxhash/v2"
@@ -31,6 +32,8 @@ import (
 //	  80  4  flags: 1 sealed, 2 the disk failed to take the data
 //	  88  8  xxh64 of all words, as they were when the file was sealed
 //	  96 24  three counters of pieces that were taken back; see words.go
+//	 128    to 4096, a bit for each 8192 words: zeros were written for them,
+//	        where the file system has no fallocate
 //	4096  8  a word for each piece
 //
 // A word: bit 63 present, bit 62 verified, bit 61 suspect, bits 56 to 60
@@ -68,17 +71,15 @@ type state struct {
 	words []uint64      // the words in mem, or in own
 	room  []atomic.Bool // stretches of wordsAtOnce words that have blocks on disk
 
+	zeros     sync.Mutex // over the writing of zeros, see reserve.go
+	zerosHeld time.Time  // when another process was last found to take long over that
+
 	// Where the file can only be read, see readonly.go.
 	readOnly bool
 	own      []byte      // a private mapping: what this process finds out of the words
 	intactAt bool        // the words were those of the seal when the file was opened
 	unsealed atomic.Bool // this process found a piece wrong
 }
-
-// wordsAtOnce is for how many words blocks are reserved at once. A store
-// to a mapped page for which the disk has no room would kill the process,
-// and what a manifest only claims shall take no room.
-const wordsAtOnce = 8192
 
 // openState maps the state file of a cached file with the given key and
 // number of pieces. A new file is laid out, one from before the last boot
@@ -100,8 +101,8 @@ func openStateLocked(f *os.File, key string, pieces int) (*state, error) {
 	}
 	fresh := info.Size() == 0
 	if fresh {
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, stateHeader); err != nil {
-			return nil, os.NewSyscallError("fallocate", err)
+		if err := reserveHeader(f); err != nil {
+			return nil, err
 		}
 		if err := f.Truncate(size); err != nil {
 			return nil, err
@@ -238,21 +239,6 @@ func (s *state) each(f func(i int)) {
 		}
 		at = hole
 	}
-}
-
-// reserve sees to it that the word of piece i has blocks on disk.
-func (s *state) reserve(i int) error {
-	n := i / wordsAtOnce
-	if s.room[n].Load() {
-		return nil
-	}
-	first := n * wordsAtOnce
-	last := min(first+wordsAtOnce, len(s.words))
-	if err := unix.Fallocate(int(s.file.Fd()), 0, stateHeader+8*int64(first), 8*int64(last-first)); err != nil {
-		return os.NewSyscallError("fallocate", err)
-	}
-	s.room[n].Store(true)
-	return nil
 }
 
 // has says that piece i may be read from the data file.

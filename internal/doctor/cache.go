@@ -42,9 +42,13 @@ func checkCache(cfg *mounting.Config) (all []Check, probe *os.File) {
 	if err := unix.Fstatfs(int(probe.Fd()), &st); err != nil {
 		return []Check{cacheProblem("use another directory: --cache-dir", fmt.Errorf("%s: statfs: %w", dir, err))}, probe
 	}
-	kind := fsName(int64(st.Type))
-	all = append(all, checkSparse(probe, where, kind), checkSpace(cfg, &st), checkReflink(dir, probe, kind))
-	return append(all, checkKind(kind)...), probe
+	on := fileSystemOf(probe, int64(st.Type))
+	all = append(all, checkSparse(probe, where, on.kind))
+	if all[0].Level != Problem {
+		all = append(all, checkKeeping(dir, on.kind)...)
+	}
+	all = append(all, checkSpace(cfg, &st), checkReflink(dir, probe, on.kind))
+	return append(all, on.check()...), probe
 }
 
 // existing is dir, or what of its path there is.
@@ -139,13 +143,24 @@ func checkReflink(dir string, probe *os.File, kind string) Check {
 	return ok("reflink", "files that have bytes in common share them on disk")
 }
 
-// checkKind warns of file systems that are odd places for a cache.
-func checkKind(kind string) []Check {
-	switch kind {
-	case "tmpfs":
-		return []Check{note("file system", "use a directory on a disk: --cache-dir", "the cache is in memory, and gone after a restart of the machine")}
-	case "nfs", "9p", "smb", "fuse":
-		return []Check{note("file system", "use a directory on a disk of this machine: --cache-dir", "the cache is on %s: a node's cache belongs on its own disk, and must not be shared with other nodes", kind)}
+// checkKeeping does in dir what a file of the cache needs besides.
+func checkKeeping(dir, kind string) []Check {
+	f, err := nameless(dir)
+	if err == nil {
+		defer f.Close()
+		return keeping(kind, func() (bool, error) { return mounting.TryCache(f) })
+	}
+	return keeping(kind, func() (bool, error) { return false, err })
+}
+
+// keeping is what try says of a file system.
+func keeping(kind string, try func() (zeros bool, err error)) []Check {
+	zeros, err := try()
+	switch {
+	case err != nil:
+		return []Check{note("keeping", "use a directory on ext4, xfs or btrfs: --cache-dir", "nothing of what is fetched can be kept on %s: %v", kind, err)}
+	case zeros:
+		return []Check{ok("keeping", "%s has no fallocate: zeros are written instead", kind)}
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package doctor
 import (
 	"bufio"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -131,16 +130,4 @@ func allowsOthers() bool {
 		}
 	}
 	return false
-}
-
-// fsName is what people call a file system.
-func fsName(kind int64) string {
-	if name, known := map[int64]string{
-		unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs",
-		unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", unix.NFS_SUPER_MAGIC: "nfs", unix.FUSE_SUPER_MAGIC: "fuse", unix.V9FS_MAGIC: "9p",
-		unix.F2FS_SUPER_MAGIC: "f2fs", 0x2fc12fc1: "zfs", unix.SMB2_SUPER_MAGIC: "smb",
-	}[kind]; known {
-		return name
-	}
-	return fmt.Sprintf("file system 0x%x", kind)
 }

@@ -28,3 +28,8 @@ func (c *Config) MakeCache() (*cache.Cache, error) {
 	}
 	return open, nil
 }
+
+// TryCache does with f, an empty file in a cache's directory, what the cache
+// does with its files. It reports whether zeros are written where others have
+// fallocate.
+func TryCache(f *os.File) (zeros bool, err error) { return cache.Try(f) }
