@@ -92,6 +92,8 @@ type Cache struct {
 
 	late *semaphore.Weighted // bytes of pieces that are still to be kept
 
+	onlyRead bool // a Reader's: nothing in the directory is changed
+
 	mu       sync.Mutex // never held over I/O: fetches take it
 	closed   bool
 	opening  map[string]chan struct{} // files that are being opened, by key
@@ -103,33 +105,7 @@ type Cache struct {
 // Open opens the cache in dir and makes it where there is none. A
 // directory that other users can write is refused.
 func Open(dir string, opts Options) (*Cache, error) {
-	if opts.Concurrency <= 0 {
-		opts.Concurrency = defaultConcurrency
-	}
-	if opts.Memory <= 0 {
-		opts.Memory = bufferBudget
-	}
-	if opts.patience <= 0 {
-		opts.patience = defaultPatience
-	}
-	if opts.grace <= 0 {
-		opts.grace = defaultGrace
-	}
-	if opts.watch <= 0 {
-		opts.watch = watchPause
-	}
-	if opts.donorIdle <= 0 {
-		opts.donorIdle = defaultDonorIdle
-	}
-	if opts.before == nil {
-		opts.before = func(string) {}
-	}
-	if opts.readDisk == nil {
-		opts.readDisk = (*os.File).ReadAt
-	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
+	opts = opts.withDefaults()
 	root, err := openRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("cache %s: %w", dir, err)
@@ -157,16 +133,58 @@ func Open(dir string, opts Options) (*Cache, error) {
 	return c, nil
 }
 
+// withDefaults returns opts with what was left out.
+func (opts Options) withDefaults() Options {
+	if opts.Concurrency <= 0 {
+		opts.Concurrency = defaultConcurrency
+	}
+	if opts.Memory <= 0 {
+		opts.Memory = bufferBudget
+	}
+	if opts.patience <= 0 {
+		opts.patience = defaultPatience
+	}
+	if opts.grace <= 0 {
+		opts.grace = defaultGrace
+	}
+	if opts.donorIdle <= 0 {
+		opts.donorIdle = defaultDonorIdle
+	}
+	if opts.watch <= 0 {
+		opts.watch = watchPause
+	}
+	if opts.before == nil {
+		opts.before = func(string) {}
+	}
+	if opts.readDisk == nil {
+		opts.readDisk = (*os.File).ReadAt
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return opts
+}
+
+// checkRoot fails if dir is no directory that other users cannot write.
+func checkRoot(dir string) error {
+	info, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return &fs.PathError{Op: "open", Path: dir, Err: unix.ENOTDIR}
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("others can write to it (mode %04o): chmod 0700 it, or use another: %w", info.Mode().Perm(), fs.ErrPermission)
+	}
+	return nil
+}
+
 func openRoot(dir string) (*os.Root, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(dir)
-	if err != nil {
+	if err := checkRoot(dir); err != nil {
 		return nil, err
-	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("others can write to it (mode %04o): chmod 0700 it, or use another: %w", info.Mode().Perm(), fs.ErrPermission)
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {

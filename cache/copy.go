@@ -34,6 +34,9 @@ func (f *File) ReadOnly() bool { return readOnly(f.entry.refused) }
 
 // CopyTo is File.CopyTo for a file as it was found.
 func (l *Local) CopyTo(ctx context.Context, dst *os.File, onBytes func(int64)) (ok bool, err error) {
+	if l.entry.inMemory() || l.entry.state.unsafe() {
+		return false, nil
+	}
 	for part := range l.entry.file.Parts {
 		if !l.entry.partVerified(part) {
 			return false, nil

@@ -62,7 +62,11 @@ func (c *Cache) donorOf(key string) (*donor, error) {
 // stopped.
 func (d *donor) openToRead(locked locker) error {
 	name := d.path(".state")
-	sf, err := d.cache.root.OpenFile(name, os.O_RDWR|openFlags, 0)
+	var sf *os.File
+	err := error(unix.EROFS)
+	if !d.cache.onlyRead {
+		sf, err = d.cache.root.OpenFile(name, os.O_RDWR|openFlags, 0)
+	}
 	kind, open := int16(unix.F_WRLCK), openStateLocked
 	if readOnly(err) {
 		sf, err = d.cache.root.OpenFile(name, os.O_RDONLY|openFlags, 0)

@@ -1,82 +1,217 @@
 package cache
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
-	"path"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// Local is a cached file as it is found, for reading only: nothing is
-// made, fetched or changed. It is safe for concurrent use.
-type Local struct {
-	entry *entry // with file, grid, state and data alone
+// Reader reads what a cache has, and keeps nothing in it: no file is made and
+// no piece is stored. It is safe for concurrent use.
+type Reader struct {
+	cache *Cache // without a queue: nothing is fetched
 }
 
-// OpenLocal opens the cached form of f, from src, in the cache at dir.
-// Where there is none that can be used, the error says fs.ErrNotExist.
-func OpenLocal(dir string, f *layout.File, src Source) (*Local, error) {
+// OpenReader opens the cache in dir to be read. If there is no such directory,
+// the error is fs.ErrNotExist. A directory that other users can write is
+// refused, as by Open.
+func OpenReader(dir string, log *slog.Logger) (*Reader, error) {
+	if err := checkRoot(dir); err != nil {
+		return nil, fmt.Errorf("cache %s: %w", dir, err)
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cache %s: %w", dir, err)
 	}
-	defer root.Close()
+	c := &Cache{opts: Options{Log: log}.withDefaults(), root: root, onlyRead: true}
+	c.log = c.opts.Log
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return &Reader{c}, nil
+}
+
+// Close lets go of the directory. The files must have been closed.
+func (r *Reader) Close() error {
+	r.cache.stop()
+	r.cache.index.end()
+	return r.cache.root.Close()
+}
+
+// Blob is Cache.Blob. One that is damaged counts as none, and stays.
+func (r *Reader) Blob(digest string) ([]byte, error) {
+	data, err := r.cache.readBlob(digest)
+	if errors.Is(err, errDamaged) {
+		err = fs.ErrNotExist
+	}
+	return data, err
+}
+
+// Ref is Cache.Ref.
+func (r *Reader) Ref(reference string) (digest string, seen time.Time, err error) {
+	return r.cache.Ref(reference)
+}
+
+// Local is what a cache has of a file, and of its parts in other files. It is
+// a Filler that keeps nothing.
+type Local struct {
+	Filler
+}
+
+// File returns what the cache has of f, whose bytes come from src. It must be
+// closed.
+func (r *Reader) File(f *layout.File, src Source) (*Local, error) {
 	g := newGrid(f)
-	key := keyOf(f, g, src)
-	e := &entry{file: f, grid: g, key: key}
-	l := &Local{e}
-	sf, err := root.OpenFile(e.path(".state"), os.O_RDONLY|openFlags, 0)
+	e := &entry{cache: r.cache, key: keyOf(f, g, src), file: f, grid: g}
+	e.ctx, e.stop = context.WithCancel(r.cache.ctx)
+	err := e.openReadOnly()
+	if err == nil && e.state.unsafe() {
+		e.closeFiles()
+		err = errUnsafe
+	}
 	if err != nil {
-		return nil, err
+		err = e.openUnkept() // as if the cache had nothing of it
 	}
-	if e.state, err = mapState(sf, key, e.grid.pieces()); err != nil {
-		_ = sf.Close()
-		return nil, err
+	if err != nil {
+		e.stop()
+		return nil, fmt.Errorf("cache: file %q: %w", f.Name, err)
 	}
-	if e.data, err = root.OpenFile(path.Join(dirFiles, key+".data"), os.O_RDONLY|openFlags, 0); err != nil {
-		_ = l.Close()
-		return nil, err
-	}
-	if info, err := e.data.Stat(); err != nil || info.Size() != f.Size() {
-		_ = l.Close()
-		return nil, fmt.Errorf("cached %q: %w", f.Name, fs.ErrNotExist)
-	}
-	return l, nil
+	return &Local{Filler{entry: e, sums: map[int][]uint64{}}}, nil
 }
 
-// mapState maps a state file to read it. One that cannot be believed as
-// it is, being damaged or from before the last boot, is as good as none.
-func mapState(f *os.File, key string, pieces int) (*state, error) {
+// Part returns the payload of a part when all of it was verified, in the file
+// itself or in another, else nil.
+func (l *Local) Part(part int) io.Reader {
+	e := l.entry
+	if r := e.verifiedPart(part); r != nil {
+		return r
+	}
+	for _, p := range e.cache.places(e, part, patient) {
+		b := borrowed{e, p}
+		if d, back := e.borrow(p.key, patient); d != nil {
+			ok := b.verified(d, 0, p.length)
+			back()
+			if ok {
+				return io.NewSectionReader(b, 0, p.length)
+			}
+		}
+	}
+	return nil
+}
+
+// borrowed reads a part that another file has, which is open only for as long
+// as something is read.
+type borrowed struct {
+	entry *entry
+	place place
+}
+
+var errReturned = errors.New("the file that had it is gone from the cache")
+
+func (b borrowed) ReadAt(p []byte, off int64) (int, error) {
+	d, back := b.entry.borrow(b.place.key, patient)
+	if d == nil {
+		return 0, errReturned
+	}
+	defer back()
+	if !b.verified(d, off, int64(len(p))) {
+		return 0, errReturned
+	}
+	if err := d.loadPayload(d.partAt(b.place).Offset+off, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// verified reports whether n bytes of the part from off on are verified in d.
+func (b borrowed) verified(d *entry, off, n int64) bool {
+	start := d.partAt(b.place).Offset + off
+	for i, last := d.grid.at(start), d.grid.at(start+n-1); i <= last; i++ {
+		if !d.state.verified(i) {
+			return false
+		}
+	}
+	return !d.state.unsafe()
+}
+
+func (e *entry) partAt(p place) *layout.Part { return &e.file.Parts[e.grid.part(p.first)] }
+
+// Here is Filler.Here.
+func (l *Local) Here(part int, off, n int64) bool {
+	return !l.entry.inMemory() && l.Filler.Here(part, off, n)
+}
+
+// Claim looks at what is there from before the last boot. It locks nothing:
+// others who fetch the same would wait for what is not kept.
+func (l *Local) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
+	e := l.entry
+	for i, to := l.pieces(part, off, n); i < to && !e.inMemory(); i++ {
+		if e.state.suspect(i) {
+			e.recheck(i)
+		}
+	}
+	return func() {}, ctx.Err()
+}
+
+// Own claims nothing: see Keep.
+func (l *Local) Own(int) (release func(), ok bool) { return nil, false }
+
+// Keep keeps nothing.
+func (l *Local) Keep(int, int64, []byte, bool) {}
+
+// Drop is called when what was loaded of a part without digests of pieces,
+// and what was fetched of it, is wrong. What was loaded is dropped from the
+// cache: else it would be loaded, and wrong, the next time too.
+func (l *Local) Drop(part int) {
+	e := l.entry
+	sums, first := l.take(part), e.grid.first[part]
+	if e.inMemory() {
+		return
+	}
+	f, err := e.cache.root.OpenFile(e.path(".state"), os.O_RDWR|openFlags, 0)
+	if err != nil {
+		return // it can only be read
+	}
+	defer f.Close()
 	if err := lock(f, unix.F_RDLCK, lockInUse, 1); err != nil {
-		return nil, err
+		return
 	}
-	if gone, err := unlinked(f); err != nil || gone {
-		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
-	}
-	size := int64(stateHeader + 8*pieces)
-	if info, err := f.Stat(); err != nil || info.Size() != size {
-		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
-	}
-	mem, err := mapFile(f, size, unix.PROT_READ, unix.MAP_SHARED)
+	s, err := openState(f, e.key, e.grid.pieces())
 	if err != nil {
-		return nil, err
+		return
 	}
-	s := &state{file: f, mem: mem, words: wordsOf(mem)}
-	if head := header(key, pieces); string(mem[:len(head)]) != string(head) || !s.thisBoot() && !s.intact() || s.unsafe() {
-		s.unmap()
-		return nil, fmt.Errorf("state of %s: %w", key, fs.ErrNotExist)
+	defer s.unmap()
+	for i, sum := range sums {
+		w := s.word(first + i)
+		if w&(wordPresent|wordVerified) == wordPresent && w&wordSum == sum&wordSum {
+			s.clear(first + i)
+		}
 	}
-	return s, nil
 }
 
-// Part returns the payload of a part of the file when all of it is there
-// and was verified, else nil.
-func (l *Local) Part(part int) io.Reader { return l.entry.verifiedPart(part) }
+// Cached is how many bytes of the payload need not be fetched.
+func (l *Local) Cached() (n int64) {
+	for part := range l.entry.file.Parts {
+		if l.Part(part) != nil {
+			n += l.entry.file.Parts[part].Length
+			continue
+		}
+		for i := l.entry.grid.first[part]; i < l.entry.grid.first[part+1] && !l.entry.inMemory(); i++ {
+			if l.usable(part, i) {
+				_, size := l.entry.grid.extent(i)
+				n += size
+			}
+		}
+	}
+	return n
+}
 
 func (e *entry) verifiedPart(part int) io.Reader {
 	if e.state.unsafe() || !e.partVerified(part) {
@@ -101,8 +236,15 @@ func (r payloadAt) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// Close lets go of the file.
+// Close lets go of the file. Reading counts as use, for the order of
+// eviction.
 func (l *Local) Close() error {
-	l.entry.closeFiles()
+	e := l.entry
+	e.stop()
+	e.returnDonors()
+	if !e.inMemory() {
+		e.touch()
+	}
+	e.closeFiles()
 	return nil
 }

@@ -137,7 +137,7 @@ func (e *entry) notGivenBack(cause error) {
 // loseWithin marks those pieces of payload [off, off+n) as missing that the
 // disk does not give back: who asks again has them fetched.
 func (e *entry) loseWithin(off, n int64, cause error) {
-	if e.cache == nil || errors.Is(cause, fs.ErrClosed) {
+	if e.cache.onlyRead || errors.Is(cause, fs.ErrClosed) {
 		return // a Local changes nothing
 	}
 	var lost []int

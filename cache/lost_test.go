@@ -114,8 +114,7 @@ func TestDiskThatForgets(t *testing.T) {
 		if ok, err := h.CopyTo(context.Background(), nil, nil); ok || err != nil {
 			t.Errorf("kind %d: it is copied: %v, %v", n, ok, err)
 		}
-		if l, err := OpenLocal(dir, a.file, src); err == nil {
-			_ = l.Close()
+		if l := openLocal(t, dir, a.file, src); l.Part(0) != nil || l.Cached() != 0 {
 			t.Errorf("kind %d: another process is given it", n)
 		}
 		_, all := src.reset()

@@ -27,6 +27,18 @@ const mostBlob = 64 << 20
 // blob. It fails with fs.ErrNotExist where there is none; one that does
 // not have its digest any more is removed and counts as none.
 func (c *Cache) Blob(digest string) ([]byte, error) {
+	data, err := c.readBlob(digest)
+	if errors.Is(err, errDamaged) {
+		name, _ := blobPath(digest)
+		_ = c.root.Remove(name)
+		err = fmt.Errorf("cached blob %s is damaged: %w", digest, fs.ErrNotExist)
+	}
+	return data, err
+}
+
+// readBlob reads a small blob. If it has another digest, the error is
+// errDamaged.
+func (c *Cache) readBlob(digest string) ([]byte, error) {
 	name, err := blobPath(digest)
 	if err != nil {
 		return nil, err
@@ -36,8 +48,7 @@ func (c *Cache) Blob(digest string) ([]byte, error) {
 		return nil, err
 	}
 	if sum := sha256.Sum256(data); "sha256:"+hex.EncodeToString(sum[:]) != digest {
-		_ = c.root.Remove(name)
-		return nil, fmt.Errorf("cached blob %s is damaged: %w", digest, fs.ErrNotExist)
+		return nil, errDamaged
 	}
 	return data, nil
 }

@@ -18,8 +18,8 @@ import (
 )
 
 // A materialize that is killed at any moment leaves all of its target or
-// none, and nothing beside it that the next run does not take away. That
-// one fetches what is missing, and no more.
+// none, and nothing beside it that the next run does not take away. With
+// --keep that one fetches what is missing, and no more.
 func TestMaterializeKilled(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -35,7 +35,7 @@ func TestMaterializeKilled(t *testing.T) {
 				t.Parallel()
 				front := startRegistry(t, "memory")
 				k := &killedRun{t: t, front: front, dir: t.TempDir(), cfg: mounting.Config{CacheDir: filepath.Join(t.TempDir(), "cache")}}
-				k.args = []string{"--quiet", "--cache-dir", k.cfg.CacheDir, "materialize", flag, filepath.Join(k.dir, name), front.Host + "/vm"}
+				k.args = []string{"--quiet", "--cache-dir", k.cfg.CacheDir, "materialize", "--keep", flag, filepath.Join(k.dir, name), front.Host + "/vm"}
 				ref, err := k.cfg.Reference(front.Host + "/vm")
 				must(t, err)
 				reg, err := k.cfg.Registry(ref)

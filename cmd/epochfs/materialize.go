@@ -30,7 +30,7 @@ type materializeOptions struct {
 	description string
 	output      string // "-" for stdout
 	dir         string
-	noCache     bool
+	keep        bool
 	memory      byteSize
 }
 
@@ -39,6 +39,7 @@ const materializeMemory = 256 << 20
 
 func newMaterializeCmd(g *globals) *cobra.Command {
 	opts := materializeOptions{globals: g, memory: materializeMemory}
+	var noCache bool // of scripts that were written when it was not the default
 	cmd := &cobra.Command{
 		Use:   "materialize REF",
 		Short: "Import a snapshot into cocoon, or write it as a tar or a directory",
@@ -47,14 +48,18 @@ tar as cocoon would have exported it, or with --to-dir into a directory of
 sparse files as "cocoon vm clone --from-dir" takes it. A cloud image goes to
 "cocoon image import", or with -o is written as it is.
 
-What the cache has is not fetched, and what is fetched stays in it, so that a
-run that was interrupted goes on where it was. With --no-cache nothing is kept.`,
+What the cache has is not fetched. Nothing is kept in it, unless --keep is given:
+then a run that was interrupted goes on where it was, and a mount has the bytes
+as well.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
 			opts.reference = args[0]
 			if err := notEmpty(cmd.Flags(), "name", "output", "to-dir"); err != nil {
 				return err
+			}
+			if noCache && opts.keep {
+				return usagef("--keep and --no-cache exclude each other")
 			}
 			opts.nameSet = cmd.Flags().Changed("name")
 			if err := opts.check(); err != nil {
@@ -68,7 +73,9 @@ run that was interrupted goes on where it was. With --no-cache nothing is kept.`
 	f.StringVar(&opts.description, "description", "", "description in cocoon (default the snapshot's)")
 	f.StringVarP(&opts.output, "output", "o", "", "write a tar to this file, - for stdout, and leave cocoon alone")
 	f.StringVar(&opts.dir, "to-dir", "", "make this directory of plain sparse files, and leave cocoon alone")
-	f.BoolVar(&opts.noCache, "no-cache", false, "keep nothing of what is fetched")
+	f.BoolVar(&opts.keep, "keep", false, "keep what is fetched in the cache")
+	f.BoolVar(&noCache, "no-cache", false, "keep nothing, which is what it does anyway")
+	_ = f.MarkHidden("no-cache") // fails for a flag that is not there
 	f.Var(&opts.memory, "memory", "how much memory to take")
 	return cmd
 }
@@ -81,8 +88,6 @@ func (opts *materializeOptions) check() error {
 		return usagef("--memory is %s at least", size(mounting.LeastMemory))
 	case opts.output != "" && opts.dir != "":
 		return usagef("--output and --to-dir exclude each other")
-	case opts.noCache && opts.offline:
-		return usagef("--no-cache and --offline exclude each other")
 	case strings.HasSuffix(opts.output, "/"):
 		return usagef("%s is a directory: -o writes a file; --to-dir makes a directory", opts.output)
 	case opts.dir == "":
@@ -109,7 +114,7 @@ func runMaterialize(ctx context.Context, opts materializeOptions) error {
 	}
 	debug.SetMemoryLimit(int64(opts.memory) * 7 / 8) // the rest is what the collector does not count
 	o, err := opts.openWith(ctx, opts.reference, readTimeout, func(cfg *mounting.Config) {
-		cfg.NoCache, cfg.Memory = opts.noCache, int64(opts.memory)
+		cfg.OnlyRead, cfg.Memory = !opts.keep, int64(opts.memory)
 	})
 	if err != nil {
 		return err
@@ -164,9 +169,9 @@ func (opts *materializeOptions) ended(ctx context.Context, m *meter, err error, 
 		opts.note("%s: %s", fmt.Sprintf(format, args...), m.summary())
 		return nil
 	}
-	left := "what was fetched stays in the cache, and is not fetched again"
-	if opts.noCache {
-		left = "nothing is kept"
+	left := "nothing is kept"
+	if opts.keep {
+		left = "what was fetched stays in the cache, and is not fetched again"
 	}
 	return m.interrupted(ctx, err, left)
 }

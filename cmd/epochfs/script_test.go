@@ -59,6 +59,7 @@ var registries = map[string][]string{
 	"whole.txtar":       {"debian", "epoch"},
 	"reflink.txtar":     {"memory"},
 	"odd.txtar":         {"memory"},
+	"keep.txtar":        {"memory"},
 }
 
 func TestScript(t *testing.T) {

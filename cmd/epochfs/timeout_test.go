@@ -39,8 +39,8 @@ func TestSilentRegistry(t *testing.T) {
 		{"ls", ref},
 		{"cat", ref, "config.json"},
 		{"inspect", ref},
+		{"materialize", "--keep", "-o", "-", ref},
 		{"materialize", "-o", "-", ref},
-		{"materialize", "--no-cache", "-o", "-", ref},
 	} {
 		t.Run(strings.Join(args[:len(args)-1], " "), func(t *testing.T) {
 			t.Parallel()

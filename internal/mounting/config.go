@@ -21,7 +21,8 @@ type Config struct {
 	CacheSize   int64         // bytes the cache may take; 0: all but a tenth of its file system
 	LimitRate   int64         // bytes fetched per second; 0 for no limit
 	ReadTimeout time.Duration // how long a fetch is tried; 0 for ever
-	NoCache     bool          // keep nothing; files can only be read once, in order
+	NoCache     bool          // neither read a cache nor keep anything; files can only be read once, in order
+	OnlyRead    bool          // read what the cache has, and keep nothing in it; as with NoCache otherwise
 	Memory      int64         // bytes that the process may take, at least LeastMemory; 0 for the usual number
 	HostsDirs   []string      // where hosts.toml files are looked for, before the usual places
 	UserAgent   string        // what the registry is told; "" for the usual

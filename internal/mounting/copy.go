@@ -14,7 +14,7 @@ import (
 // missing: see snapshot.FileCopier.
 func (o *Opened) CopyFile(ctx context.Context, dst *os.File, f *layout.File, onBytes func(int64)) (bool, error) {
 	if o.Cache == nil {
-		if l := o.ordered.local[slices.Index(o.Artifact.Files, f)]; l != nil {
+		if l := o.ordered.localFile(slices.Index(o.Artifact.Files, f)); l != nil && !o.fetches(f) {
 			return l.CopyTo(ctx, dst, onBytes)
 		}
 		return false, nil

@@ -27,6 +27,7 @@ type Opened struct {
 	Cache     *cache.Cache // nil where nothing is kept
 	Notes     []string     // what a user should know, one line each; maybe none
 
+	reader *cache.Reader // nil where nothing is read from a cache, or kept in one too
 	source cache.Source
 	known  *known
 	cfg    Config
@@ -51,12 +52,10 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.NoCache {
-		if err := o.load(ctx, ref, cfg, nowhere{}); err != nil {
-			o.Registry.Close()
-			return nil, err
+	if cfg.NoCache || cfg.OnlyRead {
+		if err := o.openInOrder(ctx, ref); err != nil {
+			return nil, errors.Join(err, o.Close())
 		}
-		o.findLocal()
 		return o, nil
 	}
 	o.Cache, err = cache.Open(cfg.CacheDir, cache.Options{
@@ -198,7 +197,7 @@ func (o *Opened) Sizes() (Sizes, error) {
 		s.Data += f.PayloadSize()
 		s.Stored += f.StoredSize()
 		if o.Cache == nil {
-			s.Local += o.ordered.has(i, f)
+			s.Local += o.ordered.has(i)
 			continue
 		}
 		open, err := o.File(f)
@@ -214,9 +213,12 @@ func (o *Opened) Sizes() (Sizes, error) {
 // must have ended.
 func (o *Opened) Close() error {
 	o.ordered.close()
+	var errs []error
+	if o.reader != nil {
+		errs = append(errs, o.reader.Close())
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var errs []error
 	for _, f := range o.files {
 		errs = append(errs, f.Close())
 	}

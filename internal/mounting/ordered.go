@@ -10,6 +10,7 @@ import (
 
 	"github.com/cocoonstack/epochfs/cache"
 	"github.com/cocoonstack/epochfs/internal/direct"
+	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -49,21 +50,56 @@ func (c *Config) buffers() int64 {
 	return max(c.Memory-overhead, direct.LeastMemory)
 }
 
-// ordered is what an artifact is read from in order: the registry, and
-// what the cache has. What is fetched is kept where there is a cache.
-type ordered struct {
-	payloads *direct.Payloads
-	local    []*cache.Local // without a cache: by file, nil where none has anything of it
+// onlyRead is a keeper that keeps nothing, and has what a cache has.
+type onlyRead struct {
+	nowhere
+	*cache.Reader
 }
 
-// findLocal looks for what a cache that is not to be used happens to have.
-func (o *Opened) findLocal() {
-	o.ordered.local = make([]*cache.Local, len(o.Artifact.Files))
-	for i, f := range o.Artifact.Files {
-		if l, err := cache.OpenLocal(o.cfg.CacheDir, f, o.source); err == nil {
-			o.ordered.local[i] = l
+func (r onlyRead) Blob(digest string) ([]byte, error) { return r.Reader.Blob(digest) }
+func (r onlyRead) Ref(reference string) (digest string, seen time.Time, err error) {
+	return r.Reader.Ref(reference)
+}
+
+// ordered is what an artifact is read from in order: the registry, and
+// what the cache has. What is fetched is kept where Opened has a cache.
+type ordered struct {
+	payloads *direct.Payloads
+	local    []*cache.Local // by file, where the cache is only read; else empty
+}
+
+// openInOrder opens an artifact whose bytes are kept nowhere.
+func (o *Opened) openInOrder(ctx context.Context, ref registry.Reference) error {
+	var keep keeper = nowhere{}
+	if o.cfg.OnlyRead {
+		reader, err := cache.OpenReader(o.cfg.CacheDir, o.cfg.Log)
+		switch {
+		case err == nil:
+			o.reader = reader
+			keep = onlyRead{Reader: reader}
+		case !errors.Is(err, fs.ErrNotExist):
+			return &cacheError{err}
 		}
 	}
+	if err := o.load(ctx, ref, o.cfg, keep); err != nil || o.reader == nil {
+		return err
+	}
+	for _, f := range o.Artifact.Files {
+		l, err := o.reader.File(f, o.source)
+		if err != nil {
+			return err
+		}
+		o.ordered.local = append(o.ordered.local, l)
+	}
+	return nil
+}
+
+// localFile is what the cache has of a file, where it is only read; else nil.
+func (d *ordered) localFile(i int) *cache.Local {
+	if i < 0 || i >= len(d.local) {
+		return nil
+	}
+	return d.local[i]
 }
 
 // OpenPayload streams a file's data segments; io.EOF comes only when all
@@ -110,7 +146,7 @@ func (o *Opened) stores() ([]direct.Store, error) {
 	stores := make([]direct.Store, len(o.Artifact.Files))
 	for i, f := range o.Artifact.Files {
 		if o.Cache == nil {
-			if l := o.ordered.local[i]; l != nil {
+			if l := o.ordered.localFile(i); l != nil {
 				stores[i] = l
 			}
 			continue
@@ -125,14 +161,12 @@ func (o *Opened) stores() ([]direct.Store, error) {
 }
 
 // has is how many bytes of the payload of file i need not be fetched,
-// where there is no cache.
-func (d *ordered) has(i int, f *layout.File) (n int64) {
-	for p := range f.Parts {
-		if l := d.local[i]; l != nil && l.Part(p) != nil {
-			n += f.Parts[p].Length
-		}
+// where the cache is only read.
+func (d *ordered) has(i int) int64 {
+	if l := d.localFile(i); l != nil {
+		return l.Cached()
 	}
-	return n
+	return 0
 }
 
 func (d *ordered) close() {
@@ -140,8 +174,6 @@ func (d *ordered) close() {
 		_ = d.payloads.Close() // it only ends requests
 	}
 	for _, l := range d.local {
-		if l != nil {
-			_ = l.Close() // it was only read
-		}
+		_ = l.Close() // it was only read
 	}
 }

@@ -111,7 +111,7 @@ func (b *bench) cold(ctx context.Context, addr, tag string, args ...string) (mat
 	return b.materialize(ctx, addr, tag, cache, args...)
 }
 
-// tarRow writes a tar, with a cold cache and without one,
+// tarRow writes a tar, with nothing kept and with a cold cache that keeps all,
 // against a reference that writes one too. A limit of 0 for the memory is
 // none.
 func (b *bench) tarRow(ctx context.Context, work, tag string, opts *shaping.Options, ref tarReference, limit, memory float64) ([]*line, error) {
@@ -125,7 +125,7 @@ func (b *bench) tarRow(ctx context.Context, work, tag string, opts *shaping.Opti
 	if proxy != nil {
 		defer proxy.Close()
 	}
-	modes := []string{"", "--no-cache"}
+	modes := []string{"", "--keep"}
 	rss := make([]sample, len(modes))
 	var runs []func() (float64, error)
 	for i, mode := range modes {
@@ -166,7 +166,7 @@ func tarLocalRow(ctx context.Context, b *bench) ([]*line, error) {
 	}
 	defer os.RemoveAll(cache)
 	addr := b.registry.addr
-	if _, err := b.materialize(ctx, addr, "v1", cache, "-o", "-"); err != nil {
+	if _, err := b.materialize(ctx, addr, "v1", cache, "-o", "-", "--keep"); err != nil {
 		return nil, err
 	}
 	ours, theirs, err := b.pair(ctx, func() (float64, error) {
@@ -176,13 +176,13 @@ func tarLocalRow(ctx context.Context, b *bench) ([]*line, error) {
 		m, err := b.materialize(ctx, addr, "v1", cache, "-o", "-")
 		return m.seconds, err
 	}, func() (float64, error) {
-		m, err := b.cold(ctx, addr, "v1", "-o", "-")
+		m, err := b.cold(ctx, addr, "v1", "-o", "-", "--keep")
 		return m.seconds, err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return []*line{timed("tar of v1, all in the cache", ours, "cold, loopback as it is", theirs, atMost, 0.5)}, nil
+	return []*line{timed("tar of v1, all in the cache", ours, "cold, --keep, loopback as it is", theirs, atMost, 0.5)}, nil
 }
 
 // readTree has all files below a directory in the page cache.
@@ -208,7 +208,7 @@ func toDirRow(ctx context.Context, b *bench) ([]*line, error) {
 	defer unmount()
 	cache, first := filepath.Join(dir, "cache"), filepath.Join(dir, "first")
 	addr := b.registry.addr
-	if _, err := b.materialize(ctx, addr, "v1", cache, "--to-dir", first); err != nil {
+	if _, err := b.materialize(ctx, addr, "v1", cache, "--to-dir", first, "--keep"); err != nil {
 		return nil, err
 	}
 	ours, theirs, err := b.pair(ctx, func() (float64, error) {
