@@ -169,6 +169,6 @@ func Try(f *os.File) (zeros bool, err error) {
 		return false, err
 	}
 	defer s.unlockPieces(wordsAtOnce, wordsAtOnce+1)
-	s.set(wordsAtOnce, 1, false)
+	s.put(wordsAtOnce, s.word(wordsAtOnce), 1, false)
 	return s.hasRoom(1), s.seal()
 }
