@@ -44,6 +44,24 @@ func Populate(t testing.TB, dir string, c Contents) {
 	}
 }
 
+// Few fills a directory with a few small files, for a fuzz target.
+func Few(t testing.TB, dir string) {
+	t.Helper()
+	p := &populating{t: t, dir: dir, zeros: true}
+	p.must(os.Mkdir(p.path("directory"), 0o755))
+	for k := range 40 {
+		p.file(fmt.Sprintf("directory/a name of a file %d", k), 0)
+	}
+	p.file("small", 10)
+	p.file("large", 30000)
+	p.must(os.Symlink("small", p.path("link")))
+	f, err := os.Create(p.path("sparse"))
+	p.must(err)
+	_, err = f.WriteAt([]byte("x"), 100000)
+	p.must(err)
+	p.must(f.Close())
+}
+
 type populating struct {
 	t      testing.TB
 	dir    string

@@ -44,7 +44,11 @@ func TestConcurrently(t *testing.T) {
 
 // FuzzOpen changes a file system: bytes are laid over one of its used pages.
 func FuzzOpen(f *testing.F) {
-	base, err := os.ReadFile(filled(f))
+	disk := make1(f, "-s", "512")
+	dir, unmount := mount(f, disk, "special_files=wsl")
+	guesttest.Few(f, dir)
+	unmount()
+	base, err := os.ReadFile(disk)
 	if err != nil {
 		f.Fatal(err)
 	}

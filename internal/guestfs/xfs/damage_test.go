@@ -48,7 +48,10 @@ func TestConcurrently(t *testing.T) {
 
 // FuzzOpen changes a file system: bytes are laid over one of its used pages.
 func FuzzOpen(f *testing.F) {
-	disk := filled(f, "")
+	disk := make1(f, "")
+	dir, unmount := guesttest.Mount(f, disk, "xfs", "")
+	guesttest.Few(f, dir)
+	unmount()
 	base, err := os.ReadFile(disk)
 	if err != nil {
 		f.Fatal(err)
