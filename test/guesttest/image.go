@@ -172,16 +172,14 @@ func Mount(t testing.TB, image, kind, options string) (dir string, unmount func(
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.Remove(dir) }) // also if it cannot be mounted
 	if options != "" {
 		options = "," + options
 	}
 	Run(t, "mount", "-t", kind, "-o", "loop"+options, image, dir)
 	var once sync.Once
 	unmount = func() {
-		once.Do(func() {
-			Run(t, "umount", dir)
-			os.Remove(dir)
-		})
+		once.Do(func() { Run(t, "umount", dir) })
 	}
 	t.Cleanup(unmount)
 	return dir, unmount
