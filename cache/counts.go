@@ -23,6 +23,9 @@ type Counts struct {
 	// the source's error says, or "other".
 	Retries map[string]int64
 
+	// Copied are bytes of granules that another cached file had.
+	Copied int64
+
 	// Wrong are pieces that were present and turned out to be wrong, by what
 	// found them: "stream", "fetch", "copy", "late", "digest", "disk",
 	// "verify", or "elsewhere", which is another process. All keys are there.
@@ -33,7 +36,7 @@ type Counts struct {
 func (c *Cache) Counts() Counts {
 	n := &c.counts
 	all := Counts{
-		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Waiting: n.waiting.Load(),
+		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Waiting: n.waiting.Load(), Copied: n.copied.Load(),
 		Retries: map[string]int64{}, Wrong: map[string]int64{},
 	}
 	n.mu.Lock()
@@ -53,7 +56,7 @@ func (c *Cache) Counts() Counts {
 }
 
 type counts struct {
-	reads, bytes, misses, failed, waiting atomic.Int64
+	reads, bytes, misses, failed, waiting, copied atomic.Int64
 
 	mu      sync.Mutex
 	retries map[string]int64

@@ -46,6 +46,9 @@ func (c *Cache) donorOf(key string) (*donor, error) {
 	}
 	d := &donor{entry{cache: c, key: key, file: r.layout(m)}}
 	if d.file.Index != nil {
+		if x := c.peerIndex(&r); x != nil {
+			d.file.Index = x
+		}
 		d.grid = newGrid(d.file)
 		return d, nil
 	}
@@ -130,17 +133,23 @@ func (c *Cache) alone(ctx context.Context, e *entry, part int) (done func()) {
 }
 
 // keepFunc takes the payload of a piece, which is its own until it returns.
-type keepFunc func(i int, payload []byte, verified bool)
+// from is where the bytes lie in another file, if its blocks may be shared,
+// else nil.
+type keepFunc func(i int, payload []byte, verified bool, from *clone)
 
 // copied is the keepFunc of fetches, which wait for no disk.
-func (e *entry) copied(i int, payload []byte, verified bool) {
-	e.arrived(i, payload, verified, byCopy, nil)
+func (e *entry) copied(i int, payload []byte, verified bool, from *clone) {
+	e.arrive(&incoming{piece: i, payload: payload, verified: verified, by: byCopy, from: from}, nil)
 }
 
 // copyPieces fills those of pieces [from, to) of a part that another
 // cached file holds, or the same file elsewhere. Which those are may not be
 // known, or not be at hand, for longer than is waited for. keep gets each.
 func (e *entry) copyPieces(part, from, to int, most time.Duration, keep keepFunc) {
+	if e.file.Index != nil {
+		e.copyGranules(e.ctx, from, to, most, keep)
+		return
+	}
 	for _, p := range e.cache.places(e, part, most) {
 		if e.state.hasAll(from, to) {
 			return
@@ -186,7 +195,7 @@ func (e *entry) copyPiece(part, i int, d *donated, keep keepFunc) {
 	if !verified && d.entry != e {
 		return // another source may have sent it
 	}
-	keep(i, buf, verified)
+	keep(i, buf, verified, nil)
 }
 
 // hasDigest says that payload is all of a part and hashes to its digest. A

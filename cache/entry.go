@@ -10,6 +10,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -98,7 +99,7 @@ func (c *Cache) openEntry(key string, f *layout.File, l *transport.Link) (*entry
 		return nil, err
 	}
 	if r := e.record(); !e.inMemory() {
-		c.index.add(key, &r)
+		c.index.add(key, &r, time.Now())
 	}
 	_, _, e.changes.wrong = e.state.taken()
 	e.checkComplete()

@@ -125,8 +125,8 @@ func (k *Filler) claim(ctx context.Context, part, from, to int) (release func(),
 		}
 	}
 	drops := e.drops.Load()
-	e.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool) {
-		if e.storeWaiting(ctx, &incoming{piece: i, payload: payload, verified: verified, by: byCopy, drops: drops}) == nil {
+	e.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool, from *clone) {
+		if e.storeWaiting(ctx, &incoming{piece: i, payload: payload, verified: verified, by: byCopy, drops: drops, from: from}) == nil {
 			e.land(i, nil)
 		}
 	})

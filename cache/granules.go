@@ -34,6 +34,8 @@ type granules struct {
 	mu     sync.Mutex
 	whole  map[int]chan struct{} // packs that are being taken in whole; closed at the end
 	byPack map[int][]packed.Wanted
+
+	bySum // of a peer
 }
 
 // fetchGranules fetches granules [from, to). It returns the first that did

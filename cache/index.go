@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +18,8 @@ type index struct {
 	ended bool // the cache is closed
 	keys  map[string]bool
 	parts map[string][]place
+
+	packed []peer
 }
 
 // place is a part of a cached file.
@@ -30,13 +33,16 @@ type place struct {
 // zeros may occur thousands of times.
 const mostPlaces = 4
 
-func (x *index) add(key string, r *record) {
+func (x *index) add(key string, r *record, used time.Time) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.ready == nil || x.keys[key] {
 		return // it will be found on disk, or was
 	}
 	x.keys[key] = true
+	if r.Index != nil {
+		x.packed = append(x.packed, peer{key, r.Name, r.Parts[0].PieceSize, used})
+	}
 	first := 0
 	for i := range r.Parts {
 		p := &r.Parts[i]
@@ -133,6 +139,15 @@ func (c *Cache) readIndex() {
 			continue
 		}
 		_ = f.Close()
-		c.index.add(key, &r)
+		c.index.add(key, &r, c.lastUsed(key))
 	}
+}
+
+// lastUsed returns when a cached file was last used.
+func (c *Cache) lastUsed(key string) time.Time {
+	info, err := c.root.Lstat(path.Join(dirFiles, key+".state"))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
 }

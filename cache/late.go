@@ -14,13 +14,19 @@ import (
 // not tell yet whether it does is not waited for; late counts what is still
 // to be kept, where that is not nil. by is where the payload comes from.
 func (e *entry) arrived(i int, payload []byte, verified bool, by string, late *sync.WaitGroup) {
+	e.arrive(&incoming{piece: i, payload: payload, verified: verified, by: by}, late)
+}
+
+// arrive is arrived for a piece of which more is known.
+func (e *entry) arrive(p *incoming, late *sync.WaitGroup) {
+	i, payload, verified, by := p.piece, p.payload, p.verified, p.by
 	sum := xxhash.Sum64(payload)
 	if word, other := e.state.otherHanded(i, sum); other {
 		e.discard(i, i+1, found{by: by, word: word}) // somebody has read that
 	} else if held := e.cache.spare.peek(e, i); held != nil && !bytes.Equal(held, payload) {
 		e.discard(i, i+1, found{by: by})
 	}
-	p := &incoming{piece: i, payload: payload, verified: verified, by: by, drops: e.drops.Load()}
+	p.drops = e.drops.Load()
 	again, err := e.store(p)
 	switch {
 	case err == nil:
@@ -33,7 +39,7 @@ func (e *entry) arrived(i int, payload []byte, verified bool, by string, late *s
 	data := e.cache.spare.put(e, i, payload)
 	e.land(i, data)
 	if errors.Is(err, errLooking) {
-		p.payload, p.by = data, byLate
+		p.payload, p.by, p.from = data, byLate, nil
 		e.keepLater(p, again, late)
 	} else if !verified {
 		e.hand(i, sum)

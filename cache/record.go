@@ -29,6 +29,13 @@ type record struct {
 	Name    string       `json:"name"` // the title it was first seen under
 	Size    int64        `json:"size"`
 	Parts   []recordPart `json:"parts"`
+	Index   *recordIndex `json:"index,omitempty"` // of a packed file
+}
+
+// recordIndex is where the index of a packed file is found.
+type recordIndex struct {
+	Size int64  `json:"size"` // of the index blob, in bytes
+	Head string `json:"head"` // digest of its head, which is kept as a blob
 }
 
 type recordPart struct {
@@ -49,6 +56,9 @@ func (e *entry) record() record {
 	for i := range e.file.Parts {
 		p := &e.file.Parts[i]
 		r.Parts = append(r.Parts, recordPart{p.Digest, p.StoredSize, p.Encoding.String(), p.Length, e.grid.size[i]})
+	}
+	if x := e.file.Index; x != nil {
+		r.Index = &recordIndex{x.Size, x.HeadDigest}
 	}
 	return r
 }
@@ -128,7 +138,7 @@ func (r *record) layout(m *sparse.Map) *layout.File {
 			part.Encoding = layout.Zstd
 		case layout.Packed.String():
 			part.Encoding = layout.Packed
-			f.Index = layout.NewIndex(p.Digest, 0, &packed.Head{Granule: p.PieceSize, Map: m}, nil) // to number its granules
+			f.Index = layout.NewIndex(p.Digest, 0, "", &packed.Head{Granule: p.PieceSize, Map: m}, nil) // to number its granules
 		}
 		f.Parts = append(f.Parts, part)
 		off += p.Length

@@ -19,6 +19,7 @@ type incoming struct {
 	by       string // where it comes from; see found
 	drops    int64  // what entry.drops was when it came
 	sum      uint64 // its checksum as in a word; set by store
+	from     *clone // where the same bytes lie in another file; may be nil
 }
 
 // store puts a piece where it belongs in the data file and marks it present.
@@ -127,6 +128,9 @@ func (e *entry) writeData(p *incoming) error {
 	off, _ := e.grid.extent(p.piece)
 	rest := p.payload
 	for run := range e.file.Map.Payload(off, int64(len(rest))) {
+		if p.from != nil && run.Length == int64(len(p.payload)) && p.from.into(e.data, run.Offset) {
+			break
+		}
 		if _, err := e.data.WriteAt(rest[:run.Length], run.Offset); err != nil {
 			return err
 		}

@@ -143,7 +143,7 @@ func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, 
 		f.MapText = head.Map.Text()
 	}
 	f.MediaType = manifest.MediaTypeForCocoonFile(f.Name)
-	f.Index = layout.NewIndex(x.Digest, x.Size, head, fetch)
+	f.Index = layout.NewIndex(x.Digest, x.Size, x.Head.Digest, head, fetch)
 	f.Parts = []layout.Part{f.Index.Part()}
 	return nil
 }

@@ -12,9 +12,12 @@ import (
 // Index finds the granules of a packed file. Its sections are fetched when
 // they are first needed. It is safe for concurrent use.
 type Index struct {
-	Digest        string // of the index blob
-	Size          int64  // of the index blob, in bytes
-	Head          *packed.Head
+	Digest string // of the index blob
+	Size   int64  // of the index blob, in bytes
+	Head   *packed.Head
+	// HeadDigest is the digest of the frame at the index's end; "" if only
+	// the numbers of the granules are known.
+	HeadDigest    string
 	*packed.Slots // the file's granules, numbered
 
 	fetch FetchIndex
@@ -34,9 +37,9 @@ type FetchIndex func(ctx context.Context, off, n int64, sum packed.Sum) ([]byte,
 const mostSections = 64
 
 // NewIndex returns an index whose head was parsed already.
-func NewIndex(digest string, size int64, head *packed.Head, fetch FetchIndex) *Index {
+func NewIndex(digest string, size int64, headDigest string, head *packed.Head, fetch FetchIndex) *Index {
 	return &Index{
-		Digest: digest, Size: size, Head: head, Slots: packed.NewSlots(head.Map, head.Granule), fetch: fetch,
+		Digest: digest, Size: size, Head: head, HeadDigest: headDigest, Slots: packed.NewSlots(head.Map, head.Granule), fetch: fetch,
 		sections: map[int]*packed.Section{}, fetching: map[int]chan struct{}{},
 	}
 }
@@ -128,5 +131,8 @@ func (x *Index) Part() Part {
 // Pack returns the digest and the size of a pack of the file.
 func (x *Index) Pack(i int) (digest string, size int64) {
 	p := &x.Head.Packs[i]
-	return "sha256:" + hex.EncodeToString(p.Digest[:]), p.Size
+	return DigestOf(p.Digest), p.Size
 }
+
+// DigestOf returns a sum as registries and caches write it.
+func DigestOf(sum packed.Sum) string { return "sha256:" + hex.EncodeToString(sum[:]) }

@@ -23,8 +23,8 @@ var granuleEncoder = sync.OnceValue(func() *zstdframe.Encoder {
 
 // Pack makes f, which has its map, a packed file of the given payload, and
 // has its packs put where they are read from. Some granules are not where
-// they would be in order, as in an artifact with a base.
-func Pack(rng *rand.Rand, f *layout.File, payload []byte, granule int64, put func([]byte) string) {
+// they would be in order, as in an artifact with a base. It returns the index.
+func Pack(rng *rand.Rand, f *layout.File, payload []byte, granule int64, put func([]byte) string) (index []byte) {
 	slots := packed.NewSlots(f.Map, granule)
 	packs := make([][]byte, 3)
 	all := make([]packed.Granule, slots.Granules())
@@ -63,7 +63,8 @@ func Pack(rng *rand.Rand, f *layout.File, payload []byte, granule int64, put fun
 	if err != nil {
 		panic(err)
 	}
-	f.Index = layout.NewIndex(fmt.Sprintf("sha256:%x", sha256.Sum256(index)), int64(len(index)), h,
+	f.Index = layout.NewIndex(fmt.Sprintf("sha256:%x", sha256.Sum256(index)), int64(len(index)), fmt.Sprintf("sha256:%x", sha256.Sum256(index[len(index)-head:])), h,
 		func(_ context.Context, off, n int64, _ packed.Sum) ([]byte, error) { return index[off : off+n], nil })
 	f.Parts = []layout.Part{f.Index.Part()}
+	return index
 }
