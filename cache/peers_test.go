@@ -6,7 +6,12 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
@@ -125,6 +130,57 @@ func TestPeersThatAreNoHelp(t *testing.T) {
 			t.Errorf("%s: %d pieces found wrong", name, n)
 		}
 	}
+}
+
+// xfsDir mounts a new file system that can share blocks.
+func xfsDir(t *testing.T) string {
+	t.Helper()
+	image, dir := filepath.Join(t.TempDir(), "xfs"), t.TempDir()
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, 320<<20)) // mkfs.xfs makes none below 300 MB
+	for _, args := range [][]string{{"mkfs.xfs", "-q", "-m", "reflink=1", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// TestGranulesShareBlocks has a second snapshot take the blocks of the first,
+// on a file system that can do that.
+func TestGranulesShareBlocks(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a file system takes root")
+	}
+	t.Parallel()
+	const g = packed.MinGranule
+	rng, src, dir := newRand(t), &fakeSource{}, xfsDir(t)
+	c := openCache(t, filepath.Join(dir, "cache"), Options{})
+	data := make([]byte, 1000*g)
+	fillRandom(rng, data)
+	used := func() int64 {
+		var st unix.Statfs_t
+		unix.Sync()
+		must(t, unix.Statfs(dir, &st))
+		return int64(st.Blocks-st.Bfree) * st.Bsize
+	}
+	a := packedArtifact(t, rng, src, c, "memory-ranges", data)
+	first := openFile(t, c, a.file, src)
+	checkRead(t, first, a.flat, 0, len(a.flat))
+	changed := bytes.Clone(data)
+	for i := range 100 {
+		changed[10*i*g]++
+	}
+	b := packedArtifact(t, rng, src, c, "memory-ranges", changed)
+	before := used()
+	h := openFile(t, c, b.file, src)
+	checkRead(t, h, b.flat, 0, len(b.flat))
+	if more := used() - before; more > int64(len(data))/4 {
+		t.Errorf("the second file takes %d bytes more, of %d", more, len(data))
+	}
+	eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
+	checkRead(t, first, a.flat, 0, len(a.flat))
 }
 
 // TestPeersComeInOrder looks at files of the same title first, and of these

@@ -21,6 +21,9 @@ func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 		fmt.Fprintf(b, "  %s\n", printable(keptLine(m)))
 		fmt.Fprintf(b, "  %s\n", printable(linkLine(m)))
 		fmt.Fprintf(b, "  cache %s: %s of %s\n", printable(m.Cache.Dir), size(m.Cache.Used), size(m.Cache.Limit))
+		if m.Cache.Copied > 0 {
+			fmt.Fprintf(b, "  %s were not fetched: other cached files had them\n", size(m.Cache.Copied))
+		}
 	}
 	if len(m.Mirrors) > 1 {
 		for _, p := range m.Mirrors {

@@ -147,6 +147,9 @@ type Cache struct {
 	Used  int64  `json:"used"`
 	Limit int64  `json:"limit"`
 	Full  bool   `json:"full"` // of files in use: what is fetched is not kept
+	// Copied are bytes that were taken from other cached files and not
+	// fetched, of packed artifacts, since the process began.
+	Copied int64 `json:"copied"`
 }
 
 // Wait is bytes that readers wait for.

@@ -55,6 +55,8 @@ var all = []metric{
 	gauge("registry_connection_bytes_per_second", "What one connection carries, smoothed; 0 while unknown.",
 		func(m *control.Mount) int64 { return m.Link.Connection }),
 
+	counter("cache_copied_bytes_total", "Bytes of packed artifacts that were taken from other cached files and not fetched.",
+		func(m *control.Mount) int64 { return m.Cache.Copied }),
 	gauge("cache_used_bytes", "What the cache takes on disk, with what other mounts have in it.",
 		func(m *control.Mount) int64 { return m.Cache.Used }),
 	gauge("cache_limit_bytes", "What it may take.",
