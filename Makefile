@@ -61,9 +61,10 @@ bench-inside: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows inside,inside-diff,inside-local $(BENCHFLAGS)
 
-# The manual pages, from the commands.
+# The manual pages, from the commands, and the table of imports.
 generate:
 	$(GO) test -count=1 -run TestManualPages ./cmd/epochfs -update
+	$(GO) test -count=1 -run TestImportsAreInTheDocs ./test/deptest -update
 
 lint:
 	@bad=$$(gofmt -l .); \
