@@ -17,7 +17,7 @@ const top = "../.."
 // docs are the texts for people, by their paths from the top.
 func docs(t *testing.T) map[string]string {
 	t.Helper()
-	names := []string{"README.md", "CHANGELOG.md"}
+	names := []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md"}
 	more, err := filepath.Glob(filepath.Join(top, "docs", "*.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -209,4 +209,24 @@ func values(m map[string]string) (all []string) {
 		all = append(all, v)
 	}
 	return all
+}
+
+var goFile = regexp.MustCompile("`([a-z/]+/)?([a-z_]+\\.go)`")
+
+// TestFilesToRead looks for the files that CONTRIBUTING.md tells to read. A
+// file without a directory is in that of the one before.
+func TestFilesToRead(t *testing.T) {
+	dir, found := "", 0
+	for _, m := range goFile.FindAllStringSubmatch(docs(t)["CONTRIBUTING.md"], -1) {
+		if m[1] != "" {
+			dir = m[1]
+		}
+		if _, err := os.Stat(filepath.Join(top, dir, m[2])); err != nil {
+			t.Error(err)
+		}
+		found++
+	}
+	if found < 10 {
+		t.Errorf("%d files are named", found)
+	}
 }
