@@ -35,7 +35,11 @@ func particulars() map[string]func() *registrytest.Particular {
 // once only, and must be known before it is sent, is the one exception.
 func TestPushToParticularRegistries(t *testing.T) {
 	t.Parallel()
-	files := noise(1 << 40)
+	data := make([]byte, 17*mib+9)
+	artifacttest.Fill(data, 1<<40)
+	files := []artifacttest.File{
+		{Name: "cow.raw", Data: data[:mib]}, {Name: "memory-ranges", Data: data[mib:]}, {Name: "state.json", Data: []byte("{}")},
+	}
 	export := artifacttest.Tar(artifacttest.Envelope, files)
 	for kind, start := range particulars() {
 		for source, opts := range map[string]snapshot.PushOptions{
@@ -45,6 +49,10 @@ func TestPushToParticularRegistries(t *testing.T) {
 			"stdin":      {Input: io.MultiReader(bytes.NewReader(export))},
 			"spool":      {Input: io.MultiReader(bytes.NewReader(export)), Spool: true, SpoolDir: t.TempDir()},
 		} {
+			again := source == "cocoon" || source == "spool" // both read the source again, as a file does
+			if again && kind != "PUT only" && kind != "201, same Range" {
+				continue
+			}
 			if file, ok := opts.Input.(*bytes.Reader); ok {
 				opts.Input = io.NewSectionReader(file, 0, file.Size()) // its own
 			}
