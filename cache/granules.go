@@ -19,9 +19,6 @@ import (
 // several packs, so a job makes several requests.
 
 const (
-	// rangeGap is the largest gap between two granules that one request
-	// brings, in bytes. It costs less than a round trip.
-	rangeGap = 256 << 10
 	// rangeMost bounds the bytes of one request for granules, if there is
 	// more than one granule in it.
 	rangeMost = 4 << 20
@@ -51,7 +48,7 @@ func (e *entry) fetchGranules(j *job, from, to int) (int, error) {
 	}
 	var g errgroup.Group
 	g.SetLimit(rangesAtOnce)
-	for _, r := range packed.Plan(wanted, rangeGap, rangeMost) {
+	for _, r := range packed.Plan(wanted, packed.Gap, rangeMost) {
 		g.Go(func() error { return e.fetchRange(j, r) })
 	}
 	err := g.Wait()
@@ -206,29 +203,22 @@ func (e *entry) takeIn(ctx context.Context, digest string, body io.ReadCloser, a
 	stored, data := getBuffer(packed.MaxStored(granule)), getBuffer(granule)
 	defer putBuffer(stored)
 	defer putBuffer(data)
-	var frame []byte
-	for _, w := range granules {
-		if end := w.Offset + w.Stored; end > at { // else it is the frame that was read last
-			if _, err := io.CopyN(io.Discard, body, w.Offset-at); err != nil {
-				return &granuleError{transport.NoEOF(err), w.ID}
-			}
-			frame = stored[:w.Stored]
-			if _, err := io.ReadFull(body, frame); err != nil {
-				return &granuleError{transport.NoEOF(err), w.ID}
-			}
-			at = end
-			crashpoint.Reach("granule fetched")
-		}
+	failed, err := packed.ReadFrames(body, at, granules, stored, func(w packed.Wanted, frame []byte) error {
+		crashpoint.Reach("granule fetched")
 		if e.state.has(w.ID) {
 			e.land(w.ID, nil)
-			continue
+			return nil
 		}
 		_, n := e.grid.extent(w.ID)
 		payload, err := packed.Decode(data, frame, n, w.Sum)
 		if err != nil {
-			return &granuleError{e.wrongGranule(digest, w, body, err), w.ID}
+			return e.wrongGranule(digest, w, body, err)
 		}
 		e.arrived(w.ID, payload, true, byFetch, nil)
+		return nil
+	})
+	if err != nil {
+		return &granuleError{transport.NoEOF(err), failed.ID}
 	}
 	return nil
 }

@@ -38,13 +38,8 @@ type blobRange struct {
 	data []byte
 }
 
-const (
-	// runBytes bounds the stored bytes that are fetched with one request.
-	runBytes = 4 << 20
-	// runGap is the largest gap between two granules of one request, in
-	// bytes. It costs less than a round trip.
-	runGap = 256 << 10
-)
+// runBytes bounds the stored bytes that are fetched with one request.
+const runBytes = 4 << 20
 
 func newPackedReader(ctx context.Context, src *blobPayloads, f *layout.File) *packedReader {
 	return &packedReader{ctx: ctx, src: src, file: f}
@@ -101,7 +96,7 @@ func (r *packedReader) collect() error {
 		}
 		if len(r.run) > 0 {
 			first := r.run[0]
-			if g.Pack != first.Pack || g.Offset < end || g.Offset-end > runGap || g.Offset+g.Stored-first.Offset > runBytes {
+			if g.Pack != first.Pack || g.Offset < end || g.Offset-end > packed.Gap || g.Offset+g.Stored-first.Offset > runBytes {
 				break
 			}
 		}

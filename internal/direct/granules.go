@@ -13,15 +13,9 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
-const (
-	// rangeGap is the largest gap between two granules that one request
-	// brings, in bytes. It costs less than a round trip.
-	rangeGap = 256 << 10
-	// packsHeld bounds the packs that are held in memory because the
-	// registry sends no less than all of one, in bytes; one is held
-	// however large it is.
-	packsHeld = 32 << 20
-)
+// packsHeld bounds the packs that are held in memory because the registry
+// sends no less than all of one, in bytes; one is held however large it is.
+const packsHeld = 32 << 20
 
 // planGranules cuts a packed file into units of about usual bytes.
 func (p *part) planGranules(x *layout.Index, usual int64) {
@@ -52,7 +46,7 @@ func (f *fetcher) fetchGranules(i int) ([]byte, error) {
 	}
 	off, n := p.payload(i)
 	u := &granuleUnit{f: f, off: off, data: f.d.memory.get(n)}
-	for _, r := range packed.Plan(wanted, rangeGap, unitMost) {
+	for _, r := range packed.Plan(wanted, packed.Gap, unitMost) {
 		if err := u.fetch(r); err != nil {
 			f.d.memory.put(u.data)
 			return nil, err
@@ -100,27 +94,21 @@ func (u *granuleUnit) take(in *packBytes, r packed.Range) error {
 	index := u.f.p.packed
 	stored := u.f.d.memory.get(packed.MaxStored(index.Head.Granule))
 	defer u.f.d.memory.put(stored)
-	var frame []byte
-	for _, w := range r.Granules {
-		if end := w.Offset + w.Stored; end > in.at { // else it is the frame that was read last
-			frame = stored[:w.Stored]
-			if err := in.read(w.Offset, frame); err != nil {
-				return err
-			}
-		}
+	_, err := packed.ReadFrames(in, in.at, r.Granules, stored, func(w packed.Wanted, frame []byte) error {
 		off, n := index.Extent(w.ID)
 		room := u.data[off-u.off:][:n:n]
 		if _, err := packed.Decode(room, frame, n, w.Sum); err != nil {
 			return fmt.Errorf("%w: %w", layout.ErrContent, err)
 		}
-	}
-	return nil
+		return nil
+	})
+	return transport.NoEOF(err)
 }
 
 // packBytes reads a pack, or a range of it, in order.
 type packBytes struct {
 	r    io.Reader
-	at   int64 // offset in the pack of the next byte
+	at   int64 // offset in the pack of the first byte
 	body io.ReadCloser
 	blob *transport.Reader // nil for a pack in memory
 }
@@ -154,18 +142,11 @@ func (f *fetcher) wholePack(digest string, size int64) (*packBytes, error) {
 	return &packBytes{r: bytes.NewReader(data)}, nil
 }
 
-// read fills p with the pack's bytes from off on, which is not before what
-// was read last.
-func (b *packBytes) read(off int64, p []byte) error {
+func (b *packBytes) Read(p []byte) (int, error) {
 	if b.blob != nil {
 		b.blob.ResetTimeout()
 	}
-	if _, err := io.CopyN(io.Discard, b.r, off-b.at); err != nil {
-		return transport.NoEOF(err)
-	}
-	_, err := io.ReadFull(b.r, p)
-	b.at = off + int64(len(p))
-	return transport.NoEOF(err)
+	return b.r.Read(p)
 }
 
 func (b *packBytes) close() {

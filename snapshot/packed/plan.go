@@ -2,8 +2,13 @@ package packed
 
 import (
 	"cmp"
+	"io"
 	"slices"
 )
+
+// Gap is the largest gap between two granules that one request brings, in
+// bytes. It costs less than a round trip.
+const Gap = 256 << 10
 
 // Wanted is a granule that somebody wants, with a number of the caller's.
 type Wanted struct {
@@ -41,4 +46,29 @@ func Plan(wanted []Wanted, gap, limit int64) []Range {
 		all = append(all, Range{Pack: w.Pack, Offset: w.Offset, Length: w.Stored, Granules: wanted[i : i+1]})
 	}
 	return all
+}
+
+// ReadFrames reads the frames of granules out of in, which is their pack from
+// offset at on, and calls each for every granule. The granules ascend by
+// offset; several may have one frame, which is read once. The frame is in buf,
+// which has room for MaxStored, until each returns. It returns the first error,
+// which may be io.EOF, with the granule that it is about.
+func ReadFrames(in io.Reader, at int64, granules []Wanted, buf []byte, each func(w Wanted, frame []byte) error) (failed Wanted, err error) {
+	var frame []byte
+	for _, w := range granules {
+		if end := w.Offset + w.Stored; end > at {
+			frame = buf[:w.Stored]
+			if _, err := io.CopyN(io.Discard, in, w.Offset-at); err != nil {
+				return w, err
+			}
+			if _, err := io.ReadFull(in, frame); err != nil {
+				return w, err
+			}
+			at = end
+		}
+		if err := each(w, frame); err != nil {
+			return w, err
+		}
+	}
+	return Wanted{}, nil
 }
