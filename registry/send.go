@@ -18,8 +18,8 @@ var (
 	waysOfMemory = []way{byWhole, byStream, bySmall} // fewest requests first
 )
 
-// maxBreaks is how many connections may break in a row in what finds out
-// about a way: some registries refuse so.
+// maxBreaks is how many connections may break, or servers fail, in a row in
+// what finds out about a way: some registries refuse so.
 const maxBreaks = 2
 
 // send uploads what f gives in the first of the ways that the registry
@@ -74,7 +74,7 @@ func (u *uploader) wholeKnown(f *feed) bool { return u.known != "" || f.again !=
 // by uploads what f gives in one way, in as many sessions as that takes. It
 // returns errWay, or an error that is odd, where another has to be tried.
 func (u *uploader) by(ctx context.Context, k way, f *feed) error {
-	u.way = k
+	u.way, u.refusals = k, 0
 	if !u.r.ways.takes(k, u.size) || k == byWhole && !u.wholeKnown(f) {
 		return errWay
 	}
@@ -111,13 +111,15 @@ func (u *uploader) by(ctx context.Context, k way, f *feed) error {
 }
 
 // learned notes what a session that ended with err says of its way. breaks
-// counts the connections that broke in a row while the way was unknown.
+// counts the connections that broke, and the servers that failed over the
+// bytes, in a row while the way was unknown.
 func (u *uploader) learned(err error, breaks *int) {
 	var e *Error
 	if !errors.As(err, &e) {
 		return
 	}
-	if u.broke && u.unknown() {
+	fails := e.Status == http.StatusInternalServerError || e.Status == http.StatusBadGateway
+	if u.unknown() && (u.broke || fails && u.tried > 0) {
 		if *breaks++; *breaks == maxBreaks {
 			e.odd = true
 		} else {
@@ -135,7 +137,7 @@ func (u *uploader) learned(err error, breaks *int) {
 func (u *uploader) refuse(e *Error) {
 	e.again = false
 	u.r.ways.refused(e)
-	if e.Status != http.StatusRequestEntityTooLarge || u.way == byPieces || u.way == bySmall {
+	if u.way == byPieces || u.way == bySmall || e.Status != http.StatusRequestEntityTooLarge && u.r.ways.state(u.way) != wayDone {
 		u.r.ways.set(u.way, wayRefused)
 	}
 }
@@ -270,12 +272,13 @@ func (u *uploader) smaller(ctx context.Context, err error, n int) bool {
 }
 
 // stream sends all bytes in one PATCH. As long as it is not known whether
-// one without a Content-Range is taken, some of those in memory go to a
+// a large one without a Content-Range is taken, some of those in memory go to a
 // session of their own first: a registry that reads all before it refuses is
 // not sent more.
 func (u *uploader) stream(ctx context.Context, f *feed) error {
 	n := u.r.ways.probe()
-	if u.unknown() && (n < len(f.first) || !f.ended) {
+	unproven := !f.ended && n > smallChunk && u.r.ways.taking(byStream) <= int64(smallChunk)
+	if u.unknown() && (n < len(f.first) || !f.ended) || unproven {
 		if n > 0 {
 			err := u.patchOnce(ctx, f.first[:min(n, len(f.first))], false)
 			u.abandon()

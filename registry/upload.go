@@ -47,6 +47,8 @@ type uploader struct {
 	refused bool  // the registry has no sessions
 	broke   bool  // the connection did, in the last request with bytes
 	tried   int64 // bytes that were sent in the session, taken or not
+
+	refusals int // in a way that was taken to be open
 }
 
 // rewinder returns what reads body from here again, or nil.
@@ -183,11 +185,17 @@ func (u *uploader) patchOnce(ctx context.Context, p []byte, ranged bool) error {
 	if ranged {
 		q.header.Set("Content-Range", fmt.Sprintf("%d-%d", u.sent, u.sent+int64(len(p))-1))
 	}
-	if u.unknown() {
+	if u.unknown() && !u.r.ways.noExpect.Load() {
 		q.header.Set("Expect", "100-continue") // a refusal need not cost the body
 	}
-	u.tried += int64(len(p))
 	resp, err := u.r.do(ctx, q)
+	if err == nil && resp.StatusCode == http.StatusExpectationFailed && q.header.Get("Expect") != "" {
+		drain(resp)
+		u.r.ways.noExpect.Store(true)
+		q.header.Del("Expect")
+		resp, err = u.r.do(ctx, q)
+	}
+	u.tried += int64(len(p))
 	if err != nil {
 		u.broke = true
 		return err
@@ -205,7 +213,7 @@ func (u *uploader) patched(resp *http.Response, n int64, ranged bool) error {
 	}
 	drain(resp)
 	u.r.ways.patched.Store(true)
-	u.r.ways.taken(n)
+	u.r.ways.taken(u.way, n)
 	last, ok := lastByte(resp.Header.Get("Range"))
 	sure := ok || u.way != byPieces || !u.unknown()
 	if sent := u.sent + n; ranged && (!sure || ok && last != sent-1) {
@@ -253,63 +261,6 @@ func lastByte(v string) (int64, bool) {
 // this way.
 func (u *uploader) unknown() bool { return u.r.ways.state(u.way) == wayUnknown }
 
-// judge decides what a refusal of n bytes means. It marks one that another
-// way may get around as odd, and one that costs no more than the session as
-// temporary.
-func (u *uploader) judge(err error, n int64) error {
-	var e *Error
-	if !errors.As(err, &e) {
-		return err
-	}
-	state := u.r.ways.state(u.way)
-	unsure := state == wayUnknown || state == wayOpen && (u.way == byStream || u.way == byWhole)
-	switch {
-	case e.Status == http.StatusRequestEntityTooLarge:
-		u.r.ways.tooLarge(n)
-		e.odd = true
-		e.Hint = "push --chunk 4MiB (format v2) makes blobs that may fit"
-	case unsure && e.refusal():
-		e.odd, e.again = true, false
-		if e.kind != nil { // it is not the content, nor what is asked for, that is wrong
-			e.kind = ErrUnreachable
-		}
-	default:
-		return u.lost(err)
-	}
-	return err
-}
-
-// refusal reports whether a registry that answers so may do better when it
-// is asked in another way.
-func (e *Error) refusal() bool {
-	switch s := e.Status; {
-	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusProxyAuthRequired,
-		s == http.StatusRequestTimeout, s == http.StatusTooManyRequests:
-		return false
-	case s == http.StatusNotImplemented, s == http.StatusHTTPVersionNotSupported:
-		return true
-	case s == 0:
-		return e.kind == ErrContent
-	default:
-		return s < 500
-	}
-}
-
-// lost marks an error that ends the session, and no more than that.
-func (u *uploader) lost(err error) error {
-	var e *Error
-	if errors.As(err, &e) {
-		switch {
-		case e.Status == http.StatusNotFound, e.Status == http.StatusRequestedRangeNotSatisfiable:
-			e.kind, e.again = ErrUnreachable, true
-			e.cause = fmt.Errorf("the upload session broke off (%s)", e.answer())
-		case e.Code == "DIGEST_INVALID", e.Status == 0 && e.kind == ErrContent:
-			e.again = true // bytes were lost or doubled on the way
-		}
-	}
-	return err
-}
-
 // finish ends the session with the digest; rest is appended before.
 func (u *uploader) finish(ctx context.Context, digest string, rest []byte) error {
 	q := u.last(digest)
@@ -345,7 +296,7 @@ func (u *uploader) finished(ctx context.Context, digest string, n int64, resp *h
 	}
 	if err == nil {
 		u.r.ways.set(u.way, wayDone)
-		u.r.ways.taken(n)
+		u.r.ways.taken(u.way, n)
 	}
 	var e *Error
 	if errors.As(err, &e) && e.Temporary() && e.kind == ErrUnreachable {

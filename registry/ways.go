@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -41,17 +42,19 @@ const (
 // one that is unknown wait for it: a refusal costs one piece and not one for
 // each upload.
 type ways struct {
-	patched atomic.Bool // a PATCH was taken
+	patched  atomic.Bool // a PATCH was taken
+	noExpect atomic.Bool // "Expect: 100-continue" is refused
 
 	mu     sync.Mutex
 	known  [numWays]wayState
-	asking chan struct{} // nil, or closed when an upload has found out
-	about  way           // which it asks about
-	halves bool          // pieces of uploadChunk bytes are refused, half of that is not
-	took   int64         // bytes of the largest body that was taken
-	most   int64         // no body of this many bytes is sent, for one was answered 413; 0: none was
-	spent  int64         // bytes that were sent to find out, for nothing
-	why    *Error        // the last refusal, a 413 before others; nil before the first
+	asking chan struct{}  // nil, or closed when an upload has found out
+	about  way            // which it asks about
+	halves bool           // pieces of uploadChunk bytes are refused, half of that is not
+	took   [numWays]int64 // bytes of the largest body that was taken
+	limit  [numWays]int64 // no body of this many bytes goes this way, for one was refused; 0: none was
+	most   int64          // no body of this many bytes is sent, for one was answered 413; 0: none was
+	spent  int64          // bytes that were sent to find out, for nothing
+	why    *Error         // the last refusal, a 413 before others; nil before the first
 }
 
 // enter blocks until a way is known, or the caller is the one that finds
@@ -128,10 +131,27 @@ func (w *ways) state(k way) wayState {
 }
 
 // taken notes that a body of n bytes was.
-func (w *ways) taken(n int64) {
+func (w *ways) taken(k way, n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.took = max(w.took, n)
+	w.took[k] = max(w.took[k], n)
+}
+
+// taking returns how large a body was that was taken this way.
+func (w *ways) taking(k way) int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.took[k]
+}
+
+// limitTo notes that a body of n bytes was refused in a way that has stored
+// smaller ones.
+func (w *ways) limitTo(k way, n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.limit[k] == 0 || n < w.limit[k] {
+		w.limit[k] = n
+	}
 }
 
 // tooLarge notes that a body of n bytes was answered 413. What is smaller,
@@ -139,7 +159,7 @@ func (w *ways) taken(n int64) {
 func (w *ways) tooLarge(n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n = min(n, max(int64(smallChunk), w.took)+1)
+	n = min(n, max(int64(smallChunk), slices.Max(w.took[:]))+1)
 	if n > 0 && (w.most == 0 || n < w.most) {
 		w.most = n
 	}
@@ -227,5 +247,6 @@ func (w *ways) takes(k way, size int64) bool {
 	case k == byPieces || k == bySmall:
 		return w.pieceLocked(k, 0) > 0
 	}
-	return w.most == 0 || size >= 0 && size < w.most
+	fits := func(most int64) bool { return most == 0 || size >= 0 && size < most }
+	return fits(w.most) && fits(w.limit[k])
 }
