@@ -104,7 +104,7 @@ type family struct {
 
 func readFamily(t testing.TB) *family {
 	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(readFile(t, "testdata/family.json.gz")))
+	z, err := gzip.NewReader(bytes.NewReader(readFile(t, "../test/traces/family.json.gz")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -69,18 +68,7 @@ func (w *writer) push(ctx context.Context, tag string, f form, sets ...*dataset)
 			return err
 		}
 	}
-	raw, err := json.Marshal(cfg)
-	if err != nil {
-		return err
-	}
-	m.Config = manifest.Descriptor{MediaType: manifest.MediaTypeSnapshotConfig, Digest: digestOf(raw), Size: int64(len(raw))}
-	if err := w.blob(ctx, m.Config.Digest, raw); err != nil {
-		return err
-	}
-	if raw, err = json.Marshal(m); err != nil {
-		return err
-	}
-	return w.put(ctx, "http://"+w.addr+"/v2/"+repo+"/manifests/"+tag, m.MediaType, bytes.NewReader(raw))
+	return w.manifest(ctx, tag, m, cfg)
 }
 
 // smallFiles adds the two files that every snapshot has.
@@ -216,10 +204,9 @@ func layer(name string, blob storedBlob, suffix string) manifest.Descriptor {
 
 func stored(data []byte) storedBlob { return storedBlob{digestOf(data), int64(len(data))} }
 
-func digestOf(data []byte) string {
-	sum := sha256.Sum256(data)
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
+func digestOf(data []byte) string { return digestText(sha256.Sum256(data)) }
+
+func digestText(sum [sha256.Size]byte) string { return "sha256:" + hex.EncodeToString(sum[:]) }
 
 // blob uploads data in one go.
 func (w *writer) blob(ctx context.Context, digest string, data []byte) error {

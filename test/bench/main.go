@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
 func main() {
@@ -33,6 +35,7 @@ type options struct {
 	json    string
 	plot    string
 	dir     string
+	guest   string
 }
 
 func run() error {
@@ -46,6 +49,7 @@ func run() error {
 	flag.StringVar(&opts.json, "json", "", "write the figures to this file too")
 	flag.StringVar(&opts.plot, "plot", "", "draw them into this SVG file too")
 	flag.StringVar(&opts.dir, "dir", os.TempDir(), "where a directory for all data is made, on a file system like the cache's")
+	flag.StringVar(&opts.guest, "guest", "", "directory with m1.tar and m2.tar, exports of a real guest, for the rows of the packed format")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -72,7 +76,7 @@ func selectRows(names string) ([]row, error) {
 		return allRows, nil
 	}
 	var rows []row
-	allRows := slices.Concat(allRows, moreRows, pushRows, materializeRows, takeoverRows, insideRows)
+	allRows := slices.Concat(allRows, moreRows, pushRows, materializeRows, takeoverRows, insideRows, packedRows)
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(allRows, func(r row) bool { return r.name == name })
 		if i < 0 {
@@ -97,6 +101,11 @@ type bench struct {
 	pushed   map[string]bool // tags
 	warm     bool            // the page cache cannot be dropped here
 	held     held            // memory that each run finds free; none in most rows
+	guest    string          // directory of a real guest's exports; "" for those of the traces
+	made     *family         // nil until it is made
+
+	section      []packed.Granule // those of large files; nil until they are made
+	sectionPacks []packed.Pack
 }
 
 // row is one measurement; it may come to several lines of the table.
@@ -108,7 +117,7 @@ type row struct {
 // measure runs the rows, one after another.
 func measure(ctx context.Context, opts options, rows []row) (r *report, err error) {
 	began := time.Now()
-	b := &bench{runs: max(1, opts.runs), pushed: map[string]bool{}}
+	b := &bench{runs: max(1, opts.runs), pushed: map[string]bool{}, guest: opts.guest}
 	if b.epochfs, err = filepath.Abs(opts.epochfs); err != nil {
 		return nil, err
 	}

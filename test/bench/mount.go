@@ -31,9 +31,15 @@ func (b *bench) mount(ctx context.Context, addr, tag string, flags ...string) (*
 	if err != nil {
 		return nil, err
 	}
-	m := &mount{b: b, dir: filepath.Join(dir, "mnt"), cache: filepath.Join(dir, "cache")}
+	return b.mountIn(ctx, dir, filepath.Join(dir, "cache"), addr, tag, flags...)
+}
+
+// mountIn mounts on a directory in dir, with a cache that may be there
+// already. When it is unmounted, dir is removed.
+func (b *bench) mountIn(ctx context.Context, dir, cache, addr, tag string, flags ...string) (*mount, error) {
+	m := &mount{b: b, dir: filepath.Join(dir, "mnt"), cache: cache}
 	for _, d := range []string{m.dir, m.cache} {
-		if err := os.Mkdir(d, 0o700); err != nil {
+		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
 		}
 	}

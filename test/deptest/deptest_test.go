@@ -99,6 +99,7 @@ var allowed = map[string][]string{
 	"test/packedtest":   {"internal/zstdframe", "snapshot/layout", "snapshot/packed"},
 	"test/registrytest": nil,
 	"test/shaping":      nil,
+	"test/traces":       {"snapshot/sparse"},
 }
 
 // forbidden are packages of others that must not be reached from here,
