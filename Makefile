@@ -26,7 +26,7 @@ TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry los
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
-.PHONY: all build demo test test-deb bench bench-push bench-takeover bench-inside lint fuzz soak generate install dist clean demo-needs test-needs bench-needs
+.PHONY: all build demo test test-deb bench bench-push bench-takeover bench-inside bench-packed lint fuzz soak generate install dist clean demo-needs test-needs bench-needs
 
 all: build
 
@@ -60,6 +60,11 @@ bench-takeover: bench-needs build
 bench-inside: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows inside,inside-diff,inside-local $(BENCHFLAGS)
+
+# The packed format, under 6 minutes; the row granules compares sizes of granules.
+bench-packed: bench-needs build
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
+	bin/bench -rows packed-size,packed-again,packed-push,packed-lives,packed-shared,packed-blocks,packed-seq,packed-random,packed-touched,packed-no-range,packed-tar,packed-start,packed-memory $(BENCHFLAGS)
 
 # The manual pages, from the commands, and the table of imports.
 generate:
