@@ -24,6 +24,8 @@ type builder struct {
 	packed   bool                                // the artifact is of the packed format
 	parts    int
 	segments int
+	heads    int64 // bytes of the heads of all indexes, as they are stored
+	slots    int64 // of all packed files
 	total    totals
 }
 

@@ -35,13 +35,14 @@ func packedFiles(ctx context.Context, dl Downloader, name string, m *manifest.OC
 	if err != nil {
 		return nil, err
 	}
-	var decoded atomic.Int64
+	l := &indexLoader{dl: dl, name: name, packs: packs, sections: layout.NewSections()}
+	l.segments.Store(int64(b.segments))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(headsAtOnce)
 	for _, f := range files {
 		if meta := cfg.Files[f.Name]; meta.Index != nil {
 			g.Go(func() error {
-				if err := loadIndex(ctx, dl, name, f, &meta, packs, &decoded); err != nil {
+				if err := l.load(ctx, f, &meta); err != nil {
 					return fmt.Errorf("%s: %w", f.Name, err)
 				}
 				return nil
@@ -98,43 +99,70 @@ func (b *builder) partsPacked(title string, meta *manifest.SnapshotFile) ([]layo
 	case x.Head.Size < 1 || x.Head.Size > packed.MaxHead || x.Head.Size > x.Size:
 		return nil, wrong("an index of %d bytes with a head of %d", x.Size, x.Head.Size)
 	}
+	if b.heads += x.Head.Size; b.heads > packed.MaxHead {
+		return nil, wrong("the heads of all indexes have more than %d bytes", packed.MaxHead)
+	}
 	if err := checkDigest(x.Head.Digest); err != nil {
 		return nil, err
 	}
 	if err := packed.CheckGranule(x.Granule); err != nil {
 		return nil, fmt.Errorf("%w: %w", layout.ErrContent, err)
 	}
+	if b.slots += packed.SlotCount(apparent(meta), x.Granule); b.slots > maxSlots {
+		return nil, wrong("more than %d slots in all", maxSlots)
+	}
 	return nil, nil
 }
 
-// loadIndex fetches the head of a file's index, and gives the file its map
-// and its index. decoded counts the bytes of all heads.
-func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, meta *manifest.SnapshotFile, packs map[string]int64, decoded *atomic.Int64) error {
+// maxSlots bounds the slots of all files together. It is 8 TiB in granules
+// of 32 KiB, and takes 48 MiB of memory, however little data the files have.
+const maxSlots = 4 * packed.MaxSlots
+
+// apparent returns the size of a packed file, holes included.
+func apparent(meta *manifest.SnapshotFile) int64 {
+	if meta.SparseSize != 0 {
+		return meta.SparseSize
+	}
+	return meta.Size // of a file without a map
+}
+
+// indexLoader loads the indexes of an artifact's files.
+type indexLoader struct {
+	dl       Downloader
+	name     string
+	packs    map[string]int64
+	sections *layout.Sections
+
+	decoded, segments atomic.Int64 // of all heads
+}
+
+// load fetches the head of a file's index, and gives the file its map and
+// its index.
+func (l *indexLoader) load(ctx context.Context, f *layout.File, meta *manifest.SnapshotFile) error {
 	x := meta.Index
 	sum, err := sumOf(x.Head.Digest)
 	if err != nil {
 		return err
 	}
 	fetch := func(ctx context.Context, off, n int64, sum packed.Sum) ([]byte, error) {
-		return fetchVerified(ctx, dl, name, x.Digest, x.Size, off, n, sum)
+		return fetchVerified(ctx, l.dl, l.name, x.Digest, x.Size, off, n, sum)
 	}
 	frame, err := fetch(ctx, x.Size-x.Head.Size, x.Head.Size, sum)
 	if err != nil {
 		return err
 	}
-	size := meta.Size // of a file without a map
-	if meta.SparseSize != 0 {
-		size = meta.SparseSize
-	}
-	if n, _ := zstdframe.ContentSize(frame); n > packed.MaxHead || decoded.Add(n) > packed.MaxHead {
+	if n, _ := zstdframe.ContentSize(frame); n > packed.MaxHead || l.decoded.Add(n) > packed.MaxHead {
 		return wrong("the heads of all indexes have more than %d bytes", packed.MaxHead)
 	}
-	head, err := packed.ReadHead(frame, packed.File{Size: size, Data: meta.Size, Granule: x.Granule, Frames: x.Size - x.Head.Size})
+	head, err := packed.ReadHead(frame, packed.File{Size: apparent(meta), Data: meta.Size, Granule: x.Granule, Frames: x.Size - x.Head.Size})
 	if err != nil {
 		return fmt.Errorf("%w: index %s: %w", layout.ErrContent, x.Digest, err)
 	}
+	if l.segments.Add(int64(head.Map.Len())) > sparse.MaxSegments {
+		return wrong("more than %d segments in all", sparse.MaxSegments)
+	}
 	for _, p := range head.Packs {
-		if n, ok := packs[sumText(p.Digest)]; !ok || n != p.Size {
+		if n, ok := l.packs[sumText(p.Digest)]; !ok || n != p.Size {
 			return wrong("pack %s of %d bytes is not among the layers", sumText(p.Digest), p.Size)
 		}
 	}
@@ -144,18 +172,16 @@ func loadIndex(ctx context.Context, dl Downloader, name string, f *layout.File, 
 	}
 	f.MediaType = manifest.MediaTypeForCocoonFile(f.Name)
 	f.Index = layout.NewIndex(x.Digest, x.Size, x.Head.Digest, head, fetch)
+	f.Index.HoldIn(l.sections)
 	f.Parts = []layout.Part{f.Index.Part()}
 	return nil
 }
 
-// countIndexes bounds what the maps of all files take together.
+// countIndexes bounds the sums over all files.
 func (b *builder) countIndexes(files []*layout.File) error {
 	for _, f := range files {
 		if f.Index == nil {
 			continue
-		}
-		if b.segments += f.Map.Len(); b.segments > sparse.MaxSegments {
-			return wrong("more than %d segments in all", sparse.MaxSegments)
 		}
 		if err := b.total.add(f); err != nil {
 			return err

@@ -220,6 +220,7 @@ func newLiar() *liar {
 	frame("frame with the largest window, and less", 200<<20, 201<<20, zstd.WithWindowSize(128<<20))
 	frame("frame of more than it must", 1<<30, 64<<20)
 	frame("small frame of more than it must", 1<<30, 1<<20)
+	l.packedHeaps()
 	return l
 }
 

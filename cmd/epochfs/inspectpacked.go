@@ -10,9 +10,12 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// mostIndex bounds the indexes that inspect reads in full, in bytes. They
-// are fetched for it, and those of a disk of 100 GiB have some 100 MB.
-const mostIndex = 32 << 20
+// Bounds of the indexes that inspect reads in full. They are fetched for it,
+// and those of a disk of 100 GiB have some 100 MB and 3 million granules.
+const (
+	mostIndex    = 32 << 20 // bytes
+	mostGranules = 1 << 20
+)
 
 // inspectedPacks is what inspect says of a packed artifact. Sizes are in
 // bytes.
@@ -33,12 +36,13 @@ func inspectPacks(ctx context.Context, o *mounting.Opened) (*inspectedPacks, err
 	}
 	p := &inspectedPacks{Base: a.Config.Base}
 	packs := map[string]int64{}
-	var indexes int64
+	var indexes, granules int64
 	for _, f := range a.Files {
 		if f.Index == nil {
 			continue
 		}
 		indexes += f.Index.Size
+		granules += int64(f.Index.Granules())
 		for _, pk := range f.Index.Head.Packs {
 			packs[hex.EncodeToString(pk.Digest[:])] = pk.Size
 		}
@@ -47,7 +51,7 @@ func inspectPacks(ctx context.Context, o *mounting.Opened) (*inspectedPacks, err
 		p.Packs++
 		p.Stored += size
 	}
-	if indexes <= mostIndex {
+	if indexes <= mostIndex && granules <= mostGranules {
 		live, err := liveBytes(ctx, a.Files)
 		if err != nil {
 			return nil, err

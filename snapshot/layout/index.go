@@ -20,29 +20,48 @@ type Index struct {
 	HeadDigest    string
 	*packed.Slots // the file's granules, numbered
 
-	fetch FetchIndex
+	fetch    FetchIndex
+	sections *Sections
+}
 
+// Sections holds sections of the indexes of some files in memory, the
+// latest ones. It is safe for concurrent use.
+type Sections struct {
 	mu       sync.Mutex // never held while a section is fetched
-	sections map[int]*packed.Section
-	recent   []int // numbers of sections, the latest last
-	fetching map[int]chan struct{}
+	held     map[sectionKey]*packed.Section
+	recent   []sectionKey // of held, the latest last
+	fetching map[sectionKey]chan struct{}
+}
+
+type sectionKey struct {
+	index  *Index
+	number int
+}
+
+// NewSections returns an empty one.
+func NewSections() *Sections {
+	return &Sections{held: map[sectionKey]*packed.Section{}, fetching: map[sectionKey]chan struct{}{}}
 }
 
 // FetchIndex returns bytes [off, off+n) of the index blob, which have the
 // given sum.
 type FetchIndex func(ctx context.Context, off, n int64, sum packed.Sum) ([]byte, error)
 
-// mostSections bounds the sections of a file that are held in memory. Each
-// takes some 180 KiB.
-const mostSections = 64
+// mostSections bounds the sections that are held in memory. Each takes some
+// 180 KiB.
+const mostSections = 128
 
 // NewIndex returns an index whose head was parsed already.
 func NewIndex(digest string, size int64, headDigest string, head *packed.Head, fetch FetchIndex) *Index {
 	return &Index{
 		Digest: digest, Size: size, Head: head, HeadDigest: headDigest, Slots: packed.NewSlots(head.Map, head.Granule), fetch: fetch,
-		sections: map[int]*packed.Section{}, fetching: map[int]chan struct{}{},
+		sections: NewSections(),
 	}
 }
+
+// HoldIn has the index share the bound of s on what is held in memory with
+// other indexes. It is called before the first use.
+func (x *Index) HoldIn(s *Sections) { x.sections = s }
 
 // Section returns the section with that number, or nil if it holds no
 // granule. It blocks until the section was fetched, or ctx ends.
@@ -51,8 +70,9 @@ func (x *Index) Section(ctx context.Context, number int) (*packed.Section, error
 	if !ok {
 		return nil, nil
 	}
+	key := sectionKey{x, number}
 	for {
-		s, other, mine := x.claim(number)
+		s, other, mine := x.sections.claim(key)
 		if s != nil {
 			return s, nil
 		}
@@ -70,17 +90,33 @@ func (x *Index) Section(ctx context.Context, number int) (*packed.Section, error
 // claim returns the section if it is in memory. Otherwise exactly one of
 // the channels is set: other is closed when another caller has ended its
 // fetch; mine must be closed by this caller when it has.
-func (x *Index) claim(number int) (s *packed.Section, other, mine chan struct{}) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if s = x.sections[number]; s != nil {
+func (h *Sections) claim(key sectionKey) (s *packed.Section, other, mine chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s = h.held[key]; s != nil {
 		return s, nil, nil
 	}
-	if other = x.fetching[number]; other == nil {
+	if other = h.fetching[key]; other == nil {
 		mine = make(chan struct{})
-		x.fetching[number] = mine
+		h.fetching[key] = mine
 	}
 	return nil, other, mine
+}
+
+// fetched holds a section that the caller has claimed, or none if s is nil.
+func (h *Sections) fetched(key sectionKey, s *packed.Section) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.fetching, key)
+	if s == nil {
+		return
+	}
+	if len(h.recent) == mostSections {
+		delete(h.held, h.recent[0])
+		h.recent = h.recent[1:]
+	}
+	h.held[key] = s
+	h.recent = append(h.recent, key)
 }
 
 func (x *Index) load(ctx context.Context, ref packed.SectionRef, done chan struct{}) (*packed.Section, error) {
@@ -92,19 +128,11 @@ func (x *Index) load(ctx context.Context, ref packed.SectionRef, done chan struc
 			err = fmt.Errorf("%w: index %s: %w", ErrContent, x.Digest, err)
 		}
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	delete(x.fetching, ref.Number)
 	if err != nil {
-		return nil, err
+		s = nil
 	}
-	if len(x.recent) == mostSections {
-		delete(x.sections, x.recent[0])
-		x.recent = x.recent[1:]
-	}
-	x.sections[ref.Number] = s
-	x.recent = append(x.recent, ref.Number)
-	return s, nil
+	x.sections.fetched(sectionKey{x, ref.Number}, s)
+	return s, err
 }
 
 // Granule returns where the data of granule i is stored. It may have to

@@ -96,7 +96,7 @@ var allowed = map[string][]string{
 	"test/epochlike":    nil,
 	"test/faultdisk":    nil,
 	"test/guesttest":    {"internal/guestfs/vfs"},
-	"test/packedtest":   {"internal/zstdframe", "snapshot/layout", "snapshot/packed"},
+	"test/packedtest":   {"internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "test/artifacttest"},
 	"test/registrytest": nil,
 	"test/shaping":      nil,
 	"test/traces":       {"snapshot/sparse"},
