@@ -85,10 +85,16 @@ func (e *granuleError) Unwrap() error { return e.error }
 func (e *entry) fetchRange(j *job, r packed.Range) error {
 	digest, size := e.file.Index.Pack(r.Pack)
 	ask := transport.Range{Digest: digest, Size: size, Off: r.Offset, N: r.Length, Checked: true}
-	body, whole, err := e.link.Open(j.ctx, ask, func() {})
+	var done func()
+	body, whole, err := e.link.Open(j.ctx, ask, func() { _, done = e.claimPack(r.Pack) })
+	if done != nil {
+		defer done()
+	}
 	switch {
 	case err != nil:
 		return &granuleError{err, r.Granules[0].ID}
+	case whole && r.Length < size && done != nil:
+		return e.takePack(j, r, body)
 	case whole && r.Length < size:
 		return e.fetchPack(j, r, body)
 	}
@@ -96,18 +102,17 @@ func (e *entry) fetchRange(j *job, r packed.Range) error {
 	return e.takeIn(j.ctx, digest, body, r.Offset, r.Granules)
 }
 
-// fetchPack takes in all granules of a pack. body is its content from the
-// first byte, or nil if it is still to be asked for. One job does it at a
-// time; the others wait for that.
+// fetchPack is takePack for one job at a time; the others wait for that.
 func (e *entry) fetchPack(j *job, r packed.Range, body io.ReadCloser) error {
-	if body != nil {
-		defer body.Close()
-	}
 	for {
 		other, done := e.claimPack(r.Pack)
 		if done != nil {
 			defer done()
-			break
+			return e.takePack(j, r, body)
+		}
+		if body != nil { // it comes already
+			_ = body.Close()
+			body = nil
 		}
 		select {
 		case <-other:
@@ -117,6 +122,14 @@ func (e *entry) fetchPack(j *job, r packed.Range, body io.ReadCloser) error {
 		if e.allLanded(r.Granules) {
 			return nil
 		}
+	}
+}
+
+// takePack takes in all granules of a pack that this job has claimed. body
+// is its content from the first byte, or nil if it is still to be asked for.
+func (e *entry) takePack(j *job, r packed.Range, body io.ReadCloser) error {
+	if body != nil {
+		defer body.Close()
 	}
 	all, err := e.inPack(j.ctx, r.Pack)
 	if err != nil {

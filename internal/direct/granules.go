@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -116,10 +118,20 @@ type packBytes struct {
 // openPack asks for a range of a pack. If all of the pack comes, it is
 // held for those that want other granules of it.
 func (f *fetcher) openPack(digest string, size int64, r packed.Range) (*packBytes, error) {
-	if known, served := f.d.link.Ranges(); known && !served {
+	known, served := f.d.link.Ranges()
+	if known && !served {
 		return f.wholePack(digest, size)
 	}
-	blob := f.d.link.NewReader(f.p.ctx, transport.Range{Digest: digest, Size: size, Off: r.Offset, N: r.Length, Checked: true}, transport.ReaderOptions{})
+	ask := transport.Range{Digest: digest, Size: size, Off: r.Offset, N: r.Length, Checked: true}
+	var answer io.ReadCloser
+	if !known && r.Length < size {
+		in, body, err := f.probePack(ask)
+		if body == nil {
+			return in, err
+		}
+		answer = body
+	}
+	blob := f.d.link.NewReader(f.p.ctx, ask, transport.ReaderOptions{Body: answer})
 	if _, err := blob.Start(func() {}); err != nil {
 		_ = blob.Close()
 		return nil, err
@@ -127,15 +139,66 @@ func (f *fetcher) openPack(digest string, size int64, r packed.Range) (*packByte
 	return &packBytes{r: blob, at: blob.Offset(), body: blob.Body(), blob: blob}, nil
 }
 
+// probePack asks for a range of a registry that may not serve ranges, as
+// often as it takes. It returns the answer, or all of the pack if that is
+// what comes.
+func (f *fetcher) probePack(ask transport.Range) (*packBytes, io.ReadCloser, error) {
+	for began := time.Now(); ; {
+		in, body, err := f.probeOnce(ask)
+		if err == nil || transport.Final(err) || f.p.ctx.Err() != nil {
+			return in, body, err
+		}
+		pause := f.d.link.Pause(err)
+		if t := f.d.opts.ReadTimeout; t > 0 && time.Since(began)+pause > t {
+			return nil, nil, fmt.Errorf("%w: %w", ErrTimeout, err)
+		}
+		select {
+		case <-time.After(pause):
+		case <-f.p.ctx.Done():
+			return nil, nil, err
+		}
+	}
+}
+
+func (f *fetcher) probeOnce(ask transport.Range) (*packBytes, io.ReadCloser, error) {
+	var end func([]byte)
+	body, whole, err := f.d.link.Open(f.p.ctx, ask, func() { _, end = f.d.packs.claim(ask.Digest) })
+	switch {
+	case end != nil: // others wait for what comes
+		data, err := f.readPack(ask.Digest, ask.Size, body)
+		end(data)
+		if err != nil {
+			return nil, nil, err
+		}
+		return &packBytes{r: bytes.NewReader(data), body: body}, nil, nil
+	case err != nil:
+		return nil, nil, err
+	case whole:
+		if body != nil {
+			_ = body.Close() // another one brings it
+		}
+		in, err := f.wholePack(ask.Digest, ask.Size)
+		return in, nil, err
+	}
+	return nil, body, nil
+}
+
+// readPack reads all of a pack, with as many requests as it takes. body is
+// the answer to the first, or nil.
+func (f *fetcher) readPack(digest string, size int64, body io.ReadCloser) ([]byte, error) {
+	all := transport.Range{Digest: digest, Size: size, N: size, Checked: true, Stream: true}
+	blob := f.d.link.NewReader(f.p.ctx, all, transport.ReaderOptions{Body: body})
+	defer blob.Close()
+	data := make([]byte, size)
+	if _, err := io.ReadFull(blob, data); err != nil {
+		return nil, transport.NoEOF(err)
+	}
+	return data, nil
+}
+
 // wholePack returns a pack in memory.
 func (f *fetcher) wholePack(digest string, size int64) (*packBytes, error) {
-	data, err := f.d.packs.get(f.p.ctx, digest, func() ([]byte, error) {
-		blob := f.d.link.NewReader(f.p.ctx, transport.Range{Digest: digest, Size: size, N: size, Checked: true, Stream: true}, transport.ReaderOptions{})
-		defer blob.Close()
-		data := make([]byte, size)
-		_, err := io.ReadFull(blob, data)
-		return data, transport.NoEOF(err)
-	})
+	data, err := f.d.packs.get(f.p.ctx, digest, func() ([]byte, error) { return f.readPack(digest, size, nil) })
 	if err != nil {
 		return nil, err
 	}
@@ -171,44 +234,67 @@ type heldPack struct {
 // fetches a pack; the others wait for that.
 func (h *packs) get(ctx context.Context, digest string, fetch func() ([]byte, error)) ([]byte, error) {
 	for {
-		h.mu.Lock()
-		for i := range h.held {
-			if h.held[i].digest == digest {
-				data := h.held[i].data
-				h.mu.Unlock()
-				return data, nil
+		if data := h.find(digest); data != nil {
+			return data, nil
+		}
+		other, end := h.claim(digest)
+		if end != nil {
+			data := h.find(digest) // since
+			var err error
+			if data == nil {
+				data, err = fetch()
 			}
+			end(data)
+			return data, err
 		}
-		other := h.coming[digest]
-		if other == nil {
-			break // with the mutex
-		}
-		h.mu.Unlock()
 		select {
 		case <-other:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// find returns a pack that is held, or nil.
+func (h *packs) find(digest string) []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range h.held {
+		if h.held[i].digest == digest {
+			return h.held[i].data
+		}
+	}
+	return nil
+}
+
+// claim returns end if the caller is to fetch a pack, and must call it with
+// the pack's bytes, or with nil; else other is closed when another caller
+// has.
+func (h *packs) claim(digest string) (other <-chan struct{}, end func(data []byte)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if c := h.coming[digest]; c != nil {
+		return c, nil
+	}
 	if h.coming == nil {
 		h.coming = map[string]chan struct{}{}
 	}
-	done := make(chan struct{})
-	h.coming[digest] = done
-	h.mu.Unlock()
-	data, err := fetch()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.coming, digest)
-	close(done)
-	if err == nil {
-		h.holdLocked(heldPack{digest, data})
+	c := make(chan struct{})
+	h.coming[digest] = c
+	return nil, func(data []byte) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.coming, digest)
+		close(c)
+		if data != nil {
+			h.holdLocked(heldPack{digest, data})
+		}
 	}
-	return data, err
 }
 
 // holdLocked holds a pack, and as many of those before it as fit.
 func (h *packs) holdLocked(p heldPack) {
+	h.held = slices.DeleteFunc(h.held, func(q heldPack) bool { return q.digest == p.digest })
 	h.held = append(h.held, p)
 	total := int64(0)
 	for _, q := range h.held {
