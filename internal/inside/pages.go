@@ -13,15 +13,17 @@ import (
 )
 
 const (
-	// PageSize is the unit in which an image is read: of the size of a block
-	// group's bitmaps and a few hundred inodes.
-	PageSize = 64 << 10
+	// PageSize is the unit in which an image is read: that of most file systems'
+	// blocks. A larger one would lie across more of the units in which an image
+	// is fetched.
+	PageSize = 4 << 10
 
-	cachedPages = 1024 // of an image: 64 MiB
-	mostAhead   = 16   // pages read beyond what was asked for, when reads follow each other
-	mostAtOnce  = 64   // pages in one read of the image: 4 MiB
-	bridged     = 2    // pages that are read again rather than read around
-	prefetchers = 16   // reads of hints at a time
+	cachedPages = 16384 // of an image: 64 MiB
+	leastAhead  = 4     // pages read beyond what was asked for, when a read follows another
+	mostAhead   = 256   // the same, when many did
+	mostAtOnce  = 1024  // pages in one read of the image: 4 MiB
+	bridged     = 32    // pages that are read again rather than read around
+	prefetchers = 16    // reads of hints at a time
 )
 
 // Stats count what was read of an image.
@@ -82,7 +84,7 @@ func (g *pages) page(ctx context.Context, i, to int64) ([]byte, error) {
 		return e.Value.(*page).data, nil
 	}
 	if i == g.next {
-		g.ahead = min(max(2*g.ahead, 1), mostAhead)
+		g.ahead = min(max(2*g.ahead, leastAhead), mostAhead)
 	} else {
 		g.ahead = 0
 	}

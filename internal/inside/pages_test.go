@@ -45,7 +45,7 @@ func newRecorded(size int) *recorded {
 
 func TestPagesJoin(t *testing.T) {
 	t.Parallel()
-	src := newRecorded(100*PageSize + 5)
+	src := newRecorded(1000*PageSize + 5)
 	g := newPages(src)
 	read := func(from, to int64) []span {
 		t.Helper()
@@ -62,16 +62,18 @@ func TestPagesJoin(t *testing.T) {
 		from, to int64
 		want     []span
 	}{
-		{10, 14, []span{{10, 14}}},         // neighbours in one read
-		{10, 14, nil},                      // they are there
-		{8, 16, []span{{8, 10}, {14, 16}}}, // around what is there
-		{40, 41, []span{{40, 41}}},         // elsewhere: nothing is read ahead
-		{41, 42, []span{{41, 43}}},         // the next one: a page more
-		{43, 44, []span{{43, 46}}},         // and again: two
-		{46, 47, []span{{46, 51}}},         // four
-		{60, 61, []span{{60, 61}}},         // elsewhere
-		{99, 100, []span{{99, 100}}},       // near the end
-		{59, 63, []span{{59, 63}}},         // one page that is there is not worth two reads
+		{10, 14, []span{{10, 14}}},               // neighbours in one read
+		{10, 14, nil},                            // they are there
+		{8, 16, []span{{8, 16}}},                 // those few are not worth two reads
+		{100, 160, []span{{100, 160}}},           // many
+		{90, 170, []span{{90, 100}, {160, 170}}}, // around what is there
+		{300, 301, []span{{300, 301}}},           // elsewhere: nothing is read ahead
+		{301, 302, []span{{301, 306}}},           // the next one: four pages more
+		{306, 307, []span{{306, 315}}},           // and again: eight
+		{315, 316, []span{{315, 332}}},           // sixteen
+		{600, 601, []span{{600, 601}}},           // elsewhere
+		{999, 1000, []span{{999, 1000}}},         // near the end
+		{599, 603, []span{{599, 603}}},           // one page that is there
 	} {
 		if got := read(step.from, step.to); !slices.Equal(got, step.want) {
 			t.Errorf("pages %d to %d: read %v, want %v", step.from, step.to, got, step.want)
@@ -85,8 +87,8 @@ func TestPagesPrefetch(t *testing.T) {
 	src := newRecorded(3 * limit * PageSize / 2)
 	g := newPages(src)
 	g.limit = limit
-	g.Prefetch(t.Context(), []span{{20 * PageSize, 20*PageSize + 1}, {0, 10}, {PageSize, PageSize + 3}, {3*PageSize + 9, 3*PageSize + 10}, {0, 5}})
-	if got, want := src.take(), []span{{0, 4}, {20, 21}}; !slices.Equal(got, want) {
+	g.Prefetch(t.Context(), []span{{60 * PageSize, 60*PageSize + 1}, {0, 10}, {PageSize, PageSize + 3}, {3*PageSize + 9, 3*PageSize + 10}, {0, 5}})
+	if got, want := src.take(), []span{{0, 4}, {60, 61}}; !slices.Equal(got, want) {
 		t.Errorf("read %v, want %v", got, want)
 	}
 	g.Prefetch(t.Context(), []span{{0, 4 * PageSize}})

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
 )
@@ -52,14 +55,18 @@ type fileImage struct {
 
 func (f *fileImage) Size() int64 { return f.size }
 
-// Counting is an image behind a cache of 64 KiB pages without an end, as the
-// sandbox has one, and counts what the cache fetches.
+// PieceSize is the unit in which a snapshot's disk is fetched.
+const PieceSize = 256 << 10
+
+// Counting is an image behind a cache of pages without an end, as the sandbox
+// has one, and counts what the cache reads.
 type Counting struct {
 	vfs.Image
-	mu    sync.Mutex
-	pages map[int64]bool
+	mu     sync.Mutex
+	pages  map[int64]bool
+	pieces map[int64]bool
 	// Trips are the round trips: a Prefetch is one, and a ReadAt that misses
-	// is one. Ranges are the requests in them. Bytes is what was fetched.
+	// is one. Ranges are the requests in them. Bytes is what was read.
 	Trips, Ranges int
 	Bytes         int64
 	// Log has a line for each trip.
@@ -67,7 +74,16 @@ type Counting struct {
 }
 
 // Count returns an image that counts its reads.
-func Count(img vfs.Image) *Counting { return &Counting{Image: img, pages: map[int64]bool{}} }
+func Count(img vfs.Image) *Counting {
+	return &Counting{Image: img, pages: map[int64]bool{}, pieces: map[int64]bool{}}
+}
+
+// Fetched is what is fetched of a disk that comes in pieces.
+func (c *Counting) Fetched() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return int64(len(c.pieces)) * PieceSize
+}
 
 // ReadAt counts the pages that were not fetched before.
 func (c *Counting) ReadAt(p []byte, off int64) (int, error) {
@@ -89,6 +105,7 @@ func (c *Counting) fetch(what string, ranges []vfs.Extent) {
 				continue
 			}
 			c.pages[page] = true
+			c.pieces[page*vfs.PageSize/PieceSize] = true
 			bytes += min(vfs.PageSize, c.Size()-page*vfs.PageSize)
 			if page != last+1 {
 				count++
@@ -179,10 +196,24 @@ func Mount(t testing.TB, image, kind, options string) (dir string, unmount func(
 	Run(t, "mount", "-t", kind, "-o", "loop"+options, image, dir)
 	var once sync.Once
 	unmount = func() {
-		once.Do(func() { Run(t, "umount", dir) })
+		once.Do(func() { unmountAt(t, dir) })
 	}
 	t.Cleanup(unmount)
 	return dir, unmount
+}
+
+// unmountAt unmounts a directory. It may be busy for a moment: a process that
+// another test starts has this one's open files until it runs its program.
+func unmountAt(t testing.TB, dir string) {
+	t.Helper()
+	end := time.Now().Add(30 * time.Second)
+	err := unix.Unmount(dir, 0)
+	for ; err == unix.EBUSY && time.Now().Before(end); err = unix.Unmount(dir, 0) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatalf("unmount %s: %v", dir, err)
+	}
 }
 
 // Copy copies a file, sparsely.

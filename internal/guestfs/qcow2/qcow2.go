@@ -90,7 +90,7 @@ func (q *Image) readHeader() error {
 	if q.file.Size() < 72 {
 		return damaged("file of %d bytes", q.file.Size())
 	}
-	h, err := q.pages.Bytes(0, int(min(q.file.Size(), vfs.PageSize)))
+	h, err := q.pages.Bytes(0, int(min(q.file.Size(), vfs.Reach)))
 	if err != nil {
 		return fmt.Errorf("qcow2 header: %w", err)
 	}

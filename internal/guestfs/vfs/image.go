@@ -23,13 +23,13 @@ func ReadFull(img Image, p []byte, off int64) error {
 }
 
 // Prefetch passes ranges to an image that is a Prefetcher: sorted, cut at the
-// image's end, and joined where the gap between them is smaller than a page.
+// image's end, and joined where the gap between them is smaller than Reach.
 func Prefetch(img Image, ranges []Extent) {
 	p, ok := img.(Prefetcher)
 	if !ok {
 		return
 	}
-	if joined := Join(ranges, PageSize, img.Size()); len(joined) > 0 {
+	if joined := Join(ranges, Reach, img.Size()); len(joined) > 0 {
 		p.Prefetch(joined)
 	}
 }

@@ -35,6 +35,7 @@ type partition struct {
 // A disk without a table is one volume.
 func List(disk vfs.Image) ([]vfs.Volume, error) {
 	pages := vfs.NewPages(disk)
+	pages.Prefetch([]vfs.Extent{{Offset: 0, Length: ProbeSize}}) // table and probe are one read
 	parts, err := table(pages)
 	if err != nil {
 		return nil, err

@@ -71,7 +71,7 @@ func (l *xlog) head() int64 {
 	const probes = 8
 	first := l.cycle(0)
 	low, high := int64(0), l.blocks // low is of the first cycle, high is not
-	for (high-low)*basic > vfs.PageSize {
+	for (high-low)*basic > vfs.Reach {
 		step := (high - low + probes) / (probes + 1)
 		var hints []vfs.Extent
 		for at := low + step; at < high; at += step {
