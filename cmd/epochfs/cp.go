@@ -192,7 +192,7 @@ func (c *copier) inside(ctx context.Context, o *mounting.Opened, disk shown, a a
 	if err != nil {
 		return err
 	}
-	t.stale(c.globals)
+	t.stale(c.globals, "")
 	at, err := d.resolve(t, true)
 	if err != nil {
 		return err

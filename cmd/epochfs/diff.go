@@ -29,9 +29,9 @@ func newDiffCmd(g *globals) *cobra.Command {
 		Use:   "diff REF1 REF2 [FILE]",
 		Short: "Show what differs between two snapshots, or between their disks",
 		Long: `diff shows what differs between two snapshots: values of the envelope, and files
-by their digests, or by those of their pieces or chunks. Then there is a line on
-how much of a file differs at most, and a strip of where; no file's data is
-fetched.
+by their digests, or by those of their pieces, chunks or granules. A file that
+differs has a line on how much of it does at most, and a strip of where: filled
+cells differ, grey ones are equal, dots are holes. No file's data is fetched.
 
 With DISK:/path, or DISK:VOLUME:/path, the files in a disk are compared:
 

@@ -97,7 +97,7 @@ func (t *treeDiffer) open() (at [2]*inside.File, err error) {
 		if t.trees[i], err = t.guests[i].openTree(addresses[i]); err != nil {
 			return at, err
 		}
-		t.trees[i].stale(t.globals)
+		t.trees[i].stale(t.globals, t.references[i])
 		at[i], err = t.guests[i].resolve(t.trees[i], true)
 		if err != nil && (i == 0 || at[0] == nil || !errors.Is(err, errNotFound)) && (i == 1 || !errors.Is(err, errNotFound)) {
 			return at, err

@@ -307,7 +307,7 @@ func (d *guest) choose(a address) (inside.Volume, error) {
 	case len(with) == 0:
 		return inside.Volume{}, fmt.Errorf("%s: %s has no volume: %w", d.reference, d.title, errNotFound)
 	case len(with) > 1:
-		return inside.Volume{}, usagef("%s has %d volumes, name one as in %s:%s:/ : %s", d.title, len(with), d.title, volumeName(with[0]), volumeList(with))
+		return inside.Volume{}, usagef("%s has %d volumes: %s; name one, as in %s:%s:/", d.title, len(with), volumeList(with), d.title, volumeName(with[0]))
 	}
 	return with[0], nil
 }
@@ -335,11 +335,22 @@ func volumeList(all []inside.Volume) string {
 	return strings.Join(names, ", ")
 }
 
-// stale notes on stderr that what is shown may not be what the guest had.
-func (t *guestTree) stale(g *globals) {
-	if t.State != "" && t.State != "clean" {
-		g.note("%s: %s", t.at.title, t.State)
+// stale notes on stderr that the file system is not as an unmount leaves it. of
+// is the snapshot, "" for the only one.
+func (t *guestTree) stale(g *globals, of string) {
+	if t.State == "" || t.State == "clean" {
+		return
 	}
+	disk := t.at
+	disk.upper, disk.path = false, ""
+	if of != "" {
+		of += ": "
+	}
+	state := t.State
+	if strings.HasPrefix(state, "recovered") {
+		state = "journal " + state
+	}
+	g.note("%s%s: the guest was running; %s", of, disk, state)
 }
 
 // resolve returns the file that the address's path leads to.
@@ -352,10 +363,16 @@ func (d *guest) resolve(t *guestTree, follow bool) (*inside.File, error) {
 	if !errors.Is(err, fs.ErrNotExist) || t.at.upper {
 		return nil, err
 	}
-	if _, hint := t.Resolve("/"+upperName+t.at.path, false); hint == nil {
-		there := t.at
+	there := t.at
+	what := "this disk is an overlay's upper layer, and there is"
+	if rest, ok := strings.CutPrefix(there.path, "/"+upperName+"/"); ok {
+		there.path = "/" + rest
+		what = "this disk is no overlay's upper layer, and there is"
+	} else {
 		there.path = "/" + upperName + there.path
-		return nil, fmt.Errorf("%w; this disk is an overlay's upper layer, and there is %s", err, there)
+	}
+	if _, hint := t.Resolve(there.path, false); hint == nil {
+		return nil, fmt.Errorf("%w; %s %s", err, what, there)
 	}
 	return nil, err
 }

@@ -25,7 +25,7 @@ func runCatInside(ctx context.Context, opts catOptions, o *mounting.Opened, f *l
 	if err != nil {
 		return err
 	}
-	t.stale(opts.globals)
+	t.stale(opts.globals, "")
 	file, err := d.resolve(t, true)
 	if err != nil {
 		return err

@@ -43,7 +43,7 @@ func runLsInside(ctx context.Context, opts lsOptions, o *mounting.Opened, f *lay
 	if err != nil {
 		return err
 	}
-	t.stale(opts.globals)
+	t.stale(opts.globals, "")
 	at, err := d.resolve(t, !opts.long)
 	if err != nil {
 		return err
