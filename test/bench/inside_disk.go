@@ -58,9 +58,9 @@ func (b *bench) guestDisks(ctx context.Context) (string, error) {
 		func() error { return copySparse(ctx, clean, later) },
 		func() error { return b.withMounted(ctx, later, changeSome) },
 		func() error { return b.dirtyCopy(ctx, clean, dirty) },
-		func() error { return b.pushGuest(ctx, "guest", clean) },
-		func() error { return b.pushGuest(ctx, "guest-later", later) },
-		func() error { return b.pushGuest(ctx, "guest-dirty", dirty) },
+		func() error { return b.pushGuest(ctx, "guest", clean, "") },
+		func() error { return b.pushGuest(ctx, "guest-later", later, "guest") },
+		func() error { return b.pushGuest(ctx, "guest-dirty", dirty, "guest") },
 	} {
 		if err := step(); err != nil {
 			return "", err
@@ -153,14 +153,26 @@ func (b *bench) dirtyCopy(ctx context.Context, from, to string) error {
 	})
 }
 
-// pushGuest pushes a snapshot with one disk, as v1 with digests of pieces.
-func (b *bench) pushGuest(ctx context.Context, tag, disk string) error {
+// packedTag is the tag of a snapshot in the packed format.
+func packedTag(tag string) string { return tag + "-packed" }
+
+// pushGuest pushes a snapshot with one disk, as v1 with digests of pieces, and
+// packed, on top of another one.
+func (b *bench) pushGuest(ctx context.Context, tag, disk, base string) error {
 	name := disk + ".tar"
 	if err := guestTar(name, disk); err != nil {
 		return err
 	}
 	defer os.Remove(name)
-	return tool(ctx, b.epochfs, "push", "--quiet", "--input", name, b.registry.addr+"/"+repo+":"+tag)
+	ref := func(tag string) string { return b.registry.addr + "/" + repo + ":" + tag }
+	if err := tool(ctx, b.epochfs, "push", "--quiet", "--input", name, ref(tag)); err != nil {
+		return err
+	}
+	packed := []string{"push", "--quiet", "--format", "packed", "--input", name}
+	if base != "" {
+		packed = append(packed, "--base", ref(packedTag(base)))
+	}
+	return tool(ctx, b.epochfs, append(packed, ref(packedTag(tag)))...)
 }
 
 // guestTar writes an export with a sparse disk.

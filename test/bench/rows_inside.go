@@ -61,45 +61,72 @@ func (b *bench) run(ctx context.Context, cache string, args ...string) ([]byte, 
 	return out.Bytes(), nil
 }
 
+// guestForm is a format in which the guest's disks are pushed.
+type guestForm struct {
+	name string
+	unit string                  // of which it has digests
+	tag  func(tag string) string // of a snapshot in it
+}
+
+var guestForms = []guestForm{
+	{"v1", "pieces", func(tag string) string { return tag }},
+	{"packed", "granules", packedTag},
+}
+
+// guestLook is a look into a cold disk.
+type guestLook struct {
+	work     string
+	args     []string // the reference's tag is the second
+	requests float64  // at most, 0 for any
+	fetched  float64  // MB at most
+	lines    int      // of output, 0 for any
+}
+
 // insideRow looks into a cold disk.
 func insideRow(ctx context.Context, b *bench) ([]*line, error) {
 	if _, err := b.guestDisks(ctx); err != nil {
 		return nil, err
 	}
 	var lines []*line
-	for _, w := range []struct {
-		work     string
-		args     []string // the reference's tag is the second
-		requests float64
-		fetched  float64
-		lines    int // of output, 0 for any
-	}{
+	for _, w := range []guestLook{
 		{"ls -l of a directory of 200", []string{"ls", "guest", "-l", "cow.raw:/dir050"}, 12, 2, guestFiles + 1},
 		{"cat of 5 KB", []string{"cat", "guest", "cow.raw:/dir050/file100"}, 12, 2, 0},
 		{"ls -R of 20,000 files", []string{"ls", "guest", "-R", "cow.raw:/"}, 60, 30, 0},
 		{"cat of 5 KB, journal of 64 MiB, 20 MB of it used", []string{"cat", "guest-dirty", "cow.raw:/dir050/file100"}, 0, 25, 0},
 	} {
-		var requests, fetched, seconds sample
-		for range b.runs {
-			l, err := b.look(ctx, func(ref func(tag string) string) []string {
-				return append([]string{w.args[0], ref(w.args[1])}, w.args[2:]...)
-			})
+		for _, form := range guestForms {
+			both, err := b.guestLooked(ctx, w, form)
 			if err != nil {
 				return lines, err
 			}
-			if n := bytes.Count(l.out, []byte("\n")); w.lines > 0 && n != w.lines {
-				return lines, fmt.Errorf("%s: %d lines, want %d", w.work, n, w.lines)
-			}
-			requests, fetched, seconds = append(requests, l.requests), append(fetched, l.fetched), append(seconds, l.seconds)
+			lines = append(lines, both...)
 		}
-		asked := counted(w.work+", cold, 20 ms a request", "requests", requests, atMost, w.requests)
-		if w.requests == 0 {
-			asked = counted(w.work+", cold, 20 ms a request", "requests", requests, no, 0)
-		}
-		asked.Note = fmt.Sprintf("%s s", number(seconds.median()))
-		lines = append(lines, asked, counted("fetched for it", "MB", fetched, atMost, w.fetched))
 	}
 	return lines, nil
+}
+
+// guestLooked measures one look in one format.
+func (b *bench) guestLooked(ctx context.Context, w guestLook, form guestForm) ([]*line, error) {
+	var requests, fetched, seconds sample
+	for range b.runs {
+		l, err := b.look(ctx, func(ref func(tag string) string) []string {
+			return append([]string{w.args[0], ref(form.tag(w.args[1]))}, w.args[2:]...)
+		})
+		if err != nil {
+			return nil, err
+		}
+		if n := bytes.Count(l.out, []byte("\n")); w.lines > 0 && n != w.lines {
+			return nil, fmt.Errorf("%s: %d lines, want %d", w.work, n, w.lines)
+		}
+		requests, fetched, seconds = append(requests, l.requests), append(fetched, l.fetched), append(seconds, l.seconds)
+	}
+	work := fmt.Sprintf("%s, %s, cold, 20 ms a request", w.work, form.name)
+	asked := counted(work, "requests", requests, atMost, w.requests)
+	if w.requests == 0 {
+		asked = counted(work, "requests", requests, no, 0)
+	}
+	asked.Note = fmt.Sprintf("%s s", number(seconds.median()))
+	return []*line{asked, counted("fetched for it, "+form.name, "MB", fetched, atMost, w.fetched)}, nil
 }
 
 // insideDiffRow compares two disks, with and without contents.
@@ -107,8 +134,21 @@ func insideDiffRow(ctx context.Context, b *bench) ([]*line, error) {
 	if _, err := b.guestDisks(ctx); err != nil {
 		return nil, err
 	}
+	var lines []*line
+	for _, form := range guestForms {
+		some, err := b.guestDiff(ctx, form)
+		if lines = append(lines, some...); err != nil {
+			return lines, err
+		}
+	}
+	return lines, nil
+}
+
+// guestDiff compares two disks in one format. The goal is twice what differs,
+// and what ls -R fetches.
+func (b *bench) guestDiff(ctx context.Context, form guestForm) ([]*line, error) {
 	units, err := b.look(ctx, func(ref func(tag string) string) []string {
-		return []string{"diff", "--json", ref("guest"), ref("guest-later"), "cow.raw"}
+		return []string{"diff", "--json", ref(form.tag("guest")), ref(form.tag("guest-later")), "cow.raw"}
 	})
 	if err != nil {
 		return nil, err
@@ -119,7 +159,9 @@ func insideDiffRow(ctx context.Context, b *bench) ([]*line, error) {
 	if err := json.Unmarshal(units.out, &change); err != nil {
 		return nil, err
 	}
-	all, err := b.look(ctx, func(ref func(tag string) string) []string { return []string{"ls", ref("guest"), "-R", "cow.raw:/"} })
+	all, err := b.look(ctx, func(ref func(tag string) string) []string {
+		return []string{"ls", ref(form.tag("guest")), "-R", "cow.raw:/"}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +171,7 @@ func insideDiffRow(ctx context.Context, b *bench) ([]*line, error) {
 		var fetched, requests sample
 		for range b.runs {
 			l, err := b.look(ctx, func(ref func(tag string) string) []string {
-				return append([]string{"diff", ref("guest"), ref("guest-later"), "cow.raw:/"}, flags...)
+				return append([]string{"diff", ref(form.tag("guest")), ref(form.tag("guest-later")), "cow.raw:/"}, flags...)
 			})
 			if err != nil {
 				return lines, err
@@ -140,8 +182,9 @@ func insideDiffRow(ctx context.Context, b *bench) ([]*line, error) {
 			fetched, requests = append(fetched, l.fetched), append(requests, l.requests)
 		}
 		work := strings.TrimSpace("diff of 20,000 files, 50 of which differ " + strings.Join(flags, ""))
-		l := counted(work+", fetched", "MB", fetched, atMost, limit)
-		l.Note = fmt.Sprintf("%s requests; pieces that differ: %s MB, ls -R: %s MB", number(requests.median()), number(float64(change.Differs)/1e6), number(all.fetched))
+		l := counted(fmt.Sprintf("%s, %s, fetched", work, form.name), "MB", fetched, atMost, limit)
+		l.Note = fmt.Sprintf("%s requests; %s that differ: %s MB, ls -R: %s MB",
+			number(requests.median()), form.unit, number(float64(change.Differs)/1e6), number(all.fetched))
 		lines = append(lines, l)
 	}
 	return lines, nil
