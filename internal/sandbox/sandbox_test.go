@@ -3,12 +3,12 @@ package sandbox
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,148 +37,6 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// behave does what the first frame says. What it returns is an error of the
-// system call that was tried, as a number.
-func behave(c *Conn) error {
-	for {
-		_, what, err := c.Read()
-		if err != nil {
-			return err
-		}
-		name, arg, _ := strings.Cut(string(what), " ")
-		if err := c.Write(1, fmt.Append(nil, behaviours[name](c, arg))); err != nil {
-			return err
-		}
-	}
-}
-
-var behaviours = map[string]func(c *Conn, arg string) int{
-	"echo": func(*Conn, string) int { return 0 },
-	"open": func(_ *Conn, arg string) int {
-		_, err := unix.Open(arg, unix.O_RDONLY, 0)
-		return number(err)
-	},
-	"create": func(_ *Conn, arg string) int {
-		_, err := unix.Open(arg, unix.O_CREAT|unix.O_WRONLY, 0o600)
-		return number(err)
-	},
-	"socket": func(*Conn, string) int {
-		_, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-		return number(err)
-	},
-	"dup": func(*Conn, string) int {
-		_, err := unix.Dup(0)
-		return number(err)
-	},
-	"fork": func(*Conn, string) int {
-		_, _, e := unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0)
-		return int(e)
-	},
-	"exec": func(*Conn, string) int { return number(unix.Exec("/bin/true", []string{"true"}, nil)) },
-	"kill": func(*Conn, string) int { return number(unix.Kill(unix.Getppid(), 0)) },
-	"code": func(*Conn, string) int {
-		_, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON)
-		return number(err)
-	},
-	"executable": func(*Conn, string) int {
-		page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
-		if err != nil {
-			return number(err)
-		}
-		return number(unix.Mprotect(page, unix.PROT_EXEC))
-	},
-	"read": func(_ *Conn, arg string) int {
-		var fd int
-		_, _ = fmt.Sscan(arg, &fd)
-		_, err := unix.Read(fd, make([]byte, 1))
-		return number(err)
-	},
-	"env": func(*Conn, string) int { return len(os.Environ()) },
-	"threads": func(*Conn, string) int { // the runtime still starts some, and collects garbage
-		done := make(chan int)
-		for range 64 {
-			go func() {
-				sum := 0
-				for i := range 50 {
-					sum += len(make([]byte, i<<10)) & 1
-				}
-				done <- sum
-			}()
-		}
-		for range 64 {
-			<-done
-		}
-		return 0
-	},
-	"memory": func(*Conn, string) int {
-		var all [][]byte
-		for {
-			b := make([]byte, 16<<20)
-			for i := 0; i < len(b); i += 4096 {
-				b[i] = 1
-			}
-			all = append(all, b)
-			_ = all
-		}
-	},
-	"recurse": func(*Conn, string) int { return endless(0) },
-	"panic":   func(*Conn, string) int { panic("a secret of the guest") },
-	"fault": func(*Conn, string) int {
-		var nowhere *int
-		return *nowhere
-	},
-	"exit": func(*Conn, string) int { os.Exit(0); return 0 },
-	"spin": func(*Conn, string) int {
-		n := 0
-		for n >= 0 {
-			n ^= 1
-		}
-		return n
-	},
-	"rest": func(*Conn, string) int {
-		time.Sleep(time.Hour)
-		return 0
-	},
-	"huge": func(c *Conn, _ string) int {
-		var h [headerSize]byte
-		binary.LittleEndian.PutUint32(h[1:], 1<<31)
-		_, _ = c.w.Write(h[:])
-		select {}
-	},
-	"flood": func(*Conn, string) int {
-		line := bytes.Repeat([]byte("x"), 64<<10)
-		for range 1000 {
-			_, _ = unix.Write(2, line)
-		}
-		return 0
-	},
-	"drip": func(c *Conn, _ string) int { // a frame that never ends
-		for {
-			_, _ = c.w.Write([]byte{1})
-			end := time.Now().Add(time.Millisecond)
-			for time.Now().Before(end) {
-			}
-		}
-	},
-}
-
-//go:noinline
-func endless(n int) int {
-	var pad [512]int
-	if pad[n%512] = n; n == 1<<40 {
-		return 0
-	}
-	return endless(n+1) + pad[(n+1)%512]
-}
-
-func number(err error) int {
-	var e syscall.Errno
-	if errors.As(err, &e) {
-		return int(e)
-	}
-	return 0
-}
-
 func begin(t *testing.T, opts Options) *Child {
 	t.Helper()
 	c, err := Start(t.Context(), opts)
@@ -202,7 +60,8 @@ func do(c *Child, what string) (string, error) {
 func TestConfined(t *testing.T) {
 	t.Parallel()
 	for _, what := range []string{
-		"open /etc/passwd", "create /tmp/epochfs-sandbox-test", "socket", "dup", "fork", "exec", "kill", "code", "executable",
+		"open /etc/passwd", "create /tmp/epochfs-sandbox-test", "socket", "dup", "fork", "exec", "kill " + strconv.Itoa(os.Getpid()), "kill-thread " + strconv.Itoa(os.Getpid()), "share", "grow", "poison",
+		"code", "executable",
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
