@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -48,7 +47,7 @@ the copy is a tar.
 Modes and times are kept, holes stay holes, hard links within the copy too. What
 could do harm where it is made is left out unless asked for, and counted:
 setuid, setgid and sticky bits (--setuid), device files and FIFOs (--devices),
-symbolic links that lead out of the copy (--links). Files belong to the user who
+symbolic links that lead out of the copy, or might (--links). Files belong to the user who
 copies, unless --owners keeps the guest's numbers. Sockets are never made. What is
 in DIR already is not written over.`,
 		Example: `  epochfs cp registry.example/team/vm:v1 cow.raw:/upper/etc out
@@ -240,30 +239,27 @@ func (c *copier) tell() {
 	}
 }
 
-// leadsOut reports whether a symbolic link at name, below the copy's top,
-// leads out of the copy.
+// leadsOut reports whether a symbolic link at name leads out of the directory
+// that the copy is made in, or might: what comes before a later ".." may be
+// another link, which leads nobody knows where.
 func leadsOut(name, target string) bool {
 	if target == "" || strings.HasPrefix(target, "/") {
 		return true
 	}
-	at := path.Dir(name)
-	depth := 0
-	if at != "." {
-		depth = strings.Count(at, "/") + 1
-	}
+	depth := strings.Count(name, "/")
+	up := true // so far
 	for step := range strings.SplitSeq(target, "/") {
-		switch step {
-		case "", ".":
-		case "..":
-			depth--
-		default:
-			depth++
-		}
-		if depth < 0 {
+		switch {
+		case step == "" || step == ".":
+		case step != "..":
+			up = false
+		case !up:
 			return true
+		default:
+			depth--
 		}
 	}
-	return false
+	return depth < 0
 }
 
 // permissions are those of f that a copy has.

@@ -106,6 +106,10 @@ func (w *copyWalk) one(name string, f *inside.File) error {
 	kind := vfs.Type(f.Type)
 	switch kind {
 	case vfs.Symlink:
+		if f.Target == "" { // no system has links to nothing
+			w.left.damaged++
+			return nil
+		}
 		if !w.allow.links && leadsOut(name, f.Target) {
 			w.left.links++
 			return nil

@@ -49,12 +49,17 @@ func TestLeadsOut(t *testing.T) {
 		want         bool
 	}{
 		{"top/link", "file", false},
+		{"top/link", "./a//file", false},
+		{"top/link", "..file", false},
 		{"top/link", "../top/file", false},
+		{"top/link", "../file", false}, // beside the copy
 		{"top/a/link", "../../top/b", false},
-		{"top/link", "a/../../top", false},
+		{"top/a/link", "..", false},
 		{"top/link", "/etc/passwd", true},
 		{"top/link", "../..", true},
 		{"top/link", "a/../../../etc", true},
+		// With top/a/b/up -> ../.. this is outside, for all its names.
+		{"top/link", "a/b/up/../..", true},
 		{"link", "..", true},
 		{"link", "file", false},
 		{"link", "", true},
