@@ -160,7 +160,7 @@ func (e *entry) copyPieces(part, from, to int, most time.Duration, keep keepFunc
 		}
 		theirs := donated{entry: d, part: d.grid.part(p.first), piece: -1}
 		for i := from; i < to; i++ {
-			if !e.state.has(i) && (!e.unkept || e.flying(i)) {
+			if !e.state.has(i) && e.wants(i) {
 				e.copyPiece(part, i, &theirs, keep)
 			}
 		}
@@ -168,6 +168,10 @@ func (e *entry) copyPieces(part, from, to int, most time.Duration, keep keepFunc
 		back()
 	}
 }
+
+// wants reports whether somebody takes piece i, if it is copied: it is kept,
+// or waited for.
+func (e *entry) wants(i int) bool { return !e.unkept || e.cache.onlyRead || e.flying(i) }
 
 // copyPiece copies piece i from another file's form of the same part,
 // which may be cut into other pieces.

@@ -73,24 +73,30 @@ func (e *entry) hashedOnRead(part int) bool {
 // So Load may succeed after it. release ends the claim. When ctx ends, Claim
 // returns at once, even if the disk does not answer.
 func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
-	e := k.entry
 	from, to := k.pieces(part, off, n)
 	if from == to || k.Here(part, off, n) {
 		return func() {}, nil
 	}
+	return k.within(ctx, func() (func(), error) { return k.claim(ctx, part, from, to) })
+}
+
+// within returns what claim returns, or an error when ctx ends before. Then
+// what is claimed after that is released.
+func (k *Filler) within(ctx context.Context, claim func() (release func(), err error)) (release func(), err error) {
+	e := k.entry
 	if !e.use() {
 		return nil, fs.ErrClosed
 	}
-	type claim struct {
+	type result struct {
 		release func()
 		err     error
 	}
-	claimed := make(chan claim)
+	claimed := make(chan result)
 	go func() {
 		defer e.unuse()
-		release, err := k.claim(ctx, part, from, to)
+		release, err := claim()
 		select {
-		case claimed <- claim{release, err}:
+		case claimed <- result{release, err}:
 		case <-ctx.Done():
 			if err == nil {
 				release()
@@ -98,8 +104,8 @@ func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release fun
 		}
 	}()
 	select {
-	case c := <-claimed:
-		return c.release, c.err
+	case r := <-claimed:
+		return r.release, r.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,14 +45,8 @@ func (r *Reader) Close() error {
 	return r.cache.root.Close()
 }
 
-// Blob is Cache.Blob. One that is damaged counts as none, and stays.
-func (r *Reader) Blob(digest string) ([]byte, error) {
-	data, err := r.cache.readBlob(digest)
-	if errors.Is(err, errDamaged) {
-		err = fs.ErrNotExist
-	}
-	return data, err
-}
+// Blob is Cache.Blob. One that is damaged stays.
+func (r *Reader) Blob(digest string) ([]byte, error) { return r.cache.Blob(digest) }
 
 // Ref is Cache.Ref.
 func (r *Reader) Ref(reference string) (digest string, seen time.Time, err error) {
@@ -63,6 +57,9 @@ func (r *Reader) Ref(reference string) (digest string, seen time.Time, err error
 // a Filler that keeps nothing.
 type Local struct {
 	Filler
+
+	copying sync.Mutex     // held from a claim that copies to its release: one has memory at a time
+	held    map[int][]byte // under Filler.mu: pieces that were copied for the claim
 }
 
 // File returns what the cache has of f, whose bytes come from src. It must be
@@ -83,7 +80,7 @@ func (r *Reader) File(f *layout.File, src Source) (*Local, error) {
 		e.stop()
 		return nil, fmt.Errorf("cache: file %q: %w", f.Name, err)
 	}
-	return &Local{Filler{entry: e, sums: map[int][]uint64{}}}, nil
+	return &Local{Filler: Filler{entry: e, sums: map[int][]uint64{}}}, nil
 }
 
 // Part returns the payload of a part when all of it was verified, in the file
@@ -143,21 +140,93 @@ func (b borrowed) verified(d *entry, off, n int64) bool {
 
 func (e *entry) partAt(p place) *layout.Part { return &e.file.Parts[e.grid.part(p.first)] }
 
-// Here is Filler.Here.
+// Here reports whether Load would succeed now.
 func (l *Local) Here(part int, off, n int64) bool {
-	return !l.entry.inMemory() && l.Filler.Here(part, off, n)
-}
-
-// Claim looks at what is there from before the last boot. It locks nothing:
-// others who fetch the same would wait for what is not kept.
-func (l *Local) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
-	e := l.entry
-	for i, to := l.pieces(part, off, n); i < to && !e.inMemory(); i++ {
-		if e.state.suspect(i) {
-			e.recheck(i)
+	for i, to := l.pieces(part, off, n); i < to; i++ {
+		if !l.has(part, i) {
+			return false
 		}
 	}
-	return func() {}, ctx.Err()
+	return true
+}
+
+func (l *Local) has(part, i int) bool {
+	return !l.entry.inMemory() && l.usable(part, i) || l.heldPiece(i) != nil
+}
+
+// heldPiece returns a piece that was copied, or nil.
+func (l *Local) heldPiece(i int) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held[i]
+}
+
+// Load fills p, if all of that stretch is there.
+func (l *Local) Load(part int, off int64, p []byte) bool {
+	for i, to := l.pieces(part, off, int64(len(p))); i < to; i++ {
+		start, n := l.entry.grid.extent(i)
+		if data := l.heldPiece(i); data != nil {
+			copy(p[:n], data)
+		} else if l.entry.inMemory() || !l.Filler.Load(part, start-l.entry.file.Parts[part].Offset, p[:n]) {
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}
+
+// Claim looks at what is there from before the last boot, and copies what
+// other files have, if with that the stretch is complete, to be loaded until
+// release is called. It locks nothing: others who fetch the same would wait
+// for what is not kept.
+func (l *Local) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
+	if l.Here(part, off, n) {
+		return func() {}, nil
+	}
+	from, to := l.pieces(part, off, n)
+	return l.within(ctx, func() (func(), error) {
+		if e := l.entry; !e.inMemory() {
+			for i := from; i < to; i++ {
+				if e.state.suspect(i) {
+					e.recheck(i)
+				}
+			}
+		}
+		return l.copyHere(part, from, to), nil
+	})
+}
+
+// copyHere holds those of pieces [from, to) that only other files have.
+func (l *Local) copyHere(part, from, to int) (release func()) {
+	l.copying.Lock()
+	missing := false
+	l.entry.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool, _ *clone) {
+		if verified && !l.has(part, i) {
+			l.mu.Lock()
+			if l.held == nil {
+				l.held = map[int][]byte{}
+			}
+			l.held[i] = append(getBuffer(int64(len(payload)))[:0], payload...)
+			l.mu.Unlock()
+		}
+	})
+	for i := from; i < to && !missing; i++ {
+		missing = !l.has(part, i)
+	}
+	release = func() {
+		l.mu.Lock()
+		for _, data := range l.held {
+			putBuffer(data)
+		}
+		clear(l.held)
+		l.mu.Unlock()
+		l.copying.Unlock()
+	}
+	if missing { // all of it is fetched
+		release()
+		return func() {}
+	}
+	return release
 }
 
 // Own claims nothing: see Keep.
@@ -167,13 +236,12 @@ func (l *Local) Own(int) (release func(), ok bool) { return nil, false }
 func (l *Local) Keep(int, int64, []byte, bool) {}
 
 // Drop is called when what was loaded of a part without digests of pieces,
-// and what was fetched of it, is wrong. What was loaded is dropped from the
-// cache: else it would be loaded, and wrong, the next time too.
+// and what was fetched of it, is wrong. What the cache has of the part is
+// discarded: else it would be loaded, and wrong, the next time too.
 func (l *Local) Drop(part int) {
 	e := l.entry
-	sums, first := l.take(part), e.grid.first[part]
-	if e.inMemory() {
-		return
+	if l.take(part) == nil || e.inMemory() {
+		return // nothing was loaded
 	}
 	f, err := e.cache.root.OpenFile(e.path(".state"), os.O_RDWR|openFlags, 0)
 	if err != nil {
@@ -183,17 +251,12 @@ func (l *Local) Drop(part int) {
 	if err := lock(f, unix.F_RDLCK, lockInUse, 1); err != nil {
 		return
 	}
-	s, err := openState(f, e.key, e.grid.pieces())
-	if err != nil {
+	w := &entry{cache: e.cache, key: e.key, file: e.file, grid: e.grid, ctx: e.ctx}
+	if w.state, err = openState(f, e.key, e.grid.pieces()); err != nil {
 		return
 	}
-	defer s.unmap()
-	for i, sum := range sums {
-		w := s.word(first + i)
-		if w&(wordPresent|wordVerified) == wordPresent && w&wordSum == sum&wordSum {
-			s.clear(first + i)
-		}
-	}
+	defer w.state.unmap()
+	w.discard(e.grid.first[part], e.grid.first[part+1], found{by: byDigest})
 }
 
 // Cached is how many bytes of the payload need not be fetched.
@@ -240,7 +303,8 @@ func (r payloadAt) ReadAt(p []byte, off int64) (int, error) {
 // eviction.
 func (l *Local) Close() error {
 	e := l.entry
-	e.stop()
+	e.shut()
+	e.jobs.Wait()
 	e.returnDonors()
 	if !e.inMemory() {
 		e.touch()

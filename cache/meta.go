@@ -29,8 +29,9 @@ const mostBlob = 64 << 20
 func (c *Cache) Blob(digest string) ([]byte, error) {
 	data, err := c.readBlob(digest)
 	if errors.Is(err, errDamaged) {
-		name, _ := blobPath(digest)
-		_ = c.root.Remove(name)
+		if name, err := blobPath(digest); err == nil && !c.onlyRead {
+			_ = c.root.Remove(name)
+		}
 		err = fmt.Errorf("cached blob %s is damaged: %w", digest, fs.ErrNotExist)
 	}
 	return data, err

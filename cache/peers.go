@@ -112,7 +112,7 @@ func (e *entry) copyFrom(ctx context.Context, d *entry, from, to int, keep keepF
 	buf := getBuffer(e.file.Index.Head.Granule)
 	defer putBuffer(buf)
 	for i := from; i < to; i++ {
-		if e.state.has(i) || e.unkept && !e.flying(i) {
+		if e.state.has(i) || !e.wants(i) {
 			continue
 		}
 		want, err := e.file.Index.Granule(ctx, i)
