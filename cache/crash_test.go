@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/crashpoint"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // crashDirEnv makes the test binary a process that fills the cache in
@@ -74,6 +75,7 @@ func (q *quiet) must(err error) {
 // it leaves is a cache that serves right bytes, and does not fetch again
 // what was marked present.
 func TestKilledAtEveryStep(t *testing.T) {
+	tier.Long(t, "kills a process at each step")
 	if withoutRace(t) {
 		return
 	}

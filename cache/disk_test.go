@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/test/faultdisk"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // diskQuota lets the scenario keep three of its four files.
@@ -366,6 +367,7 @@ func (w wants) check(t *testing.T, name string, o outcome, dir string, src *fake
 // eviction, on disks that fail: no reader sees anything of it, what is read
 // is right, the next open works, and what was kept is there.
 func TestDiskFaults(t *testing.T) {
+	tier.Long(t, "runs a cache's life on hundreds of failing disks")
 	if withoutRace(t) {
 		return
 	}

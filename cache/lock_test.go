@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // lockFileEnv makes the test binary a process that holds the set-up lock of
@@ -31,6 +33,7 @@ func stoppingProcess(name string) {
 // TestStoppedInSetup has a process stopped while it sets a cached file up.
 // Others go on without sharing that file, and are told by whom it is held.
 func TestStoppedInSetup(t *testing.T) {
+	tier.Long(t, "waits for a stopped process")
 	src := &fakeSource{}
 	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
 	dir := t.TempDir()
@@ -70,6 +73,7 @@ func stopWithLock(t *testing.T, name string) *exec.Cmd {
 // TestOpenKeepsNoReaderWaiting reads a file while the open of another has
 // to wait.
 func TestOpenKeepsNoReaderWaiting(t *testing.T) {
+	tier.Long(t, "waits for slow answers")
 	src := &fakeSource{}
 	rng := newRand(t)
 	a, b := makeFile(t, rng, src, kinds[0], 1<<20), makeFile(t, rng, src, kinds[2], 2<<20)

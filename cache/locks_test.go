@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // stuckDisk keeps work of one kind waiting until it is let go.
@@ -153,6 +155,7 @@ func TestHeldDonor(t *testing.T) {
 // TestOpensKeepNoOpenWaiting opens a file while the open of another has to
 // wait for a process that is stopped.
 func TestOpensKeepNoOpenWaiting(t *testing.T) {
+	tier.Long(t, "waits for slow answers")
 	src := &fakeSource{}
 	rng := newRand(t)
 	a, b := makeFile(t, rng, src, kinds[0], 1<<20), makeFile(t, rng, src, kinds[2], 2<<20)

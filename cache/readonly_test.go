@@ -13,11 +13,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // readOnlyDir makes dir be on a read-only file system until the test ends.
 func readOnlyDir(t *testing.T, dir string) {
 	t.Helper()
+	tier.Long(t, "mounts")
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
@@ -249,6 +252,7 @@ func readingProcess(dir string) {
 // TestCacheOfAnother has a user read from the cache of another, who lets
 // him read it and no more.
 func TestCacheOfAnother(t *testing.T) {
+	tier.Long(t, "is another user")
 	if os.Geteuid() != 0 {
 		t.Skip("being another user needs root")
 	}

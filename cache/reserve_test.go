@@ -10,12 +10,15 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // imageDir mounts a new file system of a kind that mkfs.KIND makes, of so many
 // bytes, until the test ends.
 func imageDir(t *testing.T, kind string, size int64) string {
 	t.Helper()
+	tier.Long(t, "mounts")
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}

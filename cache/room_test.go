@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // diskUse adds up the blocks below a directory.
@@ -112,6 +114,7 @@ func TestLeastRecentlyUsedGoes(t *testing.T) {
 // TestFullDisk has a file system smaller than the file: readers are
 // served, and what is fetched ahead of them is not fetched twice.
 func TestFullDisk(t *testing.T) {
+	tier.Long(t, "mounts")
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a tmpfs needs root")
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // countingLog counts records, and prints those of a test that fails.
@@ -56,6 +58,7 @@ func TestSaidOnce(t *testing.T) {
 	}
 	t.Run("quota", func(t *testing.T) { read(t, t.TempDir(), Options{Size: 4 << 20}) })
 	t.Run("disk", func(t *testing.T) {
+		tier.Long(t, "mounts")
 		if os.Geteuid() != 0 {
 			t.Skip("mounting a tmpfs needs root")
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // dripping is a source whose bodies come slowly.
@@ -205,6 +206,7 @@ func TestPrefetchOutlivesAPeer(t *testing.T) {
 // TestSlowLinkIsLeftAlone has requests that take much longer than readers
 // are patient, and that move: they are not given up.
 func TestSlowLinkIsLeftAlone(t *testing.T) {
+	tier.Long(t, "waits for a slow link")
 	src := &fakeSource{}
 	a := makeFile(t, newRand(t), src, kind{name: "chunks", chunk: 1 << 20}, 2<<20)
 	synctest.Test(t, func(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 func TestMain(m *testing.M) {
@@ -98,6 +99,7 @@ func diskFile(t *testing.T, b []byte) *fileContent {
 
 func needFUSE(t *testing.T) {
 	t.Helper()
+	tier.Long(t, "mounts")
 	if _, err := os.Stat(fuseDevice); err != nil {
 		t.Skip("no FUSE here: ", err)
 	}
@@ -105,6 +107,7 @@ func needFUSE(t *testing.T) {
 
 func needRoot(t *testing.T) {
 	t.Helper()
+	tier.Long(t, "needs root")
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}

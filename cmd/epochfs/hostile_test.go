@@ -22,6 +22,7 @@ import (
 
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 const (
@@ -232,6 +233,7 @@ var underRace bool
 // process that is measured: exit code 6, one plain line, in bounded memory
 // and time.
 func TestHostileArtifactsInBounds(t *testing.T) {
+	tier.Long(t, "builds the program, and measures it")
 	if underRace {
 		cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^"+t.Name()+"$", ".")
 		if out, err := cmd.CombinedOutput(); err != nil {

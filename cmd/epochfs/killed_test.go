@@ -15,12 +15,14 @@ import (
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // A materialize that is killed at any moment leaves all of its target or
 // none, and nothing beside it that the next run does not take away. With
 // --keep that one fetches what is missing, and no more.
 func TestMaterializeKilled(t *testing.T) {
+	tier.Long(t, "kills the program, again and again")
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	data := make([]byte, 12<<20+77)

@@ -12,11 +12,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // TestPlainUser: a user without privileges has all of it, but for what
 // the kernel would read by itself.
 func TestPlainUser(t *testing.T) {
+	tier.Long(t, "mounts as another user")
 	if os.Geteuid() != 0 {
 		t.Skip("root becomes another user here")
 	}
@@ -148,6 +151,7 @@ func (r *outsideReader) stop() {
 // TestOldKernel has a binary for which no kernel is new enough: a mount
 // works, ends with its process, and says so.
 func TestOldKernel(t *testing.T) {
+	tier.Long(t, "mounts, with a kernel that knows less")
 	s := newSite(t)
 	binary := s.build("old-kernel", edit{"fs/takeover.go", "hasResend = 1 << 39", "hasResend = 1 << 62"})
 	s.run(binary, "mount", "--quiet", "--prefetch", "all", s.ref, s.mnt)

@@ -23,6 +23,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // site is where Go tests mount: a registry with the fixtures' snapshot,
@@ -234,6 +235,7 @@ func exits(t *testing.T, cmd *exec.Cmd) int {
 // What a caller has open beside the usual three is closed with it, although
 // the mount stays.
 func TestMountKeepsNothingOpen(t *testing.T) {
+	tier.Long(t, "mounts")
 	s := newSite(t)
 	r, w, err := os.Pipe()
 	must(t, err)

@@ -22,12 +22,14 @@ import (
 
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // TestMaterialize runs the scripts of testdata/materialize against each
 // kind of registry, unless registries says otherwise. Under the race detector
 // it is the first that each runs against that the program is made for.
 func TestMaterialize(t *testing.T) {
+	tier.Long(t, "runs scripts against three registries")
 	files, err := filepath.Glob("testdata/materialize/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts: %v", err)

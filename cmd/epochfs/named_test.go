@@ -12,11 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // A mount is found by whatever names its directory, also when that cannot be
 // written in UTF-8, by commands that leave it there and by umount.
 func TestNamesOfMounts(t *testing.T) {
+	tier.Long(t, "mounts")
 	t.Parallel()
 	s := newSite(t)
 	odd := filepath.Join(s.dir, "odd\xff\n ")
@@ -92,6 +94,7 @@ func TestNamesOfMounts(t *testing.T) {
 // A mount whose process does not answer is found all the same, by "." too:
 // nothing is asked of it, which would take for as long as it is stopped.
 func TestNameOfStoppedMount(t *testing.T) {
+	tier.Long(t, "mounts")
 	t.Parallel()
 	s := newSite(t)
 	link := filepath.Join(s.dir, "link")

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // terminal makes a terminal of a size, and its other end.
@@ -108,6 +110,7 @@ func TestLocale(t *testing.T) {
 // A terminal gets a bar: bytes, rate and time left, or how long an answer is
 // waited for, and it is gone when the work is done.
 func TestBar(t *testing.T) {
+	tier.Long(t, "waits for a bar to be drawn")
 	for _, c := range []struct {
 		m    *meter
 		want []string

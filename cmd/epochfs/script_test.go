@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"github.com/cocoonstack/epochfs/test/cocoontest"
 	"github.com/cocoonstack/epochfs/test/epochlike"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 const epochToken = "epoch-token-of-the-test"
@@ -62,6 +64,21 @@ var registries = map[string][]string{
 	"keep.txtar":        {"memory"},
 }
 
+// long are scripts that make check leaves out, and what they do.
+var long = map[string]string{
+	"codes.txtar":         "waits for registries that are away",
+	"demo.txtar":          "mounts",
+	"doctor.txtar":        "looks for FUSE",
+	"errors.txtar":        "waits for registries that are away",
+	"hostile.txtar":       "waits for time-outs",
+	"inside.txtar":        "runs the tools that make disks",
+	"insidediff.txtar":    "runs the tools that make disks",
+	"insidehostile.txtar": "runs the tools that make disks",
+	"offline.txtar":       "waits for registries that are away",
+	"progress.txtar":      "waits for slow registries",
+	"secrets.txtar":       "mounts",
+}
+
 func TestScript(t *testing.T) {
 	files, err := filepath.Glob("testdata/script/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -74,7 +91,11 @@ func TestScript(t *testing.T) {
 			on = []string{"memory"}
 		}
 		for _, kind := range on {
-			t.Run(kind+"/"+name, func(t *testing.T) { runScript(t, file, kind) })
+			t.Run(kind+"/"+name, func(t *testing.T) {
+				t.Parallel() // each has a registry and a cache of its own
+				leaveOut(t, file)
+				runScript(t, file, kind)
+			})
 		}
 	}
 }
@@ -217,7 +238,29 @@ func processesOn(cacheDir string) (pids []int) {
 	return pids
 }
 
+// needs is a condition without which a script is skipped as a whole.
+var needs = regexp.MustCompile(`(?m)^\[!\w+\] skip`)
+
+// leaveOut skips what of the scripts make check does not run. What of them
+// needs FUSE or root is left out by condition.
+func leaveOut(t *testing.T, file string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if needs.Match(text) {
+		tier.Long(t, "mounts, or needs root")
+	}
+	if what, ok := long[filepath.Base(file)]; ok {
+		tier.Long(t, what)
+	}
+}
+
 func condition(cond string) (bool, error) {
+	if testing.Short() {
+		return false, nil
+	}
 	switch cond {
 	case "root":
 		return os.Geteuid() == 0, nil

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // manager stands in for systemd: it holds the descriptors that a service
@@ -170,6 +172,7 @@ func killed(t *testing.T, cmd *exec.Cmd) {
 }
 
 func TestDescriptorStore(t *testing.T) {
+	tier.Long(t, "mounts, with a descriptor store")
 	s := newSite(t)
 	m := newManager(s, 64)
 	cmd := m.serve()
@@ -218,6 +221,7 @@ func TestDescriptorStore(t *testing.T) {
 // Under a live mount every failure is of one kind, by which the unit has
 // it tried again at once.
 func TestTakeoverExitCode(t *testing.T) {
+	tier.Long(t, "mounts, with a descriptor store")
 	s := newSite(t)
 	m := newManager(s, 64)
 	killed(t, m.serve())
@@ -239,6 +243,7 @@ func TestTakeoverExitCode(t *testing.T) {
 
 // A store that is too small would lose some of what it is sent.
 func TestSmallDescriptorStore(t *testing.T) {
+	tier.Long(t, "mounts, with a descriptor store")
 	s := newSite(t)
 	m := newManager(s, 3)
 	cmd := m.serve()
@@ -259,6 +264,7 @@ func TestSmallDescriptorStore(t *testing.T) {
 
 // A service with a store of its own may mount: that is no service of ours.
 func TestMountKeepsOutOfOthersStore(t *testing.T) {
+	tier.Long(t, "mounts, with a descriptor store")
 	s := newSite(t)
 	m := newManager(s, 64)
 	clean := s.env

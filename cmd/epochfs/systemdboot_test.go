@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // boot runs a systemd of the test's own, with process, mount and cgroup
@@ -142,6 +144,7 @@ func (s *site) installUnit(ref string, changes ...string) (binary string) {
 
 // TestSystemd has a systemd run the unit that is installed.
 func TestSystemd(t *testing.T) {
+	tier.Long(t, "boots systemd")
 	s := newSite(t)
 	installed := s.installUnit(s.ref)
 	d := s.bootSystemd()

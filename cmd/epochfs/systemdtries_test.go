@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // restarts is how often the service was started by itself.
@@ -73,6 +75,7 @@ func connect(c net.Conn, to string) {
 // TestSystemdTries has a systemd run the unit where nothing can be mounted
 // yet: it tries for ever, and slowly.
 func TestSystemdTries(t *testing.T) {
+	tier.Long(t, "boots systemd")
 	s := newSite(t)
 	host, name, _ := strings.Cut(s.ref, "/")
 	late, open := lateRegistry(t, host)
@@ -115,6 +118,7 @@ func TestSystemdTries(t *testing.T) {
 // under a live mount: readers get an error at last, and do not wait for
 // ever.
 func TestSystemdGivesUp(t *testing.T) {
+	tier.Long(t, "boots systemd")
 	s := newSite(t)
 	// Ten are over in a second, and so might be the first of two lives below.
 	installed := s.installUnit(s.ref, "StartLimitBurst=150", "StartLimitBurst=60")
@@ -151,6 +155,7 @@ func TestSystemdGivesUp(t *testing.T) {
 // TestSystemdStopsBusy stops the service while somebody uses the mount:
 // what is open goes on, and the next start mounts.
 func TestSystemdStopsBusy(t *testing.T) {
+	tier.Long(t, "boots systemd")
 	s := newSite(t)
 	s.installUnit(s.ref, "TimeoutStopSec=10", "TimeoutStopSec=3") // two signals that come together are one
 	d := s.bootSystemd()
@@ -201,6 +206,7 @@ func (s *site) automountUnits(ref, more string) string {
 // looks, and looks before the registry is there: that fails, and is tried
 // again when somebody looks again.
 func TestSystemdAutomount(t *testing.T) {
+	tier.Long(t, "boots systemd")
 	s := newSite(t)
 	host, name, _ := strings.Cut(s.ref, "/")
 	late, open := lateRegistry(t, host)

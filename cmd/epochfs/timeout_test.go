@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // shortTimeout is the read timeout of a test, and slack what a command may
@@ -28,6 +29,7 @@ func (s *site) timed(args ...string) (code int, stderr string, took time.Duratio
 // A server that takes connections and says nothing is given up in time, by
 // every command.
 func TestSilentRegistry(t *testing.T) {
+	tier.Long(t, "waits for time-outs of the program")
 	s := newSite(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -57,6 +59,7 @@ func TestSilentRegistry(t *testing.T) {
 // So is a manifest or a config that does not come to its end. What a tag
 // was is taken after that time.
 func TestStalledStart(t *testing.T) {
+	tier.Long(t, "waits for time-outs of the program")
 	s := newSite(t)
 	stall := func(fault *registrytest.Fault) {
 		s.front.Clear()

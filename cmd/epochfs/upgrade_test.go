@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // edit is a change to one file of the source.
@@ -60,6 +62,7 @@ var fewerCapabilities = edit{"fs/mount.go", "const optional = fuse.CAP_EXPORT_SU
 // A binary that cannot take over is told from one that can before anything
 // is done to the mount.
 func TestRestartWithOtherBinaries(t *testing.T) {
+	tier.Long(t, "builds other versions, and mounts")
 	s := newSite(t)
 	s.run("epochfs", "mount", "--quiet", "--prefetch", "all", s.ref, s.mnt)
 	readers := s.readAlways()
@@ -133,6 +136,7 @@ func askKeeper(t *testing.T, socket, binary string) string {
 // Another build of the program takes over all mounts, also one that was made
 // with fewer capabilities.
 func TestUpgrade(t *testing.T) {
+	tier.Long(t, "builds other versions, and mounts")
 	s := newSite(t)
 	second := filepath.Join(s.dir, "second")
 	must(t, os.Mkdir(second, 0o700))

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 func kill(t *testing.T, pid int, s unix.Signal) {
@@ -37,6 +39,7 @@ func TestKilled(t *testing.T) {
 // A worker that cannot serve is tried again, later each time, until the
 // connection is given up: it is aborted, and nobody holds it.
 func TestGivesUp(t *testing.T) {
+	tier.Long(t, "waits as long as a keeper does")
 	for _, does := range []string{"dies", "refuses", "sleeps", "dies serving", "sleeps serving", "panics", "hangs"} {
 		t.Run(does, func(t *testing.T) {
 			t.Parallel()
@@ -72,6 +75,7 @@ func TestGivesUp(t *testing.T) {
 
 // Where no request waits, nobody is helped by an end.
 func TestNobodyWaits(t *testing.T) {
+	tier.Long(t, "waits as long as a keeper does")
 	t.Parallel()
 	k := startKeeper(t, "1h,1s,8s,1ms", "panics", "dies", "dies", "dies", "dies", "dies", "dies", "dies", "serves")
 	k.waiting(0)
@@ -93,6 +97,7 @@ func TestNobodyWaits(t *testing.T) {
 // A first worker may take its time: there is nothing to give up before it
 // has mounted.
 func TestLateMount(t *testing.T) {
+	tier.Long(t, "waits as long as a keeper does")
 	t.Parallel()
 	k := startKeeper(t, "6s,1h,6s,1ms", "late", "serves")
 	first := k.until(1, "ready")
@@ -104,6 +109,7 @@ func TestLateMount(t *testing.T) {
 // When all was stopped, as in a container that is paused, nobody is to
 // blame for having been silent.
 func TestStoppedTogether(t *testing.T) {
+	tier.Long(t, "waits as long as a keeper does")
 	t.Parallel()
 	k := startKeeper(t, "1h,3s,1s,1ms", "serves")
 	first := k.until(1, "ready")
@@ -125,6 +131,7 @@ func TestStoppedTogether(t *testing.T) {
 // A restart puts the other binary's worker in the place of the one that
 // serves, unless it cannot.
 func TestRestart(t *testing.T) {
+	tier.Long(t, "waits as long as a keeper does")
 	t.Parallel()
 	k := startKeeper(t, "5s,1h,2h,1ms", "serves")
 	before := k.until(1, "ready").pid
@@ -226,6 +233,7 @@ func TestSignalWithoutWorker(t *testing.T) {
 
 // One that finds a worker that hangs is for the next, too.
 func TestSignalToHungWorker(t *testing.T) {
+	tier.Long(t, "waits as long as a keeper does")
 	t.Parallel()
 	k := startKeeper(t, "1h,300ms,2h,1ms", "serves")
 	k.waiting(0)

@@ -14,6 +14,7 @@ import (
 
 	epochfs "github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // holding is what a process has, and what lies in a cache.
@@ -68,6 +69,7 @@ func (p *place) poll(what string, so func() bool, tell func()) {
 // no more.
 func (p *place) mounted() (o *Opened, m *epochfs.Mounted, end func()) {
 	p.t.Helper()
+	tier.Long(p.t, "mounts")
 	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
 		p.t.Skip("no FUSE on this machine: ", err)
 	} else {

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 func TestFind(t *testing.T) {
@@ -22,6 +24,7 @@ func TestFind(t *testing.T) {
 }
 
 func TestFindTopmost(t *testing.T) {
+	tier.Long(t, "mounts")
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
@@ -132,6 +135,7 @@ func TestMapped(t *testing.T) {
 }
 
 func TestLoops(t *testing.T) {
+	tier.Long(t, "makes loop devices")
 	if os.Geteuid() != 0 {
 		t.Skip("loop devices need root")
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // Bytes is an image in memory.
@@ -125,6 +126,7 @@ func (c *Counting) fetch(what string, ranges []vfs.Extent) {
 // Run runs a program and returns its standard output.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
+	tier.Long(t, "runs the tools that make disks")
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "LC_ALL=C.UTF-8", "TZ=UTC")
 	var errs strings.Builder

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // Binary is the distribution registry as Debian ships it.
@@ -66,6 +68,7 @@ func (r *Registry) Start(t testing.TB) {
 // binary the test is skipped.
 func Debian(t testing.TB, o DebianOptions) *Registry {
 	t.Helper()
+	tier.Long(t, "runs Debian's docker-registry")
 	binary, err := exec.LookPath(Binary)
 	if err != nil {
 		t.Skipf("%s is not installed (Debian package %s)", Binary, Binary)

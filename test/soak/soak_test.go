@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 func TestMain(m *testing.M) {
@@ -34,6 +36,7 @@ func build(t *testing.T) string {
 // TestFaultCampaignOfLies has wrong bits of blobs that can be checked only as a
 // whole be read, and then whole blobs come: no wrong byte is left.
 func TestFaultCampaignOfLies(t *testing.T) {
+	tier.Long(t, "injects wrong bits under mounts")
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rep, err := lies(context.Background(), config{bin: build(t), dir: t.TempDir(), seed: seed, kills: 3})
@@ -52,6 +55,7 @@ func TestFaultCampaignOfLies(t *testing.T) {
 // TestFaultCampaign injects 2,000 faults of all kinds under readers of
 // real mounts whose processes are killed: no read fails, no byte is wrong.
 func TestFaultCampaign(t *testing.T) {
+	tier.Long(t, "injects thousands of faults under mounts")
 	bin := build(t)
 	total, kills := 0, int64(0)
 	for _, flips := range []bool{true, false} {
