@@ -26,7 +26,7 @@ TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry los
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
-.PHONY: all build demo test test-deb bench bench-push bench-takeover bench-inside bench-packed lint fuzz soak generate install dist clean demo-needs test-needs bench-needs
+.PHONY: all build demo check test race test-deb bench bench-push bench-takeover bench-inside bench-packed lint fuzz soak generate install dist clean demo-needs test-needs bench-needs
 
 all: build
 
@@ -36,8 +36,26 @@ build:
 demo: demo-needs build
 	bin/epochfs demo
 
+# Many tests wait: more of them run at once than there are processors.
+GOTEST     = $(GO) test -count=1 -parallel 4 -timeout $(TESTTIME)
+GORACETEST = GORACE="$(RACE) $$GORACE" $(GOTEST) -race
+
+# The three tiers. check needs Go alone: no root, no network, no other program.
+check:
+	$(GO) vet ./...
+	$(GOTEST) -short ./...
+
+# The test command: everything once, and the short tests under the race
+# detector too. Campaigns are shortened; race and soak run them in full.
 test: test-needs lint
-	GORACE="$(RACE) $$GORACE" $(GO) test -race -count=1 -timeout $(TESTTIME) ./...
+	$(GORACETEST) -short ./...
+	$(GOTEST) ./...
+
+# Before a release: everything under the race detector, campaigns in full.
+race: export EPOCHFS_FULL_CAMPAIGNS = 1
+race: TESTTIME = 40m
+race: test-needs lint
+	$(GORACETEST) ./...
 
 # Under 8 minutes; BENCHFLAGS may have -rows, -runs, -json FILE, -plot FILE.
 # The page cache is dropped between runs, which takes root.
@@ -90,6 +108,7 @@ fuzz:
 # Mounts under all kinds of faults, and damaged disks of guests, as root.
 soak: demo-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-X main.version=other' -o bin/epochfs-other ./cmd/epochfs
+	EPOCHFS_FULL_CAMPAIGNS=1 $(GO) test -count=1 -timeout 60m -run 'TestDiskFaults|TestFaultCampaign' ./cache ./test/soak
 	EPOCHFS_DAMAGED_IMAGES=2000 $(GO) test -count=1 -timeout 60m -run TestDamage ./internal/guestfs/... ./internal/inside/reader
 	$(GO) run -buildvcs=false ./test/soak -epochfs bin/epochfs -other bin/epochfs-other -for $(SOAKTIME)
 

@@ -248,7 +248,7 @@ type sweep struct {
 	fault func(at int) faultdisk.Action
 	later func(faultdisk.Call) faultdisk.Action // what becomes of the calls that follow; nil: nothing
 	lacks func(faultdisk.Call) faultdisk.Action // what the file system cannot do in any run; nil: nothing
-	every int                                   // of the calls that may, how many are left out and one more
+	every int                                   // of the calls that may, each so many-th, from a random one on
 	least int                                   // runs that there must be
 }
 
@@ -258,7 +258,9 @@ func (s sweep) run(t *testing.T) {
 	w := startWatched(t)
 	var all wants
 	runs := 0
-	for at := 0; ; at += s.every { // 0: no fault
+	first := 1 + rand.IntN(s.every)
+	t.Logf("faults at call %d and every %d from there", first, s.every)
+	for at, next := 0, first; ; at, next = next, next+s.every { // 0: no fault
 		dir := diskDir(t)
 		seen := 0
 		var hit faultdisk.Call
@@ -373,11 +375,12 @@ func TestDiskFaults(t *testing.T) {
 	}
 	always := func(a faultdisk.Action) func(int) faultdisk.Action { return func(int) faultdisk.Action { return a } }
 	any := func(faultdisk.Call) bool { return true } // reads too: what is not given back is fetched again
-	t.Run("one call fails", sweep{may: any, fault: always(faultdisk.Action{Err: unix.EIO}), every: 1, least: 500}.run)
-	t.Run("killed", sweep{may: faultdisk.Call.Changes, fault: always(faultdisk.Action{Kill: true}), every: 1, least: 100}.run)
-	t.Run("full", sweep{may: grows, every: 1, least: 100,
+	every := tier.Shorter()
+	t.Run("one call fails", sweep{may: any, fault: always(faultdisk.Action{Err: unix.EIO}), every: every, least: 500 / every}.run)
+	t.Run("killed", sweep{may: faultdisk.Call.Changes, fault: always(faultdisk.Action{Kill: true}), every: every, least: 100 / every}.run)
+	t.Run("full", sweep{may: grows, every: every, least: 100 / every,
 		fault: func(at int) faultdisk.Action { // a write may still get half of its bytes down
-			return []faultdisk.Action{{Err: unix.ENOSPC}, {Short: true}}[at%2]
+			return []faultdisk.Action{{Err: unix.ENOSPC}, {Short: true}}[at/every%2]
 		},
 		later: refuses(grows, unix.ENOSPC),
 	}.run)

@@ -1,8 +1,10 @@
-// Package tier keeps what takes long, or needs more than Go, out of make
-// check.
+// Package tier divides the tests between make check, make test and make race.
 package tier
 
-import "testing"
+import (
+	"os"
+	"testing"
+)
 
 // Long skips a test under -short. The test does what is named, which takes
 // more than a second, or needs root, FUSE or a program that is not there
@@ -12,4 +14,19 @@ func Long(t testing.TB, what string) {
 	if testing.Short() {
 		t.Skip(what + ": left out of make check, run by make test")
 	}
+}
+
+// FullEnv is set by make race and make soak: campaigns run in full.
+const FullEnv = "EPOCHFS_FULL_CAMPAIGNS"
+
+// shorter is how many times shorter campaigns are in make test.
+const shorter = 4
+
+// Shorter returns by how much a campaign is to be shortened: 1 in make race and
+// make soak.
+func Shorter() int {
+	if os.Getenv(FullEnv) != "" {
+		return 1
+	}
+	return shorter
 }
