@@ -181,7 +181,7 @@ func TestChunkPlanOfAStream(t *testing.T) {
 func TestChunkBuffers(t *testing.T) {
 	for _, zstd := range []int{0, 3} {
 		for _, memory := range []int64{0, 96 << 20, 256 << 20, 1 << 30} {
-			c, err := newChunker(t.Context(), nil, &push{opts: &PushOptions{Zstd: zstd, Memory: memory}})
+			c, err := newChunker(t.Context(), nil, &push{opts: &PushOptions{Zstd: zstd, Memory: memory}, src: &source{export: &exportReader{}}})
 			if err != nil {
 				t.Fatal(err)
 			}

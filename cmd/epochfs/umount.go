@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 
@@ -41,6 +42,9 @@ func runUmount(name string, lazy bool) error {
 	case err != nil:
 		return err
 	case m == nil:
+		if _, err := os.Lstat(dir); err != nil {
+			return notThere(name, err)
+		}
 		return fmt.Errorf("nothing is mounted on %s: %w", dir, errNotFound)
 	case !m.Ours():
 		return fmt.Errorf("what is mounted on %s is %s, not ours: %w", dir, m.Type, errNotFound)
