@@ -8,19 +8,19 @@ import (
 )
 
 const (
-	// keep is how long the kernel may use names and attributes without
-	// asking. They never change.
+	// keep is how long the kernel may cache names and attributes.
+	// Neither ever changes.
 	keep = 24 * time.Hour
-	// keepAbsent is the same for names that are not there. Shorter, so
-	// that whoever asks for many of them does not fill the kernel's
-	// memory for a day.
+	// keepAbsent is how long the kernel may cache that a name does not
+	// exist. It is shorter than keep so that lookups of many absent
+	// names do not occupy kernel memory for a day.
 	keepAbsent = time.Hour
 
-	maxName   = 255  // bytes, what the kernel allows
-	blockSize = 4096 // st_blksize; larger ones make stdio read more than it was asked for
+	maxName   = 255  // bytes, the kernel's limit
+	blockSize = 4096 // st_blksize; with a larger value stdio reads more than its caller asked for
 )
 
-// setAttributes works out, once, what stat and statfs say.
+// setAttributes computes, once, the results of stat and statfs.
 func (t *tree) setAttributes(opts Options) {
 	base := fuse.Attr{Nlink: 1, Blksize: blockSize, Owner: fuse.Owner{Uid: opts.UID, Gid: opts.GID}}
 	if when := opts.Time; !when.IsZero() {
@@ -68,8 +68,8 @@ func (t *tree) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut)
 	return fuse.OK
 }
 
-// Statx is there for the birth time, which nobody knows: the kernel then
-// asks GetAttr, and Statx never again.
+// Statx returns ENOSYS. It could only add the birth time, which is unknown:
+// the kernel falls back to GetAttr and never calls Statx again.
 func (t *tree) Statx(<-chan struct{}, *fuse.StatxIn, *fuse.StatxOut) fuse.Status {
 	return fuse.ENOSYS
 }

@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mostLinks bounds the symbolic links that lead from one to the next, as in
-// the kernel.
+// mostLinks bounds the length of a chain of symbolic links, as the kernel
+// does.
 const mostLinks = 40
 
 // Canonical returns a directory's path as the kernel lists it: absolute, and
-// without symbolic links. The directory may be a mount that does not answer,
-// or be named by "." from inside of one: nothing is asked of it.
+// without symbolic links. It sends no request to the directory's file
+// system, so dir may be a mount that does not answer, or a "." inside one.
 func Canonical(dir string) (string, error) {
 	if !filepath.IsAbs(dir) {
 		here, err := getwd()
@@ -31,7 +31,8 @@ func Canonical(dir string) (string, error) {
 			return "", err
 		}
 		dir = filepath.Join(parent, filepath.Base(dir))
-		// Not lstat: the root of a mount would be asked for its attributes.
+		// Lstat would request the attributes of a mount's root; Readlink
+		// does not.
 		to, err := os.Readlink(dir)
 		if err != nil {
 			return dir, nil
@@ -44,8 +45,8 @@ func Canonical(dir string) (string, error) {
 	return "", &os.PathError{Op: "follow", Path: dir, Err: unix.ELOOP}
 }
 
-// getwd returns the working directory as the kernel has it. os.Getwd would ask
-// it for its attributes.
+// getwd returns the working directory as the kernel reports it. Unlike
+// os.Getwd it does not request the directory's attributes.
 func getwd() (string, error) {
 	for size := 4096; ; size *= 2 {
 		buf := make([]byte, size)

@@ -9,22 +9,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onDetachedThread runs do on a thread that has a table of descriptors of its
-// own, in which only fd and what Go's runtime needs is open. It returns when
-// that thread has begun. It returns false where the kernel does not allow a
-// table of its own: then do runs with that of the process, and fd is closed
-// when it returns.
+// onDetachedThread runs do on a thread with its own descriptor table, which
+// contains only fd and the descriptors of Go's runtime. It returns true once
+// the thread runs. If the kernel does not allow a private table, it returns
+// false: do then runs with the table of the process, and fd is closed when
+// do returns.
 //
-// A file that the process closes, also by being killed, is then closed although
-// the thread is in a system call that does not return.
+// A private table matters when the process closes a file, or is killed,
+// while the thread is inside a system call that does not return: the file is
+// closed all the same.
 func onDetachedThread(fd int, do func()) bool {
 	detached := make(chan bool)
 	var run func()
 	run = func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == os.Getpid() {
-			// What /proc/PID shows is the first thread's. Go may put another
-			// goroutine on it only after this one has let go.
+			// /proc/PID shows the descriptor table of the first thread. The
+			// first thread stays locked until another thread runs the
+			// goroutine.
 			other := make(chan struct{})
 			go func() {
 				runtime.LockOSThread()
@@ -46,14 +48,15 @@ func onDetachedThread(fd int, do func()) bool {
 		closeOthers(fd)
 		detached <- true
 		do()
-		// The thread ends with its goroutine, which has it locked.
+		// The locked thread ends with its goroutine.
 	}
 	go run()
 	return <-detached
 }
 
-// closeOthers closes the descriptors of files and sockets, but for fd and
-// those of a terminal or log. The runtime's own are neither.
+// closeOthers closes all descriptors of files and sockets except fd and
+// those of standard input, output and error. The runtime's own descriptors
+// are neither files nor sockets.
 func closeOthers(fd int) {
 	names, err := os.ReadDir("/proc/thread-self/fd")
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// generation never changes: no inode number is used twice.
+// generation is constant because no inode number is used twice.
 const generation = 1
 
 func (n *node) entry(out *fuse.EntryOut) {
@@ -17,7 +17,7 @@ func (n *node) entry(out *fuse.EntryOut) {
 	out.SetAttrTimeout(keep)
 }
 
-// rootEntry describes the root. The kernel wants its generation to be zero.
+// rootEntry describes the root. The kernel requires generation zero for it.
 func (t *tree) rootEntry(out *fuse.EntryOut) {
 	out.NodeId = rootIno
 	out.Attr = t.root
@@ -25,12 +25,12 @@ func (t *tree) rootEntry(out *fuse.EntryOut) {
 	out.SetAttrTimeout(keep)
 }
 
-// Lookup answers for a name that is not there with inode 0 and a time:
-// only so does the kernel remember it.
+// Lookup answers for an absent name with inode 0 and a timeout, because the
+// kernel does not cache ENOENT.
 //
-// "." and ".." come from whoever opens a file by a handle (NFS), and only the
-// inode is known then: "." of a file is the file. Inode numbers are fixed, so
-// it need not have been looked up before.
+// The names "." and ".." are looked up when a file is opened by a file
+// handle (NFS). Only the inode is known then, and "." of a file is the file.
+// Inode numbers are fixed, so the inode need not have been looked up before.
 func (t *tree) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	n := t.node(in.NodeId)
 	switch {
@@ -55,18 +55,17 @@ func (t *tree) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fu
 	return fuse.OK
 }
 
-// Forget has nothing to forget: inodes live as long as the mount.
+// Forget does nothing: inodes live as long as the mount.
 func (t *tree) Forget(nodeid, nlookup uint64) {}
 
-// OpenDir says that directories need no opening. The kernel then never
-// asks again, keeps what ReadDir told it, and a later ls needs nobody to
-// answer.
+// OpenDir returns ENOSYS, so the kernel never sends OPENDIR again and caches
+// the results of ReadDir. A later ls is answered from the kernel's cache.
 func (t *tree) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
 	return fuse.ENOSYS
 }
 
-// dirEntry is what lies at position i of the directory. Its offset, from
-// which a reader goes on, is that of the next position.
+// dirEntry returns the entry at position i of the directory. Its offset,
+// from which a reader continues, is the next position.
 func (t *tree) dirEntry(i uint64) (fuse.DirEntry, *node) {
 	e := fuse.DirEntry{Off: i + 1, Ino: rootIno, Mode: syscall.S_IFDIR}
 	switch i {
@@ -107,7 +106,7 @@ func (t *tree) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 		if entry == nil {
 			break
 		}
-		if n != nil { // "." and ".." are left as inode 0: the kernel knows them
+		if n != nil { // "." and ".." stay inode 0: the kernel knows both
 			n.entry(entry)
 		}
 	}

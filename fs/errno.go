@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// toErrno is the only place where an error becomes what a reader sees.
+// toErrno maps an error to the errno that a reader gets. No other code does.
 func toErrno(err error) syscall.Errno {
 	switch {
 	case err == nil:
@@ -20,10 +20,10 @@ func toErrno(err error) syscall.Errno {
 	return syscall.EIO
 }
 
-// errInterrupted says that the reader has left.
+// errInterrupted is the error of a read whose reader is gone.
 var errInterrupted = errors.New("interrupted")
 
-// logRead tells of a failed read, once each.
+// logRead logs a failed read.
 func (t *tree) logRead(n *node, off int64, size int, err error) {
 	t.log.Error("read failed", "file", n.Name, "offset", off, "size", size, "digest", n.Digest, "error", err)
 }

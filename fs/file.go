@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// requestContext is a request's context, made from its cancel channel. A
-// channel fits into an interface as it is, so this allocates nothing, and
-// nothing is used again for the next request.
+// requestContext is a request's context, made from its cancel channel.
+// Converting a channel to an interface does not allocate, and no context is
+// reused for the next request.
 type requestContext <-chan struct{}
 
 func (c requestContext) Deadline() (time.Time, bool) { return time.Time{}, false }
@@ -29,7 +29,7 @@ func (c requestContext) Err() error {
 	}
 }
 
-// readResult is the answer to a READ. go-fuse calls Done when it has been
+// readResult is the answer to a READ. go-fuse calls Done once the answer is
 // sent.
 type readResult struct{ data []byte }
 
@@ -49,12 +49,12 @@ func (r *readResult) Done() {
 	readResults.Put(r)
 }
 
-// zeros answer reads of holes: from the processor's cache, and without
-// asking the content.
+// zeros answers reads of holes from the processor's cache, without a call to
+// Content.
 var zeros [maxRequest]byte
 
-// Read never answers with fewer bytes than the file has there: the kernel
-// would take that for the file's end and show zeros.
+// Read never returns fewer bytes than the file has at the offset: the kernel
+// would take a short answer for the end of the file and show zeros.
 func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	n := t.node(in.NodeId)
 	if n == nil {
@@ -84,7 +84,7 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	return nil, fuse.Status(errno)
 }
 
-// readFull reads all of p or fails.
+// readFull fills p or returns an error.
 func readFull(ctx context.Context, c Content, p []byte, off int64) error {
 	got, err := c.ReadAt(ctx, p, off)
 	if got == len(p) {
@@ -97,13 +97,13 @@ func readFull(ctx context.Context, c Content, p []byte, off int64) error {
 }
 
 // Lseek answers SEEK_DATA and SEEK_HOLE from the map alone. The kernel
-// does the other kinds itself.
+// handles the other values of whence.
 func (t *tree) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	n := t.node(in.NodeId)
 	if n == nil {
 		return fuse.EINVAL
 	}
-	if in.Offset >= uint64(n.Map.Size()) { // negative ones too
+	if in.Offset >= uint64(n.Map.Size()) { // also true of negative offsets
 		return fuse.Status(unix.ENXIO)
 	}
 	off := int64(in.Offset)
@@ -122,8 +122,8 @@ func (t *tree) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fu
 	return fuse.OK
 }
 
-// Flush and Fsync have nothing to write. ENOSYS tells the kernel not to
-// ask again; close and fsync succeed.
+// Flush and Fsync have nothing to write. After ENOSYS the kernel does not
+// send either request again, and close and fsync succeed.
 func (t *tree) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
 
 func (t *tree) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.ENOSYS }

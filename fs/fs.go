@@ -1,18 +1,18 @@
-// Package fs shows the files of a snapshot as a read-only FUSE mount.
+// Package fs serves the files of a snapshot as a read-only FUSE mount.
 //
-// The tree is one directory of regular files that never change, so
-// everything the kernel may remember is fixed: the root is inode 1, the
-// files are 2, 3, … in the order given, directory offsets are positions
-// in that order. Names and attributes are handed out for hours, and the
-// page cache is kept over opens. A process that takes a mount over knows
-// the same numbers without being told; all it could not know stands in
-// the handle table (handles.go).
+// The tree is one directory of regular files that never change, so all that
+// the kernel caches is fixed: the root is inode 1, the files are inodes 2,
+// 3, … in the given order, and directory offsets are positions in that
+// order. The kernel may cache names and attributes for hours, and it keeps
+// the page cache across opens. A process that takes over a mount computes
+// the same numbers; the handle table (handles.go) holds the only state that
+// cannot be computed.
 //
-// A file whose bytes are complete on disk is opened in passthrough mode:
-// the kernel then reads the backing file itself.
+// A file whose bytes are complete on disk is opened in passthrough mode: the
+// kernel then reads the backing file itself.
 //
-// A process that uses its own mount can deadlock: Go may hold the thread
-// that should answer. Use the mount from other processes only.
+// A process that uses its own mount can deadlock, because Go may block the
+// thread that should answer. Use the mount from other processes only.
 package fs
 
 import (
@@ -33,57 +33,59 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// ErrNoFUSE is in the chain of errors that say this machine, or this
-// user, has no FUSE: the device or the helper is missing or forbidden.
-// The text says which.
+// ErrNoFUSE is wrapped by errors that report that FUSE is unavailable on
+// this machine or to this user: the device or the helper is missing or
+// forbidden. The error's text names the cause.
 var ErrNoFUSE = errors.New("FUSE is not available")
 
-// Content is a file's bytes. Its methods are called concurrently. The
-// mount never closes it: that is for the owner, after Mount.Wait.
+// Content provides a file's bytes. Its methods are called concurrently. The
+// mount never closes a Content: its owner may after Mounted.Wait returns.
 type Content interface {
-	// ReadAt follows io.ReaderAt. It must return soon once ctx ends, and
-	// must not use ctx after it has returned. Where ctx did not end, an
-	// error reaches the reader as an I/O error.
+	// ReadAt follows io.ReaderAt. It must return soon after ctx ends,
+	// and must not use ctx after it has returned. Unless ctx has ended,
+	// a reader of the mount sees an error as an I/O error.
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
-	// Backing is the file on disk that the kernel may read instead:
-	// complete, verified, and never to change again. It stays open for
-	// as long as the mount does.
+	// Backing returns the file on disk that the kernel may read instead.
+	// The file must be complete, verified, and never change again, and
+	// it must stay open as long as the mount lives.
 	Backing() (*os.File, bool)
-	// Cached is the number of bytes of data that need no network.
+	// Cached returns the number of bytes of data that can be read
+	// without the network.
 	Cached() int64
 }
 
-// File is one file of a mount.
+// File describes one file of a mount.
 type File struct {
 	Name      string      // a plain name of at most 255 bytes
 	MediaType string      // shown as an xattr; may be empty
-	Digest    string      // shown as an xattr; empty for a file that has none of its own
+	Digest    string      // shown as an xattr; empty if the file has no digest of its own
 	Mode      uint32      // permission bits; only those in 0555 are shown
-	Map       *sparse.Map // the apparent size and where the data lies; never nil
+	Map       *sparse.Map // the apparent size and the data ranges; never nil
 	Content   Content
 }
 
-// Options say how a mount looks. UID and GID are taken as they are: zero
-// is root.
+// Options configures a mount. UID and GID have no defaults: zero is root.
 type Options struct {
-	AllowOther bool         // other users may look too; the root directory is 0555, not 0500
-	NoExec     bool         // no program is run from the mount
-	Contexts   []string     // NAME=VALUE of SELinux, for the kernel; it refuses them where it has no SELinux
+	AllowOther bool         // other users have access; the root directory is 0555, not 0500
+	NoExec     bool         // programs cannot be run from the mount
+	Contexts   []string     // SELinux options, NAME=VALUE; a kernel without SELinux refuses them
 	UID, GID   uint32       // owner of everything
-	Time       time.Time    // shown as every file's times; zero is 1970
-	FSName     string       // shown as the mount's source, normally the reference
+	Time       time.Time    // the times of every file; zero is 1970
+	FSName     string       // the source of the mount, normally the reference
 	NoBacking  bool         // never use passthrough
-	ReadAhead  int          // bytes the kernel reads ahead, where it may be set; 0 is DefaultReadAhead
-	Log        *slog.Logger // gets a line for each read that fails: one that limits them is wise
-	Note       []byte       // what the process that takes over will want to know; see Note
+	ReadAhead  int          // bytes the kernel reads ahead, if the process may set it; 0 is DefaultReadAhead
+	Log        *slog.Logger // gets a line for each failed read; it should limit its rate
+	Note       []byte       // data for the process that takes over; see Note
 
-	// Crash, where it is set, has a panic in a request's handler end the
-	// process, for another to take over, and not only the request.
+	// Crash makes a panic in a request's handler end the process, so
+	// that another can take over. Otherwise a panic fails only the
+	// request.
 	Crash bool
 }
 
-// DefaultReadAhead is one request's worth. A page fault reads that much
-// around itself, so more would cost those who touch little.
+// DefaultReadAhead is the size of one request. A page fault reads that much
+// around its address, so a larger value would cost readers that touch
+// little.
 const DefaultReadAhead = maxRequest
 
 // rootIno is the root directory's inode number. File i is firstIno+i.
@@ -92,22 +94,22 @@ const (
 	firstIno = rootIno + 1
 )
 
-// node is a file and what the mount knows of it.
+// node is a file with the mount's state about it.
 type node struct {
 	File
 	ino  uint64
 	attr fuse.Attr
 
-	// open serialises the decisions about how the file is opened.
+	// open serialises decisions about the open mode.
 	open sync.Mutex
-	// noBacking is set once the kernel refused the backing file.
+	// noBacking is set once the kernel has refused the backing file.
 	noBacking bool
 }
 
-// tree answers the kernel's requests. All of it but the handles is made
+// tree answers the kernel's requests. Except for the handles it is built
 // once and then only read.
 type tree struct {
-	fuse.RawFileSystem // ENOSYS for what is not here
+	fuse.RawFileSystem // answers ENOSYS for requests without a method here
 
 	nodes  []*node
 	byName map[string]*node
@@ -118,16 +120,16 @@ type tree struct {
 	handles *handles // in memory
 	kernel  kernel
 	crash   bool
-	present func(*fuse.Server) error // present, but in tests
-	backing atomic.Bool              // passthrough may be tried
+	present func(*fuse.Server) error // the function present, except in tests
+	backing atomic.Bool              // whether passthrough may be tried
 	log     *slog.Logger
 }
 
-// kernel is what the tree asks of the connection.
+// kernel is the part of the connection that the tree uses.
 type kernel interface {
 	RegisterBackingFd(*fuse.BackingMap) (int32, syscall.Errno)
 	UnregisterBackingFd(id int32) syscall.Errno
-	// dead says that the connection has ended.
+	// dead reports whether the connection has ended.
 	dead() bool
 }
 
@@ -159,9 +161,9 @@ func newTree(files []File, opts Options) (*tree, error) {
 	return t, nil
 }
 
-// checkFile refuses what the kernel would take for something else. The
-// names come from a registry and are checked there; this is the last
-// door.
+// checkFile refuses file descriptions that the kernel would misread. Names
+// come from a registry and are checked when they are read; this is the last
+// check.
 func checkFile(f *File) error {
 	switch {
 	case f.Name == "" || f.Name == "." || f.Name == ".." || len(f.Name) > maxName || strings.ContainsAny(f.Name, "/\x00"):
@@ -172,7 +174,7 @@ func checkFile(f *File) error {
 	return nil
 }
 
-// node is the file with inode number ino, or nil.
+// node returns the file with inode number ino, or nil.
 func (t *tree) node(ino uint64) *node {
 	if ino < firstIno || ino-firstIno >= uint64(len(t.nodes)) {
 		return nil
@@ -182,7 +184,7 @@ func (t *tree) node(ino uint64) *node {
 
 func (t *tree) String() string { return "epochfs" }
 
-// BytesContent is the content of a small file held in memory.
+// BytesContent returns the Content of a small file held in memory.
 func BytesContent(b []byte) Content { return bytesContent(b) }
 
 type bytesContent []byte

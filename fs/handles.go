@@ -9,11 +9,11 @@ import (
 	"unsafe"
 )
 
-// The handle table says which inode is open, in which mode, under which
-// handle, and holds the backing ids. It is all that a process which
-// takes over a live mount could not work out, so it has a fixed layout
-// in one stretch of memory that can outlive its process. Numbers are in
-// the machine's byte order: the table never leaves the machine.
+// The handle table records which inode is open under which handle and in
+// which mode, and the backing ids. A process that takes over a live mount
+// cannot compute these, so the table has a fixed layout in one range of
+// memory that can outlive its process. Numbers are in the machine's byte
+// order: the table never leaves the machine.
 //
 //	header, 64 bytes
 //	   0  magic "epochfsH"            8
@@ -23,9 +23,9 @@ import (
 //	  20  slots that were ever used      4
 //	  24  zero
 //	files, 16 bytes each; file i is inode 2+i
-//	   0  open cached handles         4   counts follow from the slots
-//	   4  open direct handles         4   and are made again from them
-//	   8  open passthrough handles    4   by whoever takes over
+//	   0  open cached handles         4   the counts follow from the
+//	   4  open direct handles         4   slots; a takeover computes
+//	   8  open passthrough handles    4   them again
 //	  12  backing id, 0 for none      4
 //	slots, 32 bytes each
 //	   0  state: 0 free, else mode    4   written last, cleared first
@@ -35,9 +35,9 @@ import (
 //	  24  backing id                  4
 //	  28  zero
 //
-// A file handle is the slot's number with its generation in the upper 32
-// bits. So a RELEASE that is sent twice cannot free the slot's next user,
-// and an OPEN that is sent twice finds its slot by its unique.
+// A file handle is the slot's number with the slot's generation in the upper
+// 32 bits. A RELEASE that is sent twice therefore cannot free the slot's
+// next user, and an OPEN that is sent twice finds its slot by its unique.
 const (
 	tableMagic   = "epochfsH"
 	tableVersion = 1
@@ -45,12 +45,12 @@ const (
 	fileSize     = 16
 	slotSize     = 32
 
-	// maxHandles bounds the open files of a mount: 2 MiB of table. More
-	// get ENFILE.
+	// maxHandles bounds the open files of a mount: 2 MiB of table.
+	// Further opens fail with ENFILE.
 	maxHandles = 1 << 16
 
-	// resent is the bit of a request's unique that says it was sent
-	// before, to a process that did not answer it.
+	// resent is the bit in a request's unique that marks a request sent
+	// before, to a process that did not answer.
 	resent = 1 << 63
 )
 
@@ -60,7 +60,7 @@ type openMode uint32
 const (
 	free        openMode = iota // no handle
 	cached                      // page cache, filled by READ
-	direct                      // O_DIRECT: each read is a READ
+	direct                      // O_DIRECT: each read(2) is a READ
 	passthrough                 // the kernel reads the backing file
 )
 
@@ -76,31 +76,31 @@ type handle struct {
 	backing int32 // id, for passthrough
 }
 
-// Usage is how often a file is open, by mode. A mapping counts as open
-// until it is gone; one made in passthrough does not, for it is one of
-// the backing file.
+// Usage counts a file's open descriptions by mode. A mapping counts as open
+// until it is unmapped, except in passthrough mode, in which it maps the
+// backing file.
 type Usage struct {
 	Cached, Direct, Passthrough int
 }
 
-// handles is the table, and what makes it fast to use.
+// handles is the table with indexes for fast lookup.
 type handles struct {
 	mu     sync.Mutex
 	mem    []byte
 	files  int
 	slots  int
-	unused []uint32          // free slots that were used, the next one last
-	used   uint32            // slots from here on never were
+	unused []uint32          // free slots that were used before, the next one last
+	used   uint32            // slots from here on were never used
 	opens  map[uint64]uint32 // unique of an OPEN to its slot
 }
 
-// handlesSize is the memory a table needs.
+// handlesSize returns the number of bytes of a table.
 func handlesSize(files, slots int) int {
 	return headerSize + files*fileSize + slots*slotSize
 }
 
-// openHandles makes a table in mem if it is all zero at its start, else
-// takes over the one that is there. mem must be aligned to 8 bytes.
+// openHandles initializes a table in mem if mem starts with zeros, and
+// otherwise takes over the table in mem. mem must be aligned to 8 bytes.
 func openHandles(mem []byte, files int) (*handles, error) {
 	h := &handles{mem: mem, files: files, opens: make(map[uint64]uint32)}
 	h.slots = (len(mem) - headerSize - files*fileSize) / slotSize
@@ -111,7 +111,7 @@ func openHandles(mem []byte, files int) (*handles, error) {
 		h.put32(8, tableVersion)
 		h.put32(12, uint32(files))
 		h.put32(16, uint32(h.slots))
-		copy(mem, tableMagic) // last: a table without it is made anew
+		copy(mem, tableMagic) // last: a table without the magic is initialized again
 	}
 	if err := h.checkHeader(); err != nil {
 		return nil, err
@@ -119,8 +119,8 @@ func openHandles(mem []byte, files int) (*handles, error) {
 	return h, h.index()
 }
 
-// checkTable says whether openHandles would take a table over, without
-// touching it.
+// checkTable returns the error with which openHandles would refuse to take
+// over a table, without changing the table.
 func checkTable(mem []byte, files int) error {
 	h := &handles{mem: mem, files: files}
 	h.slots = (len(mem) - headerSize - files*fileSize) / slotSize
@@ -145,7 +145,7 @@ func (h *handles) checkHeader() error {
 	return nil
 }
 
-// index makes what is not in the table, and the counts, from the slots.
+// index rebuilds the indexes and the counts from the slots.
 func (h *handles) index() error {
 	for i := range h.files {
 		at := h.fileAt(uint64(firstIno + i))
@@ -176,8 +176,8 @@ func (h *handles) slotAt(slot uint32) int {
 func (h *handles) get32(at int) uint32    { return binary.NativeEndian.Uint32(h.mem[at:]) }
 func (h *handles) put32(at int, v uint32) { binary.NativeEndian.PutUint32(h.mem[at:], v) }
 
-// state is a slot's first word. It is stored atomically, so that it is
-// never seen before the rest of its slot.
+// state returns a slot's first word. The word is stored atomically, so that
+// it is never seen before the rest of its slot.
 func (h *handles) state(slot uint32) *uint32 {
 	return (*uint32)(unsafe.Pointer(&h.mem[h.slotAt(slot)]))
 }
@@ -197,7 +197,7 @@ func (h *handles) count(hd handle, by int) {
 	h.put32(at, h.get32(at)+uint32(by))
 }
 
-// find is the handle that the OPEN with this unique got, if it did.
+// find returns the handle of the OPEN with the given unique, if any.
 func (h *handles) find(unique uint64) (handle, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -209,8 +209,8 @@ func (h *handles) find(unique uint64) (handle, bool) {
 	return hd, true
 }
 
-// open writes a slot and returns its handle. It is false when all slots
-// are taken.
+// open writes a slot and returns its handle. ok is false if all slots are in
+// use.
 func (h *handles) open(unique, ino uint64, mode openMode, backing int32) (hd handle, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -233,8 +233,8 @@ func (h *handles) open(unique, ino uint64, mode openMode, backing int32) (hd han
 	return hd, true
 }
 
-// takeSlot finds a free slot. One that was never used counts as used from
-// here on, before anything is in it.
+// takeSlot returns a free slot. A slot that was never used counts as used
+// before its contents are written.
 func (h *handles) takeSlot() (slot uint32, ok bool) {
 	if n := len(h.unused); n > 0 {
 		slot = h.unused[n-1]
@@ -250,7 +250,7 @@ func (h *handles) takeSlot() (slot uint32, ok bool) {
 	return slot, true
 }
 
-// get is the open handle fh.
+// get returns the open handle fh.
 func (h *handles) get(fh uint64) (handle, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -267,8 +267,8 @@ func (h *handles) lookup(fh uint64) (hd handle, unique uint64, ok bool) {
 	return hd, unique, hd.mode != free && hd.fh == fh
 }
 
-// release frees the handle fh. It is false where fh is not open: freed
-// before, by the same RELEASE.
+// release frees the handle fh. It returns false if fh is not open, because
+// the same RELEASE has freed it before.
 func (h *handles) release(fh uint64) (handle, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -283,7 +283,7 @@ func (h *handles) release(fh uint64) (handle, bool) {
 	return hd, true
 }
 
-// usage counts a file's open handles and gives its backing id.
+// usage returns a file's open handles and its backing id.
 func (h *handles) usage(ino uint64) (u Usage, backing int32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -295,8 +295,7 @@ func (h *handles) usage(ino uint64) (u Usage, backing int32) {
 	}, int32(h.get32(at + 12))
 }
 
-// setBacking notes the id under which a file's backing file is
-// registered, 0 for none.
+// setBacking records the id of a file's registered backing file, 0 for none.
 func (h *handles) setBacking(ino uint64, id int32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

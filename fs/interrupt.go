@@ -12,20 +12,20 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// A signal for the reader interrupts its READ, whether it will end the
-// reader or not. Where a handle is cached, the READs that can be
-// interrupted at all come from page faults, and there EINTR turns into
-// EFAULT (tried) or SIGBUS: a hypervisor would die of a timer. So only a
-// reader that is about to die gets EINTR there, as with NFS and local
-// disks. With O_DIRECT the caller of read(2) sees the EINTR, and gets it
-// for every signal.
+// Any signal to the reader interrupts its READ, whether or not the signal
+// will end the reader. With a cached handle only page faults send READs that
+// can be interrupted, and EINTR then becomes EFAULT (tried) or SIGBUS: a
+// timer would kill a hypervisor. So only a reader that is about to die gets
+// EINTR there, as with NFS and local disks. With O_DIRECT the caller of
+// read(2) gets EINTR for every signal.
 
-// leaveCheck is how often a read that goes on after a signal looks
-// whether its reader has to die: the kernel reports only the first.
+// leaveCheck is how often a read that continues after a signal checks
+// whether its reader is about to die: the kernel reports only the first
+// signal.
 const leaveCheck = 20 * time.Millisecond
 
-// readInterrupted decides what becomes of a read whose request was
-// interrupted before its bytes were there.
+// readInterrupted finishes or fails a read whose request was interrupted
+// before its bytes arrived.
 func (t *tree) readInterrupted(n *node, in *fuse.ReadIn, p []byte, off int64) error {
 	if h, ok := t.handles.get(in.Fh); ok && h.mode == direct || t.leaving(in.Pid) {
 		return errInterrupted
@@ -46,7 +46,7 @@ func (t *tree) readInterrupted(n *node, in *fuse.ReadIn, p []byte, off int64) er
 	return err
 }
 
-// watch cancels when the reader leaves. It returns when ctx ends.
+// watch calls cancel when the reader is leaving. It returns when ctx ends.
 func (t *tree) watch(ctx context.Context, cancel func(), pid uint32) {
 	tick := time.NewTicker(leaveCheck)
 	defer tick.Stop()
@@ -63,9 +63,9 @@ func (t *tree) watch(ctx context.Context, cancel func(), pid uint32) {
 	}
 }
 
-// leaving says that nobody will miss the answer: the connection or the
-// thread has ended, or the thread is about to. Of a thread that cannot be
-// seen from here the same is assumed, so that Ctrl-C always works.
+// leaving reports whether the answer is no longer needed: the connection or
+// the reading thread has ended, or the thread is about to. It returns true
+// for a thread that is not visible from here, so that Ctrl-C always works.
 func (t *tree) leaving(pid uint32) bool {
 	if pid == 0 || t.kernel.dead() {
 		return true
@@ -74,14 +74,14 @@ func (t *tree) leaving(pid uint32) bool {
 	return err != nil || killed(status)
 }
 
-// killed finds SIGKILL among a thread's pending signals: the kernel puts
-// it there for every signal that ends the process, all but those that
-// dump core.
+// killed reports whether SIGKILL is among a thread's pending signals. The
+// kernel adds SIGKILL for every signal that ends the process, except those
+// that dump core.
 func killed(status []byte) bool {
 	for _, field := range []string{"\nSigPnd:", "\nShdPnd:"} {
 		_, rest, ok := bytes.Cut(status, []byte(field))
 		if !ok {
-			return true // no such thread's status looks like this
+			return true // not the status of any thread
 		}
 		line, _, _ := bytes.Cut(rest, []byte("\n"))
 		set, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 64)

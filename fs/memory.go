@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a mount must not lose when its process dies lies in memory that is
-// a file (memfd), for another process to go on with:
+// The state that must survive the process of a mount is kept in a memfd,
+// from which another process continues:
 //
 //	   0  magic "epochfsM"                8
 //	   8  version, 1                      4
@@ -30,10 +30,10 @@ import (
 //	  72  zero
 //	1024  INIT request, as the kernel sent it
 //	2048  INIT reply, as it was sent
-//	4096  handle table (handles.go), then the note: bytes of the owner's
+//	4096  handle table (handles.go), then the note: the owner's bytes
 //
-// Numbers are in the machine's byte order. A later version may add fields
-// where there are zeros; whoever changes what is there changes the version.
+// Numbers are in the machine's byte order. A later version may add fields in
+// place of zeros; a change to an existing field requires a new version.
 const (
 	memoryMagic   = "epochfsM"
 	memoryVersion = 1
@@ -44,17 +44,18 @@ const (
 	atPanic       = 64
 )
 
-// MemoryName is the name of such a file in /proc.
+// MemoryName is the name of a mount's memory file in /proc.
 const MemoryName = "epochfs mount"
 
-// memory is such a file, mapped but for the note.
+// memory is a mount's memory file, mapped except for the note.
 type memory struct {
 	file  *os.File
 	mem   []byte
 	table []byte // part of mem
 }
 
-// newMemory makes one with an empty table for so many files.
+// newMemory creates a memory file with an empty table for the given number
+// of files.
 func newMemory(files int, note []byte) (*memory, error) {
 	fd, err := unix.MemfdCreate(MemoryName, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -89,8 +90,8 @@ func mapMemory(f *os.File, at, table int) (*memory, error) {
 	return &memory{file: f, mem: mem, table: mem[at : at+table]}, nil
 }
 
-// layout reads where things are in a file that another process has made,
-// and refuses what it does not know.
+// layout returns the positions of the table and the note in a memory file
+// that another process has made. It refuses unknown versions.
 func layout(f *os.File) (table, note [2]int, err error) {
 	head := make([]byte, 72)
 	info, err := f.Stat()
@@ -116,7 +117,7 @@ func layout(f *os.File) (table, note [2]int, err error) {
 	return table, note, nil
 }
 
-// openMemory maps what another process has made.
+// openMemory maps a memory file that another process has made.
 func openMemory(f *os.File) (*memory, error) {
 	table, _, err := layout(f)
 	if err != nil {
@@ -146,7 +147,7 @@ func (m *memory) put32(at int, v uint32) { binary.NativeEndian.PutUint32(m.mem[a
 func (m *memory) request() []byte { return m.mem[atRequest : atRequest+m.get32(20)] }
 func (m *memory) reply() []byte   { return m.mem[atReply : atReply+m.get32(24)] }
 
-// setInit notes how the connection was negotiated.
+// setInit records the INIT request and reply of the connection.
 func (m *memory) setInit(request, reply []byte) error {
 	if len(request) > mostInit || len(reply) > mostInit {
 		return errors.New("INIT is larger than it can be")
@@ -158,7 +159,7 @@ func (m *memory) setInit(request, reply []byte) error {
 	return nil
 }
 
-// setDevice notes the mount's device number.
+// setDevice records the mount's device number.
 func (m *memory) setDevice(major, minor int) {
 	m.put32(12, uint32(major))
 	m.put32(16, uint32(minor))
@@ -166,13 +167,13 @@ func (m *memory) setDevice(major, minor int) {
 
 func (m *memory) device() (major, minor int) { return int(m.get32(12)), int(m.get32(16)) }
 
-// panicPause is how long after a panic the next one does not end the
-// process: a request that always panics, and is sent again to the next
-// process, fails instead of bringing down one after the other.
+// panicPause is how long after one panic the next does not end the process.
+// A request that always panics is sent again to each new process: it fails
+// within the pause instead of ending one process after the other.
 const panicPause = 10 * time.Second
 
-// panicked notes a panic and says whether the last one was long ago. The
-// time goes on over processes.
+// panicked records a panic and reports whether the last one was long ago.
+// The record outlives the process.
 func (m *memory) panicked() bool {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
@@ -183,8 +184,8 @@ func (m *memory) panicked() bool {
 	return last == 0 || now-last > uint64(panicPause)
 }
 
-// Note reads what the owner of a mount has left in its memory, Options.Note,
-// for the process that takes over.
+// Note returns the contents of Options.Note, which the owner of a mount
+// leaves in the mount's memory for the process that takes over.
 func Note(memory *os.File) ([]byte, error) {
 	_, note, err := layout(memory)
 	if err != nil {

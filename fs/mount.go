@@ -15,14 +15,14 @@ import (
 )
 
 const (
-	// maxRequest is the size of the largest READ, in bytes, and what the
-	// kernel allows unless told otherwise. Each one in progress takes
-	// that much memory.
+	// maxRequest is the size of the largest READ, in bytes, and the
+	// kernel's default limit. Each READ in progress takes that much
+	// memory.
 	maxRequest = 1 << 20
 
-	// maxBackground bounds the readahead requests in progress. Those that
-	// wait for a dead network must not keep others, whose bytes are here,
-	// from being asked for.
+	// maxBackground bounds the readahead requests in progress. Requests
+	// that wait for a dead network must not keep the kernel from sending
+	// others, whose bytes are cached.
 	maxBackground = 128
 )
 
@@ -36,13 +36,13 @@ type Mounted struct {
 	kept     Kept
 	keepable bool
 	notify   *notifier
-	done     chan struct{} // closed when the kernel has let go
+	done     chan struct{} // closed once the kernel has released the connection
 }
 
 // Mount mounts files on the directory dir. It returns when the mount is
-// ready for use. The first file is snapshot.json, where there is one: it
-// gets inode 2, the others follow. A dir that Stale is true of must be
-// cleaned first.
+// ready for use. Files get inodes in the given order, from 2 on; a
+// snapshot's first file is snapshot.json, if it has one. A dir for which
+// Stale returns true must be cleaned first.
 func Mount(dir string, files []File, opts Options) (*Mounted, error) {
 	t, err := newTree(files, opts)
 	if err != nil {
@@ -75,7 +75,7 @@ func Mount(dir string, files []File, opts Options) (*Mounted, error) {
 	return m, nil
 }
 
-// begin negotiates a new connection and answers its requests.
+// begin negotiates a new connection and starts to answer its requests.
 func (m *Mounted) begin() error {
 	device := int(m.kept.Device.Fd())
 	request, err := readInit(device)
@@ -104,27 +104,27 @@ func (m *Mounted) begin() error {
 	return nil
 }
 
-// serve answers requests until the kernel lets go.
+// serve answers requests until the connection ends.
 func (m *Mounted) serve() {
 	m.notify = newNotifier(int(m.kept.Device.Fd()), m.notNotified)
 	go func() {
 		defer close(m.done)
 		m.server.Serve()
 		m.notify.close()
-		_ = m.kept.close() // the connection is dead, or others keep it
+		_ = m.kept.close() // the connection is dead, or other processes hold it
 	}()
 }
 
-// Kept is what another process needs to take the mount over; ok is false
-// where the kernel cannot send requests again. The files are open as long
-// as the mount is served here.
+// Kept returns the files that another process needs to take over the mount.
+// ok is false if the kernel cannot send requests again. The files stay open
+// as long as this process serves the mount.
 func (m *Mounted) Kept() (kept Kept, ok bool) { return m.kept, m.keepable }
 
-// Connection is the number of the FUSE connection, as in
+// Connection returns the number of the FUSE connection, as in
 // /sys/fs/fuse/connections.
 func (m *Mounted) Connection() uint32 { return m.minor }
 
-// settle learns the mount's device and sets what hangs on that.
+// settle determines the mount's device number and sets what depends on it.
 func (m *Mounted) settle(readAhead int) error {
 	at, err := mountsAt(m.dir)
 	if err != nil {
@@ -139,7 +139,8 @@ func (m *Mounted) settle(readAhead int) error {
 	if readAhead == 0 {
 		readAhead = DefaultReadAhead
 	}
-	// Root only. Others stay at the kernel's 128 KiB.
+	// Only root may set it. Other users' mounts keep the kernel's 128
+	// KiB.
 	err = os.WriteFile("/sys/class/bdi/"+m.dev+"/read_ahead_kb", strconv.AppendInt(nil, int64(readAhead)>>10, 10), 0)
 	if err != nil {
 		m.tree.log.Debug("readahead stays as it is", "error", err)
@@ -147,9 +148,10 @@ func (m *Mounted) settle(readAhead int) error {
 	return nil
 }
 
-// optional are capabilities that a mount has if the process that made it asked
-// for them. A process that takes over asks for those of the mount.
-const optional = fuse.CAP_EXPORT_SUPPORT // handles (NFS) outlive the kernel's memory of an inode
+// optional is the set of capabilities that a mount has only if the process
+// that made it requested them. A process that takes over requests those of
+// the mount.
+const optional = fuse.CAP_EXPORT_SUPPORT // file handles (NFS) stay valid after the kernel evicts an inode
 
 func (t *tree) serverOptions(extra uint64) *fuse.MountOptions {
 	return &fuse.MountOptions{
@@ -158,17 +160,19 @@ func (t *tree) serverOptions(extra uint64) *fuse.MountOptions {
 		MaxBackground: maxBackground,
 		// A request of 1 MiB does not fit into a pipe.
 		DisableSplice: true,
-		// No getattr on every read to see whether the file has changed.
+		// Do not send GETATTR on every read to see whether the file has
+		// changed.
 		ExplicitDataCacheControl: true,
-		// Without it the requests of one aio submission go out one by one.
+		// Without CAP_ASYNC_DIO the requests of one aio submission are
+		// sent one by one.
 		ExtraCapabilities: fuse.CAP_ASYNC_DIO | extra,
 		Logger:            slog.NewLogLogger(t.log.Handler(), slog.LevelDebug),
 		PanicHandler:      t.panicked,
 	}
 }
 
-// panicked ends the process where another can take over, but no two of
-// them within a short time. Else the request fails.
+// panicked ends the process if another can take over, but at most once
+// within panicPause. Otherwise it fails the request.
 func (t *tree) panicked(v any) fuse.Status {
 	t.log.Error("panic", "value", v, "stack", string(debug.Stack()))
 	if t.crash && t.memory.panicked() {
@@ -177,8 +181,8 @@ func (t *tree) panicked(v any) fuse.Status {
 	return fuse.EIO
 }
 
-// exitPanic is the exit status of a process that panicked, as the Go
-// runtime's.
+// exitPanic is the exit status of a process that panicked, the same as the
+// Go runtime's.
 const exitPanic = 2
 
 // connection is the kernel's side of the mount.
@@ -189,21 +193,21 @@ type connection struct {
 
 func (c *connection) dead() bool { return ended(c.fd) }
 
-// ended says that a connection is dead.
+// ended reports whether a connection is dead.
 func ended(fd int) bool {
 	p := []unix.PollFd{{Fd: int32(fd)}}
 	_, err := unix.Poll(p, 0)
 	return err == nil && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
 }
 
-// Dir is the directory the mount lies on: absolute, without symlinks.
+// Dir returns the directory of the mount: absolute, without symlinks.
 func (m *Mounted) Dir() string { return m.dir }
 
-// Device is the mount's device number, as "major:minor".
+// Device returns the mount's device number, as "major:minor".
 func (m *Mounted) Device() string { return m.dev }
 
-// Usage says how often the file of that name is open, and how. It is zero
-// for a name that is not there.
+// Usage returns how often the named file is open, by mode. It is zero if the
+// mount has no file of that name.
 func (m *Mounted) Usage(name string) Usage {
 	n := m.tree.byName[name]
 	if n == nil {
@@ -213,9 +217,9 @@ func (m *Mounted) Usage(name string) Usage {
 	return u
 }
 
-// Forget has the kernel drop the pages that it keeps of n bytes of a file from
-// off on; n 0 is for all that follows. It returns at once, and the pages go
-// when no READ of them waits for its answer any more.
+// Forget asks the kernel to drop its cached pages of n bytes of a file, from
+// off on; n = 0 means all bytes from off on. It returns at once. A page is
+// dropped only after the READs that wait for it are answered.
 func (m *Mounted) Forget(name string, off, n int64) {
 	node := m.tree.byName[name]
 	if node == nil {
@@ -226,7 +230,7 @@ func (m *Mounted) Forget(name string, off, n int64) {
 	}
 }
 
-// notNotified logs that the kernel was not reached.
+// notNotified logs a notification that did not reach the kernel.
 func (m *Mounted) notNotified(ino uint64, err error) {
 	if m.tree.kernel.dead() {
 		return
@@ -234,8 +238,8 @@ func (m *Mounted) notNotified(ino uint64, err error) {
 	m.tree.log.Warn("the kernel may keep pages of a file", "file", m.tree.node(ino).Name, "error", err)
 }
 
-// Breathe returns when the mount can still do what every request needs. If
-// it cannot, it never does.
+// Breathe returns if the mount can still do what every request needs.
+// Otherwise it blocks for ever.
 func (m *Mounted) Breathe() {
 	for _, n := range m.tree.nodes {
 		m.tree.handles.usage(n.ino)
@@ -243,16 +247,16 @@ func (m *Mounted) Breathe() {
 	}
 }
 
-// Wait returns when the mount has ended, whoever ended it, and no request
+// Wait blocks until the mount has ended, for whatever reason, and no request
 // is being answered any more.
 func (m *Mounted) Wait() { <-m.done }
 
-// Done is closed when Wait would return.
+// Done returns a channel that is closed when Wait would return.
 func (m *Mounted) Done() <-chan struct{} { return m.done }
 
-// Unmount takes the mount off its directory. It fails with EBUSY while
-// somebody uses it, and does nothing where that has been done before.
-// Wait tells when the last request is answered.
+// Unmount unmounts the mount from its directory. It fails with EBUSY while
+// the mount is in use, and does nothing if the mount is already unmounted.
+// Wait blocks until the last request is answered.
 func (m *Mounted) Unmount() error {
 	at, err := mountsAt(m.dir)
 	if err != nil {

@@ -19,14 +19,16 @@ const (
 	fuseType   = "fuse.epochfs"
 )
 
-// mountFUSE mounts on dir and returns the connection's descriptor, which
-// no child inherits. Root does it itself, others ask the helper.
+// mountFUSE mounts on dir and returns the connection's descriptor, which no
+// child inherits. It calls mount(2) as root, and the helper as any other
+// user.
 func mountFUSE(dir string, opts *Options) (int, error) {
 	if _, err := os.Stat(fuseDevice); err != nil {
 		return -1, fmt.Errorf("%w: %w (is the kernel module fuse loaded?)", ErrNoFUSE, err)
 	}
 	if os.Geteuid() != 0 {
-		// The helper opens it as this user, and says so at some length.
+		// The helper opens the device as this user, and its error is
+		// verbose.
 		if err := unix.Faccessat(unix.AT_FDCWD, fuseDevice, unix.R_OK|unix.W_OK, unix.AT_EACCESS); err != nil {
 			return -1, fmt.Errorf("%w: this user may not open %s, whose mode is usually 0666: %w", ErrNoFUSE, fuseDevice, err)
 		}
@@ -42,7 +44,7 @@ func mountFUSE(dir string, opts *Options) (int, error) {
 	return fd, err
 }
 
-// mountDirect needs CAP_SYS_ADMIN.
+// mountDirect calls mount(2), which needs CAP_SYS_ADMIN.
 func mountDirect(dir string, opts *Options) (int, error) {
 	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -65,8 +67,8 @@ func mountDirect(dir string, opts *Options) (int, error) {
 	return -1, err
 }
 
-// dataOf is what the kernel is told of the options beyond what every mount
-// has. SELinux takes its own part out of it.
+// dataOf returns the mount data for the options that not every mount has.
+// SELinux takes its own options out.
 func dataOf(opts *Options) (data string) {
 	if opts.AllowOther {
 		data += ",allow_other"
@@ -84,8 +86,7 @@ func source(opts *Options) string {
 	return opts.FSName
 }
 
-// mountByHelper runs fusermount3, which sends the descriptor over a
-// socket.
+// mountByHelper runs fusermount3, which sends the descriptor over a socket.
 func mountByHelper(dir string, opts *Options) (int, error) {
 	escape := strings.NewReplacer(`\`, `\\`, `,`, `\,`)
 	options := fmt.Sprintf("ro,nosuid,nodev,default_permissions,max_read=%d,subtype=epochfs,fsname=%s%s",
@@ -107,7 +108,7 @@ func mountByHelper(dir string, opts *Options) (int, error) {
 	return receiveFD(pair[0])
 }
 
-// receiveFD takes the one descriptor that lies in the socket.
+// receiveFD receives the one descriptor queued in the socket.
 func receiveFD(socket int) (int, error) {
 	oob := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(socket, make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
@@ -126,8 +127,8 @@ func receiveFD(socket int) (int, error) {
 }
 
 // runHelper runs fusermount3; files become its descriptors from 3 on. The
-// error has its words. "Busy" is told by them: it has one exit code for
-// all.
+// returned error has the helper's message. EBUSY is recognized by the
+// message, because the helper has one exit code for all failures.
 func runHelper(files []*os.File, args ...string) error {
 	bin, err := helperPath()
 	if err != nil {
@@ -136,7 +137,7 @@ func runHelper(files []*os.File, args ...string) error {
 	var words bytes.Buffer
 	cmd := exec.Command(bin, args...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "_FUSE_COMMFD=3"}
-	cmd.Dir = "/" // it changes directory itself, and ours may be on a mount
+	cmd.Dir = "/" // the helper changes directory itself, and this process's may be on a mount
 	cmd.ExtraFiles = files
 	cmd.Stderr = &words
 	err = cmd.Run()
@@ -163,8 +164,8 @@ func helperPath() (string, error) {
 	return bin, nil
 }
 
-// mountPoint makes dir absolute and free of symlinks, as the kernel lists
-// it, and checks that it is a directory.
+// mountPoint returns dir absolute and free of symlinks, as the kernel lists
+// it, and checks that dir is a directory.
 func mountPoint(dir string) (string, error) {
 	dir, err := Canonical(dir)
 	if err != nil {
@@ -172,7 +173,7 @@ func mountPoint(dir string) (string, error) {
 	}
 	info, err := os.Lstat(dir)
 	if errors.Is(err, unix.ENOTCONN) {
-		return dir, nil // a dead mount: what it is cannot be asked, and another goes on top
+		return dir, nil // a dead mount: its type cannot be determined, and another mount can cover it
 	}
 	if err != nil {
 		return "", err

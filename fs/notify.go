@@ -11,42 +11,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Notifications are what a mount tells the kernel without being asked. The
-// kernel takes the lock of each page that one is about, and a page is locked
-// for as long as the READ that fills it is not answered. So a notification
-// can wait for an answer of this very process, and for a registry that does
-// not answer it can wait for ever. Hence:
+// Notifications are messages that a mount sends to the kernel without a
+// request. The kernel takes the lock of each page that a notification
+// concerns, and a page stays locked until the READ that fills it is
+// answered. So a notification can wait for an answer of this very process,
+// and if the registry does not answer it can wait for ever. Hence:
 //
-//   - none is sent by a thread that answers requests, nor by the caller;
-//   - no lock is held while one is sent;
-//   - at most mostNotifying are sent at a time; the rest waits in a queue of
-//     bounded length;
-//   - the threads that send them hold no descriptor but the connection's
-//     (detach.go): when the process is killed, and one of them stays in the
-//     kernel, the locks of cached files and the keeper's socket go all the same.
+//   - No notification is sent by a thread that answers requests, or by the
+//     caller.
+//   - No lock is held while a notification is sent.
+//   - At most mostNotifying are sent at a time; the rest wait in a bounded
+//     queue.
+//   - The threads that send hold no descriptor except the connection's
+//     (detach.go). If the process is killed and a sending thread stays in the
+//     kernel, the locks of cached files and the keeper's socket are released
+//     all the same.
 //
-// What a killed process leaves in the kernel ends when the next one answers
-// the READ. The keeper does not wait for it.
+// A thread that a killed process leaves in the kernel ends when the next
+// process answers the READ. The keeper does not wait for such threads.
 
 const (
-	// mostNotifying bounds the notifications that are being sent. Each is a
+	// mostNotifying bounds the notifications being sent. Each takes a
 	// thread.
 	mostNotifying = 8
-	// mostOfFile is how many of them may be about one file.
+	// mostOfFile bounds the notifications being sent for one file.
 	mostOfFile = 4
-	// mostRanges bounds the ranges of a file that wait to be sent. More
-	// become one: the whole file.
+	// mostRanges bounds the queued ranges of a file. Further ranges
+	// merge all into one: the whole file.
 	mostRanges = 64
 )
 
-// notifyInvalInode is the code of the notification that drops pages.
+// notifyInvalInode is the code of the notification that drops cached pages.
 const notifyInvalInode = 2
 
-// pageRange is a range of a file's pages, in bytes. end 0 is the end of the
-// file, however long it is.
+// pageRange is a range of a file's pages, in bytes. If end is 0 the range
+// reaches to the end of the file, whatever its length.
 type pageRange struct{ off, end int64 }
 
-// wholeFile is all of a file.
+// wholeFile is the range of a whole file.
 var wholeFile = pageRange{}
 
 func (r pageRange) contains(o pageRange) bool {
@@ -57,27 +59,27 @@ func (r pageRange) overlaps(o pageRange) bool {
 	return (o.end == 0 || r.off < o.end) && (r.end == 0 || o.off < r.end)
 }
 
-// notifier has the kernel drop pages.
+// notifier asks the kernel to drop cached pages.
 type notifier struct {
 	device int // the connection's descriptor, open until close returns
-	// failed is called, on a goroutine of its own, for a notification that
-	// could not be sent or was refused.
+	// failed is called, on a goroutine of its own, with a notification
+	// that could not be sent or was refused.
 	failed func(ino uint64, err error)
 
 	mu      sync.Mutex
-	queue   []uint64               // inodes that ranges wait of, the next one first
-	waiting map[uint64][]pageRange // by inode
-	sending map[uint64][]pageRange // by inode
+	queue   []uint64               // inodes with queued ranges, the next one first
+	waiting map[uint64][]pageRange // queued ranges by inode
+	sending map[uint64][]pageRange // ranges being sent, by inode
 	running int                    // threads
 	closed  bool
-	begun   sync.WaitGroup // threads that do not have a descriptor of their own yet
+	begun   sync.WaitGroup // threads without a descriptor of their own yet
 }
 
 func newNotifier(device int, failed func(ino uint64, err error)) *notifier {
 	return &notifier{device: device, failed: failed, waiting: map[uint64][]pageRange{}, sending: map[uint64][]pageRange{}}
 }
 
-// drop has the kernel drop the pages of a range of a file. It returns at
+// drop asks the kernel to drop the pages of a range of a file. It returns at
 // once.
 func (n *notifier) drop(ino uint64, r pageRange) {
 	n.mu.Lock()
@@ -96,7 +98,7 @@ func (n *notifier) drop(ino uint64, r pageRange) {
 	}
 }
 
-// addRange adds a range to those that wait, unless it is in one of them.
+// addRange adds a range to the queued ones unless one of them contains it.
 func addRange(all []pageRange, r pageRange) []pageRange {
 	for _, a := range all {
 		if a.contains(r) {
@@ -109,7 +111,8 @@ func addRange(all []pageRange, r pageRange) []pageRange {
 	return append(all, r)
 }
 
-// begin starts a thread that sends what waits, and ends when nothing does.
+// begin starts a thread that sends queued notifications and ends when the
+// queue is empty.
 func (n *notifier) begin() {
 	defer n.begun.Done()
 	fd, err := unix.FcntlInt(uintptr(n.device), unix.F_DUPFD_CLOEXEC, 3)
@@ -122,7 +125,8 @@ func (n *notifier) begin() {
 	}
 }
 
-// give gives up what waits, for want of a descriptor.
+// give drops the queue after the connection's descriptor could not be
+// copied.
 func (n *notifier) give(err error) {
 	for {
 		ino, r, ok := n.take()
@@ -134,23 +138,24 @@ func (n *notifier) give(err error) {
 	}
 }
 
-// send sends what waits.
+// send sends queued notifications.
 func (n *notifier) send(fd int) {
 	for {
 		ino, r, ok := n.take()
 		if !ok {
 			return
 		}
-		// ENOENT: the kernel does not know the file, and has no pages of it.
+		// On ENOENT the kernel does not know the file and has no pages of
+		// it.
 		if err := sendInvalidation(fd, ino, r); err != nil && !errors.Is(err, unix.ENOENT) {
-			go n.failed(ino, err) // not here: the log's descriptor may not be open on this thread
+			go n.failed(ino, err) // on another thread: the log's descriptor may not be open on this one
 		}
 		n.sent(ino, r)
 	}
 }
 
-// take returns the next range to be sent. ok is false when there is none; the
-// thread that asked is then no longer counted.
+// take returns the next range to send. If there is none, ok is false and the
+// calling thread is no longer counted.
 func (n *notifier) take() (ino uint64, r pageRange, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -162,7 +167,7 @@ func (n *notifier) take() (ino uint64, r pageRange, ok bool) {
 		r := n.waiting[ino][at]
 		n.waiting[ino] = slices.Delete(n.waiting[ino], at, at+1)
 		n.queue = slices.Delete(n.queue, i, i+1)
-		if len(n.waiting[ino]) > 0 { // other files first
+		if len(n.waiting[ino]) > 0 { // let other files go first
 			n.queue = append(n.queue, ino)
 		} else {
 			delete(n.waiting, ino)
@@ -174,15 +179,16 @@ func (n *notifier) take() (ino uint64, r pageRange, ok bool) {
 	return 0, r, false
 }
 
-// freeLocked reports whether a range can be sent now. Two that overlap would
-// wait for the same page: the thread that sends the one takes the other next.
+// freeLocked reports whether a range can be sent now. Two overlapping ranges
+// would wait for the same page, so the thread that sends the first takes the
+// second next.
 func (n *notifier) freeLocked(ino uint64, r pageRange) bool {
 	sending := n.sending[ino]
 	return len(sending) < mostOfFile && !slices.ContainsFunc(sending, r.overlaps)
 }
 
-// sent notes that the kernel has answered. The thread goes on with what had
-// to wait for that.
+// sent records that the kernel has answered, and makes the ranges that
+// waited for the answer available.
 func (n *notifier) sent(ino uint64, r pageRange) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -195,8 +201,8 @@ func (n *notifier) sent(ino uint64, r pageRange) {
 	}
 }
 
-// close forgets what waits. It does not wait for what is being sent: that
-// ends with the connection.
+// close drops the queue. It does not wait for notifications being sent: they
+// end with the connection.
 func (n *notifier) close() {
 	n.mu.Lock()
 	n.closed = true
@@ -206,8 +212,8 @@ func (n *notifier) close() {
 	n.begun.Wait()
 }
 
-// sendInvalidation writes FUSE_NOTIFY_INVAL_INODE. It returns when the kernel
-// has dropped the pages.
+// sendInvalidation writes FUSE_NOTIFY_INVAL_INODE. It returns once the
+// kernel has dropped the pages.
 func sendInvalidation(fd int, ino uint64, r pageRange) error {
 	var out struct {
 		fuse.OutHeader
@@ -223,8 +229,9 @@ func sendInvalidation(fd int, ino uint64, r pageRange) error {
 	return err
 }
 
-// pagesOf is the range of whole pages that bytes [off, off+size) are in; size
-// 0 is for all that follows. What is beyond the end of the file is cut off.
+// pagesOf returns the range of whole pages that contain the bytes [off,
+// off+size); size 0 means all bytes from off on. The range is cut off at the
+// end of the file.
 func pagesOf(off, size, fileSize int64) (r pageRange, ok bool) {
 	page := int64(os.Getpagesize())
 	end := fileSize

@@ -11,9 +11,8 @@ import (
 	"github.com/cocoonstack/epochfs/internal/crashpoint"
 )
 
-// Open decides how a file is read. While any handle of an inode is open,
-// the kernel fails an open (EIO for the user) in a mode that does not go
-// with it:
+// Open decides how a file is read. While any handle of an inode is open, the
+// kernel fails an open in an incompatible mode (EIO for the user):
 //
 //	open so far    may be added
 //	nothing        any mode
@@ -21,13 +20,13 @@ import (
 //	direct         cached, direct
 //	passthrough    passthrough, with the same backing id
 //
-// The kernel would also take a passthrough open after a direct one, but
-// may see the two answers in the other order than they were given, and
-// takes no direct one after a passthrough one.
+// The kernel would also accept a passthrough open after a direct one, but
+// not a direct open after a passthrough one, and it may process two answers
+// in another order than they were given.
 //
-// The kernel leaves a mode before it sends the RELEASE, and enters one
-// after the OPEN was answered, so what the table says is open includes
-// all that the kernel thinks is.
+// The kernel leaves a mode before it sends the RELEASE, and enters a mode
+// after the OPEN is answered, so the table's open handles always include the
+// kernel's.
 func (t *tree) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n := t.node(in.NodeId)
 	if n == nil {
@@ -50,11 +49,11 @@ func (t *tree) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 	case cached:
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
 	case direct:
-		// KEEP_CACHE too: without it this open would drop the pages that
-		// cached handles have read.
+		// Without KEEP_CACHE this open would drop the pages that cached
+		// handles have read.
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
 	case passthrough:
-		// The kernel refuses KEEP_CACHE here.
+		// The kernel refuses KEEP_CACHE in this mode.
 		out.OpenFlags = fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH
 		out.BackingID = h.backing
 	}
@@ -78,7 +77,7 @@ func (t *tree) openHandle(n *node, in *fuse.OpenIn) (handle, syscall.Errno) {
 	return h, 0
 }
 
-// chooseMode picks a mode by the table above, and the backing id for
+// chooseMode picks a mode by the table at Open, and the backing id for
 // passthrough. The caller holds n.open.
 func (t *tree) chooseMode(n *node, odirect bool) (openMode, int32, syscall.Errno) {
 	own := cached
@@ -92,7 +91,7 @@ func (t *tree) chooseMode(n *node, odirect bool) (openMode, int32, syscall.Errno
 	file, ok := n.Content.Backing()
 	if use.Passthrough > 0 {
 		if ok && odirect && !takesDirect(file) {
-			return 0, 0, syscall.EINVAL // what the file system below would say
+			return 0, 0, syscall.EINVAL // the error of the underlying file system
 		}
 		return passthrough, id, 0
 	}
@@ -108,9 +107,9 @@ func (t *tree) chooseMode(n *node, odirect bool) (openMode, int32, syscall.Errno
 	return passthrough, id, 0
 }
 
-// takesDirect says whether the file can be opened with O_DIRECT. In
-// passthrough the kernel opens it with the reader's flags, and where that
-// fails the reader gets EIO.
+// takesDirect reports whether the file can be opened with O_DIRECT. In
+// passthrough mode the kernel opens it with the reader's flags, and a
+// failure becomes EIO for the reader.
 func takesDirect(file *os.File) bool {
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -120,8 +119,8 @@ func takesDirect(file *os.File) bool {
 	return true
 }
 
-// register makes file known to the kernel as n's backing file. It returns
-// 0 where that cannot be; the file is then read through the daemon.
+// register registers file with the kernel as n's backing file. It returns 0
+// if the kernel refuses; the daemon then answers all reads of the file.
 func (t *tree) register(n *node, file *os.File) int32 {
 	if st, err := file.Stat(); err != nil || st.Size() != n.Map.Size() {
 		n.noBacking = true
@@ -135,20 +134,20 @@ func (t *tree) register(n *node, file *os.File) int32 {
 		t.handles.setBacking(n.ino, id)
 		return id
 	case errno == unix.EPERM || errno == unix.ENOTTY:
-		// Not root, or a kernel without passthrough: no file will do.
+		// Either this user is not root or the kernel has no passthrough:
+		// every file would be refused.
 		t.backing.Store(false)
 	default:
-		// This file's file system will not do, such as an overlay.
+		// The kernel refuses this file's file system, such as an overlay.
 		n.noBacking = true
 	}
 	t.log.Debug("no passthrough", "file", n.Name, "errno", errno)
 	return 0
 }
 
-// dropBacking gives the backing file back when no handle uses it. The
-// table forgets the id first: one that is lost in between only pins a
-// file, one that is used after its end fails an open. The caller holds
-// n.open.
+// dropBacking unregisters the backing file if no handle uses it. It clears
+// the id in the table first: an id lost in between only pins a file, but an
+// id used after its end fails an open. The caller holds n.open.
 func (t *tree) dropBacking(n *node) {
 	use, id := t.handles.usage(n.ino)
 	if use.Passthrough > 0 || id == 0 {
@@ -161,8 +160,9 @@ func (t *tree) dropBacking(n *node) {
 	}
 }
 
-// Release comes when the last descriptor of an open file is gone, and the
-// last mapping that reads through it.
+// Release handles the RELEASE that the kernel sends after the last
+// descriptor of an open file is closed, and the last mapping that reads
+// through it is gone.
 func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	n := t.node(in.NodeId)
 	if n == nil {

@@ -9,16 +9,19 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// present sees to it that the kernel finds memory where it copies requests
-// to and answers from. It takes a request off its queue before it copies
-// it, and an answer for given before it has all of it. When a page must be
-// faulted in for that, and the process is killed meanwhile, the copy fails,
-// and the request with it: EIO for whoever made it, where the next process
-// would have been asked again. What the process has just written is there.
-// What is not are buffers of 1 MiB, fresh from the kernel, above all in a
-// process that has just begun; and zeros, which nobody writes: reading them
-// would not do, for the kernel's own page of zeros is looked up on the way
-// that fails. A request is small and lies in the first two pages.
+// present faults in the memory into which the kernel copies requests and
+// from which it copies answers. The kernel takes a request off its queue
+// before it copies the request, and counts an answer as given before it has
+// copied all of the answer. If the copy must fault in a page, and the
+// process is killed meanwhile, then the copy fails and the request with it:
+// its caller gets EIO, although the next process could have answered.
+//
+// Memory that the process has just written is present. Memory that is not:
+// buffers of 1 MiB fresh from the kernel, above all in a process that has
+// just begun; and zeros, which are never written. Reading zeros is not
+// enough, because the kernel's shared zero page is looked up on the path
+// that fails. A request is small and lies in the first two pages of its
+// buffer.
 func present(server *fuse.Server) error {
 	pool, err := readPool(server)
 	if err != nil {
@@ -36,7 +39,7 @@ func present(server *fuse.Server) error {
 	return nil
 }
 
-// readPool is where go-fuse has the buffers that it reads requests into.
+// readPool returns the pool of buffers into which go-fuse reads requests.
 func readPool(server *fuse.Server) (*sync.Pool, error) {
 	field := reflect.ValueOf(server).Elem().FieldByName("readPool")
 	if !field.IsValid() || field.Type() != reflect.TypeFor[sync.Pool]() {

@@ -9,19 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Support is what the kernel's FUSE can do for this user.
+// Support describes the FUSE features that the kernel offers to this user.
 type Support struct {
 	Protocol    string // version, such as 7.45
-	Passthrough error  // why the kernel would not read a file by itself; nil where it would
-	Resend      bool   // requests that were not answered can be asked for again
+	Passthrough error  // why the kernel would not read a backing file; nil if it would
+	Resend      bool   // the kernel can send unanswered requests again
 }
 
-// ErrNotOffered says that the kernel has no passthrough.
+// ErrNotOffered is the error of a kernel without passthrough.
 var ErrNotOffered = errors.New("the kernel does not offer it")
 
-// Probe mounts nothing of use on the empty directory dir, asks the kernel
-// what it can do, with the file backing for one that it is to read by
-// itself, and takes the mount away.
+// Probe mounts an empty file system on the empty directory dir, determines
+// the kernel's features, and unmounts it. It tries passthrough with backing
+// as the backing file.
 func Probe(dir string, backing *os.File) (s Support, err error) {
 	if dir, err = mountPoint(dir); err != nil {
 		return s, err

@@ -6,10 +6,10 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// The mount is read-only for the kernel, which refuses most of these by
-// itself. They are still asked for when somebody remounts it writable.
+// The mount is read-only, so the kernel refuses most of these requests
+// itself. It sends them if the mount has been remounted writable.
 
-// SetAttr is chmod, chown, truncate and utimes.
+// SetAttr answers chmod, chown, truncate and utimes.
 func (t *tree) SetAttr(<-chan struct{}, *fuse.SetAttrIn, *fuse.AttrOut) fuse.Status {
 	return fuse.EROFS
 }
@@ -68,7 +68,7 @@ func (t *tree) RemoveXAttr(<-chan struct{}, *fuse.InHeader, string) fuse.Status 
 	return fuse.EROFS
 }
 
-// Ioctl knows none. That is ENOTTY, which programs expect of a plain file.
+// Ioctl returns ENOTTY, which programs expect of a plain file.
 func (t *tree) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
 	return fuse.Status(syscall.ENOTTY)
 }

@@ -14,28 +14,29 @@ import (
 )
 
 // A process that takes over a live mount gets the connection's descriptor
-// and the mount's memory. The kernel negotiates a connection once, with
-// the first process. So every process negotiates with a socket in the
-// kernel's place, which says again what the kernel said; the first reply
-// goes to the kernel, and a process whose reply differs from it would
-// speak another protocol than the kernel expects and does not begin. Then
-// the connection takes the socket's place, the kernel is asked to send
-// again what was never answered, and requests are read. None is read
-// before.
+// and the mount's memory. The kernel negotiates a connection only once, with
+// the first process. So every process negotiates over a socket on which the
+// kernel's INIT request is replayed. The first process's reply goes to the
+// kernel. If a later process's reply differs from the first, the process
+// would speak another protocol than the kernel expects, and it does not
+// begin. Otherwise the connection replaces the socket, the kernel is asked
+// to send all unanswered requests again, and only then are requests read.
 
-// hasResend is the flag of the kernel's INIT that says it can send
-// requests again: Linux 6.9 and newer.
+// hasResend is the flag in the kernel's INIT request for support of
+// resending requests: Linux 6.9 and newer.
 const hasResend = 1 << 39
 
-// notifyResend is the code of the notification that asks for that.
+// notifyResend is the code of the notification that asks the kernel to
+// resend.
 const notifyResend = 7
 
-// errOther says that this process would not serve as the one before did.
+// errOther is returned if this process would not serve as its predecessor
+// did.
 var errOther = errors.New("this binary negotiates otherwise with the kernel than the one that mounted")
 
 // readInit reads the kernel's INIT, the first request of a connection.
 func readInit(fd int) ([]byte, error) {
-	buf := make([]byte, 64<<10) // less than the kernel's least is an error
+	buf := make([]byte, 64<<10) // the kernel refuses a smaller buffer
 	for {
 		n, err := unix.Read(fd, buf)
 		if err == nil {
@@ -47,8 +48,8 @@ func readInit(fd int) ([]byte, error) {
 	}
 }
 
-// canResend says whether the kernel that sent request can send others
-// again.
+// canResend reports whether the kernel that sent the INIT request can resend
+// others.
 func canResend(request []byte) bool {
 	var in fuse.InitIn
 	if len(request) < int(unsafe.Sizeof(in)) {
@@ -57,7 +58,7 @@ func canResend(request []byte) bool {
 	return (*fuse.InitIn)(unsafe.Pointer(&request[0])).Flags64()&hasResend != 0
 }
 
-// negotiated reads the capabilities that a reply to INIT has agreed on.
+// negotiated returns the capabilities agreed on in a reply to INIT.
 func negotiated(reply []byte) uint64 {
 	var header fuse.OutHeader
 	var out fuse.InitOut
@@ -67,9 +68,9 @@ func negotiated(reply []byte) uint64 {
 	return (*fuse.InitOut)(unsafe.Pointer(&reply[unsafe.Sizeof(header)])).Flags64()
 }
 
-// negotiate has go-fuse answer the INIT request on a socket, and ask for
-// capabilities beyond those that every mount has. fd is that socket's
-// descriptor, the server's, for the connection to take the place of.
+// negotiate makes go-fuse answer the INIT request over a socket, and request
+// the extra capabilities beyond those of every mount. fd is the server's
+// descriptor of the socket, which the connection replaces later.
 func (t *tree) negotiate(request []byte, extra uint64) (server *fuse.Server, fd int, reply []byte, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -96,7 +97,7 @@ func (t *tree) negotiate(request []byte, extra uint64) (server *fuse.Server, fd 
 	return server, pair[1], reply[:n], nil
 }
 
-// discard closes the descriptor of a server that was not to be. The server
+// discard closes the descriptor of a server that is not used. The server
 // closes it when it stops, and it stops when it cannot read.
 func discard(server *fuse.Server, fd int) {
 	unreadable, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
@@ -109,7 +110,7 @@ func discard(server *fuse.Server, fd int) {
 	}
 }
 
-// connect puts the connection in the place of the server's socket.
+// connect replaces the server's socket by the connection.
 func (t *tree) connect(server *fuse.Server, fd int, device *os.File) error {
 	if err := unix.Dup3(int(device.Fd()), fd, unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("dup3", err)
@@ -118,32 +119,32 @@ func (t *tree) connect(server *fuse.Server, fd int, device *os.File) error {
 	return nil
 }
 
-// resend asks the kernel for all requests that nobody has answered.
+// resend asks the kernel to send all unanswered requests again.
 func resend(device *os.File) error {
 	out := fuse.OutHeader{Length: uint32(unsafe.Sizeof(fuse.OutHeader{})), Status: notifyResend}
 	_, err := unix.Write(int(device.Fd()), unsafe.Slice((*byte)(unsafe.Pointer(&out)), out.Length))
 	return os.NewSyscallError("ask for unanswered requests", err)
 }
 
-// Resend asks the kernel to send again all requests that nobody has answered.
-// Those that this process is working on come twice.
+// Resend asks the kernel to send all unanswered requests again. Requests in
+// progress in this process arrive twice.
 func (m *Mounted) Resend() error { return resend(m.kept.Device) }
 
-// Kept is what the process that takes over a mount needs of it.
+// Kept holds the files that a process needs to take over a mount.
 type Kept struct {
 	Device *os.File // the FUSE connection
 	Memory *os.File // see memory.go
 }
 
-// Ended says that the mount is gone: unmounted, or aborted.
+// Ended reports whether the mount is gone: unmounted, or aborted.
 func (k Kept) Ended() bool { return ended(int(k.Device.Fd())) }
 
 func (k Kept) close() error { return errors.Join(k.Device.Close(), k.Memory.Close()) }
 
 // Resume takes over the live mount on dir, whose process has died or will:
-// dir, files and opts must be those of Mount. When all is prepared begin is called;
-// it returns when nobody else serves the mount, or with an error, and then
-// the mount is left as it is.
+// dir, files and opts must be those of Mount. Resume calls begin when all is
+// prepared; begin must return nil once no other process serves the mount. If
+// begin returns an error, the mount is left as it is.
 func Resume(kept Kept, dir string, files []File, opts Options, begin func() error) (*Mounted, error) {
 	m, err := resume(kept, dir, files, opts, begin)
 	if err != nil {
@@ -172,7 +173,7 @@ func resume(kept Kept, dir string, files []File, opts Options, begin func() erro
 	} else {
 		err = begin()
 	}
-	if err == nil { // only now is the table nobody else's
+	if err == nil { // before begin the table belongs to the other process
 		t.handles, err = openHandles(t.memory.table, len(files))
 	}
 	if err == nil {

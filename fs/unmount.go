@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unmount takes the topmost mount off dir, of this or another process. It
-// fails with EBUSY while somebody uses it, and with EINVAL where nothing
-// is mounted; lazy detaches it all the same, and it ends when the last
-// user has left.
+// Unmount unmounts the topmost mount on dir, of this or another process. It
+// fails with EBUSY while the mount is in use, and with EINVAL if nothing is
+// mounted on dir. If lazy is true, it detaches a mount in use, which ends
+// with its last user.
 func Unmount(dir string, lazy bool) error {
 	dir, err := Canonical(dir)
 	if err != nil {
@@ -39,9 +39,9 @@ func Unmount(dir string, lazy bool) error {
 // staleWait is how long Stale waits for a mount that does not answer.
 const staleWait = 2 * time.Second
 
-// Stale says whether dir is a mount of ours whose process is gone, which
-// users see as "Transport endpoint is not connected". A mount that is
-// there and slow is not stale.
+// Stale reports whether dir is an epochfs mount whose process is gone, for
+// which users see "Transport endpoint is not connected". A live but slow
+// mount is not stale.
 func Stale(dir string) bool {
 	dir, err := Canonical(dir)
 	if err != nil {
@@ -51,8 +51,9 @@ func Stale(dir string) bool {
 	if err != nil || len(at) == 0 || at[len(at)-1].FSType != fuseType {
 		return false
 	}
-	// stat would be answered from what the kernel remembers; statfs asks.
-	// The goroutine stays behind for as long as the mount does not answer.
+	// The kernel would answer stat from its cache; statfs asks the
+	// process. The goroutine stays behind as long as the mount does not
+	// answer.
 	answer := make(chan error, 1)
 	go func() {
 		var st unix.Statfs_t
@@ -66,8 +67,8 @@ func Stale(dir string) bool {
 	}
 }
 
-// CleanStale takes dead mounts off dir, several if they lie on top of
-// each other. It does nothing where Stale is false.
+// CleanStale unmounts dead mounts from dir, several if they are stacked. It
+// does nothing if Stale returns false.
 func CleanStale(dir string) error {
 	for Stale(dir) {
 		if err := Unmount(dir, true); err != nil {
@@ -77,8 +78,8 @@ func CleanStale(dir string) error {
 	return nil
 }
 
-// mountsAt lists what is mounted on dir, the topmost last. dir must be as
-// Canonical gives it.
+// mountsAt lists the mounts on dir, the topmost last. dir must be a result
+// of Canonical.
 func mountsAt(dir string) ([]*mountinfo.Info, error) {
 	at, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		return i.Mountpoint != dir, false

@@ -6,8 +6,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// xattrs are the extended attributes of a file, in the order listed. A
-// value of "" means that this file has no such attribute.
+// xattrs are the extended attributes of a file, in the order listed. A file
+// has no attribute whose value is "".
 var xattrs = []struct {
 	name  string
 	value func(*node) string
@@ -18,9 +18,9 @@ var xattrs = []struct {
 	{"user.epochfs.cached", func(n *node) string { return strconv.FormatInt(n.Content.Cached(), 10) }},
 }
 
-// GetXAttr gives one value. A dest that is too small, as it is when only
-// the size is asked for, is answered with the size and ERANGE; go-fuse
-// knows which of the two it was.
+// GetXAttr returns one value. If dest is too small, as when only the size is
+// requested, it returns the size and ERANGE; go-fuse distinguishes the two
+// cases.
 func (t *tree) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	n := t.node(in.NodeId)
 	if n == nil {
@@ -39,7 +39,7 @@ func (t *tree) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest 
 	return 0, fuse.ENODATA
 }
 
-// ListXAttr gives the names, each with a NUL after it.
+// ListXAttr returns the names, each terminated by a NUL.
 func (t *tree) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	n := t.node(in.NodeId)
 	if n == nil {
