@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mount is one that can change its process.
+// Mount is a mount whose process can be changed.
 type Mount struct {
-	Dir    string // "" where only its worker knows: the keeper has ended
-	Device string // its number, where somebody has filled it in
-	Keeper int    // process id, 0 where it has ended
-	Worker int    // process id, 0 where none serves at present
+	Dir    string // "" if the keeper has ended and only the worker knows the directory
+	Device string // device number, if a caller has set it
+	Keeper int    // process id, 0 if the keeper has ended
+	Worker int    // process id, 0 if no worker serves at present
 
-	Systemd int // process id of the systemd that is its keeper, or 0
+	Systemd int // process id of the systemd that acts as keeper, or 0
 
-	Fixed string // why its process cannot be changed; "" where that can be tried
+	Fixed string // why the process cannot be changed; "" if a change can be tried
 
 	socket string
 }
@@ -30,8 +30,8 @@ type Mount struct {
 // answerTimeout bounds how long a keeper may take to answer.
 const answerTimeout = 5 * time.Second
 
-// List asks all keepers, and workers without one, in a directory of
-// sockets. Sockets of dead processes are taken away.
+// List asks all keepers, and all workers without one, in a directory of
+// sockets. It removes the sockets of dead processes.
 func List(sockets string) ([]Mount, error) {
 	entries, err := os.ReadDir(sockets)
 	if errors.Is(err, os.ErrNotExist) {
@@ -64,8 +64,8 @@ func List(sockets string) ([]Mount, error) {
 	return all, err
 }
 
-// Restart has this process's binary take over the mount. It returns the
-// mount as it is then. On an error it is served as before.
+// Restart makes this process's binary take over the mount, and returns the
+// mount's new state. After an error the mount is served as before.
 func (m Mount) Restart() (Mount, error) {
 	exe, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -85,7 +85,7 @@ func (m Mount) Restart() (Mount, error) {
 	return m, err
 }
 
-// ask sends one question and waits for the answer.
+// ask sends one question and returns the answer.
 func ask(socket string, question message, patience time.Duration) (message, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -109,9 +109,9 @@ func ask(socket string, question message, patience time.Duration) (message, erro
 	return answer, err
 }
 
-// Rekeep gives a worker that has lost its keeper a new one, of this
-// process's binary. The worker's own arguments and environment are those
-// of the workers to come.
+// Rekeep starts a new keeper, from this process's binary, for a worker that
+// has lost its keeper. Later workers get the worker's own arguments and
+// environment.
 func (m Mount) Rekeep(s Start) (Mount, error) {
 	args, err := nullSeparated(m.Worker, "cmdline")
 	if err != nil {

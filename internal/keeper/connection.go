@@ -8,16 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connections is where the kernel shows FUSE connections. It may not be
-// mounted, and what is in it is for the user who mounted.
+// connections is the directory of the kernel's FUSE connections. It may not
+// be mounted, and its files belong to the user who mounted.
 var connections = "/sys/fs/fuse/connections"
 
-// kept says whether there is a connection that can go on without its
+// kept reports whether the keeper holds a connection that can outlive its
 // worker.
 func (k *keeper) kept() bool { return len(k.store[Device]) > 0 && len(k.store[Memory]) > 0 }
 
-// dead says that the connection, a kept one, has ended: it was unmounted or
-// aborted.
+// dead reports whether the connection has ended: it was unmounted or
+// aborted. The connection must be kept.
 func (k *keeper) dead() bool {
 	p := []unix.PollFd{{Fd: int32(k.store[Device][0])}}
 	_, err := unix.Poll(p, 0)
@@ -26,8 +26,8 @@ func (k *keeper) dead() bool {
 
 func (k *keeper) control(name string) string { return connections + "/" + k.connection + "/" + name }
 
-// waiting says whether requests wait for an answer, or that cannot be
-// known.
+// waiting reports whether requests wait for an answer. It returns true if
+// that cannot be determined.
 func (k *keeper) waiting() bool {
 	f, err := os.Open(k.control("waiting"))
 	if err != nil {
@@ -39,8 +39,9 @@ func (k *keeper) waiting() bool {
 	return err != nil || n > 0
 }
 
-// giveUp ends the connection: who waits gets an error. Without the
-// kernel's switch it ends when the last descriptor is closed, ours.
+// giveUp ends the connection, so that pending requests fail. If the kernel's
+// abort file is unavailable, the connection ends when the keeper closes the
+// last descriptor.
 func (k *keeper) giveUp(why string) {
 	k.log.Error("the mount is given up", "dir", k.dir, "cause", why)
 	_ = os.WriteFile(k.control("abort"), []byte("1"), 0)

@@ -1,12 +1,11 @@
-// Package keeper holds what a mount must not lose when the process that
-// serves it dies, and starts that process anew.
+// Package keeper holds the descriptors that a mount must not lose when its
+// process dies, and starts that process again.
 //
-// The keeper is a process beside the one that serves, the worker. It holds
-// descriptors: the FUSE connection's, that of the memory in which the
-// handle table lies, and those whose locks say that cached files are in
-// use. It knows nothing of what they are for. As long as one process has
-// the connection's descriptor open the connection lives, and readers wait
-// instead of failing.
+// The keeper is a process beside the serving process, the worker. It holds
+// descriptors: of the FUSE connection, of the memory that contains the
+// handle table, and of the locks that mark cached files as in use. It does
+// not interpret them. As long as one process has the connection's descriptor
+// open, the connection lives, and readers wait instead of failing.
 //
 //	          keeper                            worker
 //	          descriptors: connection,          everything else
@@ -19,15 +18,16 @@
 //	death     sees it, tells the spare    ->    SERVE: takes the connection
 //	                                      <-    READY
 //
-// Only one worker serves at a time: the next is told to begin when the one
-// before it has ended, or cannot do anything any more (spent.go). A worker that
-// does not come up, or dies at once, is tried again, later each time. One that
-// gives no sign of life while requests wait is killed. When nothing has worked for a minute (times.giveUp),
-// the connection is aborted: an error is better than readers that nobody can
-// kill. watch.go has these rules.
+// Only one worker serves at a time: the next is told to serve only after its
+// predecessor has ended, or cannot do anything any more (spent.go). A worker
+// that does not start to serve, or dies at once, is tried again after a
+// growing pause. A worker that gives no sign of life while requests wait is
+// killed. If no worker has served well for a minute (times.giveUp), the
+// connection is aborted: an error is better than readers that cannot be
+// killed. These rules are in watch.go.
 //
-// The keeper's own code does no more than this, and allocates next to
-// nothing. A program must run it before anything else (Main).
+// The keeper's own code does nothing else, and allocates next to nothing. A
+// program must call Main before it does anything else.
 package keeper
 
 import (
@@ -42,42 +42,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names under which a worker has descriptors kept.
+// Names under which a worker's descriptors are kept.
 const (
 	Device = "fuse"   // the connection
-	Memory = "memory" // what a new worker could not know
+	Memory = "memory" // the mount's state; see fs/memory.go
 	Lock   = "lock"   // any number of them
 )
 
-// keeper is the state of the process. All of it belongs to one goroutine.
+// keeper is the state of the process. Only one goroutine uses it.
 type keeper struct {
 	args  []string // of workers
 	env   []string
 	exe   int // descriptor of the binary that workers run
-	older int // of the one before, or -1
+	older int // descriptor of the previous binary, or -1
 	times times
 	log   *slog.Logger
 
-	sockets string // directory of sockets, "" for none
+	sockets string // directory of the sockets, "" for none
 
 	store      map[string][]int
 	connection string // number of the FUSE connection
 	dir        string
 
 	serving *worker // answers requests, or is about to
-	next    *worker // is being prepared, or waits
+	next    *worker // is being prepared, or is on standby
 
-	looked     time.Time // when watch did so last
-	good       time.Time // when all was last seen to be well
-	failures   int       // workers in a row that did not serve well
-	unprepared int       // workers in a row that could not be prepared
-	notUntil   time.Time // no worker is started, or told to serve, before
-	told       bool      // that the first worker serves
-	sameGroup  bool      // until then
-	asked      int       // signals that asked to unmount and found no worker
+	looked     time.Time // when watch last ran
+	good       time.Time // when the mount was last known to be served well
+	failures   int       // consecutive workers that did not serve well
+	unprepared int       // consecutive workers that could not be prepared
+	notUntil   time.Time // no worker is started, or told to serve, before this time
+	told       bool      // whether tellReady has announced the first worker
+	sameGroup  bool      // in the caller's process group; false once told
+	asked      int       // signals to unmount that arrived while no worker served
 
 	events  chan event
-	restart *request // who waits for the next worker to take over
+	restart *request // the pending restart, or nil
 }
 
 // event is something that happened to a worker.
@@ -86,12 +86,11 @@ type event struct {
 	msg    message
 	exited bool
 	status syscall.WaitStatus
-	left   bool // what was left of it after its end is gone, too
+	left   bool // a spent worker has now left the kernel, too
 }
 
-// Main is the keeper's process; newLog makes its log, whose lines have that
-// form. It returns its exit code: the first worker's where that did not
-// come to serve.
+// Main runs the keeper's process; newLog makes its log. It returns the exit
+// code: the first worker's if that worker never served.
 func Main(newLog func(json bool) *slog.Logger) int {
 	debug.SetGCPercent(20)
 	_ = os.WriteFile("/proc/self/comm", []byte("epochfs-keeper"), 0) // for ps
@@ -100,7 +99,7 @@ func Main(newLog func(json bool) *slog.Logger) int {
 		fmt.Fprintln(os.Stderr, "epochfs:", err)
 		return 1
 	}
-	_ = SpareFromOOM() // others than root go without
+	_ = SpareFromOOM() // fails unless root
 	SurviveBrokenPipes()
 	k := &keeper{
 		args: s.args, env: s.env, exe: s.exe, older: -1, times: s.times, log: newLog(s.JSON), sockets: s.Sockets,
@@ -119,8 +118,7 @@ func Main(newLog func(json bool) *slog.Logger) int {
 	return k.run(requests, signals)
 }
 
-// run waits for what happens and does what follows, until the mount or
-// the first worker has ended.
+// run handles events until the mount or the first worker has ended.
 func (k *keeper) run(requests <-chan *request, signals <-chan os.Signal) (code int) {
 	timer := time.NewTimer(check)
 	for ended := false; !ended; {
@@ -141,7 +139,7 @@ func (k *keeper) run(requests <-chan *request, signals <-chan os.Signal) (code i
 	return code
 }
 
-// handle notes an event. ended says that there is nothing left to keep.
+// handle handles an event. ended reports whether nothing is left to keep.
 func (k *keeper) handle(e event) (code int, ended bool) {
 	w := e.from
 	switch {
@@ -166,16 +164,16 @@ func (k *keeper) handle(e event) (code int, ended bool) {
 	return 0, false
 }
 
-// askAgain has the serving worker ask the kernel once more for requests that
-// nobody has answered. What was left of the worker before may have taken one
-// from the kernel after the first time.
+// askAgain makes the serving worker ask the kernel once more for unanswered
+// requests. A spent predecessor may have taken a request from the kernel
+// after the first time.
 func (k *keeper) askAgain() {
 	if k.serving != nil {
 		_ = sendWith(k.serving.link, newMessage(varAgain, "1"), nil, unix.MSG_DONTWAIT)
 	}
 }
 
-// noted takes in what a worker says.
+// noted handles a message from a worker.
 func (k *keeper) noted(w *worker, m message) {
 	now := time.Now()
 	if s := m.vars[varStatus]; s != "" {
@@ -185,12 +183,12 @@ func (k *keeper) noted(w *worker, m message) {
 	case w == k.next && m.is(varStandby):
 		w.standby = true
 		k.unprepared = 0
-		debug.FreeOSMemory() // what it took to start one is not kept until the next
-	case w != k.serving: // what others say does not count
+		debug.FreeOSMemory() // return the memory that the start of a worker took
+	case w != k.serving: // ignore other workers
 	case m.is(varStore):
 		name := m.vars[varName]
 		k.store[name] = append(k.store[name], m.fds...)
-		k.good = now // it had nothing to serve before
+		k.good = now // there was nothing to serve before
 		return
 	case m.is(varReady):
 		w.ready, w.beat = now, now
@@ -205,15 +203,15 @@ func (k *keeper) noted(w *worker, m message) {
 	closeAll(m.fds)
 }
 
-// tellReady passes on that a worker serves, and gives it the signals that
-// found none.
+// tellReady announces that a worker serves, and sends it a signal to unmount
+// if one arrived while no worker served.
 func (k *keeper) tellReady(w *worker) {
 	if !k.told {
 		k.told = true
 		tellSystemd()
 		if k.sameGroup {
 			k.sameGroup = false
-			_, _ = unix.Setsid() // who leads a group has a session already
+			_, _ = unix.Setsid() // fails for a group leader, which already has a session
 		}
 	}
 	if k.asked > 0 {
@@ -226,8 +224,8 @@ func (k *keeper) tellReady(w *worker) {
 	}
 }
 
-// signalled passes on a signal that asks to unmount. Where no worker is
-// there to obey, the next one will; a second signal ends the connection.
+// signalled forwards a signal to unmount to the serving worker. If no worker
+// serves, the next one gets the signal; a second signal ends the connection.
 func (k *keeper) signalled(s syscall.Signal) (code int, ended bool) {
 	w := k.serving
 	if w != nil && !w.hangs(time.Now(), k.times.hang) {
@@ -244,7 +242,7 @@ func (k *keeper) signalled(s syscall.Signal) (code int, ended bool) {
 	return 1, k.asked > 1
 }
 
-// how a process ended, in words.
+// how describes how a process ended.
 func how(s syscall.WaitStatus) string {
 	switch {
 	case s.Signaled():
@@ -255,14 +253,14 @@ func how(s syscall.WaitStatus) string {
 	return "unknown"
 }
 
-// oomScore is that of a process that many others need: the kernel takes
-// those first.
+// oomScore marks a process that many others need: the kernel kills processes
+// with a higher score first.
 const oomScore = "-900"
 
-// SpareFromOOM keeps the kernel from killing this process, and those it
-// starts, when memory is short. Root only.
+// SpareFromOOM keeps the kernel from killing this process and its children
+// when memory is short. Only root may call it.
 func SpareFromOOM() error { return os.WriteFile("/proc/self/oom_score_adj", []byte(oomScore), 0) }
 
-// SurviveBrokenPipes keeps this process alive when nobody reads its log
-// any more.
+// SurviveBrokenPipes keeps this process alive after the reader of its log
+// has closed the pipe.
 func SurviveBrokenPipes() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }

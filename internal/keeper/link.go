@@ -12,24 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link is a worker's way to who keeps its descriptors: a keeper, or
-// systemd. It is safe for concurrent use.
+// Link is a worker's connection to the process that keeps its descriptors: a
+// keeper, or systemd. It is safe for concurrent use.
 type Link struct {
 	to        unix.Sockaddr // systemd's socket; nil for a keeper
 	inherited map[string][]*os.File
 	chosen    bool
 	room      int           // of systemd's store, in descriptors
-	serve     chan struct{} // closed when the keeper says so
+	serve     chan struct{} // closed when the keeper sends SERVE
 	again     chan struct{} // see Again
 
 	mu     sync.Mutex
 	socket int
-	keeper int           // process id; 0 when it is gone
-	lost   chan struct{} // closed when it goes; another with each keeper
+	keeper int           // process id; 0 once the keeper has ended
+	lost   chan struct{} // closed when the keeper ends; a new keeper gets a new channel
 }
 
-// Join finds out who started this process, from the environment, and
-// takes what has been kept. It returns nil where nobody keeps anything.
+// Join determines from the environment which process started this one, and
+// takes the kept descriptors. It returns nil if no process keeps
+// descriptors.
 func Join() (*Link, error) {
 	l := &Link{inherited: map[string][]*os.File{}, serve: make(chan struct{}), again: make(chan struct{}, 1), lost: make(chan struct{})}
 	if names, ok := os.LookupEnv(namesEnv); ok {
@@ -54,8 +55,8 @@ func Join() (*Link, error) {
 	return l.joinSystemd()
 }
 
-// storeEnv says how many descriptors systemd keeps for this service, where
-// it does. Older ones do not set it; then the unit can.
+// storeEnv is the number of descriptors that systemd keeps for this service.
+// Older versions of systemd do not set it; a unit can.
 const storeEnv = "FDSTORE"
 
 func (l *Link) joinSystemd() (*Link, error) {
@@ -75,11 +76,11 @@ func (l *Link) joinSystemd() (*Link, error) {
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		os.Unsetenv(name)
 	}
-	close(l.serve) // the process before is dead
+	close(l.serve) // systemd starts a process after the last one has ended
 	return l, nil
 }
 
-// inherit takes descriptors from 3 on, one a name.
+// inherit takes one descriptor for each name, from 3 on.
 func (l *Link) inherit(names []string) {
 	for i, name := range names {
 		fd := 3 + i
@@ -88,8 +89,8 @@ func (l *Link) inherit(names []string) {
 	}
 }
 
-// Inherited takes a descriptor that was kept under a name; nil where there
-// is none.
+// Inherited takes a descriptor that was kept under a name. It returns nil if
+// none is left.
 func (l *Link) Inherited(name string) *os.File {
 	files := l.inherited[name]
 	if len(files) == 0 {
@@ -99,11 +100,11 @@ func (l *Link) Inherited(name string) *os.File {
 	return files[0]
 }
 
-// Ready is the descriptor on which the first worker of a keeper tells how
-// it went; nil where nobody waits for that.
+// Ready returns the descriptor on which a keeper's first worker reports its
+// result, or nil if no process reads it.
 func (l *Link) Ready() *os.File { return l.Inherited(readyName) }
 
-// listen waits for SERVE, and for the keeper's end.
+// listen receives the keeper's messages until the keeper ends.
 func (l *Link) listen(socket int, lost chan struct{}) {
 	for {
 		m, err := receive(socket)
@@ -122,7 +123,7 @@ func (l *Link) listen(socket int, lost chan struct{}) {
 		if m.is(varAgain) {
 			select {
 			case l.again <- struct{}{}:
-			default: // it has been told already
+			default: // a value is pending already
 			}
 		}
 	}
@@ -132,30 +133,30 @@ func (l *Link) listen(socket int, lost chan struct{}) {
 	close(lost)
 }
 
-// Lost is closed when the keeper has ended.
+// Lost returns a channel that is closed when the keeper has ended.
 func (l *Link) Lost() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.lost
 }
 
-// Again is sent to when requests that the kernel has handed to another
-// process may have been lost with it: the kernel should be asked for them
-// again.
+// Again returns a channel that receives a value when requests that the
+// kernel has handed to another process may be lost. The kernel should then
+// be asked to send unanswered requests again.
 func (l *Link) Again() <-chan struct{} { return l.again }
 
-// KeeperPID is the keeper's process id, 0 where there is none.
+// KeeperPID returns the keeper's process id, or 0 without a keeper.
 func (l *Link) KeeperPID() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.keeper
 }
 
-// Chosen says that another worker serves the mount, well, and this one is
-// to take its place only if it can do as well.
+// Chosen reports whether another worker still serves the mount well, so that
+// this one may replace it only if it can serve as well.
 func (l *Link) Chosen() bool { return l.chosen }
 
-// Systemd says that systemd keeps what a keeper would.
+// Systemd reports whether systemd acts as keeper.
 func (l *Link) Systemd() bool { return l.to != nil }
 
 func (l *Link) send(m message) error {
@@ -164,8 +165,8 @@ func (l *Link) send(m message) error {
 	return send(l.socket, m, l.to)
 }
 
-// Room says whether so many descriptors can be kept. A store that is full
-// drops what it is sent, and does not tell.
+// Room returns an error if n descriptors cannot be kept. A full store drops
+// further descriptors without an error.
 func (l *Link) Room(n int) error {
 	if l.Systemd() && n > l.room {
 		return fmt.Errorf("systemd's store for this service holds %d descriptors, and %d are needed: raise FileDescriptorStoreMax", l.room, n)
@@ -173,24 +174,24 @@ func (l *Link) Room(n int) error {
 	return nil
 }
 
-// Store has a descriptor kept under a name.
+// Store sends a descriptor to be kept under a name.
 func (l *Link) Store(name string, f *os.File) error {
 	m := newMessage(varStore, "1", varName, name)
 	if l.Systemd() {
-		m.vars["FDPOLL"] = "0" // a dead connection is for us to find
+		m.vars["FDPOLL"] = "0" // the worker, not systemd, detects a dead connection
 	}
 	m.fds = []int{int(f.Fd())}
 	defer runtime.KeepAlive(f)
 	return l.send(m)
 }
 
-// Remove has what is kept under a name closed.
+// Remove asks for all descriptors kept under a name to be closed.
 func (l *Link) Remove(name string) error {
 	return l.send(newMessage(varRemove, "1", varName, name))
 }
 
-// Standby says that all is prepared, and returns when nobody else serves.
-// It fails when the keeper has ended.
+// Standby announces that all is prepared, and blocks until no other process
+// serves. It fails if the keeper ends.
 func (l *Link) Standby() error {
 	if err := l.send(newMessage(varStandby, "1")); err != nil {
 		return err
@@ -203,17 +204,17 @@ func (l *Link) Standby() error {
 	}
 }
 
-// Refuse says why this process will not take over.
+// Refuse reports why this process will not take over.
 func (l *Link) Refuse(err error) { _ = l.send(newMessage(varStatus, err.Error())) }
 
-// Serving says that the mount on dir, with that number of connection, is
-// being served by this process.
+// Serving reports that this process now serves the mount on dir, with the
+// given connection number.
 func (l *Link) Serving(dir string, connection uint32) error {
 	return l.send(newMessage(varReady, "1", varDir, dir, varConnection, strconv.FormatUint(uint64(connection), 10)))
 }
 
-// Alive is a sign of life. It never waits: a keeper that is stopped has
-// signs enough.
+// Alive sends a sign of life. It never blocks: the queue of a stopped keeper
+// holds signs enough.
 func (l *Link) Alive() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,40 +10,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is asked of a keeper, or of a worker that has lost its keeper.
+// Variables of questions to a keeper, or to a worker that has lost its
+// keeper.
 const (
-	varAsk     = "EPOCHFS_ASK"     // 1: who are you?
-	varRestart = "EPOCHFS_RESTART" // 1: let the binary that comes along take over
-	varAdopt   = "EPOCHFS_ADOPT"   // 1, to a worker: the socket that comes along leads to a new keeper
-	varWorker  = "EPOCHFS_WORKER"  // in answers: process id of who serves
+	varAsk     = "EPOCHFS_ASK"     // 1: describe the mount
+	varRestart = "EPOCHFS_RESTART" // 1: let the attached binary take over
+	varAdopt   = "EPOCHFS_ADOPT"   // 1, to a worker: the attached socket leads to a new keeper
+	varWorker  = "EPOCHFS_WORKER"  // in answers: process id of the serving worker
 )
 
-// Names of sockets end so; before it is the process's id.
+// Suffixes of socket names; the prefix is the process id.
 const (
 	keeperSuffix = ".keeper"
 	orphanSuffix = ".orphan"
 	statusSuffix = ".sock" // a worker's own; see internal/control
-	newSuffix    = ".new"  // of any of them, while it is not yet listened on
+	newSuffix    = ".new"  // any socket that does not listen yet
 )
 
-// askTimeout bounds how long one waits for a question, in seconds.
+// askTimeout bounds the wait for a question on an accepted connection, in
+// seconds.
 const askTimeout = 5
 
-// request is a question that waits for an answer.
+// request is a question whose asker waits for an answer.
 type request struct {
 	socket int
 	msg    message
-	old    *worker // restart: whom it takes the place of
-	next   *worker // and who does
+	old    *worker // restart: the worker to be replaced
+	next   *worker // restart: its replacement
 }
 
 func (r *request) reply(m message) {
-	_ = send(r.socket, m, nil) // who does not wait for it any more misses nothing
+	_ = send(r.socket, m, nil) // fails harmlessly if the asker has left
 	_ = unix.Close(r.socket)
 }
 
-// listen takes questions of the same user, and of root. Without a socket
-// the keeper keeps, but cannot be asked.
+// listen accepts questions from processes of the same user and of root. A
+// keeper without a socket keeps descriptors but cannot be asked.
 func listen(dir string, log *slog.Logger) (<-chan *request, func()) {
 	socket, name, err := listenAt(dir, keeperSuffix)
 	if err != nil {
@@ -57,8 +59,8 @@ func listen(dir string, log *slog.Logger) (<-chan *request, func()) {
 	return requests, func() { _ = os.Remove(name) }
 }
 
-// listenAt gives a socket its name when it is listened on: until then who
-// asks would take it for a dead process's.
+// listenAt creates a socket that gets its name only once it listens: a named
+// socket that does not listen looks like a dead process's.
 func listenAt(dir, suffix string) (socket int, name string, err error) {
 	if dir == "" {
 		return -1, "", os.ErrNotExist
@@ -86,7 +88,7 @@ func listenAt(dir, suffix string) (socket int, name string, err error) {
 	return socket, name, nil
 }
 
-// accept passes on questions until the socket is shut down.
+// accept forwards questions until the socket is shut down.
 func accept(socket int, requests chan<- *request) {
 	for {
 		conn, _, err := unix.Accept4(socket, unix.SOCK_CLOEXEC)
@@ -108,7 +110,8 @@ func accept(socket int, requests chan<- *request) {
 	}
 }
 
-// question reads what is asked, of those who may ask.
+// question reads a question. ok is false if the asker is not permitted to
+// ask.
 func question(conn int) (message, bool) {
 	cred, err := unix.GetsockoptUcred(conn, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil || cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
@@ -119,7 +122,7 @@ func question(conn int) (message, bool) {
 	return m, err == nil
 }
 
-// answer does what is asked, or begins to.
+// answer answers a question, or begins to.
 func (k *keeper) answer(r *request) {
 	fds := r.msg.fds
 	switch {
@@ -143,8 +146,9 @@ func (k *keeper) about() message {
 	return m
 }
 
-// beginRestart prepares a worker from another binary. The worker that
-// serves is killed when that one is prepared, and left alone if it fails.
+// beginRestart prepares a worker from another binary. The serving worker is
+// killed once the new one is prepared. If the preparation fails, it serves
+// on.
 func (k *keeper) beginRestart(r *request, exe int) {
 	exe, err := high(exe)
 	switch {
@@ -166,8 +170,8 @@ func (k *keeper) beginRestart(r *request, exe int) {
 	k.startNext(exe)
 }
 
-// adopt takes a worker that runs already, and has lost its keeper. It
-// sends what is to be kept.
+// adopt takes over a running worker that has lost its keeper. The worker
+// sends the descriptors to keep.
 func (k *keeper) adopt(g *given) {
 	w := &worker{pid: g.Adopt, link: g.Link, exe: k.exe, first: true, told: time.Now(), done: make(chan struct{})}
 	k.serving = w

@@ -8,21 +8,20 @@ import (
 )
 
 // Messages between keeper and worker have the form of systemd's
-// notifications: lines NAME=VALUE, and descriptors beside them. Where the
-// meaning is the same the names are systemd's, which can stand in the
-// keeper's place.
+// notifications: lines NAME=VALUE, with attached descriptors. Variables with
+// the same meaning have systemd's names, so that systemd can act as keeper.
 const (
-	varStore      = "FDSTORE"            // 1: keep the descriptors that come along
-	varName       = "FDNAME"             // their name
-	varRemove     = "FDSTOREREMOVE"      // 1: close those of a name
+	varStore      = "FDSTORE"            // 1: keep the attached descriptors
+	varName       = "FDNAME"             // name of the descriptors
+	varRemove     = "FDSTOREREMOVE"      // 1: close the descriptors of a name
 	varReady      = "READY"              // 1: requests are being answered
 	varBeat       = "WATCHDOG"           // 1: still alive
-	varStatus     = "STATUS"             // one line: why there will be no STANDBY
-	varStandby    = "EPOCHFS_STANDBY"    // 1: all is prepared, SERVE may come
+	varStatus     = "STATUS"             // one line: why this worker will not take over
+	varStandby    = "EPOCHFS_STANDBY"    // 1: all is prepared, SERVE may be sent
 	varConnection = "EPOCHFS_CONNECTION" // number of the FUSE connection
-	varDir        = "EPOCHFS_DIR"        // where the mount lies
-	varServe      = "EPOCHFS_SERVE"      // 1, from the keeper: nobody else serves, begin
-	varAgain      = "EPOCHFS_AGAIN"      // 1, from the keeper: ask the kernel again for what nobody has answered
+	varDir        = "EPOCHFS_DIR"        // directory of the mount
+	varServe      = "EPOCHFS_SERVE"      // 1, from the keeper: no other process serves, begin
+	varAgain      = "EPOCHFS_AGAIN"      // 1, from the keeper: ask the kernel again for unanswered requests
 	varKeeper     = "EPOCHFS_KEEPER"     // from the keeper: its process id
 )
 
@@ -35,7 +34,7 @@ type message struct {
 	fds  []int
 }
 
-// newMessage makes a message of names and values in turn.
+// newMessage returns a message of alternating names and values.
 func newMessage(pairs ...string) message {
 	m := message{vars: make(map[string]string, len(pairs)/2)}
 	for i := 0; i+1 < len(pairs); i += 2 {
@@ -46,8 +45,8 @@ func newMessage(pairs ...string) message {
 
 func (m message) is(name string) bool { return m.vars[name] == "1" }
 
-// encode writes one line a variable. A line break in a value would begin
-// another variable.
+// encode writes one line for each variable. It replaces line breaks in
+// values, which would begin another variable.
 func (m message) encode() []byte {
 	var b strings.Builder
 	for name, value := range m.vars {
@@ -66,8 +65,8 @@ func decode(text []byte) message {
 	return m
 }
 
-// send writes a message to a socket, to the address to if there is one.
-// It waits where the socket is full: many messages that nobody has read.
+// send writes a message to a socket, addressed to to unless to is nil. It
+// blocks while the socket's queue of unread messages is full.
 func send(socket int, m message, to unix.Sockaddr) error { return sendWith(socket, m, to, 0) }
 
 func sendWith(socket int, m message, to unix.Sockaddr, flags int) error {
@@ -83,12 +82,12 @@ func sendWith(socket int, m message, to unix.Sockaddr, flags int) error {
 	}
 }
 
-// ErrGone says that the other end of a socket is closed: the process there
-// has ended.
+// ErrGone is returned if the other end of a socket is closed, because its
+// process has ended.
 var ErrGone = fmt.Errorf("the other process has ended: %w", unix.ECONNRESET)
 
-// receive waits for a message. The descriptors in it belong to the caller,
-// and no child inherits them.
+// receive blocks until a message arrives. The message's descriptors belong
+// to the caller, and no child inherits them.
 func receive(socket int) (message, error) {
 	buf := make([]byte, maxMessage)
 	oob := make([]byte, unix.CmsgSpace(4*8))
@@ -96,8 +95,8 @@ func receive(socket int) (message, error) {
 	var err error
 	for {
 		n, nOOB, flags, _, err = unix.Recvmsg(socket, buf, oob, unix.MSG_CMSG_CLOEXEC)
-		// Reset is what an end is called that did not read all we sent. What
-		// it sent before is still to come.
+		// The other end has closed with unread messages of ours. Its own
+		// earlier messages can still be read.
 		if err != unix.EINTR && err != unix.ECONNRESET {
 			break
 		}
@@ -112,7 +111,7 @@ func receive(socket int) (message, error) {
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		closeAll(fds)
-		return message{vars: map[string]string{}}, nil // says nothing we know
+		return message{vars: map[string]string{}}, nil // no known variables
 	}
 	m := decode(buf[:n])
 	m.fds = fds

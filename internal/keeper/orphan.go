@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Orphan waits, after the keeper has ended, for a new one: sockets is the
-// directory in which it can be asked for. It returns when a new one is
-// there, which must then be told everything anew, or with an error.
+// Orphan blocks until a new keeper has adopted this worker, whose keeper has
+// ended. It listens in the directory sockets. The new keeper knows nothing,
+// so the caller must send it everything again.
 func (l *Link) Orphan(sockets string) error {
 	socket, name, err := listenAt(sockets, orphanSuffix)
 	if err != nil {
@@ -37,7 +37,7 @@ func (l *Link) Orphan(sockets string) error {
 	return nil
 }
 
-// joinAnew goes on with another keeper.
+// joinAnew replaces the keeper's socket.
 func (l *Link) joinAnew(socket int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -17,44 +17,45 @@ import (
 )
 
 const (
-	// setupEnv makes a process a keeper, and has its setup.
+	// setupEnv holds a keeper's setup, and marks a process as a keeper.
 	setupEnv = "EPOCHFS_KEEPER_SETUP"
-	// namesEnv names the descriptors that a worker has inherited, from 3
-	// on, with colons between.
+	// namesEnv holds the names of the descriptors that a worker has
+	// inherited, from 3 on, separated by colons.
 	namesEnv = "EPOCHFS_INHERITED"
-	// chosenEnv is set for a worker that takes the place of one that lives.
+	// chosenEnv is set for a worker that is to replace a live one.
 	chosenEnv = "EPOCHFS_CHOSEN"
-	// timesEnv is for tests: start, hang, give up and spare, as durations
-	// with commas between.
+	// timesEnv is for tests: start, hang, give up and spare, as
+	// durations separated by commas.
 	timesEnv = "EPOCHFS_KEEPER_TIMES"
 
 	linkName  = "link"
 	readyName = "ready"
 
-	// leastExe is above all descriptors that a worker inherits, where its
-	// binary's would be written over.
+	// leastExe is above all descriptors that a worker inherits. A
+	// binary's descriptor below it would be overwritten.
 	leastExe = 64
 )
 
-// Start says how a keeper begins.
+// Start configures a keeper.
 type Start struct {
-	Args    []string // of its workers, the program's name first
-	Env     []string // of both
+	Args    []string // of the workers, the program's name first
+	Env     []string // of keeper and workers
 	Sockets string   // directory for the keeper's socket; "" for none
-	JSON    bool     // the form of its log lines
-	Log     *os.File // where those go, and the stderr of all workers but the first; nil: stderr
+	JSON    bool     // write log lines as JSON
+	Log     *os.File // the log, also stderr of all workers but the first; nil: stderr
 	Ready   *os.File // inherited by the first worker; nil for none
 
 	// SameGroup leaves keeper and first worker in the caller's process
-	// group until the mount is ready. The kernel lets nobody but
-	// automount's own group near a directory that is being mounted for it.
+	// group until the mount is ready. While automount mounts a
+	// directory, the kernel admits only automount's own process group to
+	// it.
 	SameGroup bool
 
 	adopt int      // a worker that runs already
 	link  *os.File // the socket to it
 }
 
-// setup is Start as the keeper gets it.
+// setup is Start in the form that the keeper reads.
 type setup struct {
 	Ready   int    `json:"ready,omitempty"`  // descriptor, 0 for none
 	Stderr  int    `json:"stderr,omitempty"` // of the first worker
@@ -65,14 +66,14 @@ type setup struct {
 	Group   bool   `json:"group,omitempty"` // SameGroup
 }
 
-// Command is a process that will be a keeper, in a session of its own at
-// last.
+// Command returns a command that starts a keeper. The keeper ends up in a
+// session of its own.
 func (s Start) Command() (*exec.Cmd, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = keeperArgs(s.Args)
 	cmd.Dir = "/"
-	// What the caller has open, a lock or the end of a pipe, is not the
-	// mount's to keep. Before Linux 5.11 it is, all the same.
+	// The caller's other descriptors, such as locks or ends of pipes,
+	// must not be held by the mount. Before Linux 5.11 they are.
 	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: !s.SameGroup}
 	cmd.Stdout, cmd.Stderr = s.Log, s.Log
@@ -97,8 +98,8 @@ func (s Start) Command() (*exec.Cmd, error) {
 	return cmd, err
 }
 
-// Become makes this process a keeper, in the foreground. It returns only
-// when it fails.
+// Become turns this process into a keeper, in the foreground. It returns
+// only if it fails.
 func (s Start) Become() error {
 	env, err := s.environment(setup{Sockets: s.Sockets, JSON: s.JSON, Stderr: 2})
 	if err != nil {
@@ -107,7 +108,7 @@ func (s Start) Become() error {
 	return os.NewSyscallError("exec", syscall.Exec("/proc/self/exe", keeperArgs(s.Args), env))
 }
 
-// keeperArgs are what ps shows.
+// keeperArgs returns the arguments that ps shows.
 func keeperArgs(args []string) []string { return slices.Concat(args[:1], []string{"keeper"}, args[1:]) }
 
 func (s Start) environment(set setup) ([]string, error) {
@@ -115,7 +116,7 @@ func (s Start) environment(set setup) ([]string, error) {
 	return append(slices.Clone(s.Env), setupEnv+"="+string(text)), err
 }
 
-// Is says whether this process is to be a keeper.
+// Is reports whether this process is to be a keeper.
 func Is() bool { return os.Getenv(setupEnv) != "" }
 
 // given is a setup as the keeper uses it.
@@ -127,7 +128,8 @@ type given struct {
 	times times
 }
 
-// takeSetup reads the setup. No child inherits what is not meant for it.
+// takeSetup reads the setup. It keeps children from inheriting descriptors
+// not meant for them.
 func takeSetup() (*given, error) {
 	g := &given{times: defaultTimes}
 	if err := json.Unmarshal([]byte(os.Getenv(setupEnv)), &g.setup); err != nil || len(os.Args) < 2 {
@@ -181,12 +183,13 @@ func (t *times) set(text string) error {
 	return nil
 }
 
-// notifyEnv names systemd's socket, where the keeper is a service.
+// notifyEnv names systemd's socket if the keeper is a service.
 const notifyEnv = "NOTIFY_SOCKET"
 
-// systemdSocket is where systemd is told of this process; "" where it did
-// not start it. A program that systemd started, and that starts us, has the
-// same variables. Before systemd 248 there is no telling the two apart.
+// systemdSocket returns the path of systemd's notification socket, or "" if
+// systemd did not start this process. A program that systemd started passes
+// the same variables on to its children. Before systemd 248 the two cases
+// cannot be distinguished.
 func systemdSocket() string {
 	if pid, ok := os.LookupEnv("SYSTEMD_EXEC_PID"); ok && pid != strconv.Itoa(os.Getpid()) {
 		return ""
@@ -194,7 +197,7 @@ func systemdSocket() string {
 	return os.Getenv(notifyEnv)
 }
 
-// tellSystemd says that the service has started.
+// tellSystemd notifies systemd that the service has started.
 func tellSystemd() {
 	path := systemdSocket()
 	if path == "" {
@@ -208,8 +211,8 @@ func tellSystemd() {
 	_ = send(socket, newMessage(varReady, "1"), notifyAddress(path))
 }
 
-// notifyAddress is that of a path as systemd gives it: @ stands for the
-// kernel's name space, not the file system's.
+// notifyAddress returns the socket address of a path as systemd gives it: a
+// leading @ means the kernel's abstract name space, not the file system.
 func notifyAddress(path string) unix.Sockaddr {
 	if path[0] == '@' {
 		path = "\x00" + path[1:]

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A process that was killed may stay in the kernel, in a call that only the
-// next worker can bring to an end: one of its threads waits for a page of the
-// mount that a READ has locked. The keeper does not wait for that. The process
-// does nothing any more from the moment when none of its threads can return to
-// user space, and what a thread still does in the kernel by then is harmless: a
-// request that it takes is asked for again when it is gone (askAgain).
+// A killed process may stay in the kernel, in a call that only the next
+// worker can complete: one of its threads waits for a page of the mount that
+// a READ has locked. The keeper does not wait for the call. A process does
+// nothing more once none of its threads can return to user space, and what
+// its threads still do in the kernel is harmless: a request that such a
+// thread takes is asked for again after the thread is gone (askAgain).
 
 // Bits in /proc/PID/stat.
 const (
@@ -23,17 +23,17 @@ const (
 	killPending = 1 << (unix.SIGKILL - 1)
 )
 
-// thread is one thread's line in /proc/PID/task/TID/stat.
+// thread is the parsed /proc/PID/task/TID/stat of one thread.
 type thread struct {
 	state   byte
 	flags   uint64
-	pending uint64 // signals sent to this thread: SIGKILL, when the process is to end
+	pending uint64 // signals sent to this thread: SIGKILL if the process is to end
 	status  syscall.WaitStatus
 }
 
-// spent reports whether the thread cannot return to user space. One that
-// sleeps uninterruptibly with SIGKILL pending is in the kernel, and meets the
-// signal on its way back.
+// spent reports whether the thread cannot return to user space. A thread in
+// uninterruptible sleep with SIGKILL pending is in the kernel, and handles
+// the signal before it returns.
 func (t thread) spent() bool {
 	switch {
 	case t.state == 'Z' || t.state == 'X' || t.flags&exiting != 0:
@@ -44,8 +44,8 @@ func (t thread) spent() bool {
 	return false
 }
 
-// parseThread reads a line of stat. The command's name, in parentheses, may
-// hold anything.
+// parseThread parses the contents of stat. The command's name, in
+// parentheses, may contain any character.
 func parseThread(stat string) (thread, bool) {
 	at := strings.LastIndexByte(stat, ')')
 	fields := strings.Fields(stat[at+1:])
@@ -66,19 +66,20 @@ func parseThread(stat string) (thread, bool) {
 }
 
 // spent reports whether no thread of a process can return to user space, and
-// how the process ended. It is false where that cannot be seen.
+// how the process ended. ok is false if that cannot be determined.
 func spent(pid int) (status syscall.WaitStatus, ok bool) {
 	first, ok := readThread(fmt.Sprintf("/proc/%d/stat", pid))
 	if !ok || !first.spent() {
 		return 0, false
 	}
-	// A thread that is not spent may have made another behind the first look.
+	// A thread that is not spent may have created another during the
+	// first pass.
 	for range 2 {
 		if !allSpent(pid) {
 			return 0, false
 		}
 	}
-	if first.status == 0 { // it may not be for us to see
+	if first.status == 0 { // this user may not be allowed to see the status
 		return syscall.WaitStatus(unix.SIGKILL), true
 	}
 	return first.status, true

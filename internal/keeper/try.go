@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Replace has this process's binary take over a mount that systemd keeps.
-// A worker of it is started only to see whether it can; then the one that
-// serves is killed, and systemd starts what is installed. memoryName is the
-// name that the memory has in /proc.
+// Replace makes the installed binary take over a mount that systemd keeps.
+// It first starts a worker of this process's binary to find out whether it
+// can take over; then it kills the serving worker, and systemd starts the
+// installed binary. memoryName is the name of the mount's memory in /proc.
 func (m Mount) Replace(memoryName string) error {
 	if err := m.try(memoryName); err != nil {
 		return err
@@ -24,8 +24,8 @@ func (m Mount) Replace(memoryName string) error {
 	return os.NewSyscallError("kill", unix.Kill(m.Worker, unix.SIGKILL))
 }
 
-// try has a worker prepare itself, with the memory of the mount but not
-// with the connection, which nobody touches before it serves.
+// try makes a worker prepare itself with the mount's memory but without the
+// connection, which no worker uses before it serves.
 func (m Mount) try(memoryName string) error {
 	args, err := nullSeparated(m.Worker, "cmdline")
 	if err != nil {
@@ -68,7 +68,7 @@ func (m Mount) try(memoryName string) error {
 	return verdict(pair[0])
 }
 
-// verdict is nil when the worker at the other end could take over.
+// verdict returns nil if the worker at the other end could take over.
 func verdict(link int) error {
 	limit := unix.NsecToTimeval(defaultTimes.start.Nanoseconds())
 	_ = unix.SetsockoptTimeval(link, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)

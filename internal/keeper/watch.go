@@ -7,32 +7,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// times are what the keeper goes by.
+// times are the keeper's time limits.
 type times struct {
 	start  time.Duration // for a worker to be prepared, or to begin
 	hang   time.Duration // without a sign of life, while requests wait
 	giveUp time.Duration // without a worker that served well, while requests wait
-	spare  time.Duration // from the beginning of one worker to the preparation of the next
+	spare  time.Duration // from the start of one worker to the preparation of the next
 }
 
 var defaultTimes = times{start: 20 * time.Second, hang: 10 * time.Second, giveUp: time.Minute, spare: 50 * time.Millisecond}
 
 const (
-	// settled is how long a worker serves until it counts as one that can.
+	// settled is how long a worker must serve to count as working.
 	settled = time.Second
-	// check is how often the keeper looks at all by itself.
+	// check is the longest pause between two runs of watch.
 	check = time.Second
-	// Beat is how often a worker should give a sign of life.
+	// Beat is the interval of a worker's signs of life.
 	Beat = 2 * time.Second
-	// Pauses before a worker that failed is tried again: doubled each time.
-	// While another serves well there is no hurry.
+	// Pauses before a failed worker is tried again: doubled each time.
+	// While another worker serves well, pauses may reach mostUnhurried.
 	leastPause, mostPause, mostUnhurried = 10 * time.Millisecond, 5 * time.Second, time.Minute
-	// unfit is how many workers of a new binary may fail before the one
-	// before it is taken again.
+	// unfit is how many workers of a new binary may fail before the
+	// previous binary is used again.
 	unfit = 3
 )
 
-// ended decides what the end of the serving worker means.
+// ended handles the end of the serving worker.
 func (k *keeper) ended(w *worker, status syscall.WaitStatus) (code int, ended bool) {
 	if !k.kept() || k.dead() {
 		k.killNext()
@@ -43,7 +43,8 @@ func (k *keeper) ended(w *worker, status syscall.WaitStatus) (code int, ended bo
 		k.notUntil = now
 		return 0, false
 	}
-	// Killed from outside: it could serve, and so can the next.
+	// A worker killed from outside was able to serve, and so is the
+	// next.
 	killed := !w.ready.IsZero() && status.Signaled() && status.Signal() == syscall.SIGKILL
 	if !w.condemned && (killed || w.settled(now)) {
 		k.good, k.failures, k.notUntil = now, 0, now
@@ -61,18 +62,19 @@ func (k *keeper) ended(w *worker, status syscall.WaitStatus) (code int, ended bo
 	return 0, false
 }
 
-// exitCode is the keeper's where a worker's end was the mount's.
+// exitCode returns the keeper's exit code if the mount ended with its
+// worker.
 func (k *keeper) exitCode(s syscall.WaitStatus) int {
 	switch {
 	case s.Exited():
 		return s.ExitStatus()
-	case k.kept(): // it was unmounted, and its worker did not see that
+	case k.kept(): // unmounted, and the worker did not notice
 		return 0
 	}
 	return 128 + int(s.Signal())
 }
 
-// failedToPrepare notes the end of a worker that was to be the next.
+// failedToPrepare handles the end of a worker that was being prepared.
 func (k *keeper) failedToPrepare(w *worker, how string) {
 	if w.status == "" {
 		w.status = "it ended before it could serve: " + how
@@ -84,12 +86,12 @@ func (k *keeper) failedToPrepare(w *worker, how string) {
 	}
 	k.unprepared++
 	k.failed(time.Now())
-	if n := k.unprepared; n&(n-1) == 0 { // not all: it may go on for days
+	if n := k.unprepared; n&(n-1) == 0 { // not every time: it may go on for days
 		k.log.Error("a process that would take over cannot", "dir", k.dir, "cause", w.status, "failures", n)
 	}
 }
 
-// failed puts off what comes next, after a failure.
+// failed delays the next worker after a failure.
 func (k *keeper) failed(now time.Time) {
 	n, most := k.failures+k.unprepared, mostPause
 	if k.serving != nil {
@@ -101,7 +103,7 @@ func (k *keeper) failed(now time.Time) {
 	}
 }
 
-// fallBack takes the binary again that was there before the last restart.
+// fallBack restores the binary from before the last restart.
 func (k *keeper) fallBack() {
 	if k.older < 0 {
 		return
@@ -113,8 +115,8 @@ func (k *keeper) fallBack() {
 	k.notUntil = time.Now()
 }
 
-// watch does what has become due. ended says that the connection was
-// given up, or has ended when no worker was there to see it.
+// watch does what is due. ended reports whether the connection was given up,
+// or has ended while no worker served.
 func (k *keeper) watch() (code int, ended bool) {
 	now := time.Now()
 	k.excuse(now)
@@ -130,8 +132,8 @@ func (k *keeper) watch() (code int, ended bool) {
 	k.watchServing(now)
 	k.watchNext(now)
 	switch {
-	case k.serving.alive(now, k.times.hang): // what is good shows in time
-	case !k.waiting(): // nobody would be helped
+	case k.serving.alive(now, k.times.hang): // its next sign of life updates good
+	case !k.waiting(): // giving up would help no reader
 		k.good = now
 	case now.Sub(k.good) > k.times.giveUp:
 		k.giveUp("no process could serve the mount")
@@ -140,8 +142,9 @@ func (k *keeper) watch() (code int, ended bool) {
 	return 0, false
 }
 
-// excuse sees that this process itself was stopped for a while, as all of a
-// container may be: who was silent meanwhile is not to blame.
+// excuse extends the workers' deadlines if this process itself was stopped
+// for a while, as all of a container may be: workers that were silent
+// meanwhile are not to blame.
 func (k *keeper) excuse(now time.Time) {
 	away := now.Sub(k.looked)
 	k.looked = now
@@ -187,7 +190,7 @@ func (k *keeper) watchNext(now time.Time) {
 	}
 }
 
-// pause is how long nothing will become due.
+// pause returns how long nothing will become due.
 func (k *keeper) pause() time.Duration {
 	now := time.Now()
 	d := check
@@ -202,7 +205,7 @@ func (k *keeper) pause() time.Duration {
 	return max(d, time.Millisecond)
 }
 
-// promote tells the prepared worker to begin.
+// promote tells the prepared worker to serve.
 func (k *keeper) promote(now time.Time) {
 	w := k.next
 	k.serving, k.next = w, nil
@@ -213,12 +216,11 @@ func (k *keeper) promote(now time.Time) {
 		}
 		k.older, k.exe, w.own = k.exe, w.exe, false
 	}
-	// Should it be dead already, its end follows.
+	// If the worker is dead already, the event of its end follows.
 	_ = send(w.link, newMessage(varServe, "1"), nil)
 }
 
-// killNext ends the worker that is not needed any more, and returns when it
-// has ended.
+// killNext kills the prepared worker, and returns when it has ended.
 func (k *keeper) killNext() {
 	w := k.next
 	if w == nil {

@@ -12,47 +12,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// worker is a process that serves, or is to.
+// worker is a process that serves, or is prepared to.
 type worker struct {
 	pid   int
-	link  int  // our end of its socket
+	link  int  // the keeper's end of the socket
 	exe   int  // descriptor of its binary
-	own   bool // which no other worker runs: it was brought along to restart
+	own   bool // no other worker runs this exe: it was sent with a restart
 	first bool // it mounts by itself and is not told to serve
 	child bool
 
 	told      time.Time // when it was started, or told to serve
-	ready     time.Time // since when it serves
+	ready     time.Time // when it began to serve
 	beat      time.Time // last sign of life
 	standby   bool      // it is prepared
-	status    string    // what it said last
-	condemned bool      // killed by us
-	hungUp    bool      // it is spent, and nothing more is heard from it
+	status    string    // its last STATUS
+	condemned bool      // killed by the keeper
+	hungUp    bool      // spent, and its socket shut down
 	done      chan struct{}
 }
 
-// settled says that it has served for a while.
+// settled reports whether the worker has served for a while.
 func (w *worker) settled(now time.Time) bool {
 	return !w.ready.IsZero() && now.Sub(w.ready) >= settled
 }
 
-// alive says that there is one that serves and has given a sign of life
-// lately.
+// alive reports whether the worker serves and has given a sign of life
+// within hang.
 func (w *worker) alive(now time.Time, hang time.Duration) bool {
 	return w != nil && !w.ready.IsZero() && now.Sub(w.beat) <= hang
 }
 
-// hangs says that it did serve, and has given none.
+// hangs reports whether the worker has begun to serve but given no sign of
+// life within hang.
 func (w *worker) hangs(now time.Time, hang time.Duration) bool {
 	return !w.ready.IsZero() && now.Sub(w.beat) > hang
 }
 
-// wantsSpare says that it is time to prepare the one after it.
+// wantsSpare reports whether it is time to prepare the worker's successor.
 func (w *worker) wantsSpare(now time.Time, after time.Duration) bool {
 	return !w.ready.IsZero() && now.Sub(w.ready) >= after
 }
 
-// kill ends it. Its end comes as an event.
+// kill kills the worker. An event reports its end.
 func (w *worker) kill(why string, log *slog.Logger) {
 	if w.condemned {
 		return
@@ -64,7 +65,7 @@ func (w *worker) kill(why string, log *slog.Logger) {
 	_ = unix.Kill(w.pid, unix.SIGKILL)
 }
 
-// reap waits for the end of a worker that was killed, but not for ever.
+// reap waits a bounded time for the end of a killed worker.
 func (w *worker) reap() {
 	select {
 	case <-w.done:
@@ -72,12 +73,12 @@ func (w *worker) reap() {
 	}
 }
 
-// crashEnv is the variable by which tests kill workers at a named step; see
-// internal/crashpoint. Of several, separated by commas, the first is for
-// the first worker, the next for the next.
+// crashEnv is the variable with which tests kill workers at a named step;
+// see internal/crashpoint. Of several steps, separated by commas, each
+// worker gets the next.
 const crashEnv = "EPOCHFS_CRASH_AT="
 
-// shiftCrash takes the first step out of the environment.
+// shiftCrash removes the first step from the environment.
 func shiftCrash(env []string) {
 	for i, kv := range env {
 		if v, ok := strings.CutPrefix(kv, crashEnv); ok {
@@ -87,8 +88,8 @@ func shiftCrash(env []string) {
 	}
 }
 
-// start runs a worker. It inherits stdin, stdout and stderr, its end of a
-// new socket, and files after it; names says what they are, one each.
+// start starts a worker. It inherits stdin, stdout and stderr, its end of a
+// new socket, and then files; names has a name for each.
 func (k *keeper) start(exe int, stderr int, names []string, files []int, env ...string) (*worker, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -114,8 +115,8 @@ func (k *keeper) start(exe int, stderr int, names []string, files []int, env ...
 	return w, nil
 }
 
-// follow passes on what a worker says, then how it ended. Its socket
-// closes with it, so nothing it said is missed.
+// follow forwards a worker's messages as events, then its end. The worker's
+// socket closes with the worker, so no message is lost.
 func (k *keeper) follow(w *worker) {
 	_ = send(w.link, newMessage(varKeeper, strconv.Itoa(unix.Getpid())), nil)
 	go func() {
@@ -140,11 +141,11 @@ func (k *keeper) follow(w *worker) {
 	}()
 }
 
-// Pauses between looks at a worker that is about to end.
+// Pauses between checks of a worker that is about to end.
 const firstLook, nextLooks = 2 * time.Millisecond, 20 * time.Millisecond
 
-// ended returns how a worker ended, when it has, or when it is spent: then
-// left is true, and the rest of it is still in the kernel.
+// ended returns how a worker ended. It blocks until the worker has ended or
+// is spent; left reports whether a spent thread is still in the kernel.
 func (w *worker) ended(gone <-chan syscall.WaitStatus) (status syscall.WaitStatus, left bool) {
 	for look := firstLook; ; look = nextLooks {
 		select {
@@ -158,8 +159,8 @@ func (w *worker) ended(gone <-chan syscall.WaitStatus) (status syscall.WaitStatu
 	}
 }
 
-// hangUp ends the conversation with a worker that is spent and whose socket
-// does not close, because the thread that is still in the kernel has it open.
+// hangUp shuts down the socket of a spent worker, which a thread still in
+// the kernel keeps open.
 func (w *worker) hangUp() {
 	if w == nil || w.hungUp {
 		return
@@ -170,7 +171,7 @@ func (w *worker) hangUp() {
 	}
 }
 
-// sweep takes away the sockets of a process that could not do so itself.
+// sweep removes the sockets of a process that ended without removing them.
 func (k *keeper) sweep(pid int) {
 	if k.sockets == "" {
 		return
@@ -180,7 +181,7 @@ func (k *keeper) sweep(pid int) {
 	}
 }
 
-// wait returns when the process has ended, all of its threads.
+// wait blocks until all threads of the process have ended.
 func (w *worker) wait() (status syscall.WaitStatus) {
 	if w.child {
 		for {
@@ -189,7 +190,8 @@ func (w *worker) wait() (status syscall.WaitStatus) {
 			}
 		}
 	}
-	// A stranger's end can be seen; how it ended cannot.
+	// The end of a process that is not a child can be observed, but not
+	// its status.
 	pidfd, err := unix.PidfdOpen(w.pid, 0)
 	if err != nil {
 		return syscall.WaitStatus(unix.SIGKILL)
@@ -202,8 +204,9 @@ func (w *worker) wait() (status syscall.WaitStatus) {
 	}
 }
 
-// startFirst runs the worker that mounts. The descriptors that only it
-// needs are closed here: others wait for their end.
+// startFirst starts the worker that mounts. It closes the descriptors that
+// only the worker needs, because other processes wait for their last copy to
+// close.
 func (k *keeper) startFirst(s *given) error {
 	var names []string
 	var files []int
@@ -223,7 +226,7 @@ func (k *keeper) startFirst(s *given) error {
 	return nil
 }
 
-// startNext runs a worker that prepares itself to take over.
+// startNext starts a worker that prepares itself to take over.
 func (k *keeper) startNext(exe int) {
 	var env []string
 	if k.serving != nil && k.restart != nil {
