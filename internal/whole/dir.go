@@ -9,17 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dir is a directory that gets its name when it is whole. What is in it
-// must be on disk by then.
+// Dir is a directory under construction, which gets its name on Commit. Its
+// files must be on disk by then.
 type Dir struct {
 	place  place
 	target string
-	temp   string // where it is while it is made
+	temp   string // its path until Commit
 	lock   *os.File
 }
 
-// MakeDir begins a directory that path will name. An empty directory may
-// be there.
+// MakeDir begins a directory that will replace path. An empty directory may
+// exist at path.
 func MakeDir(path string) (*Dir, error) {
 	d := &Dir{place: placeOf(path), target: filepath.Clean(path)}
 	if err := d.make(); err != nil {
@@ -40,7 +40,7 @@ func (d *Dir) make() error {
 		}
 		d.lock, err = os.Open(d.temp)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it was swept
+			continue // another process has swept it
 		}
 		mine := false
 		if err == nil {
@@ -57,8 +57,8 @@ func (d *Dir) make() error {
 	return fs.ErrExist
 }
 
-// Create makes a file in it, for its owner to write. Errors name the file
-// as it will be called.
+// Create creates a file in the directory, writable by its owner. Errors name
+// the file by its final path.
 func (d *Dir) Create(name string) (*os.File, error) {
 	path := filepath.Join(d.target, name)
 	fd, err := unix.Openat(int(d.lock.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
@@ -68,7 +68,7 @@ func (d *Dir) Create(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// Commit gives the directory its mode and its name.
+// Commit sets the directory's mode and gives it its name.
 func (d *Dir) Commit(mode os.FileMode) error {
 	if err := d.lock.Chmod(mode); err != nil {
 		return err
@@ -76,7 +76,7 @@ func (d *Dir) Commit(mode os.FileMode) error {
 	if err := d.lock.Sync(); err != nil {
 		return err
 	}
-	// os.Rename does not replace an empty directory.
+	// Unlike rename(2), os.Rename does not replace an empty directory.
 	if err := unix.Rename(d.temp, d.target); err != nil {
 		return &os.PathError{Op: "make", Path: d.target, Err: err}
 	}
@@ -84,7 +84,7 @@ func (d *Dir) Commit(mode os.FileMode) error {
 	return errors.Join(syncDir(d.place.dir), d.lock.Close())
 }
 
-// Close gives the directory up, unless it has its name.
+// Close removes the directory unless it was committed.
 func (d *Dir) Close() error {
 	var err error
 	if d.temp != "" {
@@ -92,7 +92,7 @@ func (d *Dir) Close() error {
 		d.temp = ""
 	}
 	if d.lock != nil {
-		_ = d.lock.Close() // it was only locked
+		_ = d.lock.Close() // it was opened only for its lock
 	}
 	return err
 }

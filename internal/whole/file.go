@@ -9,24 +9,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is a file that gets its name when it is whole. Only its owner may
-// read and write it.
+// File is a file under construction, which gets its name on Commit. Only its
+// owner may read and write it.
 type File struct {
 	*os.File
 	place place
 	path  string
-	temp  string // the name it has until then; empty where it has none
+	temp  string // its path until Commit; "" for an unnamed file
 }
 
-// Create begins a file that path will name. If path is a symbolic link, the
-// file is made where the link leads, and the link stays.
+// Create begins a file that will replace path. If path is a symbolic link,
+// Commit replaces the link's target, not the link.
 func Create(path string) (*File, error) { return create(path, unix.O_TMPFILE) }
 
 func create(path string, nameless int) (*File, error) {
 	target, err := follow(path)
 	if err != nil {
 		var on *fs.PathError
-		if errors.As(err, &on) { // of a link or a directory on the way
+		if errors.As(err, &on) { // a link or a directory on the path
 			err = on.Err
 		}
 		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
@@ -36,7 +36,7 @@ func create(path string, nameless int) (*File, error) {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
 		err = f.createNamed()
 	} else if err == nil {
-		_ = tryLock(f.File) // nobody else has it
+		_ = tryLock(f.File) // cannot fail: no other process has the file
 	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
@@ -44,7 +44,7 @@ func create(path string, nameless int) (*File, error) {
 	return f, nil
 }
 
-// open opens name as what it will be called.
+// open opens name as a file with the final path as its name.
 func (f *File) open(name string, flags int) error {
 	fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0o600)
 	if err == nil {
@@ -53,7 +53,7 @@ func (f *File) open(name string, flags int) error {
 	return err
 }
 
-// createNamed makes a file where all must have names.
+// createNamed creates a named file, for file systems without unnamed files.
 func (f *File) createNamed() error {
 	for range tries {
 		name := f.place.name()
@@ -77,7 +77,7 @@ func (f *File) createNamed() error {
 	return fs.ErrExist
 }
 
-// Commit puts the file on disk and in its place, and closes it.
+// Commit writes the file to disk, gives it its name, and closes it.
 func (f *File) Commit() error {
 	if err := f.Sync(); err != nil {
 		return err
@@ -98,8 +98,8 @@ func (f *File) Commit() error {
 	return errors.Join(syncDir(f.place.dir), f.File.Close())
 }
 
-// link names a file that has no name: as it is to be called, or, where
-// something is called so already, in another way for a moment.
+// link gives an unnamed file its final name. If that name is taken, it gives
+// the file a temporary name instead.
 func (f *File) link() (placed bool, err error) {
 	fd := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 	err = unix.Linkat(unix.AT_FDCWD, fd, unix.AT_FDCWD, f.path, unix.AT_SYMLINK_FOLLOW)
@@ -120,7 +120,7 @@ func (f *File) link() (placed bool, err error) {
 	return false, os.NewSyscallError("linkat", err)
 }
 
-// Close gives the file up, unless it is in its place.
+// Close discards the file unless it was committed.
 func (f *File) Close() error {
 	err := f.File.Close()
 	if f.temp != "" {

@@ -8,21 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mostLinks is how many symbolic links the kernel follows in one path.
+// mostLinks bounds the symbolic links in one path, as the kernel does.
 const mostLinks = 40
 
 // Follow returns the path of the file that path names: path itself, or, if
-// that is a symbolic link, the last link's target, which need not exist. A
-// link in /proc, such as the one that /dev/stdout leads to, is not followed:
-// it stands for an open file, whatever its text.
+// path is a symbolic link, the last link's target, which need not exist. It
+// does not follow a link in /proc, such as the target of /dev/stdout: such a
+// link stands for an open file, whatever its text.
 func Follow(path string) (string, error) {
 	asked := path
 	for range mostLinks {
 		info, err := os.Lstat(path)
 		if err != nil || info.Mode().Type() != fs.ModeSymlink {
-			return path, nil // whoever uses the path finds out what is wrong with it
+			return path, nil // the caller's use of the path will return the error
 		}
-		// The directory is not cleaned as text: it may be a link too.
+		// Cleaning the directory as text would be wrong: it may be a link
+		// too.
 		dir, _ := filepath.Split(path)
 		if dir, err = filepath.EvalSymlinks(dir + "."); err != nil {
 			return "", err
@@ -43,8 +44,8 @@ func Follow(path string) (string, error) {
 	return "", &fs.PathError{Op: "follow", Path: asked, Err: unix.ELOOP}
 }
 
-// follow is Follow for a path beside which something is made: the directory
-// in the result has no links, so that it can be cleaned as text.
+// follow is Follow for a path beside which a file is created: the directory
+// in its result contains no links, so cleaning it as text is right.
 func follow(path string) (string, error) {
 	target, err := Follow(path)
 	if err != nil || target == path {

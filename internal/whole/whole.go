@@ -1,12 +1,12 @@
-// Package whole makes files and directories that come into being at once:
-// a name stands for all of one, safely on disk, or for what it stood for
-// before.
+// Package whole creates files and directories atomically: a name always
+// stands for the complete new contents, safely on disk, or for the previous
+// ones.
 //
-// A process that is killed leaves a file without a name, which goes with
-// it, or, where the file system has no such files, and of a directory,
-// something called .NAME.epochfs-RANDOM beside its target. Who works on
-// one has it locked; what nobody has locked is removed by the next who
-// makes something of that name.
+// A killed process leaves an unnamed file, which the kernel removes. On file
+// systems without unnamed files, and for directories, it leaves an entry
+// .NAME.epochfs-RANDOM beside the target. A process locks the entries that
+// it works on. The next process that creates an entry of the same name
+// removes those that are not locked.
 package whole
 
 import (
@@ -22,13 +22,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tries bounds how often another name is tried.
+// tries bounds how many temporary names are tried.
 const tries = 100
 
-// place is where something is made.
+// place is a directory and a prefix for temporary names.
 type place struct{ dir, prefix string }
 
-// placeOf is beside path. What is left there of others is removed.
+// placeOf returns the place beside path, after removing what dead processes
+// left there.
 func placeOf(path string) place {
 	dir, base := filepath.Split(filepath.Clean(path))
 	if dir == "" {
@@ -40,20 +41,20 @@ func placeOf(path string) place {
 	return p
 }
 
-// name is a new one.
+// name returns a new temporary name.
 func (p place) name() string {
 	return filepath.Join(p.dir, fmt.Sprintf("%s%08x", p.prefix, rand.Uint32()))
 }
 
-// names says that a file may have been called so by name.
+// names reports whether name may have returned file.
 func (p place) names(file string) bool {
 	random, ok := strings.CutPrefix(file, p.prefix)
 	n, err := strconv.ParseUint(random, 16, 32)
 	return ok && err == nil && random == fmt.Sprintf("%08x", n)
 }
 
-// sweep removes what nobody works on. What it cannot remove stays: nobody
-// depends on it.
+// sweep removes unlocked temporary entries. It ignores errors, because
+// leftovers do no harm.
 func (p place) sweep() {
 	found, err := os.ReadDir(p.dir)
 	if err != nil {
@@ -77,12 +78,12 @@ func (p place) sweep() {
 
 func tryLock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
 
-// own locks what was just made under a name. It is false where a sweep was
-// faster, and the name no longer its own.
+// own locks a newly created entry. It returns false if another process's
+// sweep has removed the entry first.
 func own(f *os.File, name string) (bool, error) {
 	if err := tryLock(f); errors.Is(err, unix.EWOULDBLOCK) {
 		return false, nil
-	} // one without locks is not swept either
+	} // without locks, sweep cannot remove it either
 	mine, err := f.Stat()
 	if err != nil {
 		return false, err
