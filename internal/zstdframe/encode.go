@@ -11,20 +11,20 @@ import (
 // MaxLevel is zstd's highest level; the lowest is 1.
 const MaxLevel = 22
 
-// maxSingle is the largest content, in bytes, that is made one segment.
-// Who decodes such a frame as a stream holds all of it.
+// maxSingle is the largest content, in bytes, that is encoded as a single
+// segment. A streaming decoder must hold all of a single segment in memory.
 const maxSingle = 32 << 20
 
-// Encoder makes zstd frames, each with its content size in the header.
-// Equal content makes equal frames. It is safe for concurrent use.
+// Encoder encodes zstd frames whose headers contain the content size. Equal
+// contents yield equal frames. An Encoder is safe for concurrent use.
 type Encoder struct {
 	level  zstd.EncoderLevel
 	single *zstd.Encoder // up to maxSingle
 	large  *zstd.Encoder // above
 }
 
-// NewEncoder makes an encoder that encodes up to workers contents at a
-// time. Level is one of zstd's; the next that there is here is taken.
+// NewEncoder returns an encoder that encodes up to workers contents at a
+// time. The level is mapped to the nearest one that the encoder implements.
 func NewEncoder(level, workers int) (*Encoder, error) {
 	if level < 1 || level > MaxLevel {
 		return nil, fmt.Errorf("zstd level %d is not one of 1 to %d", level, MaxLevel)
@@ -38,8 +38,8 @@ func NewEncoder(level, workers int) (*Encoder, error) {
 	return e, err
 }
 
-// Encode appends the frame of src to dst[:0], or to new memory where that
-// is too small.
+// Encode appends the frame of src to dst[:0], and allocates if dst is too
+// small.
 func (e *Encoder) Encode(dst, src []byte) []byte {
 	if len(src) > maxSingle {
 		return e.large.EncodeAll(src, dst[:0])
@@ -47,12 +47,12 @@ func (e *Encoder) Encode(dst, src []byte) []byte {
 	return e.single.EncodeAll(src, dst[:0])
 }
 
-// Stream is the frame of what src reads, which must be size bytes: it is
-// encoded as it is read, within the memory of a window.
+// Stream returns a reader of the frame of src, which must yield size bytes.
+// The contents are encoded as they are read, in the memory of one window.
 func (e *Encoder) Stream(src io.Reader, size int64) (io.Reader, error) {
 	s := &stream{src: src, left: size, buf: make([]byte, min(size, streamRead))}
 	if size <= streamRead {
-		s.whole = e // a short frame of a stream has no room for its content size
+		s.whole = e // a short streamed frame's header has no content size
 		return s, nil
 	}
 	var err error
@@ -63,7 +63,7 @@ func (e *Encoder) Stream(src io.Reader, size int64) (io.Reader, error) {
 	return s, nil
 }
 
-// streamRead is how much a stream encodes at a time, in bytes.
+// streamRead is the number of bytes that a stream encodes at a time.
 const streamRead = 1 << 20
 
 type stream struct {
@@ -72,9 +72,9 @@ type stream struct {
 	z    *zstd.Encoder
 	buf  []byte
 	out  bytes.Buffer
-	err  error // sticky; io.EOF when the frame is whole
+	err  error // sticky; io.EOF once the frame is complete
 
-	whole *Encoder // encodes all at once; nil where z encodes
+	whole *Encoder // encodes all at once; nil if z encodes
 }
 
 func (s *stream) Read(p []byte) (int, error) {
@@ -87,7 +87,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	return 0, s.err
 }
 
-// more encodes a little.
+// more encodes the next streamRead bytes.
 func (s *stream) more() error {
 	n, err := io.ReadFull(s.src, s.buf[:min(s.left, int64(len(s.buf)))])
 	if err == io.EOF {

@@ -8,14 +8,15 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// ErrWindow is in the chain, beside ErrFrame, of the error about a frame
-// whose window is larger than it may be.
+// ErrWindow is wrapped, beside ErrFrame, by the error for a frame whose
+// window exceeds the bound.
 var ErrWindow = errors.New("its window is larger than the bound")
 
-// NewStream decodes the frames that r gives until r ends, one after another,
-// as the zstd program does with a file. It holds at most window bytes of what
-// was decoded. A wrong frame is an error in whose chain ErrFrame is; an error
-// of r is passed on as it is. It starts no goroutine and does not close r.
+// NewStream returns a reader that decodes consecutive frames until r ends,
+// as the zstd program does with a file. It holds at most window bytes of
+// decoded data. The error for an invalid frame wraps ErrFrame; an error of r
+// is returned unchanged. NewStream starts no goroutine, and Close does not
+// close r.
 func NewStream(r io.Reader, window int64) (io.ReadCloser, error) {
 	src := &source{r: r}
 	d, err := zstd.NewReader(src,
@@ -29,7 +30,7 @@ func NewStream(r io.Reader, window int64) (io.ReadCloser, error) {
 	return &frames{reader{decoder: d, src: src}}, nil
 }
 
-// frames is a reader without a length to compare with.
+// frames is a reader without an expected length.
 type frames struct{ reader }
 
 func (s *frames) Read(p []byte) (int, error) {

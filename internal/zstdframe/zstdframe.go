@@ -1,6 +1,6 @@
-// Package zstdframe decodes the zstd frames of format v2. Frames come
-// from a registry and are hostile: how much memory they take is bounded
-// by what the caller expects, never by what they say of themselves.
+// Package zstdframe decodes the zstd frames of format v2. Frames come from a
+// registry and are hostile: the length that the caller expects bounds their
+// memory, not the values in their headers.
 package zstdframe
 
 import (
@@ -14,24 +14,24 @@ import (
 )
 
 const (
-	// HeaderSize is the longest frame header: magic number, descriptor,
-	// window, dictionary id and content size.
+	// HeaderSize is the size of the longest frame header: magic number,
+	// descriptor, window, dictionary id and content size.
 	HeaderSize = 18
 
-	// MaxWindow is the largest window a frame may ask for: what zstd
-	// itself decodes without --long. A decoder holds about this much.
+	// MaxWindow is the largest permitted window, the same as zstd's
+	// without --long. A decoder uses about this much memory.
 	MaxWindow = 128 << 20
 
 	magic = 0xFD2FB528
 )
 
-// ErrFrame is in the chain of every error that says the frame is wrong:
-// damaged, cut, of another length than expected, or too hungry.
+// ErrFrame is wrapped by every error for an invalid frame: damaged,
+// truncated, of another length than expected, or with too large a window.
 var ErrFrame = errors.New("bad zstd frame")
 
-// ContentSize reads from a frame's first bytes (HeaderSize are always
-// enough) how many bytes it says it decodes to. It is false where the
-// header does not say, is cut, or is no zstd frame's.
+// ContentSize returns the decoded size that a frame's header declares. It
+// needs at most the first HeaderSize bytes. ok is false if the header
+// declares no size, is truncated, or is not a zstd frame's.
 func ContentSize(header []byte) (size int64, ok bool) {
 	if len(header) < 5 || binary.LittleEndian.Uint32(header) != magic {
 		return 0, false
@@ -54,14 +54,15 @@ func ContentSize(header []byte) (size int64, ok bool) {
 	copy(field[:], header[at:at+width])
 	n := binary.LittleEndian.Uint64(field[:])
 	if width == 2 {
-		n += 256 // so the format has it: one byte holds what is below
+		n += 256 // the format adds 256: one byte holds smaller sizes
 	}
 	return int64(n), n < 1<<62
 }
 
-// Window reads from a frame's first bytes (HeaderSize are always enough)
-// how much memory its decoder needs for what came before, in bytes: at most
-// MaxWindow, and MaxWindow where they do not tell.
+// Window returns the size of a frame's window in bytes, which is the decoded
+// data that its decoder must hold. It needs at most the first HeaderSize
+// bytes. The result is at most MaxWindow, and MaxWindow if the header is not
+// conclusive.
 func Window(header []byte) int64 {
 	var h zstd.Header
 	if err := h.Decode(header); err != nil || h.Skippable {
@@ -74,11 +75,11 @@ func Window(header []byte) int64 {
 	return int64(min(max(n, leastWindow), MaxWindow))
 }
 
-// leastWindow is the smallest that a decoder can be told to keep to.
+// leastWindow is the smallest window limit that a decoder accepts.
 const leastWindow = 1 << 10
 
-// decoder is shared: DecodeAll may be called concurrently and then waits
-// for one of GOMAXPROCS places.
+// decoder is shared: concurrent calls of DecodeAll wait for one of
+// GOMAXPROCS decoders.
 var decoder = sync.OnceValue(func() *zstd.Decoder {
 	d, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(0),
@@ -90,10 +91,10 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
-// Decode decodes a whole frame, which must give exactly want bytes, into
-// dst[:0] where that is large enough, else into new memory, and returns
-// it. Any other content is an error in whose chain ErrFrame is. Memory
-// is bounded by want. It is safe for concurrent use.
+// Decode decodes a complete frame, which must yield exactly want bytes, into
+// dst[:0], and allocates if dst is too small. The error for any other frame
+// wraps ErrFrame. Memory is bounded by want. Decode is safe for concurrent
+// use.
 func Decode(dst, frame []byte, want int64) ([]byte, error) {
 	if size, ok := ContentSize(frame); ok && size != want {
 		return nil, fmt.Errorf("%w: says it holds %d bytes, want %d", ErrFrame, size, want)
@@ -111,17 +112,17 @@ func Decode(dst, frame []byte, want int64) ([]byte, error) {
 	return out, nil
 }
 
-// NewReader decodes the frame that r gives, as a stream of exactly want
-// bytes: io.EOF comes only after that many, when r is at its end too.
-// A wrong frame is an error in whose chain ErrFrame is; an error of r is
-// passed on as it is. It starts no goroutine and does not close r. Close
-// gives its memory back.
+// NewReader returns a reader that decodes the frame in r, which must yield
+// exactly want bytes: it returns io.EOF only after want bytes, with r at its
+// end too. The error for an invalid frame wraps ErrFrame; an error of r is
+// returned unchanged. NewReader starts no goroutine. Close frees the decoder
+// and does not close r.
 func NewReader(r io.Reader, want int64) (io.ReadCloser, error) {
 	return NewReaderWindow(r, want, MaxWindow)
 }
 
-// NewReaderWindow is NewReader for frames whose window is at most as large
-// as given, in bytes: others are wrong.
+// NewReaderWindow is NewReader with a limit on the frame's window, in bytes.
+// A frame with a larger window is invalid.
 func NewReaderWindow(r io.Reader, want, window int64) (io.ReadCloser, error) {
 	src := &source{r: r}
 	d, err := zstd.NewReader(src,
@@ -135,8 +136,7 @@ func NewReaderWindow(r io.Reader, want, window int64) (io.ReadCloser, error) {
 	return &reader{decoder: d, src: src, want: want, left: want}, nil
 }
 
-// source remembers what went wrong with the stored bytes, to tell that
-// from a wrong frame.
+// source records read errors, to distinguish them from invalid frames.
 type source struct {
 	r   io.Reader
 	err error
@@ -179,7 +179,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	return 0, r.err
 }
 
-// end looks that nothing follows the last byte.
+// end checks that nothing follows the last byte.
 func (r *reader) end() error {
 	var more [1]byte
 	switch n, err := io.ReadFull(r.decoder, more[:]); {
@@ -199,7 +199,7 @@ func (r *reader) blame(err error) error {
 	return fmt.Errorf("%w: %v", ErrFrame, err)
 }
 
-// Close frees the decoder. Reading on fails.
+// Close frees the decoder. Further reads fail.
 func (r *reader) Close() error {
 	r.decoder.Close()
 	if r.err == nil {
