@@ -17,22 +17,22 @@ import (
 	"time"
 )
 
-// maxAnswer bounds what a mount may tell, in bytes.
+// maxAnswer bounds a mount's answer, in bytes.
 const maxAnswer = 64 << 20
 
-// List asks all mounts of dir, which belongs to this user. The sockets of
-// processes that are gone are taken away. A process that does not answer
-// is told of with its id and its trouble only. A directory that is not
-// there has no mounts.
+// List returns the status of all mounts with sockets in dir, which must
+// belong to this user. It removes the sockets of dead processes. The entry
+// of a process that does not answer has only PID and Trouble set. A missing
+// directory has no mounts.
 func List(dir string) ([]Mount, error) { return listOf(dir, os.Geteuid()) }
 
-// ListOf asks the mounts of another user, where that one's sockets are
-// usually. What comes may be anything that user likes. Nothing is taken
-// away.
+// ListOf returns the status of another user's mounts, from the default
+// directories for that user's sockets. The answers are under the other
+// user's control. ListOf removes no sockets.
 func ListOf(uid int) []Mount {
 	var all []Mount
 	for _, dir := range usualDirs(uid) {
-		m, _ := listOf(dir, uid) // a directory that is not good is as none
+		m, _ := listOf(dir, uid) // an invalid directory counts as empty
 		all = append(all, m...)
 	}
 	return all

@@ -1,6 +1,6 @@
-// Package control is the status socket of a mount: what a mount tells of
-// itself, and asking it. Each mount's process serves one Unix socket in a
-// directory that belongs to its user alone.
+// Package control implements the status socket of a mount and its client.
+// Each mount's process serves one Unix socket in a directory that only its
+// user can write to.
 package control
 
 import (
@@ -14,43 +14,45 @@ import (
 	"unicode/utf8"
 )
 
-// Status is what `epochfs status --json` prints. Keys are only ever added.
+// Status is the output of `epochfs status --json`. Keys may be added, but
+// not changed or removed.
 type Status struct {
 	Version int     `json:"version"`
 	Mounts  []Mount `json:"mounts"`
 }
 
-// Version is that of Status.
+// Version is the version of Status.
 const Version = 1
 
-// Mount is one mount. Sizes are in bytes, rates in bytes per second.
+// Mount is the status of one mount. Sizes are in bytes, rates in bytes per
+// second.
 type Mount struct {
-	Summary   string    `json:"summary"` // how it is doing, in one sentence
+	Summary   string    `json:"summary"` // one sentence
 	Reference string    `json:"reference"`
 	Digest    string    `json:"digest"`
 	Dir       string    `json:"dir"`
 	DirBytes  []byte    `json:"dir_bytes,omitempty"` // see Bytes
-	Device    string    `json:"device,omitempty"`    // its number, as "major:minor"
-	PID       int       `json:"pid"`                 // 0 where the process does not answer
-	Program   string    `json:"program_version"`     // of the program that serves it
-	KeeperPID int       `json:"keeper_pid"`          // 0 where it ends with its process
-	NotKept   string    `json:"not_kept,omitempty"`  // why, in words
+	Device    string    `json:"device,omitempty"`    // device number, as "major:minor"
+	PID       int       `json:"pid"`                 // 0 if the process does not answer
+	Program   string    `json:"program_version"`     // version of the serving program
+	KeeperPID int       `json:"keeper_pid"`          // 0 if the mount ends with its process
+	NotKept   string    `json:"not_kept,omitempty"`  // why the mount has no keeper
 	Since     time.Time `json:"since"`
 	Files     []File    `json:"files"`
 	Reads     Reads     `json:"reads"`
 	Wrong     Wrong     `json:"wrong"`
 	Network   Network   `json:"network"`
 	Link      Link      `json:"link"`
-	Mirrors   []Mirror  `json:"mirrors"` // in the order in which they are asked, the registry itself last
+	Mirrors   []Mirror  `json:"mirrors"` // in the order of use, the registry itself last
 	Cache     Cache     `json:"cache"`
 	Waiting   []Wait    `json:"waiting"`
-	Metrics   string    `json:"metrics,omitempty"` // address they are served on
-	Trouble   string    `json:"trouble,omitempty"` // what is wrong with the mount as a whole, in words
+	Metrics   string    `json:"metrics,omitempty"` // address of the metrics endpoint
+	Trouble   string    `json:"trouble,omitempty"` // a problem with the mount as a whole
 }
 
-// Bytes returns the bytes of a path that is not UTF-8, and nil for others. JSON
-// has text only, in which what is not UTF-8 is replaced, so the bytes stand
-// beside the text, in base64.
+// Bytes returns path as bytes if it is not valid UTF-8, and otherwise nil.
+// JSON strings cannot hold invalid UTF-8, so such a path is also given in
+// base64.
 func Bytes(path string) []byte {
 	if utf8.ValidString(path) {
 		return nil
@@ -58,7 +60,7 @@ func Bytes(path string) []byte {
 	return []byte(path)
 }
 
-// Silent is a mount of which nothing is known but that it is there.
+// Silent returns the status of a mount that does not answer.
 func Silent(dir, device, reference, trouble string) Mount {
 	return Mount{
 		Reference: reference, Dir: dir, DirBytes: Bytes(dir), Device: device, Trouble: trouble, Files: []File{}, Mirrors: []Mirror{}, Waiting: []Wait{},
@@ -67,92 +69,92 @@ func Silent(dir, device, reference, trouble string) Mount {
 	}
 }
 
-// File is one file of a mount.
+// File is the status of one file of a mount.
 type File struct {
 	Name     string `json:"name"`
 	Size     int64  `json:"size"`  // holes included
-	Data     int64  `json:"data"`  // what is not a hole
-	Local    int64  `json:"local"` // of data, what is in the cache
-	Mode     string `json:"mode"`  // how it is open: "cached", "passthrough", "direct", or "" where it is not
+	Data     int64  `json:"data"`  // without holes
+	Local    int64  `json:"local"` // the part of the data in the cache
+	Mode     string `json:"mode"`  // open mode: "cached", "passthrough", "direct", or "" if not open
 	Open     int    `json:"open"`  // handles, in all modes
 	Verified bool   `json:"verified"`
-	Fetching bool   `json:"fetching"` // bytes of it are on their way
+	Fetching bool   `json:"fetching"` // bytes of the file are being fetched
 	Map      *Map   `json:"map,omitempty"`
 }
 
-// Reads counts what readers got by way of the process, since it began.
+// Reads counts the reads that the process has answered since it began.
 type Reads struct {
 	Count  int64 `json:"count"`
 	Bytes  int64 `json:"bytes"`
-	Misses int64 `json:"misses"` // had to wait for bytes from elsewhere
-	Failed int64 `json:"failed"` // ended with an I/O error
+	Misses int64 `json:"misses"` // reads that waited for bytes from elsewhere
+	Failed int64 `json:"failed"` // reads that failed with an I/O error
 
-	Waiting int64 `json:"waiting"` // for bytes, now
+	Waiting int64 `json:"waiting"` // reads waiting for bytes now
 }
 
 // Wrong counts pieces of cached files that were found to be wrong after they
-// were kept, since the process began. They were dropped, there and in the
-// kernel, and are fetched again.
+// were stored, since the process began. Such pieces are dropped from the
+// disk and from the kernel's cache, and fetched again.
 type Wrong struct {
 	Pieces  int64            `json:"pieces"`
 	FoundBy map[string]int64 `json:"found_by"`
 }
 
-// Network is what was asked of the registry and its mirrors since the
-// process began.
+// Network counts requests to the registry and its mirrors since the process
+// began.
 type Network struct {
 	Requests int64            `json:"requests"`
 	Bytes    int64            `json:"bytes"`
 	Retries  int64            `json:"retries"`
 	Causes   map[string]int64 `json:"retries_by_cause"`
-	Rate     int64            `json:"rate"`       // just now; measured only while something is fetched
-	Limit    int64            `json:"limit_rate"` // 0 for none
+	Rate     int64            `json:"rate"`       // current; measured only while bytes are fetched
+	Limit    int64            `json:"limit_rate"` // 0 for no limit
 }
 
-// Link is what was learned about the way to the bytes.
+// Link describes the measured properties of the network path.
 type Link struct {
 	Ranges     string    `json:"ranges"`             // "served", "ignored", or "unknown"
-	RoundTrip  float64   `json:"round_trip_seconds"` // from a request to the first byte of its answer; 0 while unknown
-	Connection int64     `json:"connection_rate"`    // what one connection carries; 0 while unknown
-	Failures   int       `json:"failures"`           // in a row
-	Error      string    `json:"error"`              // the last of them; "" since a byte arrived
-	Latency    Histogram `json:"first_byte_seconds"` // of all requests for bytes of files
+	RoundTrip  float64   `json:"round_trip_seconds"` // time from a request to its first byte; 0 if unknown
+	Connection int64     `json:"connection_rate"`    // rate of one connection; 0 if unknown
+	Failures   int       `json:"failures"`           // consecutive
+	Error      string    `json:"error"`              // the last failure; "" after a byte has arrived
+	Latency    Histogram `json:"first_byte_seconds"` // over all requests for bytes of files
 }
 
 // Histogram counts durations in seconds.
 type Histogram struct {
 	Bounds []float64 `json:"bounds"` // upper bounds of the buckets
-	Counts []int64   `json:"counts"` // of each bucket alone, and of what is beyond the last bound
+	Counts []int64   `json:"counts"` // count of each bucket alone; the last is beyond all bounds
 	Sum    float64   `json:"sum"`
 }
 
-// Mirror is one place that bytes come from.
+// Mirror is the status of a mirror or of the registry itself.
 type Mirror struct {
 	Host     string    `json:"host"`
 	Registry bool      `json:"registry"` // it is the registry itself
-	Trusted  bool      `json:"trusted"`  // it may send what no digest vouches for in time
+	Trusted  bool      `json:"trusted"`  // may serve bytes that no digest can verify in time
 	Requests int64     `json:"requests"`
 	Bytes    int64     `json:"bytes"`
 	Rate     int64     `json:"rate"`
-	Failures int       `json:"failures"`         // in a row
-	Resting  time.Time `json:"resting,omitzero"` // not asked before this
-	Error    string    `json:"error"`            // why it failed last; "" since it served
-	Missing  int       `json:"missing"`          // blobs that it did not have lately
-	Wrong    int       `json:"wrong"`            // blobs of which it sent wrong bytes
+	Failures int       `json:"failures"`         // consecutive
+	Resting  time.Time `json:"resting,omitzero"` // not used before this time
+	Error    string    `json:"error"`            // the last failure; "" after a success
+	Missing  int       `json:"missing"`          // blobs recently found missing
+	Wrong    int       `json:"wrong"`            // blobs with wrong bytes
 }
 
-// Cache is the cache directory, with what other mounts have there.
+// Cache is the status of the cache directory, which mounts share.
 type Cache struct {
 	Dir   string `json:"dir"`
 	Used  int64  `json:"used"`
 	Limit int64  `json:"limit"`
-	Full  bool   `json:"full"` // of files in use: what is fetched is not kept
-	// Copied are bytes that were taken from other cached files and not
-	// fetched, of packed artifacts, since the process began.
+	Full  bool   `json:"full"` // full of files in use: fetched bytes are not stored
+	// Copied counts the bytes of packed artifacts that were copied from
+	// other cached files instead of fetched, since the process began.
 	Copied int64 `json:"copied"`
 }
 
-// Wait is bytes that readers wait for.
+// Wait describes bytes that readers wait for.
 type Wait struct {
 	File    string    `json:"file"`
 	Offset  int64     `json:"offset"`
@@ -160,15 +162,16 @@ type Wait struct {
 	Digest  string    `json:"digest"`
 	Since   time.Time `json:"since"`
 	Readers int       `json:"readers"`
-	Error   string    `json:"error"` // of the last try; "" during the first
-	Cause   string    `json:"cause"` // of that error, in a few words
+	Error   string    `json:"error"` // of the last attempt; "" during the first
+	Cause   string    `json:"cause"` // of the error, in a few words
 }
 
-// DirEnv names the environment variable for the directory of the sockets.
+// DirEnv is the environment variable that sets the directory of the sockets.
 const DirEnv = "EPOCHFS_RUNTIME_DIR"
 
-// Dir is where this user's sockets are: in the system's place for root,
-// else in the session's, else in a directory for temporary files.
+// Dir returns the directory of this user's sockets: the system's runtime
+// directory for root, otherwise the session's, otherwise a directory for
+// temporary files.
 func Dir() string {
 	switch dir := os.Getenv(DirEnv); {
 	case dir != "":
@@ -184,7 +187,7 @@ func Dir() string {
 
 func tempDir(uid int) string { return filepath.Join(os.TempDir(), "epochfs-"+strconv.Itoa(uid)) }
 
-// usualDirs is where a user's sockets are who has not chosen another place.
+// usualDirs returns the default directories of a user's sockets.
 func usualDirs(uid int) []string {
 	if uid == 0 {
 		return []string{"/run/epochfs"}
@@ -192,8 +195,8 @@ func usualDirs(uid int) []string {
 	return []string{filepath.Join("/run/user", strconv.Itoa(uid), "epochfs"), tempDir(uid)}
 }
 
-// MakeDir makes Dir, where it is missing, and returns it. It fails where
-// others could put a socket there.
+// MakeDir returns Dir, and creates the directory if it is missing. It fails
+// if other users could put a socket there.
 func MakeDir() (string, error) {
 	dir := Dir()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -202,17 +205,17 @@ func MakeDir() (string, error) {
 	return dir, checkDir(dir, os.Geteuid())
 }
 
-// suffix ends the names of sockets; what is before it is the process's id.
+// suffix is the suffix of socket names; the prefix is the process id.
 const suffix = ".sock"
 
-// newSuffix ends the name of a socket that is not yet listened on.
+// newSuffix is the suffix of a socket that does not listen yet.
 const newSuffix = ".new"
 
-// errForeign says that a directory is not its user's alone.
+// errForeign is the error for a directory that other users can write to.
 var errForeign = errors.New("it belongs to somebody else, or others can write to it")
 
-// checkDir refuses a directory in which others than the user could put a
-// socket.
+// checkDir returns an error if users other than uid could put a socket in
+// dir.
 func checkDir(dir string, uid int) error {
 	st, err := os.Lstat(dir)
 	if err != nil {

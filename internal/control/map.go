@@ -2,15 +2,15 @@ package control
 
 import "strings"
 
-// Map shows where a file has what. It is a string of cells, each of which
-// stands for Cell bytes of the file; the last may stand for fewer.
+// Map shows which parts of a file are present. It is a string of cells, each
+// for Cell bytes of the file; the last may cover fewer.
 type Map struct {
 	Cell  int64  `json:"cell"`
 	Cells string `json:"cells"`
 }
 
-// CellSize is the size of a map's cells for a file of that size: at most
-// mapCells cells, none smaller than a block of a file system.
+// CellSize returns the cell size of a map of a file of the given size: at
+// most mapCells cells, none smaller than a file system block.
 func CellSize(size int64) int64 {
 	return max(smallestCell, (size+mapCells-1)/mapCells)
 }
@@ -29,8 +29,8 @@ const (
 	Verified = '#' // data, all of it present and verified
 )
 
-// Letter is that of a cell in which some data is missing, some is present
-// but not verified, some is verified.
+// Letter returns the letter of a cell with missing, present but unverified,
+// and verified data, as given by its arguments.
 func Letter(missing, present, verified bool) byte {
 	switch {
 	case missing && (present || verified):
@@ -45,7 +45,7 @@ func Letter(missing, present, verified bool) byte {
 	return Hole
 }
 
-// Strip is the map as width letters.
+// Strip returns the map scaled to width letters.
 func (m *Map) Strip(width int) string {
 	n := len(m.Cells)
 	if n == 0 {
@@ -60,7 +60,7 @@ func (m *Map) Strip(width int) string {
 	return string(strip)
 }
 
-// join is the letter of several cells.
+// join returns the letter for several cells.
 func join(cells string) byte {
 	if strings.IndexByte(cells, Partly) >= 0 {
 		return Partly

@@ -5,8 +5,8 @@ import "time"
 // rateOver is the time over which rates are measured.
 const rateOver = 200 * time.Millisecond
 
-// withRates is status, with rates: where something is being fetched, it is
-// looked at twice.
+// withRates returns status extended by rates. While bytes are fetched, it
+// calls status twice.
 func withRates(status func() Mount) func() Mount {
 	return func() Mount {
 		before, began := status(), time.Now()
@@ -29,7 +29,7 @@ func (m *Mount) fetching() bool {
 	return false
 }
 
-// rate sets the rates since before was seen, d ago.
+// rate sets the rates from an earlier status, taken d ago.
 func (m *Mount) rate(before Mount, d time.Duration) {
 	m.Network.Rate = perSecond(m.Network.Bytes-before.Network.Bytes, d)
 	for i := range m.Mirrors {
@@ -37,7 +37,7 @@ func (m *Mount) rate(before Mount, d time.Duration) {
 			m.Mirrors[i].Rate = perSecond(m.Mirrors[i].Bytes-before.Mirrors[i].Bytes, d)
 		}
 	}
-	for i := range m.Files { // it may have come meanwhile
+	for i := range m.Files { // the fetch may have ended meanwhile
 		if i < len(before.Files) && before.Files[i].Fetching {
 			m.Files[i].Fetching = true
 		}

@@ -8,11 +8,12 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// longWait is from when on a reader who waits is no longer what it looks
-// like whenever something is fetched.
+// longWait is how long a read must wait to be worth reporting. Shorter waits
+// are normal whenever bytes are fetched.
 const longWait = 2 * time.Second
 
-// Sentence says how the mount is doing and, if that is slowly, why.
+// Sentence describes in words how the mount is doing and, if it is slow,
+// why.
 func (m *Mount) Sentence(now time.Time) string {
 	if m.Trouble != "" {
 		return m.Trouble
@@ -38,7 +39,7 @@ func (m *Mount) Sentence(now time.Time) string {
 	return strings.Join(append(parts, m.caveats(now)...), "; ")
 }
 
-// local says how much of the data is here.
+// local describes how much of the data is in the cache.
 func (m *Mount) local() string {
 	var data, local int64
 	for _, f := range m.Files {
@@ -47,7 +48,8 @@ func (m *Mount) local() string {
 	return fmt.Sprintf("local: %s of %s", Percent(local, data), humanize.IBytes(uint64(data)))
 }
 
-// Percent is part of whole. It is 0 % and 100 % for nothing and all only.
+// Percent formats part as a percentage of whole. The results 0 % and 100 %
+// are exact.
 func Percent(part, whole int64) string {
 	switch {
 	case part >= whole:
@@ -60,7 +62,8 @@ func Percent(part, whole int64) string {
 	return fmt.Sprintf("%d %%", int64(float64(part)/float64(whole)*100))
 }
 
-// activity says what comes from where, and what holds it back.
+// activity describes what is being fetched from where, and what limits the
+// rate.
 func (m *Mount) activity(names string) string {
 	host := ""
 	var most int64 = -1
@@ -82,7 +85,7 @@ func (m *Mount) activity(names string) string {
 	return fmt.Sprintf("reading %s at %s from %s", names, rate, host)
 }
 
-// fetched names the files whose bytes are on their way.
+// fetched returns the names of the files being fetched.
 func (m *Mount) fetched() string {
 	var names []string
 	for _, f := range m.Files {
@@ -101,7 +104,7 @@ func (m *Mount) fetched() string {
 	return ""
 }
 
-// longest is what somebody has waited for longest; nil where nobody waits.
+// longest returns the longest wait, or nil without waits.
 func (m *Mount) longest() *Wait {
 	var longest *Wait
 	for i := range m.Waiting {
@@ -112,7 +115,7 @@ func (m *Mount) longest() *Wait {
 	return longest
 }
 
-// caveats are what is worth to be known although it holds nobody up.
+// caveats returns what is worth knowing although it delays no reader.
 func (m *Mount) caveats(now time.Time) (all []string) {
 	if m.Reads.Failed > 0 {
 		all = append(all, fmt.Sprintf("%d reads have failed", m.Reads.Failed))
@@ -142,7 +145,7 @@ func plural(n int64, one, more string) string {
 	return more
 }
 
-// ago is the time since then, as one number.
+// ago formats the time since then as one number.
 func ago(now, then time.Time) string {
 	switch d := max(0, now.Sub(then)); {
 	case d < time.Second:

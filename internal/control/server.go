@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// answerIn bounds the time one question takes.
+	// answerIn bounds the time for one question.
 	answerIn = 5 * time.Second
-	// maxAsking bounds the questions at a time; more wait.
+	// maxAsking bounds concurrent questions; others wait.
 	maxAsking = 8
 )
 
-// Server answers for one mount.
+// Server answers questions about one mount.
 type Server struct {
 	l       *net.UnixListener
 	name    string // of its socket
@@ -28,8 +28,8 @@ type Server struct {
 	answers sync.WaitGroup
 }
 
-// Serve begins to answer in dir, which is made where it is missing, with
-// what status says at that moment, and with the rates of the moment.
+// Serve starts a server with a socket in dir, which it creates if missing.
+// Each answer is a new result of status, with current rates.
 func Serve(dir string, status func() Mount) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -47,8 +47,9 @@ func Serve(dir string, status func() Mount) (*Server, error) {
 	return s, nil
 }
 
-// listen makes a socket under another name first: one that is not yet
-// listened on is a dead process's to who asks.
+// listen creates the socket under the name first and renames it to name once
+// it listens: clients take a socket that does not listen for a dead
+// process's.
 func listen(name, first string) (*net.UnixListener, error) {
 	_ = os.Remove(first) // of a dead process with the same id
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: first, Net: "unix"})
@@ -72,7 +73,7 @@ func (s *Server) serve() {
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
-		case err != nil: // no descriptor is left; one may be, soon
+		case err != nil: // out of descriptors, perhaps only for a moment
 			<-s.asking
 			time.Sleep(100 * time.Millisecond)
 			continue
@@ -86,7 +87,7 @@ func (s *Server) serve() {
 	}
 }
 
-// Close ends the answers and takes the socket away.
+// Close stops the server and removes its socket.
 func (s *Server) Close() error {
 	_ = os.Remove(s.name)
 	err := s.l.Close()
