@@ -1,5 +1,5 @@
-// Package mounts asks the kernel about mounts: what is mounted on a
-// directory, and who uses it.
+// Package mounts reads the kernel's mount table, and finds the users of a
+// mount.
 package mounts
 
 import (
@@ -10,26 +10,26 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// Type is the file system type of our mounts in the kernel's table.
+// Type is the file system type of epochfs mounts in the kernel's table.
 const Type = "fuse.epochfs"
 
-// Mount is what is mounted on a directory.
+// Mount is an entry of the mount table.
 type Mount struct {
 	Dir          string // absolute, without symbolic links
-	Source       string // what is mounted; for ours the reference
+	Source       string // the mount's source; for an epochfs mount the reference
 	Type         string // file system type
 	Major, Minor int    // device number
-	UID          int    // who made a FUSE mount; 0 where that is not told
+	UID          int    // user who made a FUSE mount; 0 if unknown
 }
 
-// Ours says whether epochfs made the mount.
+// Ours reports whether epochfs made the mount.
 func (m *Mount) Ours() bool { return m.Type == Type }
 
-// Device is the mount's device number, as "major:minor". Bind mounts of it have
-// the same.
+// Device returns the mount's device number, as "major:minor". Bind mounts of
+// the mount have the same number.
 func (m *Mount) Device() string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
 
-// All returns all of our mounts.
+// All returns all epochfs mounts.
 func All() ([]*Mount, error) {
 	all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter(Type))
 	if err != nil {
@@ -43,7 +43,7 @@ func All() ([]*Mount, error) {
 }
 
 // Find returns the topmost mount on dir, an absolute path without symbolic
-// links; nil when dir is no mountpoint.
+// links. It returns nil if dir is not a mountpoint.
 func Find(dir string) (*Mount, error) {
 	all, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != dir, false })
 	if err != nil {
@@ -55,15 +55,15 @@ func Find(dir string) (*Mount, error) {
 	return fromInfo(all[len(all)-1]), nil
 }
 
-// Automounted says whether a directory, by a path without symbolic links,
-// is one that the kernel has mounted when it is needed: it lies on autofs.
+// Automounted reports whether dir, a path without symbolic links, lies on
+// autofs, so that the kernel has it mounted on demand.
 func Automounted(dir string) (bool, error) {
 	all, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
 	if err != nil {
 		return false, fmt.Errorf("read the table of mounts: %w", err)
 	}
 	var on *mountinfo.Info
-	for _, i := range all { // what lies on top of something comes after it
+	for _, i := range all { // a mount on top of another is listed after it
 		if on == nil || len(i.Mountpoint) >= len(on.Mountpoint) {
 			on = i
 		}

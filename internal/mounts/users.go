@@ -11,14 +11,15 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// User is somebody who keeps a mount busy.
+// User is a process, device or mount that keeps a mount busy.
 type User struct {
-	PID     int    // 0 for the kernel: a loop device, a mount below
-	Command string // the process's name, or the device's
+	PID     int    // 0 for a loop device or a mount below
+	Command string // name of the process or device
 	What    string // how it uses the mount
 }
 
-// String returns one line without knowing what is safe to print.
+// String returns the user as one line. It does not escape unprintable
+// characters.
 func (u User) String() string {
 	if u.PID == 0 {
 		return u.Command + " " + u.What
@@ -26,9 +27,9 @@ func (u User) String() string {
 	return fmt.Sprintf("process %d (%s) %s", u.PID, u.Command, u.What)
 }
 
-// Users returns who uses the mount, as far as this user may see: one line
-// for a process, loop device or mount below. It asks no file system, so
-// that it cannot hang on one.
+// Users returns the users of the mount that are visible to this user:
+// processes, loop devices and mounts below. It calls no file system, so it
+// cannot hang on one.
 func (m *Mount) Users() []User {
 	users := m.below()
 	users = append(users, m.loops()...)
@@ -46,8 +47,8 @@ func (m *Mount) Users() []User {
 	return users
 }
 
-// usedBy says how the process with this directory in /proc uses the mount,
-// "" when it does not.
+// usedBy describes how the process with the /proc directory proc uses the
+// mount. It returns "" if the process does not.
 func (m *Mount) usedBy(proc string) string {
 	for _, link := range []struct{ name, what string }{
 		{"cwd", "has its working directory there"},
@@ -67,7 +68,7 @@ func (m *Mount) usedBy(proc string) string {
 	return m.mapped(filepath.Join(proc, "maps"))
 }
 
-// mapped looks for the mount's device in a table of mappings.
+// mapped searches a table of mappings for the mount's device.
 func (m *Mount) mapped(maps string) string {
 	f, err := os.Open(maps)
 	if err != nil {
@@ -85,7 +86,7 @@ func (m *Mount) mapped(maps string) string {
 	return ""
 }
 
-// loops returns the loop devices over files of the mount.
+// loops returns the loop devices backed by files of the mount.
 func (m *Mount) loops() []User {
 	var users []User
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
@@ -99,7 +100,7 @@ func (m *Mount) loops() []User {
 	return users
 }
 
-// below returns what is mounted inside the mount.
+// below returns the mounts inside the mount.
 func (m *Mount) below() []User {
 	all, err := mountinfo.GetMounts(mountinfo.PrefixFilter(m.Dir))
 	if err != nil {
