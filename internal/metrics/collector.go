@@ -10,21 +10,21 @@ import (
 	"github.com/cocoonstack/epochfs/internal/control"
 )
 
-// collector makes metrics of what a mount tells, at the moment in which
-// it is asked.
+// collector converts a mount's status to metrics each time it is scraped.
 type collector struct {
 	version string
 	status  func() control.Mount
 }
 
-// metric is one name, and how its values follow from a mount.
+// metric is a metric's description with the function that reports its values
+// for a mount.
 type metric struct {
 	desc *prometheus.Desc
 	kind prometheus.ValueType
 	tell func(m *control.Mount, now time.Time, value tell)
 }
 
-// tell is called with each value and those of its labels.
+// tell is called with each value and its label values.
 type tell func(v float64, labels ...string)
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
@@ -43,7 +43,7 @@ func gauge(name, help string, value func(*control.Mount) int64) metric {
 	return g
 }
 
-// flag is a gauge that is 0 or 1.
+// flag returns a gauge that is 0 or 1.
 func flag(name, help string, value func(*control.Mount) bool) metric {
 	return gauge(name, help, func(m *control.Mount) int64 { return int64(oneIf(value(m))) })
 }
@@ -55,7 +55,7 @@ func oneIf(b bool) float64 {
 	return 0
 }
 
-// places is a metric with a value for each mirror and the registry.
+// places returns a metric with a value for each mirror and the registry.
 func places(name, help string, kind prometheus.ValueType, value func(p *control.Mirror, now time.Time) float64) metric {
 	return metric{describe(name, help, "host"), kind, func(m *control.Mount, now time.Time, tell tell) {
 		for i := range m.Mirrors {
@@ -64,7 +64,7 @@ func places(name, help string, kind prometheus.ValueType, value func(p *control.
 	}}
 }
 
-// sum adds up over files.
+// sum adds up value over all files.
 func sum(value func(*control.File) int64) func(*control.Mount) int64 {
 	return func(m *control.Mount) (n int64) {
 		for i := range m.Files {
@@ -74,12 +74,12 @@ func sum(value func(*control.File) int64) func(*control.Mount) int64 {
 	}
 }
 
-// count counts files.
+// count counts the files for which is returns true.
 func count(is func(*control.File) bool) func(*control.Mount) int64 {
 	return sum(func(f *control.File) int64 { return int64(oneIf(is(f))) })
 }
 
-// Describe tells of all metrics.
+// Describe sends the descriptions of all metrics.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	out <- mountInfo
 	out <- firstByte
@@ -88,7 +88,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect asks the mount.
+// Collect sends the metrics of the mount's current status.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	m, now := c.status(), time.Now()
 	m.Mirrors = byHost(m.Mirrors)
@@ -102,7 +102,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	out <- latency(&m.Link.Latency)
 }
 
-// byHost joins places on one host: a label's value cannot come twice.
+// byHost merges mirrors on the same host: a label's value must be unique.
 func byHost(places []control.Mirror) (all []control.Mirror) {
 	for _, p := range places {
 		i := slices.IndexFunc(all, func(q control.Mirror) bool { return q.Host == p.Host })

@@ -1,6 +1,5 @@
-// Package metrics shows what a mount tells of itself to Prometheus. All
-// values are looked up when they are asked for: between two scrapes it
-// costs nothing.
+// Package metrics exports a mount's status to Prometheus. Values are
+// determined only for a scrape, so nothing is spent between two scrapes.
 package metrics
 
 import (
@@ -21,11 +20,12 @@ import (
 	"github.com/cocoonstack/epochfs/internal/control"
 )
 
-// Address is where metrics are served, as host:port. A port alone is one
-// of the loopback address. It is a flag's value; "" for nowhere.
+// Address is the address of the metrics endpoint, as host:port. A port alone
+// means the loopback address, and "" no endpoint. An Address can be a flag's
+// value.
 type Address string
 
-// Set reads it.
+// Set parses s.
 func (a *Address) Set(s string) error {
 	if !strings.Contains(s, ":") {
 		s = ":" + s
@@ -44,28 +44,28 @@ func (a *Address) Set(s string) error {
 	return nil
 }
 
-// String is host:port.
+// String returns host:port.
 func (a *Address) String() string { return string(*a) }
 
-// Type names the kind of value in help texts.
+// Type returns the name of the value in help texts.
 func (a *Address) Type() string { return "addr" }
 
-// Patience with those who ask.
+// Limits on clients.
 const (
 	headerIn = 5 * time.Second
 	answerIn = 10 * time.Second
-	most     = 2 // at a time
+	most     = 2 // concurrent scrapes
 )
 
-// Server serves metrics. A nil one serves nothing.
+// Server serves metrics. A nil Server serves nothing.
 type Server struct {
 	l    net.Listener
 	http *http.Server
 	done chan struct{}
 }
 
-// Listen takes the address; who asks waits until Serve. It returns nil
-// where there is no address.
+// Listen listens on an address. Clients that connect before Serve wait.
+// Listen returns nil if at is "".
 func Listen(at Address) (*Server, error) {
 	if at == "" {
 		return nil, nil
@@ -77,7 +77,7 @@ func Listen(at Address) (*Server, error) {
 	return &Server{l: l, done: make(chan struct{})}, nil
 }
 
-// Addr is where it listens, as host:port; "" where it does not.
+// Addr returns the listener's address, as host:port, or "" for a nil Server.
 func (s *Server) Addr() string {
 	if s == nil {
 		return ""
@@ -85,7 +85,7 @@ func (s *Server) Addr() string {
 	return s.l.Addr().String()
 }
 
-// Serve begins to answer GET /metrics with what status says.
+// Serve starts to answer GET /metrics with the results of status.
 func (s *Server) Serve(version string, status func() control.Mount) {
 	if s == nil {
 		return
@@ -94,15 +94,15 @@ func (s *Server) Serve(version string, status func() control.Mount) {
 	mux.Handle("GET /metrics", handler(version, status))
 	s.http = &http.Server{
 		Handler: mux, ReadHeaderTimeout: headerIn, ReadTimeout: headerIn, WriteTimeout: answerIn, IdleTimeout: 5 * time.Minute,
-		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0), // who asks wrongly is told
+		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0), // clients get the error in the answer
 	}
 	go func() {
 		defer close(s.done)
-		_ = s.http.Serve(s.l) // it ends with Close
+		_ = s.http.Serve(s.l) // it returns after Close
 	}()
 }
 
-// Close ends it.
+// Close stops the server.
 func (s *Server) Close() error {
 	if s == nil {
 		return nil
@@ -120,8 +120,8 @@ func (s *Server) Close() error {
 	return err
 }
 
-// handler answers scrapes from a registry of its own: the default one has
-// collectors that nobody asked for.
+// handler answers scrapes from a registry of its own, because the default
+// registry has other collectors.
 func handler(version string, status func() control.Mount) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(&collector{version: version, status: status})

@@ -13,7 +13,8 @@ var (
 	firstByte = describe("registry_first_byte_seconds", "Time from requests for bytes of files to the first byte of their answers.")
 )
 
-// all metrics but those two. Counters begin with the process.
+// all holds every metric except mountInfo and firstByte. Counters start at
+// zero with the process.
 var all = []metric{
 	gauge("mount_start_time_seconds", "When it was mounted, in seconds since 1970.",
 		func(m *control.Mount) int64 { return m.Since.Unix() }),
