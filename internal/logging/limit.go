@@ -9,14 +9,15 @@ import (
 )
 
 const (
-	// again is how long a problem that was logged is not logged again.
+	// again is the time in which a logged problem is not logged again.
 	again = 10 * time.Second
-	// mostProblems bounds the problems that are told apart.
+	// mostProblems bounds the distinct problems that are tracked.
 	mostProblems = 1000
 )
 
-// limiter logs the same problem once, and then at most once in a while,
-// with how often it came meanwhile. Only warnings and errors are problems.
+// limiter logs a problem at once. It logs repetitions of the problem at most
+// once in each period, with their number. Only warnings and errors are
+// problems.
 type limiter struct {
 	target *target
 	again  time.Duration
@@ -25,9 +26,9 @@ type limiter struct {
 	problems map[string]*problem
 }
 
-// problem is one that was logged lately.
+// problem is a recently logged problem.
 type problem struct {
-	leftOut int // since it was logged
+	leftOut int // repetitions since it was last logged
 	last    slog.Record
 	add     []func(slog.Handler) slog.Handler
 	timer   *time.Timer
@@ -52,14 +53,15 @@ func (l *limiter) handle(ctx context.Context, r slog.Record, add []func(slog.Han
 		return l.emit(ctx, r, add)
 	}
 	defer l.mu.Unlock()
-	if p != nil { // else there are so many that nobody reads them
+	if p != nil { // else too many problems are tracked, and this one is dropped
 		p.leftOut++
 		p.last, p.add = r.Clone(), add
 	}
 	return nil
 }
 
-// keyOf is the same for the same problem with the same thing.
+// keyOf returns a key that is equal for records of the same problem with the
+// same object.
 func keyOf(r slog.Record) string {
 	key := []string{r.Level.String(), r.Message}
 	r.Attrs(func(a slog.Attr) bool {
@@ -72,8 +74,8 @@ func keyOf(r slog.Record) string {
 	return strings.Join(key, "\x00")
 }
 
-// due ends the time in which a problem is not logged. One that came
-// meanwhile is, and begins another.
+// due ends a problem's period. If the problem was repeated, due logs it and
+// starts another period.
 func (l *limiter) due(key string) {
 	l.mu.Lock()
 	p := l.problems[key]
@@ -85,10 +87,11 @@ func (l *limiter) due(key string) {
 	r, add := p.take()
 	p.timer.Reset(l.again)
 	l.mu.Unlock()
-	_ = l.emit(context.Background(), r, add) // there is nowhere to tell
+	_ = l.emit(context.Background(), r, add) // an error of the log cannot be logged
 }
 
-// take is the last of those left out, with how many they were.
+// take returns the last suppressed record, with the number of suppressed
+// ones.
 func (p *problem) take() (slog.Record, []func(slog.Handler) slog.Handler) {
 	r := p.last.Clone()
 	r.AddAttrs(slog.Int("times", p.leftOut))

@@ -1,8 +1,8 @@
-// Package logging decides where log lines go and what they look like, and
-// keeps a problem that comes again and again from filling them.
+// Package logging determines the destination and the form of log lines, and
+// suppresses repetitions of the same problem.
 //
-// Whatever is logged, a line is one line, and nothing in it can be taken
-// for more than text: names and errors come from registries.
+// Each record becomes one line, and nothing in a line can act as more than
+// text: names and errors come from registries.
 package logging
 
 import (
@@ -18,14 +18,14 @@ import (
 	"github.com/cocoonstack/epochfs/internal/text"
 )
 
-// Options say where lines go, in which form, and which.
+// Options configures a log.
 type Options struct {
 	JSON  bool
-	File  string // appended to; "" for stderr, or the system's log where stderr leads nowhere
+	File  string // appended to; "" for stderr, or the system's log if stderr is closed or /dev/null
 	Level slog.Level
 }
 
-// Log is a logger whose lines can be sent elsewhere later.
+// Log is a logger whose destination can change later.
 type Log struct {
 	*slog.Logger
 	opts   Options
@@ -33,7 +33,7 @@ type Log struct {
 	limit  *limiter
 }
 
-// New opens the log. The file stays open until the process ends.
+// New opens a log. Its file stays open until the process ends.
 func New(opts Options) (*Log, error) {
 	l := &Log{opts: opts, target: new(target)}
 	out := io.Writer(os.Stderr)
@@ -55,18 +55,18 @@ func New(opts Options) (*Log, error) {
 	return l, nil
 }
 
-// Detach sends what is logged from now on to the system's log, unless it
-// goes to a file: stderr is about to lead nowhere.
+// Detach switches a log on stderr to the system's log, because stderr is
+// about to be closed.
 func (l *Log) Detach() {
 	if l.opts.File == "" {
 		l.target.set(system(l.opts.Level))
 	}
 }
 
-// Flush logs how much was left out so far.
+// Flush logs the repetitions suppressed so far.
 func (l *Log) Flush() { l.limit.flush() }
 
-// lines writes records to out, a line each.
+// lines returns a handler that writes each record to out as one line.
 func lines(out io.Writer, opts Options) slog.Handler {
 	o := &slog.HandlerOptions{Level: opts.Level, ReplaceAttr: clean}
 	if opts.JSON {
@@ -75,8 +75,8 @@ func lines(out io.Writer, opts Options) slog.Handler {
 	return slog.NewTextHandler(out, o)
 }
 
-// clean makes an attribute's value printable. The handlers escape what
-// their form demands, but not all that changes how a terminal looks.
+// clean makes an attribute's value printable. The handlers escape what their
+// format requires, but not all that affects a terminal.
 func clean(_ []string, a slog.Attr) slog.Attr {
 	switch a.Value.Kind() {
 	case slog.KindString, slog.KindAny:
@@ -85,20 +85,21 @@ func clean(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// lost says that what is written to f is gone.
+// lost reports whether writes to f are lost.
 func lost(f *os.File) bool {
 	var st unix.Stat_t
 	err := unix.Fstat(int(f.Fd()), &st)
 	return err != nil || st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3) // /dev/null
 }
 
-// target is where records go; it can change.
+// target is the destination of records; it can change.
 type target struct{ atomic.Pointer[slog.Handler] }
 
 func (t *target) set(h slog.Handler) { t.Store(&h) }
 
-// handler passes records on to a limiter. What was added to the logger is
-// added to each record, wherever that goes.
+// handler passes records to a limiter. It keeps the logger's attributes and
+// groups apart, and adds them when a record is emitted, for whatever the
+// destination is then.
 type handler struct {
 	limit *limiter
 	add   []func(slog.Handler) slog.Handler

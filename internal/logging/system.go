@@ -11,7 +11,8 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 )
 
-// system is the system's log: the journal, else syslog, else nothing.
+// system returns a handler for the system's log: the journal, otherwise
+// syslog, otherwise none.
 func system(level slog.Level) slog.Handler {
 	if journal.Enabled() {
 		return newSystemHandler(level, toJournal)
@@ -24,17 +25,17 @@ func system(level slog.Level) slog.Handler {
 	return slog.DiscardHandler
 }
 
-// journalReads says that what is written to stderr goes to the journal,
-// which takes more than text in another way.
+// journalReads reports whether stderr is connected to the journal, whose own
+// protocol also takes fields.
 func journalReads(stderr *os.File) bool {
 	is, err := journal.StderrIsJournalStream()
 	return stderr == os.Stderr && err == nil && is && journal.Enabled()
 }
 
-// name is what lines are found by: journalctl -t epochfs.
+// name is the identifier of the lines, as in journalctl -t epochfs.
 const name = "epochfs"
 
-// send takes a line and, by name, what stands in it.
+// send writes a line and its fields to the system's log.
 type send func(level slog.Level, line string, fields map[string]string) error
 
 func toJournal(level slog.Level, line string, fields map[string]string) error {
@@ -63,13 +64,13 @@ func toSyslog(w *syslog.Writer, level slog.Level, line string) error {
 	return w.Debug(line)
 }
 
-// systemHandler makes a record one line without what the system's log adds
-// by itself, and fields.
+// systemHandler formats a record as one line, without what the system's log
+// adds itself, and as fields.
 type systemHandler struct {
 	level slog.Level
 	send  send
 	attrs []slog.Attr
-	group string // prefix of the names of what is added from now on
+	group string // prefix of the names of attributes added from now on
 }
 
 func newSystemHandler(level slog.Level, s send) *systemHandler {
@@ -98,7 +99,7 @@ func (h *systemHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.send(r.Level, strings.TrimSpace(message+": "+line.String()), fields)
 }
 
-// bareText writes attributes alone.
+// bareText returns a handler that writes only attributes.
 func bareText(w *bytes.Buffer) slog.Handler {
 	return slog.NewTextHandler(w, &slog.HandlerOptions{
 		Level: slog.LevelDebug,
@@ -111,7 +112,7 @@ func bareText(w *bytes.Buffer) slog.Handler {
 	})
 }
 
-// fieldName is one that the journal takes.
+// fieldName converts key to a valid field name of the journal.
 func fieldName(key string) string {
 	return "EPOCHFS_" + strings.Map(func(r rune) rune {
 		switch {
