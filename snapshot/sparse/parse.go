@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// parseSegments decodes the list. Every known writer uses one form of
-// it, without blanks and with "o" before "l": that form is read in a
-// plain scan, some thirty times faster than a JSON decoder, since a
-// mount waits for it. Any other text goes to the decoder.
+// parseSegments decodes the list of segments. Every known writer uses one
+// form, without blanks and with "o" before "l". A plain scan reads this form
+// some thirty times faster than a JSON decoder, and a mount has to wait for
+// it. Any other text is decoded as JSON.
 func parseSegments(text string) ([]Segment, error) {
 	if segs, ok := scanSegments(text); ok {
 		return segs, nil
@@ -18,14 +18,14 @@ func parseSegments(text string) ([]Segment, error) {
 	return decodeSegments(text)
 }
 
-// scanSegments reads the usual form. It is false where the text has
-// another one, right or wrong, or too many segments.
+// scanSegments reads the usual form. It returns false if the text has
+// another form, valid or not, or too many segments.
 func scanSegments(text string) ([]Segment, bool) {
 	rest, ok := strings.CutPrefix(text, "[{")
 	if !ok {
 		return nil, false
 	}
-	// The shortest segment, with what parts it from the next, is 15 bytes.
+	// The shortest segment, with its separator, is 15 bytes.
 	segs := make([]Segment, 0, min(len(text)/15+1, MaxSegments))
 	for len(segs) < MaxSegments {
 		var s Segment
@@ -46,9 +46,9 @@ func scanSegments(text string) ([]Segment, bool) {
 	return nil, false
 }
 
-// scanNumber cuts key and the decimal digits after it off s. 18 digits
-// cannot overflow; longer numbers, signs and leading zeros are not its
-// business.
+// scanNumber cuts key and the decimal digits after it off s. It accepts up
+// to 18 digits, which cannot overflow, and leaves longer numbers, signs and
+// leading zeros to the JSON decoder.
 func scanNumber(s, key string) (rest string, n int64, ok bool) {
 	s, ok = strings.CutPrefix(s, key)
 	if !ok {
@@ -66,7 +66,7 @@ func scanNumber(s, key string) (rest string, n int64, ok bool) {
 }
 
 // decodeSegments reads any JSON list of segments, one at a time, so that
-// a hostile text costs no more memory than MaxSegments do.
+// hostile text takes no more memory than MaxSegments segments.
 func decodeSegments(text string) ([]Segment, error) {
 	dec := json.NewDecoder(strings.NewReader(text))
 	tok, err := dec.Token()
@@ -74,7 +74,7 @@ func decodeSegments(text string) ([]Segment, error) {
 		return nil, fmt.Errorf("%w: %v", ErrInvalid, err)
 	}
 	var segs []Segment
-	if tok != nil { // null is what a nil slice is written as: no data at all
+	if tok != nil { // null is the JSON of a nil slice: no data at all
 		if segs, err = decodeList(dec, tok); err != nil {
 			return nil, err
 		}

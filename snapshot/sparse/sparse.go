@@ -1,11 +1,11 @@
-// Package sparse knows where a sparse file's data lies: a Map is the
-// ordered list of data segments, everything between them is holes that
-// read as zeros. It translates between the file as readers see it and
-// the payload, which is the segments one after another.
+// Package sparse describes where the data of a sparse file lies: a Map is
+// the ordered list of data segments, and everything between them is a hole
+// that reads as zeros. A Map translates between the file as readers see it
+// and the payload, the concatenation of the segments.
 //
-// All offsets and lengths are in bytes. A Map never changes once made and
-// is safe for concurrent use; its methods take O(log n) steps for n
-// segments unless they say otherwise.
+// All offsets and lengths are in bytes. A Map is immutable and safe for
+// concurrent use; its methods take O(log n) steps for n segments unless
+// documented otherwise.
 package sparse
 
 import (
@@ -19,53 +19,53 @@ import (
 )
 
 const (
-	// MaxSize is the largest apparent size of a file, 1 PiB. No disk of a
-	// VM comes near it, many file systems stop at 16 TiB, and sums of two
-	// such numbers cannot overflow.
+	// MaxSize is the largest apparent size of a file, 1 PiB. No disk of
+	// a VM comes near it, many file systems stop at 16 TiB, and the sum
+	// of two sizes cannot overflow.
 	MaxSize = 1 << 50
 
-	// MaxSegments bounds a map. A 4 GiB Windows VM has tens of thousands
-	// of segments; at this number a map takes 24 MiB of memory.
+	// MaxSegments bounds the segments of a map. A 4 GiB Windows VM has
+	// tens of thousands of segments; MaxSegments take 24 MiB of memory.
 	MaxSegments = 1 << 20
 
 	// MaxText bounds a map's text: no config blob is larger.
 	MaxText = 64 << 20
 )
 
-// ErrInvalid is in the chain of every error about a map that describes no
-// file: negative, empty, overlapping, descending or out of range.
+// ErrInvalid is wrapped by every error for a list of segments that is not a
+// valid map: negative, empty, overlapping, descending or out of range.
 var ErrInvalid = errors.New("invalid sparse map")
 
-// Segment is a run of data in a file.
+// Segment is a range of data in a file.
 type Segment struct {
 	Offset int64 `json:"o"`
 	Length int64 `json:"l"`
 }
 
-// Run is a stretch of the payload and its place in the file.
+// Run is a range of the payload that is contiguous in the file.
 type Run struct {
 	Offset  int64 // in the file
 	Payload int64 // in the payload
 	Length  int64
 }
 
-// Map is a file's data segments. Neighbours may touch: {0,4},{4,4} is
-// kept as it was written.
+// Map is a file's list of data segments. Adjacent segments are not merged:
+// {0,4},{4,4} stays as it was written.
 type Map struct {
 	segs   []Segment
-	before []int64 // payload bytes before segs[i]; one more entry holds the total
+	before []int64 // payload bytes before segs[i]; the extra last entry is the total
 	size   int64
 }
 
-// New makes a map of a file with the given apparent size. The segments
-// are copied. It fails with ErrInvalid unless they ascend, do not
-// overlap, have at least one byte each and end within size.
+// New returns a map of a file with the given apparent size. It copies the
+// segments. It fails with ErrInvalid unless they ascend, do not overlap,
+// have at least one byte each and end within size.
 func New(segs []Segment, size int64) (*Map, error) {
 	return build(slices.Clone(segs), size)
 }
 
-// Dense is the map of a file without holes. size must be in
-// [0, MaxSize]; it panics otherwise, for callers check sizes first.
+// Dense returns the map of a file without holes. It panics unless size is in
+// [0, MaxSize]; callers check sizes first.
 func Dense(size int64) *Map {
 	var segs []Segment
 	if size != 0 {
@@ -78,13 +78,14 @@ func Dense(size int64) *Map {
 	return m
 }
 
-// Parse reads the JSON text of a map, an array of {"o":offset,"l":length},
-// as New would. It is bounded by MaxText and MaxSegments.
+// Parse parses the JSON text of a map, an array of {"o":offset,"l":length},
+// and validates it as New does. The text is bounded by MaxText and
+// MaxSegments.
 func Parse(text string, size int64) (*Map, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("%w: text of %d bytes", ErrInvalid, len(text))
 	}
-	// Before they take memory.
+	// Count the segments before they take memory.
 	if n := strings.Count(text, "{"); n > MaxSegments {
 		return nil, fmt.Errorf("%w: %d segments, at most %d", ErrInvalid, n, MaxSegments)
 	}
@@ -120,26 +121,26 @@ func build(segs []Segment, size int64) (*Map, error) {
 	return m, nil
 }
 
-// Size is the file's apparent size.
+// Size returns the file's apparent size.
 func (m *Map) Size() int64 { return m.size }
 
-// DataSize is the payload's size: the sum of the segments.
+// DataSize returns the payload's size: the sum of the segments' lengths.
 func (m *Map) DataSize() int64 { return m.before[len(m.segs)] }
 
-// Len is the number of segments.
+// Len returns the number of segments.
 func (m *Map) Len() int { return len(m.segs) }
 
 // Segments returns the segments, ascending. The caller must not change
 // them.
 func (m *Map) Segments() []Segment { return m.segs }
 
-// IsDense says that the file has no holes.
+// IsDense reports whether the file has no holes.
 func (m *Map) IsDense() bool { return m.DataSize() == m.size }
 
-// PayloadAt is the number of payload bytes that lie before file offset
-// off. So [a,b) of the file holds [PayloadAt(a), PayloadAt(b)) of the
-// payload. An off before the file's start counts as 0, one after its end
-// as the end.
+// PayloadAt returns the number of payload bytes before file offset off. So
+// the data in [a,b) of the file is [PayloadAt(a), PayloadAt(b)) of the
+// payload. An off before the file's start counts as 0, an off after the
+// file's end as the end.
 func (m *Map) PayloadAt(off int64) int64 {
 	i := m.next(off)
 	if i < len(m.segs) && m.segs[i].Offset < off {
@@ -148,9 +149,9 @@ func (m *Map) PayloadAt(off int64) int64 {
 	return m.before[i]
 }
 
-// Payload yields where [off, off+n) of the payload lies in the file, in
-// order; what lies outside the payload is left out. It takes O(log n)
-// steps and one for each run.
+// Payload yields the runs of [off, off+n) of the payload in order. It
+// ignores offsets outside the payload. It takes O(log n) steps, plus one for
+// each run.
 func (m *Map) Payload(off, n int64) iter.Seq[Run] {
 	return func(yield func(Run) bool) {
 		from := max(off, 0)
@@ -158,7 +159,7 @@ func (m *Map) Payload(off, n int64) iter.Seq[Run] {
 		if n <= 0 || from >= end {
 			return
 		}
-		if off < end-n { // off+n may overflow, this cannot: n > 0
+		if off < end-n { // off+n may overflow, end-n cannot: n > 0
 			end = off + n
 		}
 		i := sort.Search(len(m.segs), func(i int) bool { return m.before[i+1] > from })
@@ -177,8 +178,8 @@ func (m *Map) Payload(off, n int64) iter.Seq[Run] {
 	}
 }
 
-// SeekData is lseek's SEEK_DATA: the first offset at or after off that
-// holds data. It is false where there is none before the end.
+// SeekData implements lseek's SEEK_DATA: it returns the first offset at or
+// after off that holds data, or false if no data follows.
 func (m *Map) SeekData(off int64) (int64, bool) {
 	i := m.next(off)
 	if i == len(m.segs) {
@@ -187,9 +188,10 @@ func (m *Map) SeekData(off int64) (int64, bool) {
 	return max(off, m.segs[i].Offset), true
 }
 
-// SeekHole is lseek's SEEK_HOLE: the first offset at or after off that
-// lies in a hole; the file's end counts as one. Beyond the end it is the
-// end. It takes one more step for each touching neighbour.
+// SeekHole implements lseek's SEEK_HOLE: it returns the first offset at or
+// after off that lies in a hole. The file's end counts as a hole, and is the
+// result for any off beyond it. SeekHole takes one more step for each
+// adjacent segment.
 func (m *Map) SeekHole(off int64) int64 {
 	if off >= m.size {
 		return m.size
@@ -201,15 +203,15 @@ func (m *Map) SeekHole(off int64) int64 {
 	return off
 }
 
-// next is the index of the first segment that ends after off.
+// next returns the index of the first segment that ends after off.
 func (m *Map) next(off int64) int {
 	return sort.Search(len(m.segs), func(i int) bool {
 		return m.segs[i].Offset+m.segs[i].Length > off
 	})
 }
 
-// Text returns the map's JSON, as the config blob and the PAX record
-// have it. Parse reads it back.
+// Text returns the map's JSON as it appears in the config blob and the PAX
+// record. Parse accepts it.
 func (m *Map) Text() string {
 	if len(m.segs) == 0 {
 		return "[]"
