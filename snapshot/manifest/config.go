@@ -5,15 +5,15 @@ import (
 	"errors"
 )
 
-// maxValues bounds the values in a JSON text that is decoded: a value of
-// two bytes takes a hundred and more in memory. Artifacts of several
-// thousand layers, or chunks, have some ten thousands.
+// maxValues bounds the values in a JSON text that is decoded: a value of two
+// bytes can take over a hundred bytes in memory. Artifacts with several
+// thousand layers or chunks have some ten thousand values.
 const maxValues = 1 << 18
 
 var errValues = errors.New("it has more values than any artifact needs")
 
-// checkValues counts a text's values, roughly, before they are decoded.
-// What is in strings does not count.
+// checkValues roughly counts a text's values before they are decoded. It
+// ignores the contents of strings.
 func checkValues(raw []byte) error {
 	n, quoted := 0, false
 	for i := 0; i < len(raw); i++ {

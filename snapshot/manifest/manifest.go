@@ -1,8 +1,8 @@
-// Package manifest has the JSON forms of cocoonstack's artifacts: OCI
-// manifests and indexes, the config blob of a snapshot, and the media
-// types by which the kinds of artifact are told apart. It checks nothing
-// beyond JSON: what a manifest says is to be trusted only after package
-// snapshot has validated it.
+// Package manifest defines the JSON forms of cocoonstack's artifacts: OCI
+// manifests and indexes, the config blob of a snapshot, and the media types
+// that distinguish the kinds of artifact. It checks only the JSON syntax: a
+// manifest's contents may be trusted only after package snapshot has
+// validated them.
 package manifest
 
 import (
@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Kind is what a manifest stands for.
+// Kind is the kind of artifact that a manifest describes.
 type Kind int
 
 const (
@@ -22,7 +22,7 @@ const (
 	KindImageIndex
 )
 
-// String is the kind's name as errors and users see it.
+// String returns the kind's name for errors and users.
 func (k Kind) String() string {
 	switch k {
 	case KindContainerImage:
@@ -37,7 +37,7 @@ func (k Kind) String() string {
 	return "unknown"
 }
 
-// Descriptor names a blob.
+// Descriptor references a blob.
 type Descriptor struct {
 	MediaType    string            `json:"mediaType"`
 	Digest       string            `json:"digest"`
@@ -46,11 +46,11 @@ type Descriptor struct {
 	ArtifactType string            `json:"artifactType,omitempty"`
 }
 
-// Title is the file name the descriptor's annotations give it, "" where
-// they give none. It is the writer's word and may be anything.
+// Title returns the file name in the descriptor's annotations, or "". The
+// writer chose the name, and it may be anything.
 func (d Descriptor) Title() string { return d.Annotations[AnnotationTitle] }
 
-// Platform is what a child of an index is for.
+// Platform is the target platform of a child of an index.
 type Platform struct {
 	Architecture string `json:"architecture"`
 	OS           string `json:"os"`
@@ -66,7 +66,7 @@ type IndexManifest struct {
 	Platform  *Platform `json:"platform,omitempty"`
 }
 
-// OCIManifest is an image manifest or, where Manifests is set, an index.
+// OCIManifest is an image manifest or, if Manifests is set, an index.
 type OCIManifest struct {
 	SchemaVersion int               `json:"schemaVersion"`
 	MediaType     string            `json:"mediaType,omitempty"`
@@ -90,8 +90,8 @@ func Parse(raw []byte) (*OCIManifest, error) {
 	return &m, nil
 }
 
-// Classify says what kind of artifact a manifest stands for. Only JSON
-// that does not parse is an error; with it comes KindUnknown.
+// Classify returns the kind of artifact that a manifest describes. It
+// returns KindUnknown and an error only if the JSON is invalid.
 func Classify(raw []byte) (Kind, error) {
 	m, err := Parse(raw)
 	if err != nil {
@@ -100,8 +100,8 @@ func Classify(raw []byte) (Kind, error) {
 	return ClassifyParsed(m), nil
 }
 
-// ClassifyParsed goes by the artifact type, then the config's media
-// type, then the manifest's own.
+// ClassifyParsed returns the kind by the artifact type, then by the config's
+// media type, then by the manifest's own.
 func ClassifyParsed(m *OCIManifest) Kind {
 	switch m.ArtifactType {
 	case ArtifactTypeSnapshot, ArtifactTypeSnapshotV2, ArtifactTypePacked:
@@ -116,7 +116,7 @@ func ClassifyParsed(m *OCIManifest) Kind {
 	switch m.MediaType {
 	case MediaTypeOCIIndex, MediaTypeDockerIndex:
 		return KindImageIndex
-	case "": // OCI lets it be left out
+	case "": // optional in OCI
 		if len(m.Manifests) > 0 && m.Config.MediaType == "" {
 			return KindImageIndex
 		}
@@ -124,8 +124,8 @@ func ClassifyParsed(m *OCIManifest) Kind {
 	return KindUnknown
 }
 
-// SnapshotConfig is the config blob of a snapshot. The keys that other
-// tools know come first, in the order they write them.
+// SnapshotConfig is the config blob of a snapshot. The keys that other tools
+// know come first, in the order in which those tools write them.
 type SnapshotConfig struct {
 	SchemaVersion string                  `json:"schemaVersion"`
 	SnapshotID    string                  `json:"snapshotId"`
@@ -144,17 +144,17 @@ type SnapshotConfig struct {
 	Files         map[string]SnapshotFile `json:"files,omitempty"` // by title
 	CreatedAt     time.Time               `json:"createdAt"`
 
-	// Envelope is the text of snapshot.json, byte for byte; nil where the
+	// Envelope is the text of snapshot.json, byte for byte; nil if the
 	// writer did not keep it.
 	Envelope *string `json:"dev.epochfs.envelope,omitempty"`
-	// Pieces has digests of stretches of v1 blobs, by title.
+	// Pieces holds digests of ranges of v1 blobs, by title.
 	Pieces map[string]SnapshotPieces `json:"dev.epochfs.pieces,omitempty"`
-	// Base is the digest of the packed artifact whose packs this one
-	// shares; "" for one that shares none.
+	// Base is the digest of the packed artifact whose packs this
+	// artifact shares, or "".
 	Base string `json:"dev.epochfs.base,omitempty"`
 }
 
-// SnapshotFile is what the config blob knows of a file.
+// SnapshotFile describes a file in the config blob.
 type SnapshotFile struct {
 	Mode       int64    `json:"mode"`                 // permission bits
 	SparseMap  string   `json:"sparseMap,omitempty"`  // JSON list of data segments; "" for a file without holes
@@ -162,16 +162,16 @@ type SnapshotFile struct {
 	Size       int64    `json:"size,omitempty"`       // v2: payload bytes before compression
 	Chunks     []string `json:"chunks,omitempty"`     // v2: digests of a split file's chunks, in order
 
-	// Records are what the file's header in an export tells of it besides:
-	// records of cocoon's that nobody here knows.
+	// Records holds the further PAX records of the file's header in an
+	// export: cocoon's records that epochfs does not interpret.
 	Records map[string]string `json:"dev.epochfs.records,omitempty"`
 
-	// Index is where the granules of a packed file are found; nil for any
-	// other file.
+	// Index references the index of granules of a packed file; nil for
+	// any other file.
 	Index *SnapshotIndex `json:"dev.epochfs.index,omitempty"`
 }
 
-// SnapshotIndex names the index of a packed file. Sizes are in bytes.
+// SnapshotIndex references the index of a packed file. Sizes are in bytes.
 type SnapshotIndex struct {
 	Digest  string    `json:"digest"` // of the layer
 	Size    int64     `json:"size"`
@@ -179,13 +179,13 @@ type SnapshotIndex struct {
 	Granule int64     `json:"granule"`
 }
 
-// IndexHead names the last bytes of an index.
+// IndexHead references the last bytes of an index.
 type IndexHead struct {
 	Digest string `json:"digest"`
 	Size   int64  `json:"size"`
 }
 
-// SnapshotPieces is the digests of a blob that is cut every Size bytes.
+// SnapshotPieces holds the digests of the pieces of a blob, each Size bytes.
 type SnapshotPieces struct {
 	Size   int64  `json:"size"`
 	SHA256 []byte `json:"sha256"` // sums one after another; base64 in JSON

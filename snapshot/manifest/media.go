@@ -2,8 +2,8 @@ package manifest
 
 import "strings"
 
-// Media types of manifests, and of config blobs by which container images
-// are known.
+// Media types of manifests, and of config blobs that identify container
+// images.
 const (
 	MediaTypeOCIManifest    = "application/vnd.oci.image.manifest.v1+json"
 	MediaTypeOCIIndex       = "application/vnd.oci.image.index.v1+json"
@@ -15,11 +15,11 @@ const (
 	MediaTypeOCIEmpty       = "application/vnd.oci.empty.v1+json"
 )
 
-// Artifact types, and the media type of a snapshot's config blob, which
-// is one for both formats.
+// Artifact types, and the media type of a snapshot's config blob, which is
+// the same in both formats.
 const (
 	ArtifactTypeOSImage      = "application/vnd.cocoonstack.os-image.v1+json"
-	ArtifactTypeWindowsImage = "application/vnd.cocoonstack.windows-image.v1+json" // the former name of it
+	ArtifactTypeWindowsImage = "application/vnd.cocoonstack.windows-image.v1+json" // the former name
 	ArtifactTypeSnapshot     = "application/vnd.cocoonstack.snapshot.v1+json"
 	ArtifactTypeSnapshotV2   = "application/vnd.cocoonstack.snapshot.v2+json" // compressed or split files
 
@@ -35,8 +35,8 @@ const (
 	MediaTypePack         = "application/vnd.epochfs.pack.v1+zstd"
 )
 
-// Media types of layers. A layer of format v2 may have SuffixZstd after
-// any of them.
+// Media types of layers. A layer of format v2 may append SuffixZstd to any
+// of them.
 const (
 	MediaTypeDiskQcow2     = "application/vnd.cocoonstack.disk.qcow2"
 	MediaTypeDiskQcow2Part = "application/vnd.cocoonstack.disk.qcow2.part"
@@ -71,8 +71,8 @@ const (
 	AnnotationSnapshotBaseImage = "cocoonstack.snapshot.baseimage"
 )
 
-// MediaTypeForCocoonFile is the media type of the layer that holds a
-// snapshot's file of this name.
+// MediaTypeForCocoonFile returns the media type of the layer that holds the
+// snapshot's file of the given name.
 func MediaTypeForCocoonFile(name string) string {
 	switch name {
 	case "config.json":
@@ -93,8 +93,8 @@ func MediaTypeForCocoonFile(name string) string {
 	return MediaTypeGeneric
 }
 
-// IsDiskMediaType says that a layer of this type is a disk or a part of
-// one.
+// IsDiskMediaType reports whether a layer of this type is a disk or a part
+// of a disk.
 func IsDiskMediaType(mt string) bool {
 	switch mt {
 	case MediaTypeDiskQcow2, MediaTypeDiskQcow2Part,
@@ -106,8 +106,8 @@ func IsDiskMediaType(mt string) bool {
 	return false
 }
 
-// IsLayerMediaType says that this is a type a snapshot's layer may have,
-// SuffixZstd aside.
+// IsLayerMediaType reports whether a snapshot's layer may have this type,
+// apart from SuffixZstd.
 func IsLayerMediaType(mt string) bool {
 	switch mt {
 	case MediaTypeVMConfig, MediaTypeVMState, MediaTypeVMMemory, MediaTypeVMCidata, MediaTypeGeneric:
