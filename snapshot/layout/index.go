@@ -9,14 +9,14 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
-// Index finds the granules of a packed file. Its sections are fetched when
-// they are first needed. It is safe for concurrent use.
+// Index locates the granules of a packed file. It fetches a section when the
+// section is first needed. An Index is safe for concurrent use.
 type Index struct {
 	Digest string // of the index blob
 	Size   int64  // of the index blob, in bytes
 	Head   *packed.Head
-	// HeadDigest is the digest of the frame at the index's end; "" if only
-	// the numbers of the granules are known.
+	// HeadDigest is the digest of the frame at the index's end; "" if
+	// only the numbers of the granules are known.
 	HeadDigest    string
 	*packed.Slots // the file's granules, numbered
 
@@ -24,8 +24,8 @@ type Index struct {
 	sections *Sections
 }
 
-// Sections holds sections of the indexes of some files in memory, the
-// latest ones. It is safe for concurrent use.
+// Sections holds the latest sections of several files' indexes in memory. It
+// is safe for concurrent use.
 type Sections struct {
 	mu       sync.Mutex // never held while a section is fetched
 	held     map[sectionKey]*packed.Section
@@ -38,20 +38,19 @@ type sectionKey struct {
 	number int
 }
 
-// NewSections returns an empty one.
+// NewSections returns an empty Sections.
 func NewSections() *Sections {
 	return &Sections{held: map[sectionKey]*packed.Section{}, fetching: map[sectionKey]chan struct{}{}}
 }
 
-// FetchIndex returns bytes [off, off+n) of the index blob, which have the
-// given sum.
+// FetchIndex returns bytes [off, off+n) of the index blob, which must have
+// the given sum.
 type FetchIndex func(ctx context.Context, off, n int64, sum packed.Sum) ([]byte, error)
 
-// mostSections bounds the sections that are held in memory. Each takes some
-// 180 KiB.
+// mostSections bounds the sections held in memory. Each takes some 180 KiB.
 const mostSections = 128
 
-// NewIndex returns an index whose head was parsed already.
+// NewIndex returns an index with a parsed head.
 func NewIndex(digest string, size int64, headDigest string, head *packed.Head, fetch FetchIndex) *Index {
 	return &Index{
 		Digest: digest, Size: size, Head: head, HeadDigest: headDigest, Slots: packed.NewSlots(head.Map, head.Granule), fetch: fetch,
@@ -59,12 +58,13 @@ func NewIndex(digest string, size int64, headDigest string, head *packed.Head, f
 	}
 }
 
-// HoldIn has the index share the bound of s on what is held in memory with
-// other indexes. It is called before the first use.
+// HoldIn makes the index hold its sections in s, so that it shares the bound
+// on sections in memory with other indexes. It must be called before the
+// first use.
 func (x *Index) HoldIn(s *Sections) { x.sections = s }
 
-// Section returns the section with that number, or nil if it holds no
-// granule. It blocks until the section was fetched, or ctx ends.
+// Section returns the section with the given number, or nil if that section
+// holds no granule. It blocks until the section is fetched or ctx ends.
 func (x *Index) Section(ctx context.Context, number int) (*packed.Section, error) {
 	ref, ok := x.Head.Section(number)
 	if !ok {
@@ -87,9 +87,9 @@ func (x *Index) Section(ctx context.Context, number int) (*packed.Section, error
 	}
 }
 
-// claim returns the section if it is in memory. Otherwise exactly one of
-// the channels is set: other is closed when another caller has ended its
-// fetch; mine must be closed by this caller when it has.
+// claim returns the section if it is in memory. Otherwise it returns exactly
+// one channel: other, which is closed when another caller's fetch has ended,
+// or mine, which this caller must close after fetching the section.
 func (h *Sections) claim(key sectionKey) (s *packed.Section, other, mine chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -135,19 +135,19 @@ func (x *Index) load(ctx context.Context, ref packed.SectionRef, done chan struc
 	return s, err
 }
 
-// Granule returns where the data of granule i is stored. It may have to
-// fetch a section.
+// Granule returns where the data of granule i is stored. It may fetch a
+// section.
 func (x *Index) Granule(ctx context.Context, i int) (packed.Granule, error) {
 	slot := x.Slot(i)
 	s, err := x.Section(ctx, int(slot/packed.SectionSlots))
 	if err != nil {
 		return packed.Granule{}, err
 	}
-	g, _ := s.Granule(slot) // a head whose sections are not those of its map is refused
+	g, _ := s.Granule(slot) // always found: a head whose sections do not match its map is refused
 	return g, nil
 }
 
-// Part returns the part that a packed file is.
+// Part returns the only part of a packed file.
 func (x *Index) Part() Part {
 	p := Part{Digest: x.Digest, Encoding: Packed, Length: x.Head.Map.DataSize()}
 	for _, pack := range x.Head.Packs {
@@ -162,5 +162,5 @@ func (x *Index) Pack(i int) (digest string, size int64) {
 	return DigestOf(p.Digest), p.Size
 }
 
-// DigestOf returns a sum as registries and caches write it.
+// DigestOf formats a sum as a digest of registries and caches.
 func DigestOf(sum packed.Sum) string { return "sha256:" + hex.EncodeToString(sum[:]) }

@@ -1,11 +1,11 @@
-// Package layout holds the form in which an artifact is known once it
-// has been parsed: files, each a list of parts. Nobody above the parser
-// asks whether a file came from format v1, v2 or a cloud image.
+// Package layout defines the form of a parsed artifact: files, each a list
+// of parts. Above the parser, no code depends on whether a file came from
+// format v1, v2 or a cloud image.
 //
-// It tells three spaces apart. Stored bytes are a blob as the registry
-// has it; digests and ranges speak of them. The payload is all parts of
-// a file decoded, one after another. The file is what readers see: the
-// payload spread out by the sparse map, with holes between.
+// Three address spaces are distinct. Stored bytes are a blob's bytes in the
+// registry; digests and ranges refer to them. The payload is the
+// concatenation of a file's decoded parts. The file is what readers see: the
+// payload spread out by the sparse map, with holes between the segments.
 package layout
 
 import (
@@ -18,20 +18,20 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// ErrContent is in the chain of every error that says: these bytes, this
-// size, map or name must not be. Waiting does not help against it.
+// ErrContent is wrapped by every error for invalid bytes, or an invalid
+// size, map or name. A retry does not help.
 var ErrContent = errors.New("wrong content")
 
-// Encoding says how a part's payload is stored.
+// Encoding is how a part's payload is stored.
 type Encoding uint8
 
 const (
-	Raw    Encoding = iota // stored as it is
+	Raw    Encoding = iota // stored unchanged
 	Zstd                   // one zstd frame
 	Packed                 // granules in packs: see File.Index
 )
 
-// String returns the encoding's name, as it is printed and hashed.
+// String returns the encoding's name for output and for hashing.
 func (e Encoding) String() string {
 	switch e {
 	case Zstd:
@@ -42,24 +42,24 @@ func (e Encoding) String() string {
 	return "raw"
 }
 
-// Part is one blob as a stretch of a file's payload. A packed file is one
-// part, whose bytes are in the packs of its index.
+// Part is one blob as a range of a file's payload. A packed file has a
+// single part, whose bytes are in the packs of its index.
 type Part struct {
-	Digest     string   // of the stored blob, "sha256:" and 64 hex digits; of a packed file's index
-	StoredSize int64    // bytes the registry has; of a packed file those of its packs
-	Encoding   Encoding // how Length bytes became StoredSize
+	Digest     string   // of the stored blob, or of a packed file's index; "sha256:" and 64 hex digits
+	StoredSize int64    // bytes in the registry; for a packed file those of its packs
+	Encoding   Encoding // how Length bytes became StoredSize bytes
 	Offset     int64    // where the part begins in the payload
 	Length     int64    // decoded bytes
-	Pieces     *Pieces  // digests of stretches of a raw blob; nil where there are none
+	Pieces     *Pieces  // digests of the pieces of a raw blob, or nil
 }
 
-// End is the payload offset after the part's last byte.
+// End returns the payload offset after the part's last byte.
 func (p *Part) End() int64 { return p.Offset + p.Length }
 
-// Pieces are digests over stretches of one raw blob: the key
+// Pieces holds the digests of the pieces of one raw blob, from the key
 // dev.epochfs.pieces of the config blob.
 type Pieces struct {
-	Size int64  // bytes a piece, the last one shorter
+	Size int64  // bytes in a piece; the last one may be shorter
 	Sums []byte // sha256 sums, one after another
 }
 
@@ -68,26 +68,26 @@ func (p *Pieces) Sum(i int64) [sha256.Size]byte {
 	return [sha256.Size]byte(p.Sums[i*sha256.Size:])
 }
 
-// File is one file of an artifact, validated.
+// File is one validated file of an artifact.
 type File struct {
 	Name      string            // a plain file name, safe to print and to create
-	MediaType string            // of its first layer, as the manifest has it
+	MediaType string            // of its first layer, from the manifest
 	Mode      uint32            // permission bits of the artifact, 0777 at most
 	Map       *sparse.Map       // where the payload lies in the file; never nil
-	MapText   string            // the map as the config blob has it; "" for a file without one
-	Records   map[string]string // what else its header in an export tells; nil for nothing
+	MapText   string            // the map's text in the config blob; "" for a file without one
+	Records   map[string]string // further PAX records of its header in an export, or nil
 	Parts     []Part            // in payload order, without gaps
 	Index     *Index            // of a packed file; nil for any other
 }
 
-// Size is the apparent size, in bytes, holes included.
+// Size returns the apparent size, in bytes, holes included.
 func (f *File) Size() int64 { return f.Map.Size() }
 
-// PayloadSize is the number of bytes of data, decoded.
+// PayloadSize returns the number of bytes of decoded data.
 func (f *File) PayloadSize() int64 { return f.Map.DataSize() }
 
-// StoredSize is what all parts take in the registry. A blob that occurs
-// twice is counted twice, and packs may be shared with other files.
+// StoredSize returns the size of all parts in the registry. It counts a blob
+// that occurs twice twice, and packs may be shared with other files.
 func (f *File) StoredSize() int64 {
 	var n int64
 	if f.Index != nil {
@@ -99,8 +99,8 @@ func (f *File) StoredSize() int64 {
 	return n
 }
 
-// Digest is the digest of the stored file where it is one blob, else "":
-// a split file has none of its own.
+// Digest returns the digest of the stored file if it is one blob. Otherwise
+// it returns "": a split file has no digest of its own.
 func (f *File) Digest() string {
 	if f.Index == nil && len(f.Parts) == 1 {
 		return f.Parts[0].Digest
@@ -108,16 +108,16 @@ func (f *File) Digest() string {
 	return ""
 }
 
-// PartAt returns the index of the part that holds payload offset off,
-// which must be in [0, PayloadSize).
+// PartAt returns the index of the part that holds payload offset off, which
+// must be in [0, PayloadSize).
 func (f *File) PartAt(off int64) int {
 	return sort.Search(len(f.Parts), func(i int) bool { return f.Parts[i].End() > off })
 }
 
-// Key names the file's content for a cache: a sha256 in hex over all that
-// decides its bytes and how they can be checked, that is its parts, their
-// pieces and its map, and not its name, mode or media type. Two snapshots
-// that hold the same file have one key.
+// Key returns the cache key of the file's content: a sha256 in hex over all
+// that determines its bytes and their verification, which is its parts,
+// their pieces and its map, but not its name, mode or media type. The same
+// file has the same key in every snapshot.
 func (f *File) Key() string {
 	h := sha256.New()
 	var b [8]byte
@@ -129,7 +129,7 @@ func (f *File) Key() string {
 		num(int64(len(s)))
 		h.Write([]byte(s))
 	}
-	if f.Index != nil { // it has all of that in it, below one digest
+	if f.Index != nil { // the index's digest covers all of that
 		text("epochfs packed file 1")
 		text(f.Index.Digest)
 		return hex.EncodeToString(h.Sum(nil))

@@ -10,20 +10,20 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// Unit is a stretch of a file's payload that has a digest of its own. Equal
-// units hold equal bytes; units that differ may still hold the same bytes,
-// stored in another way.
+// Unit is a range of a file's payload with a digest of its own. Equal units
+// hold equal bytes; different units may hold the same bytes in another
+// encoding.
 type Unit struct {
 	Digest   string   // of the stored bytes, or of a granule's data; "sha256:" and 64 hex digits
-	Encoding Encoding // how they are stored
+	Encoding Encoding // of the stored bytes
 	Offset   int64    // in the payload
 	Length   int64
 }
 
-// Units yields the file's units, the smallest that there are, in payload
-// order and without gaps: the granules of a packed file, the pieces of a blob
-// that has digests of them, else the blob. It ends with the first error, which
-// is one of fetching the index of a packed file.
+// Units yields the file's smallest units with digests, in payload order and
+// without gaps: the granules of a packed file, the pieces of a blob with
+// piece digests, otherwise the blob. It stops at the first error, which can
+// only come from fetching the index of a packed file.
 func (f *File) Units(ctx context.Context) iter.Seq2[Unit, error] {
 	if f.Index != nil {
 		return f.Index.units(ctx)
@@ -48,7 +48,7 @@ func (f *File) Units(ctx context.Context) iter.Seq2[Unit, error] {
 	}
 }
 
-// units yields the granules.
+// units yields the granules of a packed file.
 func (x *Index) units(ctx context.Context) iter.Seq2[Unit, error] {
 	return func(yield func(Unit, error) bool) {
 		for i := range x.Granules() {
@@ -61,18 +61,19 @@ func (x *Index) units(ctx context.Context) iter.Seq2[Unit, error] {
 	}
 }
 
-// Differing returns the ranges in which two files differ, as far as digests
-// tell without a byte being read: outside of these both have the same bytes,
-// or both end. The ranges ascend, do not touch, and end with the larger file.
-// An error is one of fetching the index of a packed file.
+// Differing compares two files by their digests, without reading a byte, and
+// returns the ranges in which they may differ: outside these ranges both
+// files have the same bytes, or both have ended. The ranges ascend, do not
+// touch, and extend to the end of the larger file. An error can only come
+// from fetching the index of a packed file.
 func Differing(ctx context.Context, a, b *File) ([]sparse.Segment, error) {
 	if a.Key() == b.Key() {
 		return nil, nil
 	}
-	// A unit is the same if it holds the same bytes at the same place.
+	// Units match if they hold the same bytes at the same place.
 	type place struct {
 		unit Unit
-		at   int64 // of its first byte in the file
+		at   int64 // file offset of its first byte
 	}
 	where := func(f *File, u Unit) place {
 		p := place{unit: u, at: -1}
@@ -111,8 +112,8 @@ func Differing(ctx context.Context, a, b *File) ([]sparse.Segment, error) {
 	return joined(ranges), nil
 }
 
-// sameRuns reports whether n bytes of two payloads lie at the same places of
-// their files.
+// sameRuns reports whether n bytes of two payloads lie at the same offsets
+// of their files.
 func sameRuns(a, b *File, offA, offB, n int64) bool {
 	next, stop := iter.Pull(b.Map.Payload(offB, n))
 	defer stop()
@@ -147,7 +148,7 @@ func appendRuns(ranges []sparse.Segment, f *File, off, n int64) []sparse.Segment
 	return ranges
 }
 
-// joined sorts ranges and joins those that touch.
+// joined sorts ranges and merges those that touch.
 func joined(ranges []sparse.Segment) []sparse.Segment {
 	slices.SortFunc(ranges, func(a, b sparse.Segment) int { return cmp.Compare(a.Offset, b.Offset) })
 	all := ranges[:0]
