@@ -1,6 +1,6 @@
-// Package cocoon runs the cocoon command line: it takes snapshots out of
-// cocoon as tars, and puts snapshots and images into it. What a tar holds
-// is the caller's business.
+// Package cocoon runs the cocoon command line: it exports snapshots from
+// cocoon as tars, and imports snapshots and images. It does not interpret
+// the tars.
 package cocoon
 
 import (
@@ -17,43 +17,41 @@ import (
 	"time"
 )
 
-// BinaryEnv is the environment variable that names the cocoon binary; a
-// path, or a name that is looked for in PATH.
+// BinaryEnv is the environment variable that sets the cocoon binary: a path,
+// or a name to look up in PATH.
 const BinaryEnv = "EPOCH_COCOON_BINARY"
 
-// grace is how long a cocoon that was asked to stop may take to clean up
+// grace is how long cocoon may take to clean up after it was asked to stop,
 // before it is killed.
 const grace = 10 * time.Second
 
-// ErrNoSnapshot is in the chain of an error that says: cocoon knows no
-// snapshot of this name.
+// ErrNoSnapshot is wrapped by the error for a snapshot that cocoon does not
+// have.
 var ErrNoSnapshot = errors.New("no such snapshot in cocoon")
 
-// ErrNameTaken is in the chain of an error that says: a snapshot of this
-// name is there already.
+// ErrNameTaken is wrapped by the error for a snapshot whose name is in use.
 var ErrNameTaken = errors.New("name is taken in cocoon")
 
-// ImportOptions names what an import makes.
+// ImportOptions describes the snapshot that an import creates.
 type ImportOptions struct {
 	Name        string // the snapshot's name in cocoon
-	Description string // empty: as the tar has it
+	Description string // empty: use the tar's
 }
 
 // Exec runs the cocoon binary as a child process.
 type Exec struct {
-	Binary string    // as ResolveBinary returns it
-	Stderr io.Writer // gets what cocoon says; nil for nobody
+	Binary string    // a result of ResolveBinary
+	Stderr io.Writer // gets cocoon's messages; may be nil
 }
 
-// Snapshot is one line of cocoon's list.
+// Snapshot is one entry of cocoon's list.
 type Snapshot struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
 }
 
-// ResolveBinary returns the path of the cocoon binary: envValue where it
-// is not blank (a path, or a name to look for in PATH), else "cocoon" in
-// PATH.
+// ResolveBinary returns the path of the cocoon binary: envValue, a path or a
+// name to look up in PATH, or if envValue is blank, "cocoon" in PATH.
 func ResolveBinary(envValue string) (string, error) {
 	name := strings.TrimSpace(envValue)
 	if name == "" {
@@ -66,7 +64,8 @@ func ResolveBinary(envValue string) (string, error) {
 	return path, nil
 }
 
-// unwrapExec takes away the words that exec's error would say twice.
+// unwrapExec removes the outer part of an error from package exec, which
+// would repeat words of the message.
 func unwrapExec(err error) error {
 	var e *exec.Error
 	if errors.As(err, &e) {
@@ -75,10 +74,10 @@ func unwrapExec(err error) error {
 	return err
 }
 
-// Export starts `cocoon snapshot export` and returns the tar it writes.
-// The caller reads to io.EOF, or closes the reader to end it early, and
-// then calls wait, which says whether the tar is whole. When ctx ends,
-// cocoon is asked to stop, and is killed when it does not.
+// Export starts `cocoon snapshot export` and returns the tar that it writes.
+// The caller reads to io.EOF, or closes the reader to end the export early,
+// and then calls wait, which returns nil if the tar is complete. When ctx
+// ends, Export asks cocoon to stop, and kills it if it does not.
 func (e *Exec) Export(ctx context.Context, name string) (tar io.ReadCloser, wait func() error, err error) {
 	if err := checkName(name); err != nil {
 		return nil, nil, err
@@ -96,13 +95,13 @@ func (e *Exec) Export(ctx context.Context, name string) (tar io.ReadCloser, wait
 	return told, func() error {
 		err := c.wait()
 		if told.some.Load() {
-			return err // there was something to export
+			return err // cocoon has the snapshot
 		}
 		return e.exported(ctx, name, err)
 	}, nil
 }
 
-// noted notes that something was read.
+// noted records whether anything was read.
 type noted struct {
 	io.ReadCloser
 	some atomic.Bool
@@ -116,7 +115,7 @@ func (n *noted) Read(p []byte) (int, error) {
 	return k, err
 }
 
-// checkName refuses what cocoon would not take for a name but a flag.
+// checkName refuses a name that cocoon would take for a flag.
 func checkName(name string) error {
 	if name == "" || strings.HasPrefix(name, "-") {
 		return fmt.Errorf("%q is not a name for cocoon", name)
@@ -124,7 +123,7 @@ func checkName(name string) error {
 	return nil
 }
 
-// exported tells a snapshot that is not there from an export that failed.
+// exported distinguishes a missing snapshot from a failed export.
 func (e *Exec) exported(ctx context.Context, name string, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -142,28 +141,29 @@ func (e *Exec) exported(ctx context.Context, name string, err error) error {
 }
 
 // Import starts `cocoon snapshot import`, which reads a tar from the
-// writer returned. The caller writes the tar, closes the writer and calls
-// wait, which says whether the snapshot is there. To give up, it writes a
-// block that cannot be a tar header before it closes: cocoon then removes
-// what it made, while a bare end at an entry's boundary would be taken
-// for a whole snapshot. For that reason the end of ctx kills cocoon only
-// after a grace time, in which the caller can still say so.
+// returned writer. The caller writes the tar, closes the writer and calls
+// wait, which returns nil if the snapshot was created. To abort, the caller
+// writes a block that cannot be a tar header and then closes the writer:
+// cocoon removes the incomplete snapshot, whereas it would take an end of
+// input at an entry's boundary for a complete one. For this reason the end
+// of ctx kills cocoon only after a grace time, in which the caller can still
+// abort.
 func (e *Exec) Import(ctx context.Context, opts ImportOptions) (tar io.WriteCloser, wait func() error, err error) {
 	args := []string{"snapshot", "import", "--name", opts.Name}
 	if opts.Description != "" {
 		args = append(args, "--description", opts.Description)
 	}
 	c := e.command(ctx, args...)
-	// ErrProcessDone: nothing was signalled, so what counts is how cocoon
-	// itself ends within the grace time.
+	// With ErrProcessDone, which means that no signal was sent, the
+	// result of Wait is how cocoon itself ends within the grace time.
 	c.cmd.Cancel = func() error { return os.ErrProcessDone }
 	return c.startWriter()
 }
 
 // ImageImport starts `cocoon image import`, which reads a disk image from
-// the writer returned. Nothing in such a stream can say that it was cut
-// short, so to give up the caller ends ctx, which kills cocoon at once,
-// and calls wait without having closed the writer.
+// the returned writer. Cocoon cannot detect a truncated image, so to abort,
+// the caller cancels ctx, which kills cocoon at once, and calls wait without
+// closing the writer.
 func (e *Exec) ImageImport(ctx context.Context, name string) (image io.WriteCloser, wait func() error, err error) {
 	if err := checkName(name); err != nil {
 		return nil, nil, err
@@ -173,7 +173,7 @@ func (e *Exec) ImageImport(ctx context.Context, name string) (image io.WriteClos
 	return c.startWriter()
 }
 
-// List returns the snapshots that cocoon has.
+// List returns the snapshots in cocoon.
 func (e *Exec) List(ctx context.Context) ([]Snapshot, error) {
 	c := e.command(ctx, "snapshot", "list", "--format", "json")
 	var out strings.Builder
@@ -186,7 +186,7 @@ func (e *Exec) List(ctx context.Context) ([]Snapshot, error) {
 	}
 	text := strings.TrimSpace(out.String())
 	if !strings.HasPrefix(text, "[") {
-		return nil, nil // with none, cocoon says so in words, in either format
+		return nil, nil // an empty list is a message in words, in either format
 	}
 	var all []Snapshot
 	if err := json.Unmarshal([]byte(text), &all); err != nil {
@@ -195,9 +195,9 @@ func (e *Exec) List(ctx context.Context) ([]Snapshot, error) {
 	return all, nil
 }
 
-// CheckFree fails with ErrNameTaken when cocoon has a snapshot of this
-// name. Cocoon itself would say so too, but only after it has read the
-// whole tar.
+// CheckFree returns an error that wraps ErrNameTaken if cocoon has a
+// snapshot of the given name. Cocoon would report the conflict itself, but
+// only after reading the whole tar.
 func (e *Exec) CheckFree(ctx context.Context, name string) error {
 	all, err := e.List(ctx)
 	if err != nil {

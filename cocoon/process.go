@@ -13,17 +13,19 @@ import (
 	"unicode"
 )
 
-// tailSize is how much of cocoon's stderr is kept for an error's text.
+// tailSize is the number of bytes of cocoon's stderr kept for an error's
+// text.
 const tailSize = 4 << 10
 
-// Error is a cocoon that failed or could not be started.
+// Error is the error of a cocoon command that failed or could not be
+// started.
 type Error struct {
-	Command string // what was run, without the path
+	Command string // the command, without the path
 	Words   string // the last line cocoon wrote to stderr; may be empty
 	Err     error  // how the process ended
 }
 
-// Error returns one line, without control characters.
+// Error returns the message as one line, without control characters.
 func (e *Error) Error() string {
 	if e.Words == "" {
 		return fmt.Sprintf("%s: %v", e.Command, e.Err)
@@ -31,7 +33,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %v: %s", e.Command, e.Err, e.Words)
 }
 
-// Unwrap returns how the process ended.
+// Unwrap returns the error with which the process ended.
 func (e *Error) Unwrap() error { return e.Err }
 
 // child is one run of the cocoon binary.
@@ -49,8 +51,8 @@ func (e *Exec) command(ctx context.Context, args ...string) *child {
 	c.tail.to = e.Stderr
 	c.cmd.Stderr = &c.tail
 	c.cmd.WaitDelay = grace
-	// A group of its own: Ctrl-C on the terminal must reach cocoon by way
-	// of the caller, who knows how to end an import.
+	// cocoon gets a process group of its own, so that Ctrl-C does not
+	// reach it directly: only the caller can end an import properly.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return c
 }
@@ -66,8 +68,8 @@ func (c *child) start() error {
 	return nil
 }
 
-// startWriter starts cocoon with a pipe for its standard input, which is a
-// Listener.
+// startWriter starts cocoon with a pipe as standard input. The returned
+// writer is also a Listener.
 func (c *child) startWriter() (io.WriteCloser, func() error, error) {
 	in, err := c.cmd.StdinPipe()
 	if err != nil {
@@ -88,8 +90,8 @@ func (c *child) startWriter() (io.WriteCloser, func() error, error) {
 	}, nil
 }
 
-// Listener is what the writers of imports are beside: somebody who may go
-// away while there is nothing to write.
+// Listener is implemented by the writers of imports. A caller with nothing
+// to write can use it to learn that cocoon has ended.
 type Listener interface {
 	Gone() <-chan struct{} // closed when cocoon has ended
 }
@@ -102,11 +104,11 @@ type listener struct {
 
 func (l *listener) Gone() <-chan struct{} { return l.gone }
 
-// wait returns when the process is gone and reaped.
+// wait blocks until the process has ended and been reaped.
 func (c *child) wait() error {
 	err := c.cmd.Wait()
 	if errors.Is(err, exec.ErrWaitDelay) && c.cmd.ProcessState.Success() {
-		return nil // cocoon is done; something it started holds its stderr
+		return nil // cocoon has succeeded; one of its children holds its stderr
 	}
 	if err != nil {
 		return c.failed(err)
@@ -114,7 +116,7 @@ func (c *child) wait() error {
 	return nil
 }
 
-// tail hands on what is written to it and keeps the end of it.
+// tail forwards writes and keeps their last bytes.
 type tail struct {
 	to io.Writer
 
@@ -130,13 +132,14 @@ func (t *tail) Write(p []byte) (int, error) {
 	}
 	t.mu.Unlock()
 	if t.to != nil {
-		// A reader of the messages who went away must not end an import.
+		// A closed reader of the messages must not end an import.
 		_, _ = t.to.Write(p)
 	}
 	return len(p), nil
 }
 
-// lastLine returns the last line that is not blank, as printable text.
+// lastLine returns the last line that is not blank, without unprintable
+// characters.
 func (t *tail) lastLine() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
