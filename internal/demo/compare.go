@@ -10,16 +10,16 @@ import (
 	"os"
 )
 
-// digest is one file of a tar.
+// digest is the digest of one file in a tar.
 type digest struct {
 	name string
 	data int64
 	sum  string // sha256 of the data
-	size string // of a sparse file: its apparent size, and its map
+	size string // apparent size and map of a sparse file
 	segs string
 }
 
-// digests reads a tar and hashes what is in it.
+// digests reads a tar and returns the digests of its files.
 func digests(path string) ([]digest, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package demo shows what epochfs does, on a machine that has nothing yet:
-// a registry in this process, a made-up snapshot, and the commands that a
-// person would type, with what each of them cost at the registry.
+// Package demo demonstrates epochfs on a machine without a registry or a VM:
+// it runs a registry in this process, makes up a snapshot, runs the commands
+// that a user would type, and shows what each of them cost at the registry.
 package demo
 
 import (
@@ -19,24 +19,24 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// Options say how a demo runs.
+// Options configures a demo.
 type Options struct {
 	Out    io.Writer
-	Binary string // the epochfs to show
-	NoFUSE int    // the exit code with which it says that there is no FUSE
-	Keep   bool   // leave registry and mount there until ctx ends
+	Binary string // the epochfs binary to demonstrate
+	NoFUSE int    // its exit code for a machine without FUSE
+	Keep   bool   // keep registry and mount running until ctx ends
 }
 
 // show is one demo.
 type show struct {
 	Options
-	dir     string // all that the demo writes lies here
+	dir     string // directory of all files that the demo writes
 	ref     string
 	server  *server
 	mounted bool
 }
 
-// Run runs the demo. It leaves nothing behind.
+// Run runs the demo. It leaves no files, mounts or processes behind.
 func Run(ctx context.Context, opts Options) (err error) {
 	dir, err := os.MkdirTemp("", "epochfs-demo-")
 	if err != nil {
@@ -56,15 +56,15 @@ func Run(ctx context.Context, opts Options) (err error) {
 	return nil
 }
 
-// prepare makes the sample, and a PATH in which epochfs is Binary.
+// prepare creates the sample, and a PATH in which epochfs is Binary.
 func (s *show) prepare(ctx context.Context) error {
 	for _, name := range []string{"bin", "mnt", "cache", "run", "docker", "hosts/_default"} {
 		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o700); err != nil {
 			return err
 		}
 	}
-	// A file that names no mirrors, for every host: the machine's own
-	// are not looked for then.
+	// An empty configuration for every host keeps the commands from
+	// reading the machine's own mirrors.
 	if err := os.WriteFile(filepath.Join(s.dir, "hosts", "_default", "hosts.toml"), nil, 0o600); err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func (s *show) play(ctx context.Context) error {
 	if err := s.step(ctx, "What is in it? No file's data is needed for that.", "epochfs inspect "+s.ref); err != nil {
 		return err
 	}
-	s.mounted = true // or may be, however the step ends
+	s.mounted = true // the step may have mounted even if it failed
 	err := s.step(ctx, "Mount it.", "epochfs mount --prefetch none "+s.ref+" mnt")
 	var exit *exec.ExitError
 	switch {
@@ -111,7 +111,7 @@ func (s *show) play(ctx context.Context) error {
 	return s.materialize(ctx)
 }
 
-// offsets are pages that the memory's map has data in.
+// offsets returns the offsets of pages in which the memory's map has data.
 func offsets() (pages []int64) {
 	segs := memoryMap()
 	const reads = 8
@@ -158,7 +158,7 @@ func (s *show) withoutMount(ctx context.Context) error {
 	return s.step(ctx, "The same again, from the cache on disk.", read)
 }
 
-// materialize writes the tar again and compares it with the first.
+// materialize writes the tar again and compares it with the original.
 func (s *show) materialize(ctx context.Context) error {
 	err := s.step(ctx, "All of it, as cocoon would import it: only what is not here yet is fetched.",
 		"epochfs materialize -o out.tar "+s.ref)
@@ -186,7 +186,7 @@ func (s *show) materialize(ctx context.Context) error {
 	return nil
 }
 
-// step runs a command, shows it, what it says, and what it cost.
+// step runs a command and shows the command, its output and its cost.
 func (s *show) step(ctx context.Context, title, command string) error {
 	s.say("\n%s\n$ %s", title, command)
 	before, begun := s.server.cost(), time.Now()
@@ -207,13 +207,12 @@ func (s *show) step(ctx context.Context, title, command string) error {
 	return nil
 }
 
-// run runs a command in the demo's directory, away from the settings of
-// the user.
+// run runs a command in the demo's directory, without the user's settings.
 func (s *show) run(ctx context.Context, command string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
 	cmd.Dir = s.dir
-	// All of the group are told to end: a mount's process may be waited
-	// for by one that the shell waits for.
+	// The whole group gets the signal: the shell may wait for a command
+	// that waits for a mount's process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
@@ -231,7 +230,8 @@ func (s *show) run(ctx context.Context, command string) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// keep leaves everything up until ctx ends.
+// keep shows how to try the registry and the mount, and blocks until ctx
+// ends.
 func (s *show) keep(ctx context.Context) {
 	s.say("\nRegistry%s stay up until Ctrl-C. To try, in another terminal:", map[bool]string{true: " and mount", false: ""}[s.mounted])
 	s.say("  export EPOCHFS_CACHE_DIR=%s EPOCHFS_RUNTIME_DIR=%s", filepath.Join(s.dir, "cache"), filepath.Join(s.dir, "run"))
@@ -255,12 +255,11 @@ func (s *show) cleanUp() error {
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }
 
-// exitNotMounted is what epochfs umount exits with where there is no
-// mount.
+// exitNotMounted is the exit code of epochfs umount if nothing is mounted.
 const exitNotMounted = 3
 
-// unmount takes the mount away, whoever still looks at it, and waits for
-// its process. One that was interrupted may be on its way to a mount yet.
+// unmount unmounts the mount, even if it is in use, and waits for its
+// process. An interrupted command may still be about to mount.
 func (s *show) unmount() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -285,8 +284,7 @@ func (s *show) unmount() error {
 	}
 }
 
-// running tells whether a process is left that was started in the demo's
-// directory.
+// running reports whether a process started in the demo's directory is left.
 func (s *show) running() bool {
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, file := range files {

@@ -30,12 +30,13 @@ const (
 	page       = 4 << 10
 )
 
-// sampleTime stands where we can choose a time, so that two demos show the
-// same digests; only the disk's inodes remember when they were made, where
-// mkfs.ext4 is too old for SOURCE_DATE_EPOCH.
+// sampleTime replaces the current time wherever the demo can choose one, so
+// that two demos show the same digests. If mkfs.ext4 is too old for
+// SOURCE_DATE_EPOCH, the disk's inodes still contain the time of their
+// creation.
 var sampleTime = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
 
-// segment is a stretch of data in a sparse file, as cocoon writes it.
+// segment is a range of data in a sparse file, in cocoon's JSON form.
 type segment struct {
 	Offset int64 `json:"o"`
 	Length int64 `json:"l"`
@@ -48,9 +49,9 @@ const envelope = `{"version":1,"config":{"id":"5d3c1b7a90e24f86","name":"vm","de
 const vmConfig = `{"cpus":{"boot_vcpus":2,"max_vcpus":2},"memory":{"size":1073741824,"shared":false},` +
 	`"disks":[{"path":"cow.raw"}],"net":[{"mac":"12:34:56:78:90:ab"}]}` + "\n"
 
-// writeSample writes a snapshot's export tar to path: a made-up VM with
-// 64 MiB of memory in use, and a disk with a small ext4. It returns what
-// the disk really is, where it is not that.
+// writeSample writes a snapshot's export tar to path: a made-up VM with 64
+// MiB of memory in use, and a disk with a small ext4. If the disk has other
+// contents, note describes them.
 func writeSample(ctx context.Context, dir, path string) (note string, err error) {
 	disk := filepath.Join(dir, "cow.raw")
 	if note, err = makeDisk(ctx, dir, disk); err != nil {
@@ -83,8 +84,8 @@ func writeSample(ctx context.Context, dir, path string) (note string, err error)
 	return note, errors.Join(w.Close(), f.Close())
 }
 
-// writeEntry writes one file: of a sparse one, which has a map, only the
-// data.
+// writeEntry writes one file. It writes only the data of a sparse file,
+// which is one with segments.
 func writeEntry(w *tar.Writer, name string, size int64, segs []segment, data io.Reader) error {
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, ModTime: sampleTime}
 	if segs != nil {
@@ -112,8 +113,8 @@ func dataOf(segs []segment) (n int64) {
 	return n
 }
 
-// memoryMap spreads 64 MiB over the memory as a guest does: much in a few
-// long runs, the rest in many short ones.
+// memoryMap spreads 64 MiB over the memory as a guest does: much of it in a
+// few long runs, the rest in many short ones.
 func memoryMap() []segment {
 	r := rand.New(rand.NewPCG(1, 2))
 	var segs []segment
@@ -126,10 +127,10 @@ func memoryMap() []segment {
 		n := min(pages*page, left)
 		segs = append(segs, segment{at, n})
 		left -= n
-		// The holes are in all 15 times as long as the data.
+		// The holes are on average 15 times as long as the data.
 		at += n + page*(1+r.Int64N(2*15*max(n/page, 1)))
 	}
-	// What was laid out is stretched or shrunk to the memory's size.
+	// Scale the offsets to the memory's size.
 	scale := float64(memorySize-memoryData) / float64(at-memoryData)
 	var before, shift int64
 	for i := range segs {
@@ -142,7 +143,7 @@ func memoryMap() []segment {
 	return segs
 }
 
-// memory is a stream that looks like pages of a guest: some text-like,
+// memory is a stream that resembles the pages of a guest: some like text,
 // most not.
 type memory struct {
 	src  *rand.ChaCha8
@@ -179,8 +180,8 @@ func (m *memory) fill() {
 	_, _ = m.src.Read(m.page[:])
 }
 
-// makeDisk makes a sparse disk image with an ext4 of a few files in it.
-// Without mkfs.ext4 it holds the files' bytes, and note says so.
+// makeDisk creates a sparse disk image with an ext4 of a few files. Without
+// mkfs.ext4 the image holds the files' bytes, as note then explains.
 func makeDisk(ctx context.Context, dir, disk string) (note string, err error) {
 	root := filepath.Join(dir, "root")
 	if err := makeTree(root); err != nil {
@@ -205,7 +206,7 @@ func makeDisk(ctx context.Context, dir, disk string) (note string, err error) {
 	return "", nil
 }
 
-// makeTree writes what the guest's disk shall hold.
+// makeTree writes the files of the guest's disk.
 func makeTree(root string) error {
 	program := make([]byte, 8*mib)
 	_, _ = rand.NewChaCha8([32]byte{8}).Read(program)
@@ -247,7 +248,7 @@ func makePlainDisk(root, disk string) error {
 	return errors.Join(err, f.Truncate(diskSize), f.Close())
 }
 
-// writeDisk adds the disk to the tar, its holes left out.
+// writeDisk adds the disk to the tar without its holes.
 func writeDisk(w *tar.Writer, disk string) error {
 	f, err := os.Open(disk)
 	if err != nil {

@@ -17,18 +17,18 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// server is a registry on loopback that counts what it is asked for.
+// server is a registry on loopback that counts requests and bytes.
 type server struct {
 	host string // host:port
 	http *http.Server
-	done chan struct{} // closed when nothing is served any more
+	done chan struct{} // closed when the server has stopped
 
 	requests atomic.Int64
 	sent     atomic.Int64 // bytes of bodies to clients
 	received atomic.Int64 // bytes of bodies from clients
 }
 
-// startServer serves an empty registry that keeps its blobs under dir.
+// startServer starts an empty registry that stores its blobs under dir.
 func startServer(dir string) (*server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -47,7 +47,7 @@ func startServer(dir string) (*server, error) {
 	s.http = &http.Server{Handler: s.count(handler), ErrorLog: silent, ReadHeaderTimeout: time.Minute}
 	go func() {
 		defer close(s.done)
-		_ = s.http.Serve(l) // returns when it is closed
+		_ = s.http.Serve(l) // returns when the server is closed
 	}()
 	return s, nil
 }
@@ -57,7 +57,7 @@ func (s *server) close() {
 	<-s.done
 }
 
-// cost is what a step made the registry do.
+// cost is what a step cost at the registry.
 type cost struct{ requests, sent, received int64 }
 
 func (s *server) cost() cost {
@@ -98,14 +98,14 @@ func (w *countedWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// blobStore is what the registry's store on disk can do.
+// blobStore is the interface of the registry's store on disk.
 type blobStore interface {
 	registry.BlobHandler
 	registry.BlobPutHandler
 }
 
-// quickStat tells a blob's size without hashing all of it, which the
-// store would do for every range.
+// quickStat returns a blob's size without hashing the whole blob, as the
+// store would for every range.
 type quickStat struct {
 	blobStore
 	dir string
