@@ -17,37 +17,37 @@ type request struct {
 	whole  bool
 	err    error
 
-	// Of a double only.
-	head []byte        // its first bytes, not yet handed out
-	won  bool          // it brought them before the other brought any; under body.mu
-	done chan struct{} // closed when that is decided
+	// The rest is for doubles only.
+	head []byte        // its first bytes, not read yet
+	won  bool          // it received bytes before the other request; under body.mu
+	done chan struct{} // closed once won is decided
 }
 
-// body is the answer to a Range. A request that stands still is joined by a
-// double that asks for what is left; the one that brings bytes first goes on,
-// and the other is cancelled.
+// body is the answer to a Range. If its request stalls, a double requests
+// the remaining bytes; the one that receives bytes first continues, and the
+// other is cancelled.
 type body struct {
 	link *Link
 	ctx  context.Context
 	r    Range
-	end  int64    // offset after the last byte that will come
-	cur  *request // what is read; replaced under mu, by the reader
+	end  int64    // offset after the last byte of the answer
+	cur  *request // the request being read; replaced under mu, by the reader
 
 	mu      sync.Mutex
 	at      int64 // offset of the next byte
-	opening bool  // the reader has not been told yet whether all of the blob comes
-	whole   bool  // all of the blob came for a range
+	opening bool  // open has not returned yet
+	whole   bool  // the whole blob was sent for a range
 	taken   bool  // a double has become cur, so a request has failed
 	closed  bool
-	double  *request // runs beside cur; nil if there is none
+	double  *request // runs beside cur, or nil
 	watch   watch
 
-	moved, limited int64         // bytes since the last sample of speed; those of them that the limiter held up
-	took           time.Duration // time that they were waited for
-	held           time.Duration // time that the rate limit took
+	moved, limited int64         // bytes since the last sample of speed; those delayed by the limiter
+	took           time.Duration // time that reads of the moved bytes took
+	held           time.Duration // time spent in the rate limiter
 }
 
-// open makes the request, and doubles of it if it is not answered.
+// open sends the request, and doubles if it stalls.
 func (l *Link) open(ctx context.Context, r Range) (*body, error) {
 	b := &body{link: l, ctx: ctx, r: r, at: r.Off, end: r.Off + r.N, opening: true}
 	b.cur = b.request()
@@ -77,7 +77,7 @@ func (b *body) request() *request {
 	return q
 }
 
-// ask has the source answer q, and learns from that.
+// ask sends q to the source, and records how it was answered.
 func (l *Link) ask(q *request, r Range) {
 	open := l.src.OpenBlob
 	if m, ok := l.src.(Mirrored); ok && !r.Checked {
@@ -91,8 +91,8 @@ func (l *Link) ask(q *request, r Range) {
 	l.answered(q)
 }
 
-// Read reads what has come. Time that the rate limit takes is after the
-// bytes have come, so nothing counts as standing still for it.
+// Read reads received bytes. The rate limit delays Read only after bytes
+// were received, so its delays do not count as stalls.
 func (b *body) Read(p []byte) (int, error) {
 	limit := b.link.opts.Limit
 	if limit != nil {
@@ -133,7 +133,7 @@ func (b *body) read(p []byte) (int, error) {
 		waited, overtaken, old := b.came(n)
 		b.took += waited
 		if overtaken {
-			old.discard() // with what it brought too late
+			old.discard() // including bytes that it received too late
 			continue
 		}
 		if n > 0 || err == nil || err == io.EOF {
@@ -145,23 +145,23 @@ func (b *body) read(p []byte) (int, error) {
 	}
 }
 
-// sampleSize is how many bytes make a sample of speed.
+// sampleSize is the number of bytes in a sample of speed.
 const sampleSize = 4 << 20
 
-// sample notes n bytes for the link's speed.
+// sample counts n bytes towards the link's speed.
 func (b *body) sample(n int) {
 	if b.moved += int64(n); b.moved < sampleSize && b.at < b.end {
 		return
 	}
 	if b.limited > 0 {
-		b.took = 0 // bytes that waited for the limiter came as fast as memory
+		b.took = 0 // bytes delayed by the limiter were read from memory, not the network
 	}
 	b.link.movedBytes(b.moved, b.took)
 	b.moved, b.limited, b.took = 0, 0, 0
 }
 
-// came ends a wait for bytes, of which there are n. If a double has won, cur
-// is that one, and old the one before it.
+// came ends a wait that brought n bytes. If a double has won, it becomes
+// cur, and old is the previous cur.
 func (b *body) came(n int) (waited time.Duration, overtaken bool, old *request) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -180,8 +180,8 @@ func (b *body) came(n int) (waited time.Duration, overtaken bool, old *request) 
 	return waited, false, nil
 }
 
-// settle is called when cur has failed. It waits for the double, if there is
-// one, and makes it cur; else it returns why there are no bytes.
+// settle handles the failure of cur. If there is a double, settle waits for
+// it and makes it cur. Otherwise it returns the error for the reader.
 func (b *body) settle(cause error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -192,7 +192,7 @@ func (b *body) settle(cause error) error {
 		}
 		b.resumeWaitLocked()
 		b.mu.Unlock()
-		<-q.done // it ends with ctx
+		<-q.done // the double ends with ctx
 		b.mu.Lock()
 		_ = b.endWaitLocked()
 		if q.won && b.double == q {
@@ -215,7 +215,7 @@ func (b *body) takeDoubleLocked() {
 	b.taken = true
 }
 
-// dropDoubleLocked cancels the double: cur was first.
+// dropDoubleLocked cancels the double after cur has received bytes first.
 func (b *body) dropDoubleLocked() {
 	if b.double == nil {
 		return
@@ -230,13 +230,13 @@ var (
 	errWhole     = errors.New("all of a blob came for a range of it")
 )
 
-// headSize is how much of its body a double reads to show that it has bytes.
+// headSize is the most that a double reads of its body before it has won.
 const headSize = 32 << 10
 
-// doubleLocked starts a double of what is left.
+// doubleLocked starts a double for the remaining bytes.
 func (b *body) doubleLocked() {
 	if old := b.double; old != nil {
-		old.cancel(errOvertaken) // it stands still as well
+		old.cancel(errOvertaken) // it has stalled as well
 	}
 	q := b.request()
 	q.done = make(chan struct{})
@@ -246,7 +246,7 @@ func (b *body) doubleLocked() {
 	b.link.work.Go(func() { b.race(q, rest) })
 }
 
-// race brings a double's first bytes.
+// race reads a double's first bytes.
 func (b *body) race(q *request, rest Range) {
 	defer close(q.done)
 	b.link.ask(q, rest)
@@ -276,7 +276,7 @@ func (b *body) race(q *request, rest Range) {
 	q.discard()
 }
 
-// discard ends a request that is not read any more.
+// discard closes a request that is no longer read.
 func (q *request) discard() {
 	if q == nil {
 		return
@@ -300,7 +300,7 @@ func (b *body) Close() error {
 	b.mu.Unlock()
 	if double != nil {
 		double.cancel(nil)
-		if double.won { // and nobody has read of it
+		if double.won { // and its bytes have not been read
 			_ = double.body.Close()
 		}
 	}

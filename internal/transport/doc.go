@@ -1,19 +1,18 @@
-// Package transport gets bytes of stored blobs from a Source.
+// Package transport reads stored blobs from a Source.
 //
-// It owns what has to be known of the way there: whether the registry
-// honours Range, how long it takes to answer, how fast it sends, when it
-// wants to be left alone, and which of its mirrors sent wrong bytes. It
-// goes on where a request broke, joins one that stands still with another,
-// and keeps to the rate limit.
+// It owns all knowledge about the path to the registry: whether the registry
+// honours Range, how fast it answers and sends, when it wants to be left
+// alone, and which of its mirrors sent wrong bytes. It resumes broken
+// requests, hedges stalled ones with a second request, and keeps to the rate
+// limit.
 //
-// It never decides which bytes are wanted, never keeps any, and never
-// compares them with a digest: that is for the two schedulers that stand on
-// it, package cache (on demand) and package direct (in order). It knows
-// nothing of HTTP.
+// It never decides which bytes to fetch, never stores any, and never
+// compares them with a digest: its two schedulers do, package cache (on
+// demand) and package direct (in order). It knows nothing of HTTP.
 //
-// Read source.go first, for the door to the registry; then link.go, for
+// Read source.go first, for the interface to the registry; then link.go, for
 // what a Link offers; body.go for one range, hedge.go for when its request
-// gets a double, pressure.go for when the machine is too busy to tell,
-// reader.go for several requests in a row, and measure.go for what is
-// learned from all of them.
+// gets a double, pressure.go for when the machine is too busy to detect a
+// stall, reader.go for consecutive requests, and measure.go for the
+// measurements of all of them.
 package transport

@@ -6,31 +6,35 @@ import (
 )
 
 const (
-	// tardyLeast is the shortest time that counts as standing still, if
-	// Options do not say: less is the scheduler's and the garbage collector's.
+	// tardyLeast is the shortest wait that counts as a stall, unless
+	// Options sets another: shorter waits may be due to the scheduler or
+	// the garbage collector.
 	tardyLeast = 80 * time.Millisecond
-	// tardyFirst is that time while no request was answered.
+	// tardyFirst is the shortest wait that counts as a stall before any
+	// request was answered.
 	tardyFirst = 200 * time.Millisecond
-	// tardyGrowth is by how much longer each further double is waited for,
-	// unless doubles have won, or other requests show that the link is well.
+	// tardyGrowth is the factor by which the wait for each further
+	// double grows, unless doubles have won or other requests show that
+	// the link works.
 	tardyGrowth = 1.5
-	// looks is how often a request that stands still is looked at in that
-	// time.
+	// looks is the number of checks during the shortest wait that counts
+	// as a stall.
 	looks = 4
-	// lateTimer is how late a timer may be before the machine is what is slow.
+	// lateTimer is how late a timer may fire before the machine, not the
+	// link, is slow.
 	lateTimer = 20 * time.Millisecond
 )
 
-// Bounds of the patience with a request, after which it is given up.
+// Bounds of the time after which a request is given up.
 const (
 	patienceLeast  = 2 * time.Second
-	patienceFirst  = 10 * time.Second // while no request was answered
+	patienceFirst  = 10 * time.Second // before any request was answered
 	patienceMost   = 60 * time.Second
-	patienceStream = 60 * time.Second // if it could only begin again
-	patienceFactor = 8                // of what counts as standing still
+	patienceStream = 60 * time.Second // for a request that could only start over
+	patienceFactor = 8                // times the wait that counts as a stall
 )
 
-// watch is what a body knows of the wait for its next bytes. It is under
+// watch is the state of a body's wait for its next bytes. It is guarded by
 // body.mu.
 type watch struct {
 	timer   *time.Timer
@@ -38,14 +42,14 @@ type watch struct {
 	waiting bool
 	since   time.Time     // when the wait began
 	gap     time.Duration // the longest wait that ended with bytes
-	doubles int           // how many were started in this wait
-	started time.Duration // into the wait, when the last of them was
-	signs   int           // looks at which other requests had overtaken this one since the last look
-	sign    int64         // what showed it
+	doubles int           // doubles started in this wait
+	started time.Duration // when the last double was started, since the wait began
+	signs   int           // checks that found this request overtaken by another
+	sign    int64         // time of the last overtaking event, since Link.epoch
 	gaveUp  bool
 }
 
-// begin begins a wait for bytes.
+// begin starts a wait for bytes.
 func (b *body) begin() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -57,18 +61,18 @@ func (b *body) begin() {
 	b.resumeWaitLocked()
 }
 
-// resumeWaitLocked goes on with a wait.
+// resumeWaitLocked resumes a wait.
 func (b *body) resumeWaitLocked() {
 	b.watch.waiting = true
 	opts := &b.link.opts
 	first := opts.Tardy * (looks - 1) / looks
 	if opts.Timeout > 0 {
-		first = min(first, opts.Timeout/3) // then it may have to be given up
+		first = min(first, opts.Timeout/3) // the request may have to be given up by then
 	}
 	b.armLocked(time.Now(), min(first, patienceLeast))
 }
 
-// endWaitLocked ends a wait and returns how long it was.
+// endWaitLocked ends a wait and returns its duration.
 func (b *body) endWaitLocked() time.Duration {
 	w := &b.watch
 	if w.timer != nil {
@@ -91,8 +95,8 @@ func (b *body) armLocked(now time.Time, d time.Duration) {
 	}
 }
 
-// look looks at a wait: it starts a double when the request stands still,
-// and gives it up in the end.
+// look checks a wait: it starts a double if the request has stalled, and
+// finally gives the request up.
 func (b *body) look() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -120,8 +124,8 @@ func (b *body) look() {
 	b.armLocked(now, next)
 }
 
-// hedgeLocked starts a double if it is time for one, and returns when to
-// look again.
+// hedgeLocked starts a double if one is due, and returns the time to the
+// next check.
 func (b *body) hedgeLocked(still, tardy time.Duration) time.Duration {
 	w := &b.watch
 	step := tardy / looks
@@ -131,11 +135,11 @@ func (b *body) hedgeLocked(still, tardy time.Duration) time.Duration {
 	if b.overtaken(tardy) {
 		w.signs++
 	}
-	sure := w.signs > 1 // and not only in the moment before everything became slow
+	sure := w.signs > 1 // one sign may be from just before everything became slow
 	after := tardy
 	switch pays := b.link.pays(); {
 	case pays && w.doubles > 1:
-		after = tardy / 2 // so many requests stand still that doubles do
+		after = tardy / 2 // so many requests stall that doubles do, too
 	case !pays && !sure:
 		after = time.Duration(float64(tardy) * math.Pow(tardyGrowth, float64(w.doubles)))
 	}
@@ -147,14 +151,14 @@ func (b *body) hedgeLocked(still, tardy time.Duration) time.Duration {
 	return step
 }
 
-// hedged reports whether a double could get what is left, and nothing else.
+// hedged reports whether a double can fetch exactly the remaining bytes.
 func (b *body) hedged() bool {
 	ranges := b.link.ranges.Load()
 	return !b.whole && ranges != rangesIgnored && (!b.r.Stream || ranges == rangesHonoured || b.at > b.r.Off)
 }
 
-// bounds returns how long the request may bring nothing before it counts as
-// standing still, and before it is given up.
+// bounds returns how long a request may bring nothing before it counts as
+// stalled, and before it is given up.
 func (b *body) bounds() (tardy, patience time.Duration) {
 	l := b.link
 	least := l.opts.Tardy
@@ -176,14 +180,14 @@ func (b *body) bounds() (tardy, patience time.Duration) {
 		patience = patienceStream
 	}
 	if l.opts.Timeout > 0 {
-		patience = min(patience, l.opts.Timeout/3) // it is for more than one try
+		patience = min(patience, l.opts.Timeout/3) // leave time for more than one try
 	}
 	return tardy, patience
 }
 
-// overtaken reports whether other requests have shown since the last look
-// that the link is well: one that began later was answered, or their bytes
-// came while this one's stood still.
+// overtaken reports whether other requests have shown since the last check
+// that the link works: a request that began later was answered, or others
+// received bytes while this one was stalled.
 func (b *body) overtaken(tardy time.Duration) bool {
 	l, w := b.link, &b.watch
 	sign, least := l.newest.Load(), int64(b.cur.began)
@@ -205,10 +209,10 @@ func (b *body) giveUpLocked() {
 	}
 }
 
-// budget bounds doubles, in tokens. Each takes one. A share of all answers
-// earns one, so doubles stay a few in a hundred when everything is slow at
-// once and none of them helps. A double that wins earns two, so that a
-// registry that lets many requests stand still is met with as many.
+// budget bounds doubles by tokens. Each double takes one. A share of all
+// answers earns one, so doubles stay at a few percent when everything is
+// slow and they do not help. A double that wins earns two, so a registry
+// that stalls many requests gets as many doubles.
 type budget struct {
 	tokens float64
 	filled time.Time
@@ -217,7 +221,7 @@ type budget struct {
 const (
 	tokensFirst   = 2.0
 	tokensMost    = 8.0
-	tokensDebt    = -8.0 // for requests that others have overtaken
+	tokensDebt    = -8.0 // for a stalled request that others have overtaken
 	tokensAnswer  = 0.05
 	tokensWon     = 2.0
 	tokensASecond = 0.05
@@ -230,14 +234,14 @@ func (t *budget) earn(n, most float64) {
 	}
 }
 
-// mayDouble takes a token for a double, if there is one. sure says that
-// other requests have overtaken the one that stands still.
+// mayDouble takes a token for a double, if one is left. sure reports that
+// other requests have overtaken the stalled one.
 func (l *Link) mayDouble(sure bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	if now.Before(l.asked) || l.failures > 0 {
-		return false // the source is in trouble, and not this request
+		return false // the source is in trouble, not this request
 	}
 	t := &l.budget
 	t.earn(now.Sub(t.filled).Seconds()*tokensASecond, tokensFirst)
@@ -261,14 +265,15 @@ func (l *Link) pays() bool {
 	return l.budget.tokens > tokensFirst
 }
 
-// doubleWon notes that a double has brought bytes first.
+// doubleWon records that a double has received bytes first.
 func (l *Link) doubleWon() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.budget.earn(tokensWon, tokensMost)
 }
 
-// gaveUp notes that a request was given up: the next gets more patience.
+// gaveUp records that a request was given up. The next request gets more
+// time.
 func (l *Link) gaveUp() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Bounds of the pause between two tries at a link that fails.
+// Bounds of the pause between two tries on a failing link.
 const (
 	backoffFirst = 100 * time.Millisecond
 	backoffMost  = 10 * time.Second
@@ -20,10 +20,10 @@ const (
 	retryAfterMost = 5 * time.Minute
 )
 
-// rateBurst is how many bytes may pass at once under a rate limit.
+// rateBurst is the number of bytes that a rate limit lets pass at once.
 const rateBurst = 256 << 10
 
-// NewLimiter returns a limit of n bytes per second, or nil if n is 0.
+// NewLimiter returns a limiter to n bytes per second, or nil if n is 0.
 func NewLimiter(n int64) *rate.Limiter {
 	if n <= 0 {
 		return nil
@@ -31,8 +31,8 @@ func NewLimiter(n int64) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(n), int(min(n, rateBurst)))
 }
 
-// Link is the way to one Source and what its answers have shown so far. It
-// is safe for concurrent use.
+// Link is the path to one Source, with what its answers have shown. It is
+// safe for concurrent use.
 type Link struct {
 	src    Source
 	proven bool
@@ -40,25 +40,25 @@ type Link struct {
 	epoch  time.Time      // when the link was made
 	work   sync.WaitGroup // doubles
 
-	newest    atomic.Int64 // when that answered request began which began last; since epoch
-	lastBytes atomic.Int64 // when bytes last came; since epoch
+	newest    atomic.Int64 // the latest start of an answered request; since epoch
+	lastBytes atomic.Int64 // when bytes were last received; since epoch
 
 	// ranges is rangesUnknown until one ranged request was answered.
 	ranges  atomic.Int32
-	wholes  atomic.Int32  // whole blobs in a row, from a source that honoured ranges before
+	wholes  atomic.Int32  // consecutive whole blobs from a source that honoured ranges before
 	probing chan struct{} // holds one token; taken while ranges is unknown
 
 	mu       sync.Mutex
-	failures int       // since bytes arrived; those of one moment count once
+	failures int       // since bytes were received; concurrent failures count once
 	retry    time.Time // when the pause after the last failure ends
 	last     error     // the last failure, until bytes arrived
-	asked    time.Time // before this the source does not want requests
-	givenUp  int       // requests in a row that brought nothing until they were given up
-	slow     int64     // requests made because another stood still
+	asked    time.Time // the source does not want requests before this time
+	givenUp  int       // consecutive requests given up without bytes
+	slow     int64     // requests made because another stalled
 	budget   budget
 	measures
 
-	busy pressure // its read is nil if Options.Tardy is what counts
+	busy pressure // its read is nil if Options.Tardy is set
 }
 
 const (
@@ -67,14 +67,15 @@ const (
 	rangesIgnored
 )
 
-// Options tell how to use a link. The zero value is usable.
+// Options configures a link. The zero value is usable.
 type Options struct {
-	Limit *rate.Limiter // of bytes, maybe of several links; nil: none
-	// Timeout is how long the owner waits for bytes; 0: for ever. Requests
-	// that bring nothing are given up in time for more than one try.
+	Limit *rate.Limiter // in bytes, may be shared by links; nil: no limit
+	// Timeout is how long the owner waits for bytes; 0: for ever.
+	// Requests without bytes are given up early enough for more than one
+	// try.
 	Timeout time.Duration
-	// Tardy is the shortest time that counts as standing still; 0: as the
-	// machine allows. It is for tests, which have a clock of their own, or
+	// Tardy is the shortest wait that counts as a stall; 0: as the
+	// machine allows. It is for tests with a clock of their own, or that
 	// count requests.
 	Tardy time.Duration
 }
@@ -92,15 +93,15 @@ func NewLink(src Source, opts Options) *Link {
 	return l
 }
 
-// Close waits until all requests have ended. The contexts that they were
-// made with must have, or their bodies must be closed.
+// Close blocks until all requests have ended. Their contexts must have
+// ended, or their bodies must be closed.
 func (l *Link) Close() { l.work.Wait() }
 
 // now returns the time since the link was made.
 func (l *Link) now() time.Duration { return time.Since(l.epoch) }
 
-// Origin returns the name of who stands for the bytes, or "" if the source
-// names nobody.
+// Origin returns the name of the registry that vouches for unverified bytes,
+// or "" if the source has no such name.
 func (l *Link) Origin() string {
 	if o, ok := l.src.(Origin); ok {
 		return o.Origin()
@@ -108,25 +109,26 @@ func (l *Link) Origin() string {
 	return ""
 }
 
-// Proven reports whether the source has proved who it is.
+// Proven reports whether the source has authenticated itself.
 func (l *Link) Proven() bool { return l.proven }
 
-// Ranges reports whether the source was asked for a range, and whether it
-// serves them.
+// Ranges reports whether a range was requested from the source, and whether
+// the source serves ranges.
 func (l *Link) Ranges() (known, served bool) {
 	ranges := l.ranges.Load()
 	return ranges != rangesUnknown, ranges == rangesHonoured
 }
 
-// IgnoresRanges reports whether the source was seen to send whole blobs only.
+// IgnoresRanges reports whether the source is known to send only whole
+// blobs.
 func (l *Link) IgnoresRanges() bool { return l.ranges.Load() == rangesIgnored }
 
-// Open asks for a range and learns from the answer. While it is unknown
-// whether ranges are honoured, one request at a time finds out: a registry
-// that ignores them would answer each with the whole blob. If they are known
-// to be ignored and r is partial, whole is true and answer is nil. adopt is
-// called when a whole blob came for a range, before anybody can learn of
-// that and ask for the same blob.
+// Open requests a range and learns from the answer. While it is unknown
+// whether ranges are honoured, Open sends one request at a time: a registry
+// that ignores ranges would answer each with the whole blob. If ranges are
+// known to be ignored and r is partial, whole is true and answer is nil.
+// Open calls adopt when a whole blob arrives for a range, before other
+// callers can learn that ranges are ignored and request the same blob.
 func (l *Link) Open(ctx context.Context, r Range, adopt func()) (answer io.ReadCloser, whole bool, err error) {
 	if r.partial() {
 		release, err := l.probe(ctx)
@@ -155,8 +157,9 @@ func (l *Link) Open(ctx context.Context, r Range, adopt func()) (answer io.ReadC
 	return b, whole, nil
 }
 
-// probe waits for the turn to find out about ranges, if that is unknown.
-// The caller calls release when its answer was learned from.
+// probe blocks until the caller may send a request that finds out whether
+// ranges are honoured, or until that is known. The caller calls release
+// after it has learned from the answer.
 func (l *Link) probe(ctx context.Context) (release func(), err error) {
 	if l.ranges.Load() != rangesUnknown {
 		return func() {}, nil
@@ -166,19 +169,19 @@ func (l *Link) probe(ctx context.Context) (release func(), err error) {
 	select {
 	case l.probing <- struct{}{}:
 		release = func() { <-l.probing }
-		if l.ranges.Load() != rangesUnknown { // another has found out
+		if l.ranges.Load() != rangesUnknown { // another request has found out
 			release()
 			release = func() {}
 		}
 		return release, nil
-	case <-stuck.C: // the one whose turn it is does not get an answer
+	case <-stuck.C: // the probing request gets no answer
 		return func() {}, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
 
-// keepAway waits for as long as the source has asked to be left alone.
+// keepAway blocks as long as the source has asked to be left alone.
 func (l *Link) keepAway(ctx context.Context) error {
 	l.mu.Lock()
 	left := time.Until(l.asked)
@@ -196,9 +199,9 @@ func (l *Link) keepAway(ctx context.Context) error {
 	}
 }
 
-// Blame reports to the source that bytes of a blob were wrong. answer is
-// what they came in, or nil. more reports whether the source has another place to
-// get them from.
+// Blame reports to the source that bytes of a blob were wrong. answer is the
+// body that contained them, or nil. more reports whether the source can get
+// the blob from another mirror.
 func (l *Link) Blame(digest string, answer io.ReadCloser) (more bool) {
 	m, ok := l.src.(Mirrored)
 	if !ok {
@@ -210,12 +213,12 @@ func (l *Link) Blame(digest string, answer io.ReadCloser) (more bool) {
 	return m.Blame(digest, answer)
 }
 
-// wholesMost is how many whole blobs in a row make a source that honoured
-// ranges one that ignores them. One may come by way of some proxy.
+// wholesMost is how many consecutive whole blobs show that a source which
+// honoured ranges now ignores them. A single one may come from a proxy.
 const wholesMost = 3
 
-// learn notes how a ranged request was answered. It fails if a whole blob
-// came from a source that is known to honour ranges.
+// learn records how a ranged request was answered. It returns an error for a
+// whole blob from a source that is known to honour ranges.
 func (l *Link) learn(whole bool, adopt func()) error {
 	switch {
 	case !whole:
@@ -230,9 +233,9 @@ func (l *Link) learn(whole bool, adopt func()) error {
 	return nil
 }
 
-// Pause counts a failure and returns how long to wait before the next try:
-// a time that doubles with each failure, with jitter, bounded; or as long as
-// err asks for. Requests that fail during a pause share it.
+// Pause counts a failure and returns how long to wait before the next try: a
+// bounded time with jitter that doubles with each failure, or as long as err
+// asks for. Requests that fail during a pause share it.
 func (l *Link) Pause(err error) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -252,7 +255,7 @@ func (l *Link) Pause(err error) time.Duration {
 	return d
 }
 
-// leaveAlone notes for how long an error asks to be left alone.
+// leaveAlone records how long an error asks to leave the source alone.
 func (l *Link) leaveAlone(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -265,14 +268,15 @@ func (l *Link) leaveAloneLocked(err error) bool {
 		return false
 	}
 	d := min(later.RetryAfter(), retryAfterMost)
-	d += rand.N(d/10 + 1) // a thousand nodes were told the same
+	d += rand.N(d/10 + 1) // thousands of nodes may have got the same time
 	if until := time.Now().Add(d); until.After(l.asked) {
 		l.asked = until
 	}
 	return true
 }
 
-// Trouble returns why the link does not bring bytes just now, or nil.
+// Trouble returns the link's last failure, or nil if bytes have arrived
+// since.
 func (l *Link) Trouble() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

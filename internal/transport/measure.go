@@ -5,23 +5,23 @@ import (
 	"time"
 )
 
-// measures are what a link gives. They are under Link.mu.
+// measures are the measurements of a link, guarded by Link.mu.
 type measures struct {
 	delay   smoothed  // from a request to its answer
-	gap     smoothed  // waits for bytes of a body: each long one, or the longest of a body without
-	speed   float64   // smoothed bytes per second of one connection; 0 while unknown
+	gap     smoothed  // waits for bytes of a body: each long one, otherwise the body's longest
+	speed   float64   // smoothed bytes per second of one connection; 0 if unknown
 	latency Histogram // of delay
 	best    Best
 }
 
-// Best is the best that a link has shown.
+// Best holds the best measurements of a link.
 type Best struct {
-	Answers int           // requests that were answered
-	Delay   time.Duration // the shortest that one took to be
-	Speed   float64       // the most bytes per second of one connection; 0 while unknown
+	Answers int           // answered requests
+	Delay   time.Duration // the shortest time to an answer
+	Speed   float64       // the most bytes per second of one connection; 0 if unknown
 }
 
-// Best returns the best that the link has shown so far.
+// Best returns the link's best measurements so far.
 func (l *Link) Best() Best {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -30,8 +30,8 @@ func (l *Link) Best() Best {
 
 func newMeasures() measures { return measures{latency: NewLatency()} }
 
-// smoothed is a time that is measured again and again, as TCP does it for
-// its retransmission timer (RFC 6298).
+// smoothed is a smoothed mean and deviation of a duration, as TCP computes
+// them for its retransmission timer (RFC 6298).
 type smoothed struct {
 	known     bool
 	mean, dev time.Duration
@@ -46,10 +46,10 @@ func (s *smoothed) add(d time.Duration) {
 	s.mean += (d - s.mean) / 8
 }
 
-// most returns a time that few are longer than.
+// most returns a duration that few samples exceed.
 func (s *smoothed) most() time.Duration { return s.mean + 4*s.dev }
 
-// answered notes that q was answered just now.
+// answered records that q was answered just now.
 func (l *Link) answered(q *request) {
 	for {
 		newest := l.newest.Load()
@@ -70,10 +70,11 @@ func (l *Link) answered(q *request) {
 	l.budget.earn(tokensAnswer, tokensFirst)
 }
 
-// longGap is how long a wait for bytes of a body is that counts by itself.
+// longGap is the shortest wait within a body that is a sample by itself.
 const longGap = tardyLeast / 2
 
-// bytesCame notes that bytes of a body came just now, after a wait.
+// bytesCame records that bytes of a body were received just now, after a
+// wait.
 func (l *Link) bytesCame(gap time.Duration) {
 	l.lastBytes.Store(int64(l.now()))
 	if gap >= longGap {
@@ -81,20 +82,20 @@ func (l *Link) bytesCame(gap time.Duration) {
 	}
 }
 
-// waited notes how long bytes of a body were waited for.
+// waited records a wait for bytes of a body.
 func (l *Link) waited(gap time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.gap.add(gap)
 }
 
-// movedBytes notes that n bytes were waited for d; 0 if that says nothing.
+// movedBytes records that n bytes took d; d is 0 if the time is not known.
 func (l *Link) movedBytes(n int64, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.failures, l.last = 0, nil
 	if n < 256<<10 || d <= 0 {
-		return // too short to say anything about speed
+		return // too short for a sample of speed
 	}
 	s := float64(n) / d.Seconds()
 	if l.speed == 0 {
@@ -104,7 +105,7 @@ func (l *Link) movedBytes(n int64, d time.Duration) {
 	l.best.Speed = max(l.best.Speed, s)
 }
 
-// RoundTrip returns how long a request takes to be answered; 0 while unknown.
+// RoundTrip returns the time from a request to its answer, or 0 if unknown.
 func (l *Link) RoundTrip() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -112,15 +113,15 @@ func (l *Link) RoundTrip() time.Duration {
 }
 
 const (
-	// plenty is the rate, in bytes per second, beyond which more connections
-	// only take turns: the processor is what is short.
+	// plenty is the rate, in bytes per second, above which more
+	// connections do not help, because the processor is the limit.
 	plenty           = 1 << 30
 	connectionsLeast = 3
 	usualRequest     = 4 << 20 // bytes
 )
 
-// Connections returns how many connections at a time fill the link, at most
-// limit: fewer the faster one is, limit while that is not known.
+// Connections returns how many concurrent connections fill the link, at most
+// limit: fewer if one is faster, and limit if the speed is unknown.
 func (l *Link) Connections(limit int) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,25 +132,25 @@ func (l *Link) Connections(limit int) int {
 	return min(max(int(plenty/(usualRequest/took))+1, connectionsLeast), limit)
 }
 
-// BandwidthDelay returns how many bytes one connection carries in the time
-// that a request takes to be answered; 0 while unknown.
+// BandwidthDelay returns how many bytes one connection carries in one round
+// trip, or 0 if unknown.
 func (l *Link) BandwidthDelay() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return int64(l.speed * l.delay.mean.Seconds())
 }
 
-// Stats are what has been learned about a link.
+// Stats holds what has been learned about a link.
 type Stats struct {
-	RangesKnown bool          // a range was asked for and answered
-	Ranges      bool          // ranges are served; else whole blobs only
-	RoundTrip   time.Duration // from a request to the first byte of its answer, smoothed; 0 while unknown
-	Speed       float64       // bytes per second of one connection, smoothed; 0 while unknown
-	Failures    int           // in a row
-	Err         error         // the last of them; nil since bytes arrived
-	Retry       time.Time     // when the pause that the source asked for ends; past or zero: there is none
+	RangesKnown bool          // a range was requested and answered
+	Ranges      bool          // ranges are served; otherwise only whole blobs
+	RoundTrip   time.Duration // from a request to the first byte of its answer, smoothed; 0 if unknown
+	Speed       float64       // bytes per second of one connection, smoothed; 0 if unknown
+	Failures    int           // consecutive
+	Err         error         // the last failure; nil after bytes were received
+	Retry       time.Time     // when a pause that the source asked for ends; zero or past for no pause
 	Latency     Histogram     // seconds from requests to their first bytes
-	Slow        int64         // requests made because another stood still
+	Slow        int64         // requests made because another stalled
 }
 
 // Stats returns what has been learned so far.
@@ -167,11 +168,11 @@ func (l *Link) Stats() Stats {
 // Histogram counts durations, in seconds.
 type Histogram struct {
 	Bounds []float64 // upper bounds of the buckets, rising
-	Counts []int64   // of each bucket, and of what is beyond the last bound
+	Counts []int64   // count of each bucket; the last is beyond all bounds
 	Sum    float64
 }
 
-// latencies are the bounds for answers of registries: from one on this
+// latencies are bucket bounds for answers of registries: from one on this
 // machine to one that is about to be given up.
 var latencies = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}
 

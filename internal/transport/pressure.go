@@ -9,27 +9,27 @@ import (
 )
 
 const (
-	// tardyBusy is the shortest time that counts as standing still on a
-	// machine whose processors are short.
+	// tardyBusy is the shortest wait that counts as a stall while the
+	// processors are overloaded.
 	tardyBusy = 250 * time.Millisecond
-	// busyShare is the share of the time in which somebody waits for a
-	// processor, from which they are.
+	// busyShare is the share of time with tasks waiting for a processor
+	// above which the processors count as overloaded.
 	busyShare = 0.8
 )
 
-// pressure is how short the machine's processors are: the kernel's pressure
+// pressure measures the load of the processors by the kernel's pressure
 // stall information.
 type pressure struct {
 	read func() (waited time.Duration, ok bool) // since the machine started
 
 	mu     sync.Mutex
-	at     time.Time     // of the last look
-	waited time.Duration // at that time
-	busy   bool          // between that one and the one before
+	at     time.Time     // of the last reading
+	waited time.Duration // the last reading
+	busy   bool          // overloaded between the last two readings
 }
 
-// isBusy reports whether processors were short since the last look, or in the
-// last second.
+// isBusy reports whether the processors were overloaded since the last
+// reading, if that was within the last second.
 func (p *pressure) isBusy() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -44,8 +44,8 @@ func (p *pressure) isBusy() bool {
 	return p.busy
 }
 
-// readPressure reads how long somebody has waited for a processor. It fails
-// on kernels that do not count that.
+// readPressure returns the total time in which tasks waited for a processor.
+// ok is false if the kernel does not measure it.
 func readPressure() (waited time.Duration, ok bool) {
 	text, err := os.ReadFile("/proc/pressure/cpu")
 	if err != nil {

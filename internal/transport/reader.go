@@ -8,36 +8,37 @@ import (
 	"time"
 )
 
-// Reader reads bytes of a blob in order, with as many requests as that
-// takes: if one breaks off, the next goes on where it broke.
+// Reader reads bytes of a blob in order, with as many requests as necessary:
+// after a broken request the next resumes at the same byte.
 type Reader struct {
 	link *Link
 	ctx  context.Context
 	r    Range
 	opts ReaderOptions
 
-	body   *body // that of the last request; nil before the first
-	at     int64 // offset in the blob of the next byte
-	end    int64 // offset after the last byte to be read
-	err    error // why body brings nothing more, or is nil
+	body   *body // of the last request; nil before the first
+	at     int64 // offset of the next byte in the blob
+	end    int64 // offset after the last byte to read
+	err    error // why body cannot be read further, or nil
 	waited time.Duration
-	step   int64 // the value of at when waited was last 0
+	step   int64 // value of at when waited was last reset
 }
 
-// ReaderOptions tell how a Reader goes on. The zero value is usable.
+// ReaderOptions configures a Reader. The zero value is usable.
 type ReaderOptions struct {
-	// Body is the answer to the first request, if it was made already.
+	// Body is the answer to the first request, if it was already made.
 	Body io.ReadCloser
-	// Leave has the owner begin again what has to begin from the blob's
-	// first byte: a request that brought nothing, and any request to a
-	// source that ignores ranges.
+	// Leave makes the Reader fail instead of starting over from the
+	// blob's first byte: after a request without bytes, and with a
+	// source that ignores ranges. Its owner starts over.
 	Leave bool
-	// Retried is called with the reason before each further request.
+	// Retried is called before each further request, with the error that
+	// caused it.
 	Retried func(error)
 }
 
-// ErrTimeout reports that too little came within the time that the owner
-// waits. It is a context.DeadlineExceeded too.
+// ErrTimeout reports that too few bytes arrived within Options.Timeout. It
+// also matches context.DeadlineExceeded.
 var ErrTimeout error = timeoutError{}
 
 type timeoutError struct{}
@@ -45,8 +46,8 @@ type timeoutError struct{}
 func (timeoutError) Error() string        { return "registry did not answer in time" }
 func (timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
-// progress is how many bytes have to come within Options.Timeout: a registry
-// that sends a little with each request and then stops has stopped.
+// progress is how many bytes must arrive within Options.Timeout. It detects
+// a registry that sends a little for each request and then stops.
 const progress = 1 << 20
 
 var errNotAsked = errors.New("not asked yet")
@@ -63,8 +64,8 @@ func (l *Link) NewReader(ctx context.Context, r Range, opts ReaderOptions) *Read
 	return d
 }
 
-// Start makes the first request, as often as it takes. whole reports that
-// all of the blob comes: then the Reader can read up to the blob's end.
+// Start sends the first request, with retries. whole reports whether the
+// answer is the whole blob: then the Reader can read to the blob's end.
 func (d *Reader) Start(adopt func()) (whole bool, err error) {
 	for d.err != nil {
 		if err := d.again(adopt); err != nil {
@@ -74,7 +75,7 @@ func (d *Reader) Start(adopt func()) (whole bool, err error) {
 	return d.body.whole, nil
 }
 
-// Body returns what the last bytes came in, for Link.Blame; nil before the
+// Body returns the body of the last bytes, for Link.Blame, or nil before the
 // first answer.
 func (d *Reader) Body() io.ReadCloser {
 	if d.body == nil {
@@ -83,14 +84,14 @@ func (d *Reader) Body() io.ReadCloser {
 	return d.body
 }
 
-// Offset returns where in the blob the next byte lies.
+// Offset returns the offset of the next byte in the blob.
 func (d *Reader) Offset() int64 { return d.at }
 
-// ResetTimeout begins to count Options.Timeout anew.
+// ResetTimeout restarts the count of Options.Timeout.
 func (d *Reader) ResetTimeout() { d.waited, d.step = 0, d.at }
 
-// Read reads on, over breaks. Its error is io.EOF or one that another
-// request does not mend.
+// Read reads the next bytes, and resumes after broken requests. It returns
+// io.EOF at the end, or an error that another request cannot fix.
 func (d *Reader) Read(p []byte) (int, error) {
 	for {
 		if d.at >= d.end {
@@ -115,8 +116,8 @@ func (d *Reader) Read(p []byte) (int, error) {
 	}
 }
 
-// read reads from the body and counts the time, but not what the rate limit
-// takes of it.
+// read reads from the body and counts the time, except for the rate limit's
+// share.
 func (d *Reader) read(p []byte) (int, error) {
 	began, held := time.Now(), d.body.held
 	n, err := d.body.Read(p)
@@ -125,12 +126,12 @@ func (d *Reader) read(p []byte) (int, error) {
 	case err == io.EOF && d.at+int64(n) < d.end:
 		err = io.ErrUnexpectedEOF
 	case t > 0 && d.waited > t && d.body.taken:
-		err = ErrSlow // with the time that is allowed used up
+		err = ErrSlow // and the timeout has passed
 	}
 	return n, err
 }
 
-// again asks for what is left, after a pause if something has failed.
+// again requests the remaining bytes, after a pause if a request has failed.
 func (d *Reader) again(adopt func()) error {
 	broke := d.err
 	began := time.Now()
@@ -144,7 +145,7 @@ func (d *Reader) again(adopt func()) error {
 	rest := d.r
 	rest.Off, rest.N = d.at, d.end-d.at
 	answer, _, err := d.link.Open(d.ctx, rest, adopt)
-	all := err == nil && answer == nil // can be had only
+	all := err == nil && answer == nil // only the whole blob is available
 	if all {
 		if d.opts.Leave {
 			return broke
@@ -154,7 +155,7 @@ func (d *Reader) again(adopt func()) error {
 	}
 	if err != nil {
 		d.err = err
-		return nil // once more, unless it is final
+		return nil // Read or Start tries again, unless err is final
 	}
 	d.body, d.err = answer.(*body), nil
 	if d.body.whole = d.body.whole || all; d.body.whole {
@@ -164,14 +165,15 @@ func (d *Reader) again(adopt func()) error {
 	return nil
 }
 
-// skip reads over the first n bytes of a body.
+// skip discards the next n bytes of the body.
 func (d *Reader) skip(n int64) error {
 	_, err := io.CopyN(io.Discard, d.body, n)
 	d.waited -= d.body.held
 	return NoEOF(err)
 }
 
-// pause waits before the next try, or returns why there is none.
+// pause waits before the next try. If no further try should be made, it
+// returns the error for the caller.
 func (d *Reader) pause(broke error) error {
 	if d.ctx.Err() != nil || Final(broke) || d.at >= d.end {
 		return broke
@@ -180,7 +182,7 @@ func (d *Reader) pause(broke error) error {
 		return broke
 	}
 	var pause time.Duration
-	if !errors.Is(broke, ErrSlow) { // the link has counted that one
+	if !errors.Is(broke, ErrSlow) { // the link has counted a slow request itself
 		d.opts.Retried(broke)
 		pause = d.link.Pause(broke)
 	}
@@ -199,11 +201,11 @@ func (d *Reader) pause(broke error) error {
 
 func (d *Reader) hangUp() {
 	if d.body != nil {
-		_ = d.body.Close() // what was read of it is checked by the owner
+		_ = d.body.Close() // the owner verifies the bytes read so far
 	}
 }
 
-// Close ends the last request.
+// Close closes the last request.
 func (d *Reader) Close() error {
 	d.hangUp()
 	return nil
