@@ -227,16 +227,16 @@ func packedKinds() map[string]packedKind {
 		// Frames.
 		"a head that says 2^62":          frames(true, func(plain []byte) []byte { return says(1<<62, plain) }),
 		"a head that says less":          frames(true, func(plain []byte) []byte { return says(uint64(len(plain)-1), plain) }),
-		"a head of 64 MiB of zeros":      frames(true, func([]byte) []byte { return bomb(64 << 20) }),
+		"a head of 2 GiB of zeros":       frames(true, func([]byte) []byte { return bomb(2 << 30) }),
 		"a head of 32 MiB of zeros":      frames(true, func([]byte) []byte { return bomb(32 << 20) }),
 		"a head that is no frame":        frames(true, func(plain []byte) []byte { return plain }),
 		"a section that says 2^62":       frames(false, func(plain []byte) []byte { return says(1<<62, plain) }),
 		"a section of more than it says": frames(false, func(plain []byte) []byte { return says(uint64(len(plain)), append(plain, 0)) }),
-		"a section of 64 MiB":            frames(false, func([]byte) []byte { return bomb(64 << 20) }),
+		"a section of a GiB":             frames(false, func([]byte) []byte { return bomb(1 << 30) }),
 		"a section that is no frame":     frames(false, func(plain []byte) []byte { return plain }),
 		"a granule that says 2^62":       granuleFrame(func(plain []byte) []byte { return says(1<<62, plain)[:hostileGranule] }),
 		"a granule that says less":       granuleFrame(func(plain []byte) []byte { return says(uint64(len(plain)-1), plain) }),
-		"a granule of 16 MiB of zeros":   granuleFrame(func([]byte) []byte { return bomb(16 << 20) }),
+		"a granule of a GiB of zeros":    granuleFrame(func([]byte) []byte { return bomb(256 << 20) }),
 		"a granule with a window of 2 GiB": granuleFrame(func(plain []byte) []byte {
 			f := says(uint64(len(plain)), plain)
 			f = append(f[:4:4], append([]byte{0xc0, 21 << 3}, f[5:]...)...) // not one segment any more
