@@ -43,6 +43,7 @@ func (c *Cache) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	}
 	p := Pruned{Left: inv.Disk}
 	gone := map[string]bool{}
+	var sections []string
 	now := time.Now()
 	for _, f := range inv.Files {
 		if ctx.Err() != nil {
@@ -59,6 +60,7 @@ func (c *Cache) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 			continue
 		}
 		if !opts.DryRun {
+			own := c.sectionsOf(f.Key)
 			err := c.remove(f.Key)
 			if errors.Is(err, errInUse) {
 				p.InUse += f.Disk
@@ -67,12 +69,15 @@ func (c *Cache) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 			if err != nil {
 				return p, err
 			}
+			sections = append(sections, own...)
 		}
 		gone[f.Key] = true
 		p.Files = append(p.Files, f)
 		p.Freed += f.Disk
 		p.Left -= f.Disk
 	}
+	n, freed := c.dropSections(sections)
+	p.Small, p.Freed, p.Left = p.Small+n, p.Freed+freed, p.Left-freed
 	err = c.pruneSmall(inv, gone, opts, &p)
 	return p, err
 }
@@ -95,6 +100,9 @@ func (c *Cache) pruneSmall(inv *Inventory, gone map[string]bool, opts PruneOptio
 				kept[b] = true
 			}
 		}
+	}
+	for d := range c.allSections(gone) {
+		kept[d] = true
 	}
 	var errs []error
 	drop := func(name string, disk int64, used time.Time) {

@@ -288,15 +288,19 @@ func blocks(info fs.FileInfo) int64 {
 // evict removes files that nobody uses, in the order given, until over
 // bytes are free. It returns how many are.
 func (c *Cache) evict(files []stored, over int64) (freed int64) {
+	var sections []string
 	for _, s := range files {
 		if freed >= over {
 			break
 		}
+		own := c.sectionsOf(s.key)
 		if c.remove(s.key) == nil {
 			freed += s.disk
+			sections = append(sections, own...)
 		}
 	}
-	return freed
+	_, more := c.dropSections(sections)
+	return freed + more
 }
 
 // errInUse says that a cached file is used by this or another process.
