@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
@@ -69,7 +70,7 @@ func (p *packer) index(file *packedFile) (data []byte, meta manifest.SnapshotInd
 	}
 	data, head, err := w.Finish(file.m, packs)
 	if err != nil {
-		return nil, meta, err
+		return nil, meta, fmt.Errorf("%w: %w", layout.ErrContent, err) // of the base
 	}
 	return data, manifest.SnapshotIndex{
 		Digest: digestOf(data), Size: int64(len(data)), Granule: file.granule,

@@ -115,6 +115,30 @@ func TestHostileSections(t *testing.T) {
 	}
 }
 
+// An index that no reader would take is not written, whatever the base says
+// of its granules.
+func TestWriterRefusesWhatReadersDo(t *testing.T) {
+	t.Parallel()
+	a, b := sha256.Sum256([]byte("a")), sha256.Sum256([]byte("b"))
+	for name, granules := range map[string][2]Granule{
+		"good":            {{0, 0, 50, a}, {0, 50, 50, b}},
+		"overlap":         {{0, 0, 50, a}, {0, 49, 50, b}},
+		"large frame":     {{0, 0, 50, a}, {0, 50, MaxStored(MinGranule) + 1, b}},
+		"beyond the pack": {{0, 0, 50, a}, {0, 1 << 20, 50, b}},
+	} {
+		w := NewWriter(MinGranule, encoder(t))
+		for i, g := range granules {
+			if err := w.Add(int64(i), g); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, _, err := w.Finish(sparse.Dense(2*MinGranule), []Pack{{Digest: a, Size: 1 << 20}})
+		if (name == "good") != (err == nil) || err != nil && !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // Frames of an index that were changed or cut are wrong content.
 func TestWrongFrames(t *testing.T) {
 	t.Parallel()

@@ -99,7 +99,8 @@ func (w *Writer) closeSection() {
 }
 
 // Finish returns the index and the length of its head, the last frame.
-// It fails if the granules that were added are not those of the map.
+// It fails if the granules that were added are not those of the map, or if
+// no reader would take them.
 func (w *Writer) Finish(m *sparse.Map, packs []Pack) (index []byte, head int, err error) {
 	w.closeSection()
 	h := &Head{Granule: w.granule, Map: m, Packs: packs, Sections: w.refs}
@@ -109,6 +110,13 @@ func (w *Writer) Finish(m *sparse.Map, packs []Pack) (index []byte, head int, er
 	plain := h.encode()
 	if len(plain) > MaxHead {
 		return nil, 0, wrong("a head of %d bytes, at most %d are read", len(plain), MaxHead)
+	}
+	// The granules of a base are taken on the word of its indexes, each
+	// right by itself. Together they may be what nobody reads.
+	for _, ref := range h.Sections {
+		if _, err := ReadSection(w.frames[ref.Offset:][:ref.Stored], h, ref); err != nil {
+			return nil, 0, err
+		}
 	}
 	frame := w.enc.Encode(nil, plain)
 	return append(w.frames, frame...), len(frame), nil
