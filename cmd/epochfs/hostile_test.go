@@ -221,7 +221,6 @@ func newLiar() *liar {
 	frame("frame with the largest window, and less", 200<<20, 201<<20, zstd.WithWindowSize(128<<20))
 	frame("frame of more than it must", 1<<30, 64<<20)
 	frame("small frame of more than it must", 1<<30, 1<<20)
-	l.packedHeaps()
 	return l
 }
 
@@ -241,8 +240,11 @@ func TestHostileArtifactsInBounds(t *testing.T) {
 		}
 		return
 	}
-	bin := buildPlain(t)
-	l := newLiar()
+	newLiar().check(t, buildPlain(t))
+}
+
+// check has the program read every artifact of the liar.
+func (l *liar) check(t *testing.T, bin string) {
 	tags := map[string]string{}
 	for name, m := range maps.Clone(l.manifests) {
 		if !strings.HasPrefix(name, "sha256:") {
@@ -250,7 +252,9 @@ func TestHostileArtifactsInBounds(t *testing.T) {
 			tags[name], l.manifests[tag] = tag, m
 		}
 	}
-	tags["manifest that goes on for ever"] = "endless-manifest"
+	if l.endless["endless-manifest"] {
+		tags["manifest that goes on for ever"] = "endless-manifest"
+	}
 	srv := httptest.NewServer(l)
 	defer srv.Close()
 	for name, tag := range tags {

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"os/exec"
+	"testing"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -276,8 +278,24 @@ func (l *liar) putPacked(tag string, a *artifacttest.Artifact) {
 	l.manifests[tag] = a.Manifest
 }
 
-// packedHeaps puts packed artifacts that claim much.
-func (l *liar) packedHeaps() {
+// TestHostilePackedInBounds is TestHostileArtifactsInBounds of the packed
+// format.
+func TestHostilePackedInBounds(t *testing.T) {
+	if underRace {
+		cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^"+t.Name()+"$", ".")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return
+	}
+	l := &liar{manifests: map[string][]byte{}, blobs: map[string][]byte{}, endless: map[string]bool{}}
+	l.packed()
+	l.check(t, buildPlain(t))
+}
+
+// packed puts packed artifacts of all hostile kinds, and some that claim
+// much.
+func (l *liar) packed() {
 	for name, k := range packedKinds() {
 		l.putPacked(name, k.make())
 	}
