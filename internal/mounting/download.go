@@ -41,7 +41,8 @@ type downloader struct {
 	notes []string
 
 	mu    sync.Mutex
-	blobs []string // digests of what was read and is in the cache
+	blobs []string      // digests of what was read and is in the cache
+	late  time.Duration // 0 while no manifest came
 }
 
 // read notes that a small blob belongs to the artifact.
@@ -109,7 +110,15 @@ func (d *downloader) ask(ctx context.Context, name, tag string) ([]byte, string,
 	}
 	ctx, cancel := d.within(ctx, most)
 	defer cancel()
-	return d.reg.GetManifest(ctx, name, tag)
+	began := time.Now()
+	doc, err := beside(ctx, d.lateness(), func(ctx context.Context) (document, error) {
+		raw, kind, err := d.reg.GetManifest(ctx, name, tag)
+		return document{raw, kind}, err
+	})
+	if err == nil {
+		d.took(time.Since(began))
+	}
+	return doc.Raw, doc.MediaType, err
 }
 
 // within is the context of one fetch, with all its tries: it ends with the
@@ -190,31 +199,38 @@ const blobTries = 4
 
 // fetchBlob fetches a blob that fits into memory and compares its digest.
 func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte, error) {
+	size := d.sizes[digest]
 	ctx, cancel := d.within(ctx, 0)
 	defer cancel()
 	for {
-		var body io.ReadCloser
-		data, err := tries(ctx, func() (data []byte, err error) {
-			body, err = d.openBlob(ctx, name, digest)
-			return d.readBlob(body, err, digest)
+		got, err := tries(ctx, d.lateness(), func(ctx context.Context) (brought, error) {
+			body, err := openBlob(ctx, d.reg, name, digest, size)
+			data, err := readBlob(body, err, size)
+			return brought{data, body}, err
 		})
 		switch {
 		case err != nil:
 			return nil, err
-		case digestOf(data) == digest:
-			return data, nil
-		case !d.reg.Blame(digest, body):
+		case digestOf(got.data) == digest:
+			return got.data, nil
+		case !d.reg.Blame(digest, got.body):
 			return nil, fmt.Errorf("blob %s has another digest: %w", digest, layout.ErrContent)
 		}
 	}
 }
 
+// brought is what was read of a body that is closed.
+type brought struct {
+	data []byte
+	body io.ReadCloser // tells which registry it came from
+}
+
 // tries reads something small, again where that breaks off or the registry
 // asks to come later, blobTries times at most.
-func tries(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
+func tries[T any](ctx context.Context, late time.Duration, read func(context.Context) (T, error)) (T, error) {
 	pause := firstPause
 	for left := blobTries; ; left-- {
-		data, err := read()
+		data, err := beside(ctx, late, read)
 		var broken *registry.Error
 		if err == nil || left == 1 || !errors.As(err, &broken) || !broken.Temporary() || broken.RetryAfter() > longPause {
 			return data, err
@@ -223,7 +239,7 @@ func tries(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
 		case <-time.After(max(broken.RetryAfter(), pause/2+rand.N(pause/2))):
 			pause *= 2
 		case <-ctx.Done():
-			return nil, err
+			return data, err
 		}
 	}
 }
@@ -236,8 +252,7 @@ const (
 )
 
 // readBlob reads a blob of known size into memory of that size.
-func (d *downloader) readBlob(body io.ReadCloser, err error, digest string) ([]byte, error) {
-	size := d.sizes[digest]
+func readBlob(body io.ReadCloser, err error, size int64) ([]byte, error) {
 	if err != nil || size <= 0 || size > maxSmall {
 		return readAll(body, err)
 	}
@@ -251,11 +266,11 @@ func (d *downloader) readBlob(body io.ReadCloser, err error, digest string) ([]b
 
 // openBlob asks for a blob of known size as a range, so that the answer
 // also tells whether this registry knows ranges.
-func (d *downloader) openBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
-	if size := d.sizes[digest]; size > 0 && size <= maxSmall {
-		return d.reg.GetWhole(ctx, name, digest, size)
+func openBlob(ctx context.Context, reg *registry.Mirrors, name, digest string, size int64) (io.ReadCloser, error) {
+	if size > 0 && size <= maxSmall {
+		return reg.GetWhole(ctx, name, digest, size)
 	}
-	return d.reg.GetBlob(ctx, name, digest)
+	return reg.GetBlob(ctx, name, digest)
 }
 
 // blobRange returns [off, off+n) of a blob, which must be small: the
@@ -275,7 +290,9 @@ func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n 
 	}
 	ctx, cancel := d.within(ctx, 0)
 	defer cancel()
-	data, err := tries(ctx, func() ([]byte, error) { return readAll(d.reg.GetBlobRange(ctx, name, digest, off, n)) })
+	data, err := tries(ctx, d.lateness(), func(ctx context.Context) ([]byte, error) {
+		return readAll(d.reg.GetBlobRange(ctx, name, digest, off, n))
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -299,18 +316,18 @@ func (d *downloader) verified(ctx context.Context, name, digest string, off, n i
 	ctx, cancel := d.within(ctx, 0)
 	defer cancel()
 	for {
-		var body io.ReadCloser
-		data, err := tries(ctx, func() (data []byte, err error) {
-			body, err = d.reg.GetBlobRange(ctx, name, digest, off, n)
-			return readAll(body, err)
+		got, err := tries(ctx, d.lateness(), func(ctx context.Context) (brought, error) {
+			body, err := d.reg.GetBlobRange(ctx, name, digest, off, n)
+			data, err := readAll(body, err)
+			return brought{data, body}, err
 		})
 		switch {
 		case err != nil:
 			return nil, err
-		case digestOf(data) == own:
-			d.keep(own, data)
-			return data, nil
-		case !d.reg.Blame(digest, body):
+		case digestOf(got.data) == own:
+			d.keep(own, got.data)
+			return got.data, nil
+		case !d.reg.Blame(digest, got.body):
 			return nil, fmt.Errorf("bytes %d to %d of blob %s have another digest: %w", off, off+n, digest, layout.ErrContent)
 		}
 	}
