@@ -106,16 +106,25 @@ func extractFile(from, title, to string) (*sparse.Map, error) {
 		if hdr.Name != title {
 			continue
 		}
-		size, err := strconv.ParseInt(hdr.PAXRecords["COCOON.sparse.size"], 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", from, title, err)
-		}
-		m, err := sparse.Parse(hdr.PAXRecords["COCOON.sparse.map"], size)
+		m, err := mapOf(hdr)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", from, title, err)
 		}
 		return m, writeExport(to, title, m, r)
 	}
+}
+
+// mapOf returns the map of an export's file.
+func mapOf(hdr *tar.Header) (*sparse.Map, error) {
+	text, ok := hdr.PAXRecords["COCOON.sparse.map"]
+	if !ok {
+		return sparse.Dense(hdr.Size), nil
+	}
+	size, err := strconv.ParseInt(hdr.PAXRecords["COCOON.sparse.size"], 10, 64)
+	if err != nil {
+		return nil, err
+	}
+	return sparse.Parse(text, size)
 }
 
 // writeExport writes an export of one file, whose payload is read from r.
@@ -223,8 +232,8 @@ func usrFiles(dir string, size int64) io.Reader {
 	return r
 }
 
-// packedTags has the first memory, and the second, in the repository of
-// all artifacts, in the given format.
+// packedTag makes sure that the first or the second memory is in the
+// repository of all artifacts, in the given format.
 func (b *bench) packedTag(ctx context.Context, format string, second bool) (tag string, err error) {
 	f, err := b.family()
 	if err != nil {
