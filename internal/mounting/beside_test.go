@@ -3,6 +3,7 @@ package mounting
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -50,10 +51,10 @@ func TestBeside(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				began, asked := time.Now(), 0
+				began := time.Now()
+				var asked atomic.Int64
 				_, err := beside(t.Context(), time.Second, func(ctx context.Context) (int, error) {
-					s := c.steps[asked]
-					asked++
+					s := c.steps[asked.Add(1)-1]
 					select {
 					case <-time.After(s.after):
 						return 0, s.err
@@ -61,8 +62,8 @@ func TestBeside(t *testing.T) {
 						return 0, ctx.Err()
 					}
 				})
-				if asked != c.asked || time.Since(began) != c.took || err != c.err {
-					t.Error(asked, time.Since(began), err)
+				if int(asked.Load()) != c.asked || time.Since(began) != c.took || err != c.err {
+					t.Error(asked.Load(), time.Since(began), err)
 				}
 			})
 		})
