@@ -67,6 +67,7 @@ var registries = map[string][]string{
 // long are scripts that make check leaves out, and what they do.
 var long = map[string]string{
 	"codes.txtar":         "waits for registries that are away",
+	"credentials.txtar":   "looks for FUSE",
 	"demo.txtar":          "mounts",
 	"doctor.txtar":        "looks for FUSE",
 	"errors.txtar":        "waits for registries that are away",
