@@ -76,6 +76,7 @@ func (opts *cacheOptions) with(ctx context.Context, run func(*cacheOptions, cont
 		return err
 	}
 	opts.cacheDir = cfg.CacheDir
+	cfg.Log = nil // what is found is the result, and is printed once
 	c, err := cfg.OpenCache()
 	switch {
 	case err != nil:
