@@ -178,9 +178,20 @@ func (g *guestMemory) change(runs []traces.Run) {
 	}
 }
 
-// fill makes a page.
+// fill makes a page: one of fillPage, but with text that does not come
+// again far off. In a guest's memory hardly anything does: chunks of 4 MiB
+// are 2 % smaller than granules of 32 KiB, and would be a fifth smaller
+// with fillPage's text.
 func (g *guestMemory) fill(p []byte, page int64) {
-	fillPage(p, mix(uint64(page)<<20|uint64(g.version[page])))
+	seed := mix(uint64(page)<<20 | uint64(g.version[page]))
+	if seed%100 < 74 {
+		fillPage(p, seed)
+		return
+	}
+	for i := 0; i < pageSize; i += 1024 {
+		seed = mix(seed)
+		copy(p[i:i+1024], prose[seed>>8%(proseSize-1024):])
+	}
 }
 
 // payload reads the pages that a map gives data.
