@@ -179,9 +179,8 @@ func (g *guestMemory) change(runs []traces.Run) {
 }
 
 // fill makes a page: one of fillPage, but with text that does not come
-// again far off. In a guest's memory hardly anything does: chunks of 4 MiB
-// are 2 % smaller than granules of 32 KiB, and would be a fifth smaller
-// with fillPage's text.
+// again far off: in a guest's memory hardly anything does, so that large
+// chunks compress little better than granules.
 func (g *guestMemory) fill(p []byte, page int64) {
 	seed := mix(uint64(page)<<20 | uint64(g.version[page]))
 	if seed%100 < 74 {
