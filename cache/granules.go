@@ -108,6 +108,9 @@ func (e *entry) fetchPack(j *job, r packed.Range, body io.ReadCloser) error {
 		other, done := e.claimPack(r.Pack)
 		if done != nil {
 			defer done()
+			if body == nil && e.allLanded(r.Granules) {
+				return nil // another job had the pack until just now
+			}
 			return e.takePack(j, r, body)
 		}
 		if body != nil { // it comes already

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,8 +11,8 @@ import (
 // a registry that is silent for the limit does.
 func TestSlowSourceIsNotTheRegistrysSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		barked := 0
-		w := newWatchdog(time.Minute, func() { barked++ })
+		var barked atomic.Int32
+		w := newWatchdog(time.Minute, func() { barked.Add(1) })
 		w.kick()
 		for range 3 {
 			w.hold()
@@ -20,12 +21,12 @@ func TestSlowSourceIsNotTheRegistrysSilence(t *testing.T) {
 		}
 		time.Sleep(time.Minute - time.Second)
 		synctest.Wait()
-		if barked != 0 {
+		if barked.Load() != 0 {
 			t.Error("a slow source was taken for silence")
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if barked != 1 {
+		if barked.Load() != 1 {
 			t.Error("silence was not noticed")
 		}
 	})
