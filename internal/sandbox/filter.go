@@ -81,8 +81,9 @@ func program() []unix.SockFilter {
 		p = append(p, onCall(nr, returns(allow))...)
 	}
 	// Memory is private, anonymous and never executable: a limit counts nothing
-	// else. Of madvise's advice that from 100 on is about the machine's memory.
-	const memory = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED | unix.MAP_NORESERVE
+	// else. (The C library marks the stacks of its threads, which the kernel
+	// ignores.) Of madvise's advice that from 100 on is about the machine's memory.
+	const memory = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED | unix.MAP_NORESERVE | unix.MAP_STACK
 	p = append(p, onCall(unix.SYS_MPROTECT, ifBits(2, unix.PROT_EXEC, false, allow, kill)...)...)
 	p = append(p, onCall(unix.SYS_MMAP, slices.Concat(
 		unlessBits(2, unix.PROT_EXEC, kill), unlessBits(3, ^uint32(memory), kill),
