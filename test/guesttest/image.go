@@ -204,18 +204,34 @@ func Mount(t testing.TB, image, kind, options string) (dir string, unmount func(
 	return dir, unmount
 }
 
-// unmountAt unmounts a directory. It may be busy for a moment: a process that
-// another test starts has this one's open files until it runs its program.
+// unmountAt unmounts a directory, after making its file system read-only: a
+// mount namespace that another test's child has just left or copied may keep
+// it mounted, and the image would then lack what is not yet written. It may
+// be busy for a moment: a process that another test starts has this one's
+// open files until it runs its program.
 func unmountAt(t testing.TB, dir string) {
 	t.Helper()
 	end := time.Now().Add(30 * time.Second)
-	err := unix.Unmount(dir, 0)
-	for ; err == unix.EBUSY && time.Now().Before(end); err = unix.Unmount(dir, 0) {
+	err := settle(dir)
+	for ; err == unix.EBUSY && time.Now().Before(end); err = settle(dir) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if err != nil {
 		t.Fatalf("unmount %s: %v", dir, err)
 	}
+}
+
+func settle(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return err
+	}
+	if st.Flags&unix.ST_RDONLY == 0 {
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			return err
+		}
+	}
+	return unix.Unmount(dir, 0)
 }
 
 // Copy copies a file, sparsely.
