@@ -49,14 +49,8 @@ func (c *Cache) donorOf(key string) (*donor, error) {
 		if x := c.peerIndex(&r); x != nil {
 			d.file.Index = x
 		}
-		d.grid = newGrid(d.file)
-		return d, nil
 	}
-	d.grid = &grid{file: d.file, first: []int{0}}
-	for i := range r.Parts {
-		d.grid.size = append(d.grid.size, r.Parts[i].PieceSize)
-		d.grid.first = append(d.grid.first, d.grid.first[i]+r.Parts[i].pieces())
-	}
+	d.grid = r.grid(d.file)
 	return d, nil
 }
 

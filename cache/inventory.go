@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -11,6 +12,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
 // Inventory is what a cache holds at a moment. Other processes may change
@@ -86,54 +90,51 @@ func (c *Cache) describe(s stored) StoredFile {
 	}
 	defer sf.Close()
 	f.InUse = lockedElsewhere(sf, lockInUse, 1)
-	r, _, mf, err := c.readRecord(s.key)
+	r, rest, mf, err := c.readRecord(s.key)
 	if err != nil {
 		f.Damaged = !f.InUse // it may just be being made
 		return f
 	}
-	_ = mf.Close()
+	defer mf.Close()
 	f.Name, f.Size = r.Name, r.Size
 	for i := range r.Parts {
 		f.Data += r.Parts[i].Length
 	}
-	f.Local, f.Verified, err = presence(sf, s.key, &r)
+	f.Local, f.Verified, err = presence(sf, s.key, &r, rest)
 	if info, statErr := c.root.Lstat(path.Join(dirFiles, s.key+".data")); err == nil && statErr == nil && info.Size() == r.Size {
 		f.Damaged = false
 	}
 	return f
 }
 
-// presence adds up the words of a state file.
-func presence(sf io.ReaderAt, key string, r *record) (local int64, verified bool, err error) {
-	pieces := 0
-	for i := range r.Parts {
-		pieces += r.Parts[i].pieces()
+// presence adds up the words of a state file. Only the granules of a packed
+// file need its map, the rest of the record.
+func presence(sf io.ReaderAt, key string, r *record, rest io.Reader) (local int64, verified bool, err error) {
+	var m *sparse.Map
+	if len(r.Parts) == 1 && r.Parts[0].Encoding == layout.Packed.String() {
+		if m, err = readMap(rest, r.Size); err != nil {
+			return 0, false, errors.Join(errDamaged, err)
+		}
 	}
-	want := header(key, pieces)
+	g := r.grid(r.layout(m))
+	want := header(key, g.pieces())
 	head := make([]byte, len(want))
 	if _, err := sf.ReadAt(head, 0); err != nil || !bytes.Equal(head, want) {
 		return 0, false, errDamaged
 	}
 	verified = true
-	words := io.NewSectionReader(sf, stateHeader, 8*int64(pieces))
-	buf := make([]byte, 64<<10)
-	var chunk []byte
-	for i := range r.Parts {
-		p := &r.Parts[i]
-		for left := p.Length; left > 0; left -= p.PieceSize {
-			if len(chunk) == 0 {
-				n, err := io.ReadFull(words, buf[:min(int64(len(buf)), words.Size())])
-				if chunk = buf[:n-n%8]; len(chunk) == 0 {
-					return 0, false, errors.Join(errDamaged, err)
-				}
-			}
-			word := binary.LittleEndian.Uint64(chunk)
-			chunk = chunk[8:]
-			if word&wordPresent != 0 {
-				local += min(left, p.PieceSize)
-			}
-			verified = verified && word&(wordPresent|wordVerified|wordSuspect) == wordPresent|wordVerified
+	words := bufio.NewReaderSize(io.NewSectionReader(sf, stateHeader, 8*int64(g.pieces())), 64<<10)
+	var word [8]byte
+	for i := range g.pieces() {
+		if _, err := io.ReadFull(words, word[:]); err != nil {
+			return 0, false, errors.Join(errDamaged, err)
 		}
+		word := binary.LittleEndian.Uint64(word[:])
+		if word&wordPresent != 0 {
+			_, n := g.extent(i)
+			local += n
+		}
+		verified = verified && word&(wordPresent|wordVerified|wordSuspect) == wordPresent|wordVerified
 	}
 	return local, verified, nil
 }

@@ -145,3 +145,16 @@ func (r *record) layout(m *sparse.Map) *layout.File {
 	}
 	return f
 }
+
+// grid cuts the record's file f into the pieces that its state tells of.
+func (r *record) grid(f *layout.File) *grid {
+	if f.Index != nil {
+		return newGrid(f)
+	}
+	g := &grid{file: f, first: []int{0}}
+	for i := range r.Parts {
+		g.size = append(g.size, r.Parts[i].PieceSize)
+		g.first = append(g.first, g.first[i]+r.Parts[i].pieces())
+	}
+	return g
+}

@@ -19,7 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/crashpoint"
+	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/guesttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
@@ -29,6 +31,8 @@ type step struct {
 	before bool // the first worker does, before it has mounted
 	takes  bool // one that takes over does
 	zstd   bool // the artifact is compressed
+	packed bool // it is packed
+	ext2   bool // the cache is where no room can be made but with zeros
 	evicts bool // the cache is too small for what it has already
 }
 
@@ -40,6 +44,8 @@ var steps = map[string]step{
 	"data made":               {nth: 1, before: true},
 	"part fetched":            {nth: 3, zstd: true},
 	"part decoded":            {nth: 3, zstd: true},
+	"granule fetched":         {nth: 5, packed: true},
+	"room made":               {nth: 1, ext2: true},
 	"piece fetched":           {nth: 5},
 	"run written":             {nth: 6},
 	"piece written":           {nth: 7},
@@ -99,7 +105,19 @@ func dieAt(t *testing.T, name string, s step, files []artifacttest.File, filler 
 	if s.zstd {
 		how = artifacttest.Options{Chunk: 1 << 20, Zstd: true}
 	}
+	var cache string
+	if s.ext2 {
+		image := guesttest.Sparse(t, 256<<20)
+		guesttest.Run(t, "mke2fs", "-q", "-F", "-t", "ext2", image)
+		cache, _ = guesttest.Mount(t, image, "ext2", "")
+	}
 	w := newWorld(t, front.Host, how, files...)
+	if s.ext2 {
+		w.env = append(w.env, mounting.CacheDirEnv+"="+cache)
+	}
+	if s.packed {
+		w.pack()
+	}
 	at := fmt.Sprintf("%s=%s:%d", crashpoint.Env, name, s.nth)
 	switch {
 	case s.before:
@@ -138,7 +156,7 @@ func dieAt(t *testing.T, name string, s step, files []artifacttest.File, filler 
 		w.signal(w.keeper, unix.SIGCONT)
 		w.serving(first)
 		w.poll("all is local", func() bool { return w.local() == w.payload() })
-		w.fetchedOnce(front, present, s.zstd)
+		w.fetchedOnce(front, present, s)
 	}
 	for _, r := range readers {
 		r.finish(true)
@@ -148,11 +166,27 @@ func dieAt(t *testing.T, name string, s step, files []artifacttest.File, filler 
 	w.unmount()
 }
 
+// pack has the artifact's name for a packed one of the same files.
+func (w *world) pack() {
+	w.t.Helper()
+	export := w.path("export.tar")
+	w.must(os.WriteFile(export, artifacttest.Tar(artifacttest.Envelope, w.files), 0o600))
+	if out, err := w.run("push", "--format", "packed", "--input", export, w.host+"/vm:latest"); err != nil {
+		w.t.Fatal(out, err)
+	}
+}
+
 // fetchedOnce fails where what was there before was fetched, or anything twice
 // but for one request.
-func (w *world) fetchedOnce(front *registrytest.Front, present int64, zstd bool) {
+func (w *world) fetchedOnce(front *registrytest.Front, present int64, s step) {
 	w.t.Helper()
-	if zstd {
+	if s.packed { // with the index, and a request of the worker that died which may be seen late
+		if bytes, most := front.Counts().BlobBytes, w.payload()-present+1<<20; bytes > most {
+			w.t.Errorf("%d of %d bytes were present, and %d were fetched", present, w.payload(), bytes)
+		}
+		return
+	}
+	if s.zstd {
 		chunks, requests := len(front.BlobBytes()), front.Counts().Blobs
 		if int64(chunks) > (w.payload()-present)/(1<<20)+int64(len(w.files)) || requests > chunks+1 {
 			w.t.Errorf("%d of %d bytes were present, and %d chunks were fetched, in %d requests", present, w.payload(), chunks, requests)
