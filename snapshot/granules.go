@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 
 	"github.com/cocoonstack/epochfs/snapshot/packed"
@@ -106,6 +107,13 @@ func (s *packSet) open() int32 {
 	defer s.mu.Unlock()
 	s.packs = append(s.packs, pack{})
 	return int32(len(s.packs) - 1)
+}
+
+// now returns a copy of the packs: uploads close new ones meanwhile.
+func (s *packSet) now() []pack {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.packs)
 }
 
 // close notes what a new pack became.

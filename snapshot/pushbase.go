@@ -94,7 +94,7 @@ func (p *packer) loadBase(ctx context.Context) error {
 // usage returns the bytes of every pack that granules take: those of
 // files, or all that are known if files is nil.
 func (p *packer) usage(files []*packedFile) []int64 {
-	used := make([]int64, len(p.packs.packs))
+	used := make([]int64, len(p.packs.now()))
 	count := func(id uint32) {
 		if place := p.known.places[id]; place.pack != noPack {
 			used[place.pack] += int64(place.stored)
@@ -123,8 +123,7 @@ func (p *packer) usage(files []*packedFile) []int64 {
 func (p *packer) poorPacks(used []int64) map[int32]bool {
 	poor := map[int32]bool{}
 	var small []int32
-	for i := range p.packs.packs {
-		pk := &p.packs.packs[i]
+	for i, pk := range p.packs.now() {
 		switch {
 		case !pk.base || used[i] == 0:
 		case used[i] < pk.size/keptShare:
@@ -147,9 +146,10 @@ func (p *packer) poorPacks(used []int64) map[int32]bool {
 func (p *packer) askFor(ctx context.Context, poor map[int32]bool) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(looksAtOnce)
-	missing := make([]bool, len(p.packs.packs))
-	for i := range p.packs.packs {
-		if pk := p.packs.packs[i]; pk.base && !poor[int32(i)] {
+	packs := p.packs.now()
+	missing := make([]bool, len(packs))
+	for i, pk := range packs {
+		if pk.base && !poor[int32(i)] {
 			g.Go(func() error {
 				there, err := p.u.there(ctx, pk.digest)
 				missing[i] = !there
@@ -162,7 +162,7 @@ func (p *packer) askFor(ctx context.Context, poor map[int32]bool) error {
 	}
 	for i, gone := range missing {
 		if gone {
-			p.u.warn("pack %s of the base is not in the registry: what is needed of it is sent again", p.packs.packs[i].digest)
+			p.u.warn("pack %s of the base is not in the registry: what is needed of it is sent again", packs[i].digest)
 			poor[int32(i)] = true
 		}
 	}
@@ -211,7 +211,7 @@ func (p *packer) settle(ctx context.Context) error {
 		return fmt.Errorf("%w: it went away during the push", ErrBaseGone)
 	}
 	p.forget(bad)
-	for i, pk := range p.packs.packs {
+	for i, pk := range p.packs.now() {
 		if pk.base && !bad[int32(i)] {
 			p.u.blobs.count(pk.digest, pk.size, false)
 		}
