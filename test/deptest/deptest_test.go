@@ -44,6 +44,9 @@ var allowed = map[string][]string{
 	"snapshot/layout": {"snapshot/packed", "snapshot/sparse"},
 	"snapshot":        {"cocoon", "internal/whole", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "snapshot/sparse"},
 
+	// Which pages are wanted after a start: a hint, and how it is written.
+	"internal/workingset": {"internal/zstdframe"},
+
 	// The cache asks an interface for bytes: no registry, no FUSE.
 	"cache": {"internal/crashpoint", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed", "snapshot/sparse"},
 	// The tree asks an interface for contents: no registry, no cache.
@@ -79,13 +82,13 @@ var allowed = map[string][]string{
 	"internal/metrics": {"internal/control"},
 
 	// Where everything is joined.
-	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "internal/whole", "internal/workingset", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/doctor":   {"cocoon", "fs", "internal/keeper", "internal/mounting", "internal/sandbox", "registry", "registry/credentials", "registry/hosts", "snapshot", "snapshot/layout"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
 		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/doctor", "internal/keeper", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
 		"internal/guestfs/vfs", "internal/inside", "internal/inside/reader", "internal/sandbox",
-		"internal/text", "internal/whole", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse",
+		"internal/text", "internal/whole", "internal/workingset", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse",
 	},
 
 	// For tests.
