@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
@@ -25,7 +26,7 @@ func newOdd(t *testing.T, odd registrytest.Odd, blob []byte) *oddRegistry {
 	odd.Registry = registrytest.NewHandler()
 	inner := client(t, registrytest.NewFront(t, odd.Registry).URL, Options{})
 	o := &oddRegistry{Odd: &odd, blob: blob, manifest: []byte(`{"schemaVersion":2}`)}
-	o.digest, o.manifestDigest = digestOf(blob), digestOf(o.manifest)
+	o.digest, o.manifestDigest = digests.Of(blob), digests.Of(o.manifest)
 	if _, _, err := inner.UploadBlob(t.Context(), "vm", bytes.NewReader(blob)); err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +134,7 @@ func TestAnnouncedDigests(t *testing.T) {
 				t.Error("HEAD:", there, err)
 			}
 			more := random(3000)
-			if err := r.PutBlob(t.Context(), "vm", digestOf(more), bytes.NewReader(more), 3000); err != nil {
+			if err := r.PutBlob(t.Context(), "vm", digests.Of(more), bytes.NewReader(more), 3000); err != nil {
 				t.Error(err)
 			}
 			if _, err := r.PutMissing(t.Context(), "other", "vm", o.digest, o.blob); err != nil {

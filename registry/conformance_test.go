@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/epochlike"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -72,7 +73,7 @@ func testBlobs(t *testing.T, r *Registry, ranges, sessions bool) {
 	ctx := context.Background()
 	for i, n := range []int{0, 1, 70_000, uploadChunk, uploadChunk + 1} {
 		data := random(n)
-		digest := digestOf(data)
+		digest := digests.Of(data)
 		if there, err := r.BlobExists(ctx, "vm", digest); err != nil || there {
 			t.Fatal(n, there, err)
 		}
@@ -101,7 +102,7 @@ func testBlobs(t *testing.T, r *Registry, ranges, sessions bool) {
 func testRanges(t *testing.T, r *Registry, data []byte, ranges bool) {
 	ctx := context.Background()
 	size := int64(len(data))
-	digest := digestOf(data)
+	digest := digests.Of(data)
 	for _, c := range [][2]int64{{0, size}, {0, size / 2}, {size / 3, size / 3}, {size - 1, 1}, {size / 2, size - size/2}, {size, 0}} {
 		off, n := c[0], c[1]
 		if off < 0 {
@@ -131,12 +132,12 @@ func testRanges(t *testing.T, r *Registry, data []byte, ranges bool) {
 func testManifests(t *testing.T, r *Registry) {
 	ctx := context.Background()
 	config := []byte(`{"os":"linux"}`)
-	if err := r.PutBlob(ctx, "vm", digestOf(config), bytes.NewReader(config), int64(len(config))); err != nil {
+	if err := r.PutBlob(ctx, "vm", digests.Of(config), bytes.NewReader(config), int64(len(config))); err != nil {
 		t.Fatal(err)
 	}
 	manifest := []byte(`{"schemaVersion":2,"mediaType":"` + manifestType + `","config":{"mediaType":"application/x","digest":"` +
-		digestOf(config) + `","size":14},"layers":[]}`)
-	for _, tag := range []string{"latest", "v1.2_3", digestOf(manifest)} {
+		digests.Of(config) + `","size":14},"layers":[]}`)
+	for _, tag := range []string{"latest", "v1.2_3", digests.Of(manifest)} {
 		if err := r.PutManifest(ctx, "vm", tag, manifest, manifestType); err != nil {
 			t.Fatal(tag, err)
 		}
@@ -203,12 +204,12 @@ func TestFewRequests(t *testing.T) {
 			writer := client(t, base, opts)
 			config, file := []byte(`{"a":1}`), []byte(`{"b":2}`)
 			for _, b := range [][]byte{config, file} {
-				if err := writer.PutBlob(ctx, "vm", digestOf(b), bytes.NewReader(b), int64(len(b))); err != nil {
+				if err := writer.PutBlob(ctx, "vm", digests.Of(b), bytes.NewReader(b), int64(len(b))); err != nil {
 					t.Fatal(err)
 				}
 			}
 			manifest := []byte(`{"schemaVersion":2,"mediaType":"` + manifestType + `","config":{"mediaType":"application/x","digest":"` +
-				digestOf(config) + `","size":7},"layers":[]}`)
+				digests.Of(config) + `","size":7},"layers":[]}`)
 			if err := writer.PutManifest(ctx, "vm", "1", manifest, manifestType); err != nil {
 				t.Fatal(err)
 			}
@@ -224,7 +225,7 @@ func TestFewRequests(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, b := range [][]byte{config, file} {
-				rc, err := r.GetBlob(ctx, "vm", digestOf(b))
+				rc, err := r.GetBlob(ctx, "vm", digests.Of(b))
 				reads(t, "blob", rc, err, b)
 			}
 			c := front.Counts()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
@@ -22,7 +23,7 @@ func answers(t *testing.T, h http.HandlerFunc) *registrytest.Front {
 
 func TestManifestDigests(t *testing.T) {
 	body := []byte(`{"schemaVersion":2}`)
-	good := digestOf(body)
+	good := digests.Of(body)
 	for _, c := range []struct {
 		ref, announced string
 		ok             bool

@@ -2,13 +2,14 @@ package registry
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"hash"
 	"io"
 	"net/http"
 	"regexp"
 	"strings"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // Blobs are asked for as they are. Some registries label them with what they
@@ -98,7 +99,7 @@ func decideLabel(resp *http.Response, right bool, size int64, t target) error {
 		}
 		var rest []byte
 		rest, err = take(resp.Body, size-int64(len(first)))
-		if first = append(first, rest...); err == nil && digestOf(first) != t.id {
+		if first = append(first, rest...); err == nil && digests.Of(first) != t.id {
 			resp.Body.Close()
 			return t.encoded(resp.Header)
 		}
@@ -141,7 +142,7 @@ type labelled struct {
 func (l *labelled) Read(p []byte) (int, error) {
 	n, err := l.ReadCloser.Read(p)
 	l.hash.Write(p[:n])
-	if errors.Is(err, io.EOF) && "sha256:"+hex.EncodeToString(l.hash.Sum(nil)) != l.digest {
+	if errors.Is(err, io.EOF) && digests.OfHash(l.hash) != l.digest {
 		return n, l.err
 	}
 	return n, err

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/registry/hosts"
 )
 
@@ -164,7 +165,7 @@ func (m *Mirrors) GetManifest(ctx context.Context, name, tag string) ([]byte, st
 		raw  []byte
 		kind string
 	}
-	w := want{id: tag, resolve: !digestForm.MatchString(tag)}
+	w := want{id: tag, resolve: !digests.Valid(tag)}
 	a, err := ask(ctx, m, w, func(p *place) (a answer, err error) {
 		a.raw, a.kind, err = p.reg.GetManifest(ctx, name, tag)
 		return a, err

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/registry/hosts"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
@@ -17,7 +18,7 @@ func TestMirrorInPlaceOfRegistry(t *testing.T) {
 	own, mirror := stock(t, registrytest.InMemory(t)), stock(t, registrytest.InMemory(t))
 	m := mirrored(t, own.URL, nil, Options{Keychain: account("joe", "hunter2")}, at(mirror.Front))
 	for _, id := range []string{"1", own.manifest} {
-		if raw, _, err := m.GetManifest(t.Context(), "vm", id); err != nil || digestOf(raw) != own.manifest {
+		if raw, _, err := m.GetManifest(t.Context(), "vm", id); err != nil || digests.Of(raw) != own.manifest {
 			t.Fatal(err)
 		}
 	}
@@ -86,7 +87,7 @@ func TestMirrorThatIsGone(t *testing.T) {
 		hosts.Host{Scheme: "https", Host: "nobody.invalid", Path: "/v2", Pull: true, Resolve: true},
 		hosts.Host{Scheme: "https", Host: "x.invalid", Path: "/v2", Pull: true, CA: []string{"/no/such/file"}})
 	own.read(t, m, 10, 1000)
-	if raw, _, err := m.GetManifest(t.Context(), "vm", "1"); err != nil || digestOf(raw) != own.manifest {
+	if raw, _, err := m.GetManifest(t.Context(), "vm", "1"); err != nil || digests.Of(raw) != own.manifest {
 		t.Error(err)
 	}
 }

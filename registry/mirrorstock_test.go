@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/registry/hosts"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
@@ -35,9 +36,9 @@ type stocked struct {
 func stock(t *testing.T, front *registrytest.Front) stocked {
 	t.Helper()
 	s := stocked{Front: front, blob: random(100_000)}
-	s.digest = digestOf(s.blob)
+	s.digest = digests.Of(s.blob)
 	raw := []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"a/b","digest":"` + s.digest + `","size":100000},"layers":[]}`)
-	s.manifest = digestOf(raw)
+	s.manifest = digests.Of(raw)
 	r := client(t, front.URL, Options{})
 	ctx := context.Background()
 	if err := r.PutBlob(ctx, "vm", s.digest, bytes.NewReader(s.blob), int64(len(s.blob))); err != nil {

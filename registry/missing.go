@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // missesInARow is how many blobs must have been missing, one after
@@ -74,7 +76,7 @@ func (s *selfMounts) set(state selfState) {
 // when it has returned.
 func (r *Registry) PutMissing(ctx context.Context, name, from, digest string, data []byte) (there bool, err error) {
 	t := r.target("upload blob", name, digest)
-	if !validRepository(name) || from != "" && !validRepository(from) || !digestForm.MatchString(digest) {
+	if !validRepository(name) || from != "" && !validRepository(from) || !digests.Valid(digest) {
 		return false, t.wrong("a repository and a sha256 digest are needed")
 	}
 	u := &uploader{r: r, t: t, name: name, known: digest, size: int64(len(data))}
@@ -229,7 +231,7 @@ func (r *Registry) mount(ctx context.Context, name, digest, from string) (mounte
 // uploaded.
 func (r *Registry) MountBlob(ctx context.Context, name, digest, from string) (bool, error) {
 	t := r.target("mount blob", name, digest)
-	if !validRepository(name) || !validRepository(from) || !digestForm.MatchString(digest) {
+	if !validRepository(name) || !validRepository(from) || !digests.Valid(digest) {
 		return false, t.wrong("two repositories and a sha256 digest are needed")
 	}
 	mounted, where, err := r.mount(ctx, name, digest, from)

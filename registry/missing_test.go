@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/epochlike"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 	"golang.org/x/sync/errgroup"
@@ -32,7 +33,7 @@ func requestsOf(f *registrytest.Front) requests {
 func putAll(t *testing.T, r *Registry, from string, blobs [][]byte) (n int) {
 	t.Helper()
 	for _, b := range blobs {
-		there, err := r.PutMissing(t.Context(), "vm", from, digestOf(b), b)
+		there, err := r.PutMissing(t.Context(), "vm", from, digests.Of(b), b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +59,7 @@ func blobsOf(n int) [][]byte {
 func isStored(t *testing.T, r *Registry, blobs [][]byte) {
 	t.Helper()
 	for _, b := range blobs {
-		rc, err := r.GetBlob(t.Context(), "vm", digestOf(b))
+		rc, err := r.GetBlob(t.Context(), "vm", digests.Of(b))
 		reads(t, "stored blob", rc, err, b)
 	}
 }
@@ -123,7 +124,7 @@ func TestPutMissingAtOnce(t *testing.T) {
 			for _, b := range blobs {
 				g.Go(func() error {
 					lent := bytes.Clone(b)
-					there, err := r.PutMissing(t.Context(), "vm", "", digestOf(b), lent)
+					there, err := r.PutMissing(t.Context(), "vm", "", digests.Of(b), lent)
 					clear(lent)
 					if there {
 						t.Error("a blob is there")
@@ -221,7 +222,7 @@ func TestPutMissingFromOddMounts(t *testing.T) {
 			fault.Match = ofMount
 			f.Inject(fault)
 			b := blobsOf(1)[0]
-			there, err := r.PutMissing(t.Context(), "vm", "base", digestOf(b), b)
+			there, err := r.PutMissing(t.Context(), "vm", "base", digests.Of(b), b)
 			switch name {
 			case "takes over what is not there": // as it says
 				if err != nil || !there || mounts(f) != 1 {
@@ -323,7 +324,7 @@ func TestPutMissingCancelledInTheAnswer(t *testing.T) {
 		putAll(t, r, "", blobs[:missesInARow])
 		odd.Store(true)
 		b := blobs[missesInARow]
-		there, err := r.PutMissing(ctx, "vm", "", digestOf(b), b)
+		there, err := r.PutMissing(ctx, "vm", "", digests.Of(b), b)
 		if there || !errors.Is(err, context.Canceled) {
 			t.Errorf("%d: %v, %v", status, there, err)
 		}
@@ -344,7 +345,7 @@ func TestPutMissingCancelled(t *testing.T) {
 	}}
 	f.Inject(fault)
 	for _, b := range blobs[:missesInARow] {
-		if there, err := r.PutMissing(ctx, "vm", "", digestOf(b), b); err != nil || there {
+		if there, err := r.PutMissing(ctx, "vm", "", digests.Of(b), b); err != nil || there {
 			t.Fatal(there, err)
 		}
 	}
@@ -362,7 +363,7 @@ func TestPutMissingFrom(t *testing.T) {
 	r := client(t, f.URL, Options{})
 	blobs := blobsOf(6)
 	for _, b := range blobs[:3] {
-		if err := r.PutBlob(t.Context(), "base", digestOf(b), bytes.NewReader(b), int64(len(b))); err != nil {
+		if err := r.PutBlob(t.Context(), "base", digests.Of(b), bytes.NewReader(b), int64(len(b))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -374,7 +375,7 @@ func TestPutMissingFrom(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	isStored(t, r, blobs)
-	if _, err := r.PutMissing(t.Context(), "vm", "../base", digestOf(blobs[0]), blobs[0]); err == nil {
+	if _, err := r.PutMissing(t.Context(), "vm", "../base", digests.Of(blobs[0]), blobs[0]); err == nil {
 		t.Error("a name that is none")
 	}
 }

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 const (
@@ -32,7 +33,7 @@ const manifestTypes = "application/vnd.oci.image.manifest.v1+json, " +
 // content type. It is checked against the digest that was asked for.
 func (r *Registry) GetManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
 	t := r.target("get manifest", name, tag)
-	if !validRepository(name) || !tagForm.MatchString(tag) && !digestForm.MatchString(tag) {
+	if !validRepository(name) || !tagForm.MatchString(tag) && !digests.Valid(tag) {
 		return nil, "", fmt.Errorf("%w: %s", ErrReference, t.what)
 	}
 	q := request{
@@ -68,15 +69,10 @@ func (r *Registry) GetManifest(ctx context.Context, name, tag string) ([]byte, s
 // that was one. What the registry announces is not looked at: the digest of
 // what came can be computed.
 func checkManifest(raw []byte, tag string, t target) error {
-	if got := digestOf(raw); digestForm.MatchString(tag) && tag != got {
+	if got := digests.Of(raw); digests.Valid(tag) && tag != got {
 		return t.wrong("what came has digest %s", got)
 	}
 	return nil
-}
-
-func digestOf(b []byte) string {
-	sum := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 func mediaType(header string) string {
@@ -128,7 +124,7 @@ func (r *Registry) Tags(ctx context.Context, name string) ([]string, error) {
 // blobRequest is a GET or HEAD of a blob.
 func (r *Registry) blobRequest(op, method, name, digest string) (request, error) {
 	t := r.target(op, name, digest)
-	if !validRepository(name) || !digestForm.MatchString(digest) {
+	if !validRepository(name) || !digests.Valid(digest) {
 		return request{}, t.wrong("only repositories and sha256 digests can be asked for")
 	}
 	return request{

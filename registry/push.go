@@ -3,13 +3,14 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"net/http"
 	"sync"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // BlobExists asks whether a repository has a blob. Storage behind a
@@ -46,7 +47,7 @@ func (r *Registry) BlobExists(ctx context.Context, name, digest string) (bool, e
 // asked here: that is BlobExists.
 func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Reader, size int64) error {
 	t := r.target("upload blob", name, digest)
-	if !validRepository(name) || !digestForm.MatchString(digest) || size < 0 {
+	if !validRepository(name) || !digests.Valid(digest) || size < 0 {
 		return t.wrong("a repository, a sha256 digest and a size are needed")
 	}
 	if size <= int64(uploadChunk) {
@@ -69,7 +70,7 @@ func (r *Registry) PutHashed(ctx context.Context, name, digest string, body io.R
 		return r.PutBlob(ctx, name, digest, body, size)
 	}
 	t := r.target("upload blob", name, digest)
-	if !validRepository(name) || !digestForm.MatchString(digest) {
+	if !validRepository(name) || !digests.Valid(digest) {
 		return t.wrong("a repository and a sha256 digest are needed")
 	}
 	u := &uploader{r: r, t: t, name: name, known: digest, size: size}
@@ -164,8 +165,8 @@ func readBlob(body io.Reader, digest string, size int64, t target) ([]byte, erro
 		return nil, t.wrong("%d bytes were announced, %d given", size, n)
 	case err != nil:
 		return nil, fmt.Errorf("read blob to upload: %w", err)
-	case digestOf(data) != digest:
-		return nil, t.wrong("the bytes given have digest %s", digestOf(data))
+	case digests.Of(data) != digest:
+		return nil, t.wrong("the bytes given have digest %s", digests.Of(data))
 	}
 	return data, nil
 }
@@ -289,17 +290,17 @@ func (v *verified) Read(p []byte) (int, error) {
 	return 0, v.err
 }
 
-func (v *verified) sum() string { return "sha256:" + hex.EncodeToString(v.hash.Sum(nil)) }
+func (v *verified) sum() string { return digests.OfHash(v.hash) }
 
 // PutManifest stores a manifest under a tag or its digest. The registry
 // must name the digest that the bytes have, if it names one.
 func (r *Registry) PutManifest(ctx context.Context, name, tag string, data []byte, contentType string) error {
 	t := r.target("put manifest", name, tag)
-	if !validRepository(name) || !tagForm.MatchString(tag) && !digestForm.MatchString(tag) {
+	if !validRepository(name) || !tagForm.MatchString(tag) && !digests.Valid(tag) {
 		return fmt.Errorf("%w: %s", ErrReference, t.what)
 	}
-	digest := digestOf(data)
-	if digestForm.MatchString(tag) && tag != digest {
+	digest := digests.Of(data)
+	if digests.Valid(tag) && tag != digest {
 		return t.wrong("the manifest has digest %s", digest)
 	}
 	q := request{

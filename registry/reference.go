@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // DefaultServer is the registry of names without a host where
@@ -22,7 +24,6 @@ var ErrReference = errors.New("invalid reference")
 var (
 	repositoryForm = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
 	tagForm        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	digestForm     = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 	hostForm       = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?$`)
 )
 
@@ -76,7 +77,7 @@ func ParseReference(s string, opts ReferenceOptions) (Reference, error) {
 	}
 	if at := strings.IndexByte(rest, '@'); at >= 0 {
 		rest, ref.Digest = rest[:at], rest[at+1:]
-		if !digestForm.MatchString(ref.Digest) {
+		if !digests.Valid(ref.Digest) {
 			return bad("the digest is not sha256: and 64 lower-case hex digits")
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // defaultConcurrency is for how many requests at a time connections are
@@ -191,7 +193,7 @@ func (r *Registry) target(op, name, id string) target {
 	what := name
 	switch {
 	case id == "":
-	case digestForm.MatchString(id):
+	case digests.Valid(id):
 		what += "@" + id
 	default:
 		what += ":" + id

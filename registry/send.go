@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // Ways in the order in which they are tried.
@@ -348,7 +350,7 @@ func (u *uploader) learn(ctx context.Context, f *feed) (there bool, err error) {
 // a PUT.
 func (u *uploader) prove(ctx context.Context) error {
 	small := []byte("{}")
-	p := &uploader{r: u.r, t: u.t, name: u.name, known: digestOf(small), size: int64(len(small)), way: byWhole}
+	p := &uploader{r: u.r, t: u.t, name: u.name, known: digests.Of(small), size: int64(len(small)), way: byWhole}
 	err := retryErr(ctx, u.r, u.t, maxTries, func() error {
 		if err := p.begin(ctx); err != nil {
 			return err

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // uploadChunk is the body of one PATCH, in bytes. It is in memory before
@@ -81,7 +82,7 @@ func (h *hashed) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (h *hashed) digest() string { return "sha256:" + hex.EncodeToString(h.hash.Sum(nil)) }
+func (h *hashed) digest() string { return digests.OfHash(h.hash) }
 
 // reader is h, and can seek to its start where the source can.
 func (h *hashed) reader() io.Reader {

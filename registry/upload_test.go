@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/epochlike"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
@@ -34,7 +35,7 @@ func TestUploadRequests(t *testing.T) {
 	r := client(t, f.URL, Options{EpochServer: f.URL, EpochToken: "t0ken"})
 	ctx := context.Background()
 	small := random(5000)
-	if err := r.PutBlob(ctx, "vm", digestOf(small), bytes.NewReader(small), 5000); err != nil {
+	if err := r.PutBlob(ctx, "vm", digests.Of(small), bytes.NewReader(small), 5000); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(f.Requests()); n != 2 {
@@ -65,7 +66,7 @@ func TestUploadRequests(t *testing.T) {
 	if n := r.Stats().Sent - before; n != int64(len(large)) {
 		t.Error("sent:", n)
 	}
-	same(t, "stored", srv.Blob(digestOf(large)), large)
+	same(t, "stored", srv.Blob(digests.Of(large)), large)
 }
 
 // nthPatch matches the nth PATCH, after which it is known that a registry
@@ -104,7 +105,7 @@ func TestBrokenUploads(t *testing.T) {
 			t.Run(name+": "+fault, func(t *testing.T) {
 				t.Parallel()
 				large := random(2*uploadChunk + len(fault))
-				digest := digestOf(large)
+				digest := digests.Of(large)
 				f := registrytest.Before(t, base)
 				r := client(t, f.URL, Options{})
 				f.Inject(make())
@@ -146,7 +147,7 @@ func TestLostAnswer(t *testing.T) {
 	}))
 	r := client(t, f.URL, Options{})
 	data := random(1000)
-	if err := r.PutBlob(context.Background(), "vm", digestOf(data), bytes.NewReader(data), 1000); err != nil {
+	if err := r.PutBlob(context.Background(), "vm", digests.Of(data), bytes.NewReader(data), 1000); err != nil {
 		t.Fatal(err)
 	}
 	if post, put := count(f, "POST", ""), count(f, "PUT", ""); post != 1 || put != 1 {
@@ -182,7 +183,7 @@ func TestUploadLocations(t *testing.T) {
 	} {
 		location = c.location
 		r := client(t, front.URL, Options{EpochServer: front.URL, EpochToken: "t0ken"})
-		err := r.PutBlob(context.Background(), "vm", digestOf(data), bytes.NewReader(data), 100)
+		err := r.PutBlob(context.Background(), "vm", digests.Of(data), bytes.NewReader(data), 100)
 		if c.ok {
 			if err != nil {
 				t.Errorf("%s: %v", c.name, err)
@@ -216,17 +217,17 @@ func TestUploadsThatAreWrong(t *testing.T) {
 			size := int64(n)
 			for name, err := range map[string]error{
 				"wrong digest": r.PutBlob(ctx, "vm", someDigest, io.MultiReader(bytes.NewReader(data)), size),
-				"too short":    r.PutBlob(ctx, "vm", digestOf(data), io.MultiReader(bytes.NewReader(data[1:])), size),
+				"too short":    r.PutBlob(ctx, "vm", digests.Of(data), io.MultiReader(bytes.NewReader(data[1:])), size),
 			} {
 				if !errors.Is(err, ErrContent) {
 					t.Errorf("%s of %d bytes: %v", name, n, err)
 				}
 			}
 			broken := io.MultiReader(bytes.NewReader(data[:n-10]), errReader{})
-			if err := r.PutBlob(ctx, "vm", digestOf(data), broken, size); !errors.Is(err, errSource) || errors.Is(err, ErrUnreachable) {
+			if err := r.PutBlob(ctx, "vm", digests.Of(data), broken, size); !errors.Is(err, errSource) || errors.Is(err, ErrUnreachable) {
 				t.Errorf("a source that fails after %d bytes: %v", n, err)
 			}
-			if srv.Blob(digestOf(data)) != nil || srv.Blob(someDigest) != nil {
+			if srv.Blob(digests.Of(data)) != nil || srv.Blob(someDigest) != nil {
 				t.Error("something of it was stored")
 			}
 		}
@@ -265,10 +266,10 @@ func TestStreamsWithoutSessions(t *testing.T) {
 	data := random(16<<20 + 77)
 	f.Inject(&registrytest.Fault{Match: registrytest.Method("PUT", ""), Times: 1, DropBody: 1 << 20})
 	digest, size, err := r.UploadBlob(ctx, "vm", bytes.NewReader(data))
-	if err != nil || digest != digestOf(data) || size != int64(len(data)) {
+	if err != nil || digest != digests.Of(data) || size != int64(len(data)) {
 		t.Error(digest, size, err)
 	}
-	same(t, "stored", srv.Blob(digestOf(data)), data)
+	same(t, "stored", srv.Blob(digests.Of(data)), data)
 	_, _, err = r.UploadBlob(ctx, "vm", io.MultiReader(bytes.NewReader(data)))
 	wantError(t, err, ErrUnreachable, false)
 }
@@ -285,11 +286,11 @@ func TestPutMissingLends(t *testing.T) {
 	for range 3 {
 		f.Inject(&registrytest.Fault{Match: registrytest.Method("PUT", ""), Times: 1, DropBody: 1 << 20})
 	}
-	if _, err := r.PutMissing(ctx, "vm", "", digestOf(data), data); err != nil {
+	if _, err := r.PutMissing(ctx, "vm", "", digests.Of(data), data); err != nil {
 		t.Fatal(err)
 	}
 	clear(data) // the race detector looks for readers
-	same(t, "stored", srv.Blob(digestOf(keep)), keep)
+	same(t, "stored", srv.Blob(digests.Of(keep)), keep)
 	gone, cancel := context.WithCancel(ctx)
 	f.Inject(&registrytest.Fault{Delay: time.Hour})
 	time.AfterFunc(50*time.Millisecond, cancel)
@@ -323,20 +324,20 @@ func TestRegistryComesBack(t *testing.T) {
 			end := back.Load()
 			return end != nil && time.Now().Before(*end)
 		}})
-		err := r.PutBlob(t.Context(), "vm", digestOf(large), bytes.NewReader(large), int64(len(large)))
+		err := r.PutBlob(t.Context(), "vm", digests.Of(large), bytes.NewReader(large), int64(len(large)))
 		switch {
 		case patience == 0 && !errors.Is(err, ErrUnreachable):
 			t.Errorf("without patience: %v", err)
 		case patience > 0 && err != nil:
 			t.Error(err)
 		case patience > 0:
-			same(t, "stored", srv.Blob(digestOf(large)), large)
+			same(t, "stored", srv.Blob(digests.Of(large)), large)
 		}
 	}
 	f := registrytest.NewFront(t, &epochlike.Server{})
 	f.Inject(&registrytest.Fault{Drop: true})
 	r := client(t, f.URL, Options{Patience: time.Hour})
-	if _, err := r.BlobExists(t.Context(), "vm", digestOf(large)); !errors.Is(err, ErrUnreachable) {
+	if _, err := r.BlobExists(t.Context(), "vm", digests.Of(large)); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("never there: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/epochlike"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 	"golang.org/x/sync/errgroup"
@@ -124,10 +125,10 @@ func TestWays(t *testing.T) {
 	for _, c := range particulars {
 		for source, put := range map[string]func(r *Registry, data []byte) error{
 			"a file": func(r *Registry, data []byte) error {
-				return r.PutBlob(t.Context(), "vm", digestOf(data), bytes.NewReader(data), int64(len(data)))
+				return r.PutBlob(t.Context(), "vm", digests.Of(data), bytes.NewReader(data), int64(len(data)))
 			},
 			"a hashed file": func(r *Registry, data []byte) error {
-				return r.PutHashed(t.Context(), "vm", digestOf(data), bytes.NewReader(data), int64(len(data)))
+				return r.PutHashed(t.Context(), "vm", digests.Of(data), bytes.NewReader(data), int64(len(data)))
 			},
 			"a second export": func(r *Registry, data []byte) error {
 				_, _, err := r.UploadBlob(t.Context(), "vm", bytes.NewReader(data))
@@ -160,7 +161,7 @@ func TestWays(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					same(t, "stored", reg.Blob(digestOf(data)), data)
+					same(t, "stored", reg.Blob(digests.Of(data)), data)
 					got, want := requestsOf(f), requestsBy(k, len(data), c.name == "413 over 3 MiB")
 					if k == byWhole && source == "a second export" {
 						want.head = 1
@@ -193,7 +194,7 @@ func TestWaysOfMemory(t *testing.T) {
 			for i := range blobs {
 				blobs[i] = random(size + i)
 				g.Go(func() error {
-					_, err := r.PutMissing(t.Context(), "vm", "", digestOf(blobs[i]), blobs[i])
+					_, err := r.PutMissing(t.Context(), "vm", "", digests.Of(blobs[i]), blobs[i])
 					return err
 				})
 			}
@@ -201,14 +202,14 @@ func TestWaysOfMemory(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, b := range blobs {
-				same(t, "stored", reg.Blob(digestOf(b)), b)
+				same(t, "stored", reg.Blob(digests.Of(b)), b)
 			}
 			if reg.Wasted() > int64(uploadChunk) {
 				t.Errorf("%d bytes for nothing", reg.Wasted())
 			}
 			f.Reset()
 			last := random(size - 1)
-			if err := r.PutBlob(t.Context(), "vm", digestOf(last), bytes.NewReader(last), size-1); err != nil {
+			if err := r.PutBlob(t.Context(), "vm", digests.Of(last), bytes.NewReader(last), size-1); err != nil {
 				t.Fatal(err)
 			}
 			if got, want := requestsOf(f), requestsBy(c.small, size-1, false); got != want {
@@ -227,7 +228,7 @@ func TestWaysAtOnce(t *testing.T) {
 	for i := range 2 {
 		data := random(2*uploadChunk + i)
 		g.Go(func() error {
-			return r.PutBlob(t.Context(), "vm", digestOf(data), bytes.NewReader(data), int64(len(data)))
+			return r.PutBlob(t.Context(), "vm", digests.Of(data), bytes.NewReader(data), int64(len(data)))
 		})
 	}
 	if err := g.Wait(); err != nil || reg.Wasted() > int64(uploadChunk) {
@@ -284,8 +285,8 @@ func TestTooLarge(t *testing.T) {
 	r := client(t, registrytest.NewFront(t, reg).URL, Options{})
 	data := random(2*uploadChunk + 5)
 	_, _, err := r.UploadBlob(t.Context(), "vm", bytes.NewReader(data))
-	_, small := r.PutMissing(t.Context(), "vm", "", digestOf(data[:2000]), data[:2000])
-	_, more := r.PutMissing(t.Context(), "vm", "", digestOf(data[:3000]), data[:3000])
+	_, small := r.PutMissing(t.Context(), "vm", "", digests.Of(data[:2000]), data[:2000])
+	_, more := r.PutMissing(t.Context(), "vm", "", digests.Of(data[:3000]), data[:3000])
 	for _, err := range []error{err, small, more} {
 		e := wantError(t, err, err, false)
 		if e.Status != http.StatusRequestEntityTooLarge || e.Message != "the body exceeds the limit" || !strings.Contains(e.Error(), "--chunk 4MiB") {
@@ -310,11 +311,11 @@ func TestMovedPost(t *testing.T) {
 		if _, _, err := r.UploadBlob(t.Context(), "vm", io.MultiReader(bytes.NewReader(large))); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.PutMissing(t.Context(), "vm", "", digestOf(small), small); err != nil {
+		if _, err := r.PutMissing(t.Context(), "vm", "", digests.Of(small), small); err != nil {
 			t.Fatal(err)
 		}
-		same(t, "stored", reg.Blob(digestOf(large)), large)
-		same(t, "stored", reg.Blob(digestOf(small)), small)
+		same(t, "stored", reg.Blob(digests.Of(large)), large)
+		same(t, "stored", reg.Blob(digests.Of(small)), small)
 		for _, q := range there.Requests() {
 			if h := q.Header.Get("Authorization"); h != "" {
 				t.Errorf("%s elsewhere got %q", q.Method, h)
@@ -339,7 +340,7 @@ func TestMovedPostIsRefused(t *testing.T) {
 		reg := &registrytest.Particular{MovedWith: http.StatusTemporaryRedirect, Elsewhere: to}
 		d := &dialLog{}
 		r := clientWith(t, registrytest.NewFront(t, reg).URL, Options{}, quickLimits(), d.dial)
-		err := r.PutBlob(t.Context(), "vm", digestOf(data), bytes.NewReader(data), 100)
+		err := r.PutBlob(t.Context(), "vm", digests.Of(data), bytes.NewReader(data), 100)
 		wantError(t, err, ErrDenied, false, "s1gned")
 		if out := d.outside(); len(out) > 0 {
 			t.Errorf("%s: connections to %q", name, out)
@@ -348,7 +349,7 @@ func TestMovedPostIsRefused(t *testing.T) {
 	// One that does not keep the method is an answer like others.
 	reg := &registrytest.Particular{MovedWith: http.StatusFound, Elsewhere: "http://127.0.0.1"}
 	r := client(t, registrytest.NewFront(t, reg).URL, Options{})
-	if err := r.PutBlob(t.Context(), "vm", digestOf(data), bytes.NewReader(data), 100); err == nil {
+	if err := r.PutBlob(t.Context(), "vm", digests.Of(data), bytes.NewReader(data), 100); err == nil {
 		t.Error("a POST became a GET")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"testing"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
@@ -48,7 +49,7 @@ func TestWaysOfOtherSizes(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					same(t, "stored", p.Blob(digestOf(data)), data)
+					same(t, "stored", p.Blob(digests.Of(data)), data)
 				}
 				if p.Wasted() > int64(uploadChunk)+256<<10 {
 					t.Errorf("%d bytes for nothing", p.Wasted())
@@ -81,10 +82,10 @@ func TestPiecesThatLeadNowhere(t *testing.T) {
 			f.Inject(fault)
 			r := client(t, f.URL, Options{})
 			data := random(3*uploadChunk + 5)
-			if err := r.PutBlob(t.Context(), "vm", digestOf(data), bytes.NewReader(data), int64(len(data))); err != nil {
+			if err := r.PutBlob(t.Context(), "vm", digests.Of(data), bytes.NewReader(data), int64(len(data))); err != nil {
 				t.Fatal(err)
 			}
-			same(t, "stored", p.Blob(digestOf(data)), data)
+			same(t, "stored", p.Blob(digests.Of(data)), data)
 			if n := p.Wasted(); n > 2*int64(len(data)) {
 				t.Errorf("%d bytes for nothing", n)
 			}
@@ -109,7 +110,7 @@ func TestExpectationRefused(t *testing.T) {
 	if _, _, err := r.UploadBlob(t.Context(), "vm", io.MultiReader(bytes.NewReader(data))); err != nil {
 		t.Fatal(err)
 	}
-	same(t, "stored", p.Blob(digestOf(data)), data)
+	same(t, "stored", p.Blob(digests.Of(data)), data)
 	if p.Wasted() != 0 || r.ways.state(byPieces) != wayDone {
 		t.Error(p.Wasted(), r.ways.state(byPieces))
 	}

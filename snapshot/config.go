@@ -6,8 +6,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/opencontainers/go-digest"
-
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
@@ -58,7 +57,7 @@ func fetchBlob(ctx context.Context, dl Downloader, name, dgst string, size int64
 	if int64(n) != size {
 		return nil, wrong("blob %s has %s, the manifest says %d", dgst, atLeast(int64(n), size), size)
 	}
-	if got := digest.FromBytes(data).String(); got != dgst {
+	if got := digests.Of(data); got != dgst {
 		return nil, wrong("blob %s has digest %s", dgst, got)
 	}
 	return data, nil

@@ -11,8 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -115,7 +114,7 @@ func TestChunkSizes(t *testing.T) {
 }
 
 // chunkDigest is a made-up digest.
-func chunkDigest(i int64) string { return digest.FromString(fmt.Sprint("chunk ", i)).String() }
+func chunkDigest(i int64) string { return digests.Of(fmt.Append(nil, "chunk ", i)) }
 
 // split makes an artifact whose one file is split into raw chunks that
 // nobody can read: only the manifest is looked at.

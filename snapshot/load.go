@@ -7,8 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
@@ -71,7 +70,7 @@ func Load(ctx context.Context, dl Downloader, name, tagOrDigest string, opts Loa
 // asked by, if it was.
 func getManifest(ctx context.Context, dl Downloader, name, ref string) ([]byte, error) {
 	sep := ":"
-	if isDigest(ref) {
+	if digests.HasPrefix(ref) {
 		sep = "@"
 	}
 	raw, _, err := dl.GetManifest(ctx, name, ref)
@@ -85,7 +84,7 @@ func getManifest(ctx context.Context, dl Downloader, name, ref string) ([]byte, 
 	if len(raw) > MaxManifest {
 		return nil, wrong("manifest %s%s%s has %d bytes, at most %d are read", name, sep, ref, len(raw), MaxManifest)
 	}
-	if got := digest.FromBytes(raw).String(); isDigest(ref) && got != ref {
+	if got := digests.Of(raw); digests.HasPrefix(ref) && got != ref {
 		return nil, wrong("manifest %s@%s has digest %s", name, ref, got)
 	}
 	return raw, nil
@@ -101,7 +100,7 @@ func openManifest(ctx context.Context, dl Downloader, name string, raw []byte, o
 	if err != nil {
 		return nil, fmt.Errorf("parse manifest: %w: %w", layout.ErrContent, err)
 	}
-	a := &Artifact{Kind: manifest.ClassifyParsed(m), Manifest: m, Raw: raw, Digest: digest.FromBytes(raw).String()}
+	a := &Artifact{Kind: manifest.ClassifyParsed(m), Manifest: m, Raw: raw, Digest: digests.Of(raw)}
 	if a.Kind != manifest.KindImageIndex {
 		return a, nil
 	}

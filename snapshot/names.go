@@ -5,6 +5,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
@@ -37,14 +38,9 @@ func printable(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
-// isDigest says that a reference is a digest and not a tag.
-func isDigest(s string) bool { return strings.HasPrefix(s, "sha256:") }
-
-// checkDigest accepts sha256 in lower-case hex, which is what every
-// registry and tool here uses.
+// checkDigest returns an error unless s is a digest.
 func checkDigest(s string) error {
-	hex, ok := strings.CutPrefix(s, "sha256:")
-	if !ok || len(hex) != 64 || strings.Trim(hex, "0123456789abcdef") != "" {
+	if !digests.Valid(s) {
 		return wrong("%q is not a sha256 digest", s)
 	}
 	return nil
@@ -58,11 +54,8 @@ func checkDescriptor(d *manifest.Descriptor) error {
 	if d.Size < 0 || d.Size > sparse.MaxSize {
 		return wrong("blob %s has size %d", d.Digest, d.Size)
 	}
-	if d.Size == 0 && d.Digest != emptyDigest {
+	if d.Size == 0 && d.Digest != digests.Empty {
 		return wrong("blob %s has size 0", d.Digest)
 	}
 	return nil
 }
-
-// emptyDigest is the sha256 of nothing.
-const emptyDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -3,13 +3,13 @@ package snapshot
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -162,8 +162,8 @@ func (l *indexLoader) load(ctx context.Context, f *layout.File, meta *manifest.S
 		return wrong("more than %d segments in all", sparse.MaxSegments)
 	}
 	for _, p := range head.Packs {
-		if n, ok := l.packs[sumText(p.Digest)]; !ok || n != p.Size {
-			return wrong("pack %s of %d bytes is not among the layers", sumText(p.Digest), p.Size)
+		if n, ok := l.packs[digests.Format(p.Digest)]; !ok || n != p.Size {
+			return wrong("pack %s of %d bytes is not among the layers", digests.Format(p.Digest), p.Size)
 		}
 	}
 	f.Map = head.Map
@@ -189,8 +189,6 @@ func (b *builder) countIndexes(files []*layout.File) error {
 	}
 	return nil
 }
-
-func sumText(sum packed.Sum) string { return "sha256:" + hex.EncodeToString(sum[:]) }
 
 // fetchVerified returns bytes [off, off+n) of a blob, which have the given
 // sum.

@@ -3,12 +3,12 @@ package snapshot
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -153,7 +153,7 @@ func (r *partReader) end() error {
 	case r.stored != r.p.StoredSize:
 		return wrong("blob %s has %d bytes, the manifest says %d", r.p.Digest, r.stored, r.p.StoredSize)
 	}
-	if got := "sha256:" + hex.EncodeToString(r.hash.Sum(nil)); got != r.p.Digest {
+	if got := digests.OfHash(r.hash); got != r.p.Digest {
 		return wrong("blob %s has digest %s", r.p.Digest, got)
 	}
 	return io.EOF

@@ -2,10 +2,10 @@ package snapshot
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"hash"
 	"slices"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
@@ -211,7 +211,7 @@ func (l *pieceHasher) close() {
 
 // digest is the blob's, once all of it was written.
 func (h *blobHasher) digest() string {
-	return "sha256:" + hex.EncodeToString(h.whole.Sum(nil))
+	return digests.OfHash(h.whole)
 }
 
 // pieces is the sums over pieces of n bytes, or of the next larger size

@@ -9,9 +9,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
@@ -369,7 +369,7 @@ func (u *push) finish(ctx context.Context) (*PushResult, error) {
 	}
 	res := &PushResult{
 		Name: u.opts.Name, Tag: u.opts.Tag,
-		ManifestDigest: digest.FromBytes(raw).String(), ManifestBytes: raw, TotalSize: cfg.Size,
+		ManifestDigest: digests.Of(raw), ManifestBytes: raw, TotalSize: cfg.Size,
 		SentBytes: u.blobs.sent, ThereBytes: u.blobs.there, Format: u.format(),
 	}
 	for _, f := range u.stored {

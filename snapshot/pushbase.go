@@ -3,13 +3,12 @@ package snapshot
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
@@ -63,7 +62,7 @@ func (p *packer) loadBase(ctx context.Context) error {
 			n, ok := numbers[pk.Digest]
 			if !ok {
 				n = p.packs.open()
-				p.packs.packs[n] = pack{digest: sumText(pk.Digest), size: pk.Size, base: true}
+				p.packs.packs[n] = pack{digest: digests.Format(pk.Digest), size: pk.Size, base: true}
 				numbers[pk.Digest] = n
 			}
 			local[i] = n
@@ -262,10 +261,9 @@ func (p *packer) rewrite(ctx context.Context) error {
 }
 
 func sumOf(digest string) (sum packed.Sum, err error) {
-	text, ok := strings.CutPrefix(digest, "sha256:")
-	raw, err := hex.DecodeString(text)
-	if err != nil || !ok || len(raw) != len(sum) {
+	sum, ok := digests.Parse(digest)
+	if !ok {
 		return sum, wrong("%q is not a sha256 digest", digest)
 	}
-	return packed.Sum(raw), nil
+	return sum, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
@@ -204,7 +205,7 @@ func (c *chunker) encoding(in <-chan *chunk, out chan<- *chunk) error {
 			c.raws <- k.raw
 			k.raw = nil
 		}
-		k.f.layers[k.index] = k.f.layer(k.index, digestOf(data), int64(len(data)))
+		k.f.layers[k.index] = k.f.layer(k.index, digests.Of(data), int64(len(data)))
 		select {
 		case out <- k:
 		case <-c.ctx.Done():

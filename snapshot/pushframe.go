@@ -2,11 +2,11 @@ package snapshot
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"hash"
 	"io"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 )
 
@@ -39,7 +39,7 @@ func (b *frameBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (b *frameBody) digest() string { return "sha256:" + hex.EncodeToString(b.hash.Sum(nil)) }
+func (b *frameBody) digest() string { return digests.OfHash(b.hash) }
 
 // frameSeeker is a frameBody that can begin anew.
 type frameSeeker struct{ *frameBody }

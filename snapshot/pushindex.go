@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
@@ -73,7 +74,7 @@ func (p *packer) index(file *packedFile) (data []byte, meta manifest.SnapshotInd
 		return nil, meta, fmt.Errorf("%w: %w", layout.ErrContent, err) // of the base
 	}
 	return data, manifest.SnapshotIndex{
-		Digest: digestOf(data), Size: int64(len(data)), Granule: file.granule,
-		Head: manifest.IndexHead{Digest: digestOf(data[len(data)-head:]), Size: int64(head)},
+		Digest: digests.Of(data), Size: int64(len(data)), Granule: file.granule,
+		Head: manifest.IndexHead{Digest: digests.Of(data[len(data)-head:]), Size: int64(head)},
 	}, nil
 }

@@ -7,8 +7,7 @@ import (
 	"maps"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
@@ -41,7 +40,7 @@ func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 	}
 	d := manifest.Descriptor{
 		MediaType: manifest.MediaTypeSnapshotConfig,
-		Digest:    digest.FromBytes(data).String(),
+		Digest:    digests.Of(data),
 		Size:      int64(len(data)),
 	}
 	if u.packer != nil {

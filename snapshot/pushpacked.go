@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
@@ -335,7 +336,7 @@ func (p *packer) closePack() error {
 		return fmt.Errorf("snapshot push: more than %d packs; more memory for the push makes fewer, larger ones", packed.MaxPacks)
 	}
 	p.g.Go(func() error {
-		digest := digestOf(data)
+		digest := digests.Of(data)
 		p.packs.close(i, digest, int64(len(data)))
 		if err := p.u.putBytes(p.ctx, digest, data); err != nil {
 			return fmt.Errorf("upload pack: %w", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
@@ -130,7 +131,7 @@ func (p *chunkPlan) choose(size int64, env *envelopeConfig, told bool) int64 {
 // layerText is what each layer of a file that becomes n of them takes in
 // the manifest, in bytes, at most.
 func layerText(name string, size, n int64) (int64, error) {
-	d := (&storedFile{name: name, encoded: true}).layer(0, digestOf(nil), size)
+	d := (&storedFile{name: name, encoded: true}).layer(0, digests.Of(nil), size)
 	if n > 1 {
 		d.Annotations[annotationChunkIndex] = strconv.FormatInt(n-1, 10)
 		d.Annotations[annotationChunkCount] = strconv.FormatInt(n, 10)

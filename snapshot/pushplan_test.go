@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
@@ -36,7 +37,7 @@ func TestSmallBlob(t *testing.T) {
 		t.Errorf("%d blobs were put, %d streamed", put, streamed)
 	}
 	for _, f := range files {
-		if !bytes.Equal(store.Blob(digestOf(f.Data)), f.Data) {
+		if !bytes.Equal(store.Blob(digests.Of(f.Data)), f.Data) {
 			t.Errorf("%s is not there", f.Name)
 		}
 	}
@@ -134,7 +135,7 @@ func checkManifestSize(t *testing.T, sizes []int64, chunk, most int64) {
 		f := &storedFile{name: anyName(i), size: size, encoded: true, layers: make([]manifest.Descriptor, layerCount(size, chunk))}
 		f.split = len(f.layers) > 1
 		for j := range f.layers {
-			f.layers[j] = f.layer(j, digestOf(nil), min(chunk, size))
+			f.layers[j] = f.layer(j, digests.Of(nil), min(chunk, size))
 		}
 		u.stored = append(u.stored, f)
 	}

@@ -3,8 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -20,6 +18,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/tier"
@@ -61,14 +60,9 @@ func (l *liar) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func digestText(b []byte) string {
-	sum := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
 func (l *liar) put(b []byte) string {
-	l.blobs[digestText(b)] = b
-	return digestText(b)
+	l.blobs[digests.Of(b)] = b
+	return digests.Of(b)
 }
 
 // snapshot puts a snapshot with the given config blob and layers.
@@ -123,7 +117,7 @@ func (l *liar) chunks(tag string, n int, spoil func(list []string) []string) {
 // layer is one that nobody will fetch.
 func someLayer(title string) manifest.Descriptor {
 	return manifest.Descriptor{
-		MediaType: manifest.MediaTypeGeneric, Digest: digestText([]byte(title)), Size: 16,
+		MediaType: manifest.MediaTypeGeneric, Digest: digests.Of([]byte(title)), Size: 16,
 		Annotations: map[string]string{manifest.AnnotationTitle: title},
 	}
 }
@@ -166,7 +160,7 @@ func newLiar() *liar {
 	l.snapshot("sizes that overflow", mapped([]byte(`{\"o\":9223372036854775800,\"l\":16}`), 1<<63-1), mem)
 	l.snapshot("a sum that is not the size", mapped([]byte(`{\"o\":0,\"l\":15}`), 64), mem)
 
-	l.chunks("chunk that no layer is", 3, func(list []string) []string { return append(list[:2:2], digestText([]byte("x"))) })
+	l.chunks("chunk that no layer is", 3, func(list []string) []string { return append(list[:2:2], digests.Of([]byte("x"))) })
 	l.chunks("chunk that is missing", 3, func(list []string) []string { return list[:2] })
 	l.chunks("chunk of escapes", 3, func(list []string) []string { return append(list[:2:2], "\x1b[2J") })
 	l.snapshot("title of escapes", []byte(`{"schemaVersion":"v1"}`), mem, someLayer("\x1b]0;title\a\u009b31m"))

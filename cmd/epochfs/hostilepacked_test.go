@@ -11,6 +11,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/packedtest"
@@ -117,7 +118,7 @@ func granuleFrame(make func(plain []byte) []byte) packedKind {
 	}, blobs: func(x *packedtest.Raw, blobs map[string][]byte) {
 		first := packedtest.NewRaw("x", data, hostileGranule, map[string][]byte{}).Sections[0].Granules[0]
 		pack := append(make(data[:hostileGranule]), packOf(data)[first.Stored:]...)
-		blobs[digestText(pack)] = pack
+		blobs[digests.Of(pack)] = pack
 	}}
 }
 
@@ -196,9 +197,9 @@ func packedKinds() map[string]packedKind {
 		"a head longer than its index":    packedMeta(func(f *manifest.SnapshotFile) { f.Index.Head.Size = f.Index.Size + 1 }),
 		"a head of no bytes":              packedMeta(func(f *manifest.SnapshotFile) { f.Index.Head.Size = 0 }),
 		"a head of -1 bytes":              packedMeta(func(f *manifest.SnapshotFile) { f.Index.Head.Size = -1 }),
-		"a head with another digest":      packedMeta(func(f *manifest.SnapshotFile) { f.Index.Head.Digest = digestText(nil) }),
+		"a head with another digest":      packedMeta(func(f *manifest.SnapshotFile) { f.Index.Head.Digest = digests.Of(nil) }),
 		"a head with no digest":           packedMeta(func(f *manifest.SnapshotFile) { f.Index.Head.Digest = "\x1b[2J" }),
-		"an index that is no layer":       packedMeta(func(f *manifest.SnapshotFile) { f.Index.Digest = digestText(nil) }),
+		"an index that is no layer":       packedMeta(func(f *manifest.SnapshotFile) { f.Index.Digest = digests.Of(nil) }),
 		"an index and a map":              packedMeta(func(f *manifest.SnapshotFile) { f.SparseMap = `[{"o":0,"l":131072}]` }),
 		"a size of -1":                    packedMeta(func(f *manifest.SnapshotFile) { f.Size = -1 }),
 		"a packed file of 2^62":           packedMeta(func(f *manifest.SnapshotFile) { f.SparseSize = 1 << 62 }),
@@ -221,7 +222,7 @@ func packedKinds() map[string]packedKind {
 		"two indexes of one title": packedLayers(func(m *manifest.OCIManifest) { m.Layers = append(m.Layers, m.Layers[0]) }),
 		"two other indexes of one title": packedLayers(func(m *manifest.OCIManifest) {
 			d := m.Layers[0]
-			d.Digest = digestText([]byte("other"))
+			d.Digest = digests.Of([]byte("other"))
 			m.Layers = append(m.Layers, d)
 		}),
 		"an index without a title": packedLayers(func(m *manifest.OCIManifest) { m.Layers[0].Annotations = nil }),

@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -44,7 +44,7 @@ func inspectPacks(ctx context.Context, o *mounting.Opened) (*inspectedPacks, err
 		indexes += f.Index.Size
 		granules += int64(f.Index.Granules())
 		for _, pk := range f.Index.Head.Packs {
-			packs[hex.EncodeToString(pk.Digest[:])] = pk.Size
+			packs[digests.Format(pk.Digest)] = pk.Size
 		}
 	}
 	for _, size := range packs {
@@ -107,20 +107,12 @@ func sharedPacks(ctx context.Context, o *mounting.Opened, packs map[string]int64
 	var n int64
 	counted := map[string]bool{}
 	for _, d := range m.Layers {
-		if size, ok := packs[trimDigest(d.Digest)]; ok && !counted[d.Digest] {
+		if size, ok := packs[d.Digest]; ok && !counted[d.Digest] {
 			counted[d.Digest] = true
 			n += size
 		}
 	}
 	return &n
-}
-
-func trimDigest(digest string) string {
-	const prefix = len("sha256:")
-	if len(digest) < prefix {
-		return ""
-	}
-	return digest[prefix:]
 }
 
 // rows are the lines that inspect prints.

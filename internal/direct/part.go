@@ -3,10 +3,10 @@ package direct
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -170,7 +170,7 @@ func (p *part) finish(i int, stored []byte, m *memory) ([]byte, error) {
 	if p.cut {
 		return stored, p.checkPieces(i, stored)
 	}
-	if sum := sha256.Sum256(stored); "sha256:"+hex.EncodeToString(sum[:]) != p.Digest {
+	if digests.Of(stored) != p.Digest {
 		return nil, p.wrong()
 	}
 	if p.Encoding == layout.Raw {

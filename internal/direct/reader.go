@@ -3,12 +3,12 @@ package direct
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
@@ -257,7 +257,7 @@ func (r *partReader) next() ([]byte, error) {
 // finish says whether what was read to its end was all, and right.
 func (r *partReader) finish() error {
 	p := r.units.p
-	wrong := r.left != 0 || r.hash != nil && "sha256:"+hex.EncodeToString(r.hash.Sum(nil)) != p.Digest
+	wrong := r.left != 0 || r.hash != nil && digests.OfHash(r.hash) != p.Digest
 	switch {
 	case p.keep == nil || r.hash == nil:
 	case wrong:

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
@@ -140,7 +140,7 @@ func (s *stock) bytes(n int) []byte {
 
 func (s *stock) put(b []byte) string {
 	sum := sha256.Sum256(b)
-	digest := "sha256:" + hex.EncodeToString(sum[:])
+	digest := digests.Format(sum)
 	s.src.blobs[digest] = b
 	return digest
 }

@@ -2,19 +2,17 @@ package mounting
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/cocoonstack/epochfs/cache"
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -69,12 +67,12 @@ func (d *downloader) GetManifest(ctx context.Context, name, tag string) ([]byte,
 	if m, err := manifest.Parse(raw); err == nil {
 		d.sizes[m.Config.Digest] = m.Config.Size
 	}
-	d.read(digestOf(raw))
+	d.read(digests.Of(raw))
 	return raw, mediaType, nil
 }
 
 func (d *downloader) getManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
-	if isDigest(tag) {
+	if digests.HasPrefix(tag) {
 		if raw, err := d.cache.Blob(tag); err == nil {
 			return raw, declaredType(raw), nil
 		}
@@ -85,15 +83,15 @@ func (d *downloader) getManifest(ctx context.Context, name, tag string) ([]byte,
 		return d.remembered(tag, ErrOffline)
 	}
 	raw, mediaType, err := d.ask(ctx, name, tag)
-	if unreachable(err) && !isDigest(tag) && ctx.Err() == nil {
+	if unreachable(err) && !digests.HasPrefix(tag) && ctx.Err() == nil {
 		return d.remembered(tag, err)
 	}
 	if err != nil {
 		return nil, "", err
 	}
-	digest := digestOf(raw)
+	digest := digests.Of(raw)
 	d.keep(digest, raw)
-	if !isDigest(tag) {
+	if !digests.HasPrefix(tag) {
 		d.remember(d.tagged(tag), digest)
 	}
 	return raw, mediaType, nil
@@ -211,7 +209,7 @@ func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte
 		switch {
 		case err != nil:
 			return nil, err
-		case digestOf(got.data) == digest:
+		case digests.Of(got.data) == digest:
 			return got.data, nil
 		case !d.reg.Blame(digest, got.body):
 			return nil, fmt.Errorf("blob %s has another digest: %w", digest, layout.ErrContent)
@@ -296,7 +294,7 @@ func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n 
 	if err != nil {
 		return nil, err
 	}
-	own := digestOf(data)
+	own := digests.Of(data)
 	d.read(own)
 	d.keep(own, data)
 	d.remember(key, own)
@@ -324,7 +322,7 @@ func (d *downloader) verified(ctx context.Context, name, digest string, off, n i
 		switch {
 		case err != nil:
 			return nil, err
-		case digestOf(got.data) == own:
+		case digests.Of(got.data) == own:
 			d.keep(own, got.data)
 			return got.data, nil
 		case !d.reg.Blame(digest, got.body):
@@ -385,10 +383,3 @@ func declaredType(raw []byte) string {
 	}
 	return m.MediaType
 }
-
-func digestOf(data []byte) string {
-	sum := sha256.Sum256(data)
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
-func isDigest(s string) bool { return strings.HasPrefix(s, "sha256:") }

@@ -4,11 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // known is all that was read to open an artifact: manifests, configs, and
@@ -88,7 +89,7 @@ func (r remembering) GetBlobRange(ctx context.Context, name, digest string, off,
 // GetVerified returns a head or a section of an index. Sections are not
 // noted: they are fetched while the mount is used, and are in the cache.
 func (r remembering) GetVerified(ctx context.Context, name, digest string, off, n int64, sum [sha256.Size]byte) ([]byte, error) {
-	own := "sha256:" + hex.EncodeToString(sum[:])
+	own := digests.Format(sum)
 	body, err := r.note(own, func() ([]byte, error) { return r.verified(ctx, name, digest, off, n, own) })
 	if err != nil {
 		return nil, err

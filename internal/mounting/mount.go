@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
@@ -149,7 +150,7 @@ func (o *Opened) mountFiles() ([]fs.File, error) {
 		files = append(files, fs.File{
 			Name:      snapshot.EnvelopeName,
 			MediaType: "application/json",
-			Digest:    digestOf(text),
+			Digest:    digests.Of(text),
 			Mode:      0o444,
 			Map:       sparse.Dense(int64(len(text))),
 			Content:   fs.BytesContent(text),

@@ -2,10 +2,10 @@ package layout
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"sync"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
@@ -163,4 +163,4 @@ func (x *Index) Pack(i int) (digest string, size int64) {
 }
 
 // DigestOf formats a sum as a digest of registries and caches.
-func DigestOf(sum packed.Sum) string { return "sha256:" + hex.EncodeToString(sum[:]) }
+func DigestOf(sum packed.Sum) string { return digests.Format(sum) }

@@ -3,10 +3,10 @@ package layout
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"iter"
 	"slices"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
@@ -39,7 +39,7 @@ func (f *File) Units(ctx context.Context) iter.Seq2[Unit, error] {
 			}
 			for k, off := int64(0), int64(0); off < p.Length; k, off = k+1, off+p.Pieces.Size {
 				sum := p.Pieces.Sum(k)
-				u := Unit{"sha256:" + hex.EncodeToString(sum[:]), Raw, p.Offset + off, min(p.Pieces.Size, p.Length-off)}
+				u := Unit{digests.Format(sum), Raw, p.Offset + off, min(p.Pieces.Size, p.Length-off)}
 				if !yield(u, nil) {
 					return
 				}
@@ -54,7 +54,7 @@ func (x *Index) units(ctx context.Context) iter.Seq2[Unit, error] {
 		for i := range x.Granules() {
 			g, err := x.Granule(ctx, i)
 			off, n := x.Extent(i)
-			if !yield(Unit{"sha256:" + hex.EncodeToString(g.Sum[:]), Packed, off, n}, err) || err != nil {
+			if !yield(Unit{digests.Format(g.Sum), Packed, off, n}, err) || err != nil {
 				return
 			}
 		}

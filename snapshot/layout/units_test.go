@@ -3,10 +3,10 @@ package layout
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"math/rand/v2"
 	"testing"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
@@ -31,7 +31,7 @@ func stored(t *testing.T, data []byte, chunk, piece int64) *File {
 	for off := int64(0); off < int64(len(payload)); off += chunk {
 		part := payload[off:min(off+chunk, int64(len(payload)))]
 		sum := sha256.Sum256(part)
-		p := Part{Digest: "sha256:" + hex.EncodeToString(sum[:]), StoredSize: int64(len(part)), Offset: off, Length: int64(len(part))}
+		p := Part{Digest: digests.Format(sum), StoredSize: int64(len(part)), Offset: off, Length: int64(len(part))}
 		if piece > 0 {
 			p.Pieces = &Pieces{Size: piece}
 			for at := int64(0); at < p.Length; at += piece {
@@ -134,7 +134,7 @@ func TestUnits(t *testing.T) {
 				t.Fatal(err)
 			}
 			sum := sha256.Sum256(data[u.Offset : u.Offset+u.Length])
-			if u.Offset != end || u.Digest != "sha256:"+hex.EncodeToString(sum[:]) {
+			if u.Offset != end || u.Digest != digests.Format(sum) {
 				t.Errorf("%v: %+v after %d", form, u, end)
 			}
 			end += u.Length

@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/opencontainers/go-digest"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
@@ -88,10 +88,10 @@ type Artifact struct {
 }
 
 // Digest is the manifest's.
-func (a *Artifact) Digest() string { return digest.FromBytes(a.Manifest).String() }
+func (a *Artifact) Digest() string { return digests.Of(a.Manifest) }
 
 func (a *Artifact) add(data []byte) string {
-	d := digest.FromBytes(data).String()
+	d := digests.Of(data)
 	a.Blobs[d] = data
 	return d
 }

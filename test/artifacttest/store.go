@@ -12,8 +12,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/opencontainers/go-digest"
-
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
@@ -151,7 +150,7 @@ func (s *Store) PutBlob(_ context.Context, _, d string, body io.Reader, size int
 	if err != nil {
 		return err
 	}
-	if got := digest.FromBytes(data).String(); got != d || int64(len(data)) != size {
+	if got := digests.Of(data); got != d || int64(len(data)) != size {
 		return fmt.Errorf("blob of %d bytes, %s, announced as %d, %s", len(data), got, size, d)
 	}
 	s.mu.Lock()
@@ -200,7 +199,7 @@ func (s *Store) UploadBlob(_ context.Context, _ string, body io.Reader) (string,
 	if err != nil {
 		return "", 0, err
 	}
-	d := digest.FromBytes(data).String()
+	d := digests.Of(data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.calls["UploadBlob"]++
@@ -214,7 +213,7 @@ func (s *Store) PutManifest(_ context.Context, name, tag string, data []byte, co
 	defer s.mu.Unlock()
 	s.calls["PutManifest"]++
 	s.manifests[name+"\n"+tag] = stored{data, contentType}
-	s.manifests[name+"\n"+digest.FromBytes(data).String()] = stored{data, contentType}
+	s.manifests[name+"\n"+digests.Of(data)] = stored{data, contentType}
 	return nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +12,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
@@ -202,11 +202,7 @@ func layer(name string, blob storedBlob, suffix string) manifest.Descriptor {
 	}
 }
 
-func stored(data []byte) storedBlob { return storedBlob{digestOf(data), int64(len(data))} }
-
-func digestOf(data []byte) string { return digestText(sha256.Sum256(data)) }
-
-func digestText(sum [sha256.Size]byte) string { return "sha256:" + hex.EncodeToString(sum[:]) }
+func stored(data []byte) storedBlob { return storedBlob{digests.Of(data), int64(len(data))} }
 
 // blob uploads data in one go.
 func (w *writer) blob(ctx context.Context, digest string, data []byte) error {

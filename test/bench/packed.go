@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
@@ -41,7 +42,7 @@ func (b *bench) prepareLarge(ctx context.Context, tag string, size int64) error 
 	if err != nil {
 		return err
 	}
-	if err := b.writer.blob(ctx, digestOf(index), index); err != nil {
+	if err := b.writer.blob(ctx, digests.Of(index), index); err != nil {
 		return err
 	}
 	if err := b.writer.pushIndex(ctx, tag, size, index, head, packs); err != nil {
@@ -71,7 +72,7 @@ func (b *bench) largePacks(ctx context.Context, enc *zstdframe.Encoder) ([]packe
 			blob = append(blob, frame...)
 		}
 		packs[i] = packed.Pack{Digest: sha256.Sum256(blob), Size: int64(len(blob))}
-		return b.writer.blob(ctx, digestOf(blob), blob)
+		return b.writer.blob(ctx, digests.Of(blob), blob)
 	})
 	if err == nil {
 		b.section, b.sectionPacks = granules, packs
@@ -95,15 +96,15 @@ func (w *writer) pushIndex(ctx context.Context, tag string, size int64, index []
 		return err
 	}
 	cfg.Files[memoryTitle] = manifest.SnapshotFile{Mode: 0o600, Size: size, Index: &manifest.SnapshotIndex{
-		Digest: digestOf(index), Size: int64(len(index)), Granule: largeGranule,
-		Head: manifest.IndexHead{Digest: digestOf(index[len(index)-head:]), Size: int64(head)},
+		Digest: digests.Of(index), Size: int64(len(index)), Granule: largeGranule,
+		Head: manifest.IndexHead{Digest: digests.Of(index[len(index)-head:]), Size: int64(head)},
 	}}
 	m.Layers = append(m.Layers, manifest.Descriptor{
-		MediaType: manifest.MediaTypeIndex, Digest: digestOf(index), Size: int64(len(index)),
+		MediaType: manifest.MediaTypeIndex, Digest: digests.Of(index), Size: int64(len(index)),
 		Annotations: map[string]string{manifest.AnnotationTitle: memoryTitle},
 	})
 	for _, p := range packs {
-		m.Layers = append(m.Layers, manifest.Descriptor{MediaType: manifest.MediaTypePack, Digest: digestText(p.Digest), Size: p.Size})
+		m.Layers = append(m.Layers, manifest.Descriptor{MediaType: manifest.MediaTypePack, Digest: digests.Format(p.Digest), Size: p.Size})
 	}
 	return w.manifest(ctx, tag, m, cfg)
 }
@@ -114,7 +115,7 @@ func (w *writer) manifest(ctx context.Context, tag string, m *manifest.OCIManife
 	if err != nil {
 		return err
 	}
-	m.Config = manifest.Descriptor{MediaType: manifest.MediaTypeSnapshotConfig, Digest: digestOf(raw), Size: int64(len(raw))}
+	m.Config = manifest.Descriptor{MediaType: manifest.MediaTypeSnapshotConfig, Digest: digests.Of(raw), Size: int64(len(raw))}
 	if err := w.blob(ctx, m.Config.Digest, raw); err != nil {
 		return err
 	}

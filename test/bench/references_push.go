@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,8 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // spoolAndPush uploads an export as the upstream tools do: each file goes
@@ -61,7 +62,7 @@ func spoolAndPut(ctx context.Context, addr, repository, dir string, body io.Read
 	if err != nil {
 		return err
 	}
-	return finishSession(ctx, to, "sha256:"+hex.EncodeToString(hash.Sum(nil)), tmp, n)
+	return finishSession(ctx, to, digests.OfHash(hash), tmp, n)
 }
 
 // session begins an upload and returns where it goes on.

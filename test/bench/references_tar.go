@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
@@ -102,11 +102,11 @@ func (s *plainSnapshot) copyBlob(ctx context.Context, w io.Writer, l manifest.De
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(w, hash)}, struct{ io.Reader }{body}, buf); err != nil {
 		return err
 	}
-	return agree(l, hash.Sum(nil))
+	return agree(l, digests.OfHash(hash))
 }
 
-func agree(l manifest.Descriptor, sum []byte) error {
-	if "sha256:"+hex.EncodeToString(sum) != l.Digest {
+func agree(l manifest.Descriptor, digest string) error {
+	if digest != l.Digest {
 		return fmt.Errorf("%s: digest does not agree", l.Title())
 	}
 	return nil
@@ -195,7 +195,7 @@ func (s *plainSnapshot) chunk(ctx context.Context, l manifest.Descriptor, dec *z
 		return nil, err
 	}
 	sum := sha256.Sum256(stored.Bytes())
-	if err := agree(l, sum[:]); err != nil {
+	if err := agree(l, digests.Format(sum)); err != nil {
 		return nil, err
 	}
 	if !isFrame(l) {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // pushFloorRow measures what no push can do without on this machine: the
@@ -22,20 +24,20 @@ func pushFloorRow(ctx context.Context, b *bench) ([]*line, error) {
 		return nil, err
 	}
 	var blobs [][]byte
-	var digests []string
+	var names []string
 	for _, d := range pushedSets {
 		data := make([]byte, d.m.DataSize())
 		d.fill(data, 0)
-		blobs, digests = append(blobs, data), append(digests, digestOf(data))
+		blobs, names = append(blobs, data), append(names, digests.Of(data))
 	}
 	var frames [][]byte
 	forms := []struct {
 		work string
 		run  func() error
 	}{
-		{"sending what v1 has, in bodies of 16 MiB, and nothing else", func() error { return b.sendBlobs(ctx, 1, blobs, digests) }},
-		{"the same, both files at a time", func() error { return b.sendBlobs(ctx, 2, blobs, digests) }},
-		{"the same, both files at a time, and hashed as v1 wants it", func() error { return b.sendHashed(ctx, blobs, digests) }},
+		{"sending what v1 has, in bodies of 16 MiB, and nothing else", func() error { return b.sendBlobs(ctx, 1, blobs, names) }},
+		{"the same, both files at a time", func() error { return b.sendBlobs(ctx, 2, blobs, names) }},
+		{"the same, both files at a time, and hashed as v1 wants it", func() error { return b.sendHashed(ctx, blobs, names) }},
 		{"zstd 3 in chunks of 4 MiB on all processors, and nothing else", func() (err error) {
 			frames, err = encodeAll(ctx, blobs)
 			return err
@@ -135,7 +137,7 @@ func (b *bench) sendFrames(ctx context.Context, frames [][]byte) error {
 			if err != nil {
 				return err
 			}
-			return finishSession(ctx, to, digestOf(data), bytes.NewReader(data), int64(len(data)))
+			return finishSession(ctx, to, digests.Of(data), bytes.NewReader(data), int64(len(data)))
 		})
 	}
 	return g.Wait()

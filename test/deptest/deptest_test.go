@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"snapshot/sparse":     nil,
 	"internal/control":    nil,
 	"internal/crashpoint": nil,
+	"internal/digests":    nil,
 	"internal/keeper":     nil,
 	"internal/mounts":     nil,
 	"internal/text":       nil,
@@ -36,24 +37,24 @@ var allowed = map[string][]string{
 	"registry/credentials": {"internal/text"},
 
 	// Implements interfaces of snapshot and cache without knowing them.
-	"registry": {"registry/credentials", "registry/hosts"},
+	"registry": {"internal/digests", "registry/credentials", "registry/hosts"},
 
 	// The form of a parsed artifact, and its parser. No HTTP, no FUSE: it
 	// is a library for whoever has a Downloader.
 	"snapshot/packed": {"internal/zstdframe", "snapshot/sparse"},
-	"snapshot/layout": {"snapshot/packed", "snapshot/sparse"},
-	"snapshot":        {"cocoon", "internal/whole", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "snapshot/sparse"},
+	"snapshot/layout": {"internal/digests", "snapshot/packed", "snapshot/sparse"},
+	"snapshot":        {"cocoon", "internal/digests", "internal/whole", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "snapshot/sparse"},
 
 	// Which pages are wanted after a start: a hint, and how it is written.
 	"internal/workingset": {"internal/zstdframe"},
 
 	// The cache asks an interface for bytes: no registry, no FUSE.
-	"cache": {"internal/crashpoint", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed", "snapshot/sparse"},
+	"cache": {"internal/crashpoint", "internal/digests", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed", "snapshot/sparse"},
 	// The tree asks an interface for contents: no registry, no cache.
 	"fs": {"internal/crashpoint", "snapshot/sparse"},
 
 	// Payloads in order, straight from the same kind of interface.
-	"internal/direct": {"internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed"},
+	"internal/direct": {"internal/digests", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed"},
 
 	// Guests' disks: hostile bytes in, files out. No HTTP, no paths.
 	"internal/guestfs/vfs":     nil,
@@ -82,25 +83,25 @@ var allowed = map[string][]string{
 	"internal/metrics": {"internal/control"},
 
 	// Where everything is joined.
-	"internal/mounting": {"cache", "fs", "internal/control", "internal/direct", "internal/whole", "internal/workingset", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
+	"internal/mounting": {"cache", "fs", "internal/control", "internal/digests", "internal/direct", "internal/whole", "internal/workingset", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
 	"internal/doctor":   {"cocoon", "fs", "internal/keeper", "internal/mounting", "internal/sandbox", "registry", "registry/credentials", "registry/hosts", "snapshot", "snapshot/layout"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
-		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/doctor", "internal/keeper", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
+		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/digests", "internal/doctor", "internal/keeper", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
 		"internal/guestfs/vfs", "internal/inside", "internal/inside/reader", "internal/sandbox",
 		"internal/text", "internal/whole", "internal/workingset", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse",
 	},
 
 	// For tests.
-	"test/artifacttest": {"snapshot/manifest", "snapshot/sparse"},
+	"test/artifacttest": {"internal/digests", "snapshot/manifest", "snapshot/sparse"},
 	"test/bench":        {"*"}, // measures all of them
 	"test/soak":         {"*"}, // tries all of them
 	"test/cocoontest":   nil,
-	"test/epochlike":    nil,
+	"test/epochlike":    {"internal/digests"},
 	"test/faultdisk":    nil,
 	"test/guesttest":    {"internal/guestfs/vfs", "test/tier"},
-	"test/packedtest":   {"internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "test/artifacttest"},
-	"test/registrytest": {"test/tier"},
+	"test/packedtest":   {"internal/digests", "internal/zstdframe", "snapshot/layout", "snapshot/manifest", "snapshot/packed", "test/artifacttest"},
+	"test/registrytest": {"internal/digests", "test/tier"},
 	"test/shaping":      nil,
 	"test/tier":         nil,
 	"test/traces":       {"snapshot/sparse"},

@@ -15,8 +15,6 @@ package epochlike
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,6 +23,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // Server is an http.Handler. Its zero value, with a Token or without, is
@@ -46,7 +46,7 @@ type Server struct {
 
 // PutBlob stores a blob without a request and returns its digest.
 func (s *Server) PutBlob(data []byte) string {
-	digest := digestOf(data)
+	digest := digests.Of(data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.blobs == nil {
@@ -58,7 +58,7 @@ func (s *Server) PutBlob(data []byte) string {
 
 // PutManifest stores a manifest without a request and returns its digest.
 func (s *Server) PutManifest(name, tag string, data []byte) string {
-	digest := digestOf(data)
+	digest := digests.Of(data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.manifests == nil {
@@ -84,11 +84,6 @@ func (s *Server) Sessions() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.sessions)
-}
-
-func digestOf(b []byte) string {
-	sum := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 // ServeHTTP answers one request.
@@ -174,7 +169,7 @@ func (s *Server) manifest(w http.ResponseWriter, r *http.Request, name, ref stri
 			fail(w, http.StatusBadRequest, "MANIFEST_INVALID", "invalid JSON")
 			return
 		}
-		if strings.HasPrefix(ref, "sha256:") && ref != digestOf(data) {
+		if digests.HasPrefix(ref) && ref != digests.Of(data) {
 			fail(w, http.StatusBadRequest, "DIGEST_INVALID", "digest does not match")
 			return
 		}
@@ -264,7 +259,7 @@ func (s *Server) tags(w http.ResponseWriter, name string) {
 // serve sends all of data, whatever range was asked for.
 func serve(w http.ResponseWriter, r *http.Request, kind string, data []byte) {
 	w.Header().Set("Content-Type", kind)
-	w.Header().Set("Docker-Content-Digest", digestOf(data))
+	w.Header().Set("Docker-Content-Digest", digests.Of(data))
 	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
 	if r.Method == http.MethodGet {
 		w.Write(data)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // begin opens a session, or stores a blob that came with the POST.
@@ -72,7 +74,7 @@ func (s *Server) store(w http.ResponseWriter, name, digest string, data []byte, 
 	case err != nil:
 		fail(w, http.StatusInternalServerError, "INTERNAL_ERROR", "body broke off")
 		return
-	case digest != digestOf(data):
+	case digest != digests.Of(data):
 		fail(w, http.StatusBadRequest, "DIGEST_INVALID", "digest mismatch")
 		return
 	}

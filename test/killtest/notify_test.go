@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
@@ -47,7 +47,7 @@ func lockPage(t *testing.T) *lockedPage {
 	rand.NewChaCha8([32]byte{9}).Read(data)
 	border := len(data) - 4096
 	disk := artifacttest.CloudImage("disk.qcow2", data[:border], data[border:])
-	l := &lockedPage{data: data, at: border &^ 4095, first: digest.FromBytes(data[:border]).String()}
+	l := &lockedPage{data: data, at: border &^ 4095, first: digests.Of(data[:border])}
 	whole := registrytest.NewHandler()
 	front := registrytest.NewFront(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if !l.ranges.Load() {
@@ -63,7 +63,7 @@ func lockPage(t *testing.T) *lockedPage {
 	pushAs(t, front.Host, "vm", disk)
 	w.mount()
 	l.abortAtEnd()
-	second := digest.FromBytes(data[border:]).String()
+	second := digests.Of(data[border:])
 	front.Inject(&registrytest.Fault{Match: registrytest.Path(second), Delay: time.Hour})
 	l.worker = w.serving(0)
 	if own := l.openBelow(l.worker, w.path("mnt")); len(own) > 0 {

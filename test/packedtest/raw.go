@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
@@ -64,13 +65,11 @@ func NewRaw(name string, data []byte, granule int, blobs map[string][]byte) *Raw
 		all = append(all, RawGranule{0, int64(len(pack)), int64(len(frame)), sha256.Sum256(plain)})
 		pack = append(pack, frame...)
 	}
-	blobs[digestOf(pack)] = pack
+	blobs[digests.Of(pack)] = pack
 	x.Packs = []RawPack{{sha256.Sum256(pack), uint64(len(pack))}}
 	x.Sections = []RawSection{{0, all, 0}}
 	return x
 }
-
-func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
 
 func (s *RawSection) encode() (b []byte) {
 	last := RawGranule{}
@@ -149,13 +148,13 @@ func RawArtifact(files []*Raw, blobs map[string][]byte, edit func(m *manifest.OC
 	listed := map[RawPack]bool{}
 	for _, x := range files {
 		index, head := x.Encode()
-		blobs[digestOf(index)] = index
+		blobs[digests.Of(index)] = index
 		cfg.Files[x.Name] = manifest.SnapshotFile{Mode: 0o644, Size: int64(x.Data), SparseSize: int64(x.Size), Index: &manifest.SnapshotIndex{
-			Digest: digestOf(index), Size: int64(len(index)), Granule: int64(x.Granule),
-			Head: manifest.IndexHead{Digest: digestOf(head), Size: int64(len(head))},
+			Digest: digests.Of(index), Size: int64(len(index)), Granule: int64(x.Granule),
+			Head: manifest.IndexHead{Digest: digests.Of(head), Size: int64(len(head))},
 		}}
 		m.Layers = append(m.Layers, manifest.Descriptor{
-			MediaType: manifest.MediaTypeIndex, Digest: digestOf(index), Size: int64(len(index)),
+			MediaType: manifest.MediaTypeIndex, Digest: digests.Of(index), Size: int64(len(index)),
 			Annotations: map[string]string{manifest.AnnotationTitle: x.Name},
 		})
 		for _, p := range x.Packs {
@@ -169,8 +168,8 @@ func RawArtifact(files []*Raw, blobs map[string][]byte, edit func(m *manifest.OC
 		edit(m, cfg)
 	}
 	config := mustJSON(cfg)
-	blobs[digestOf(config)] = config
-	m.Config = manifest.Descriptor{MediaType: manifest.MediaTypeSnapshotConfig, Digest: digestOf(config), Size: int64(len(config))}
+	blobs[digests.Of(config)] = config
+	m.Config = manifest.Descriptor{MediaType: manifest.MediaTypeSnapshotConfig, Digest: digests.Of(config), Size: int64(len(config))}
 	a.Manifest = mustJSON(m)
 	return a
 }

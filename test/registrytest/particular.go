@@ -3,7 +3,6 @@ package registrytest
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // Particular is a registry in memory that is particular about uploads. The
@@ -280,7 +281,7 @@ func (p *Particular) manifest(w http.ResponseWriter, r *http.Request, path strin
 
 func sum(data []byte) string {
 	h := sha256.Sum256(data)
-	return "sha256:" + hex.EncodeToString(h[:])
+	return digests.Format(h)
 }
 
 // refuse answers with an error of the specification's form, or with text
