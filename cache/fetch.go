@@ -14,7 +14,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// errPaused says that a prefetch is not worth doing now.
+// errPaused says that a replay or a prefetch is not worth doing now.
 var errPaused = errors.New("not now")
 
 // run does one job, in a goroutine of its own. Every flight of the job has
@@ -134,7 +134,7 @@ func (e *entry) fetchWhole(j *job, piece int) (err error) {
 		return err
 	}
 	defer e.cache.buffers.Release(weight)
-	if j.priority == prefetched && e.cache.measuring() {
+	if j.priority >= replayed && e.cache.measuring() {
 		return errPaused // it waited for that memory
 	}
 

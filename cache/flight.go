@@ -25,6 +25,8 @@ type flight struct {
 	paused  bool      // queued only after a pause, because a try failed
 	alone   bool      // fetched without the lock among processes
 	cause   error     // why the last try failed
+
+	watchers []chan<- landing // told of the end; each has room for that
 }
 
 // pending is a flight somebody waits for.
@@ -195,6 +197,9 @@ func (e *entry) landLocked(i int, err error, data []byte) {
 	delete(e.flights, i)
 	fl.err, fl.data = err, data
 	close(fl.done)
+	for _, w := range fl.watchers {
+		w <- landing{i, err}
+	}
 }
 
 // land ends the flight of piece i well. data is its payload if it could

@@ -10,12 +10,14 @@ import (
 )
 
 // priority says whose pieces go first: what a reader waits for, then what
-// it will want next, then what nobody has asked for yet.
+// it will want next, then what readers wanted when it was recorded, then what
+// nobody has asked for yet.
 type priority int
 
 const (
 	demanded priority = iota
 	ahead
+	replayed
 	prefetched
 	priorities
 )
@@ -24,8 +26,9 @@ const (
 const (
 	requestLeast = 1 << 20
 	requestMost  = 16 << 20
-	// prefetchMost is small, so that a reader who comes to wait for bytes
-	// of a prefetch, or for its connection, does not wait long.
+	// prefetchMost bounds requests that no reader has caused. It is small, so
+	// that a reader who comes to wait for their bytes, or for their
+	// connection, does not wait long.
 	prefetchMost = 4 << 20
 )
 
@@ -58,7 +61,7 @@ type job struct {
 type queue struct {
 	limit int
 	start func(*job)
-	hold  func() bool // nothing is to be prefetched now; dispatch is called when that ends
+	hold  func() bool // nothing is to be replayed or prefetched now; dispatch is called when that ends
 	jobs  sync.WaitGroup
 
 	mu      sync.Mutex
@@ -115,8 +118,10 @@ func (q *queue) roomLocked(p priority, l *transport.Link) int {
 	switch {
 	case p == ahead:
 		limit = min(limit-1, l.Connections(limit))
-	case p == prefetched && q.hold():
+	case p >= replayed && q.hold():
 		return 0
+	case p == replayed:
+		limit -= 3
 	case p == prefetched && time.Since(q.waited) < yieldFor:
 		limit /= 4
 	case p == prefetched:
@@ -242,7 +247,7 @@ func (e *entry) requestSize(n, part int, asked int64, p priority, idle int) int 
 		return int(max(1, asked/size))
 	}
 	most := int64(requestMost)
-	if p == prefetched {
+	if p >= replayed {
 		most = prefetchMost
 	}
 	least := max(requestLeast, min(e.link.BandwidthDelay(), most))

@@ -1,0 +1,296 @@
+package cache
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"time"
+
+	"github.com/cocoonstack/epochfs/internal/transport"
+)
+
+const (
+	// replayGap is the largest gap, in bytes of payload, over which a replay
+	// joins two runs of pieces to one request. The touches of a real guest
+	// come soonest over a link of 125 MB/s and 20 ms with gaps of 64 KiB:
+	// wider ones fetch more than the requests cost that they save.
+	replayGap = 64 << 10
+	// replayTries bounds how often a piece is asked for that does not come
+	// although the link is well. A request that finds some of its pieces in
+	// another file leaves out what lies behind them.
+	replayTries = 64
+)
+
+// Extent is bytes [Off, Off+N) of a file.
+type Extent struct{ Off, N int64 }
+
+// Replay has the data in extents of the file fetched: after what readers wait
+// for or will want next, and before what is prefetched. It calls onPresent,
+// one call at a time, with each stretch of that data when the stretch can be
+// read without the network, in the order in which the bytes come; fetched
+// reports whether the bytes were missing before. Replay returns when all data
+// has come, or ctx has ended. What cannot be had is left out, as is what lies
+// beyond the end of the file.
+func (f *File) Replay(ctx context.Context, extents []Extent, onPresent func(x Extent, fetched bool)) error {
+	e := f.entry
+	if !e.use() {
+		return fs.ErrClosed
+	}
+	defer e.unuse()
+	r := replay{e: e, wants: e.dataIn(extents), tries: map[int]int{}, onPresent: onPresent}
+	r.came = make(chan landing, len(r.wants))
+	pieces := make([]int, 0, len(r.wants))
+	for i := range r.wants {
+		pieces = append(pieces, i)
+	}
+	slices.Sort(pieces)
+	return r.run(ctx, pieces)
+}
+
+// dataIn returns where the data of extents lies in the file, by piece.
+func (e *entry) dataIn(extents []Extent) map[int][]Extent {
+	wants := map[int][]Extent{}
+	size := e.file.Size()
+	sorted := slices.SortedFunc(slices.Values(extents), func(a, b Extent) int { return cmp.Compare(a.Off, b.Off) })
+	done := int64(0) // of the file
+	for _, x := range sorted {
+		if x.N <= 0 || x.Off >= size {
+			continue
+		}
+		off := max(x.Off, done)
+		end := x.Off + min(x.N, size-max(x.Off, 0))
+		if off >= end {
+			continue
+		}
+		done = end
+		e.addWants(wants, e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(end))
+	}
+	return wants
+}
+
+// addWants adds payload [from, to) to wants.
+func (e *entry) addWants(wants map[int][]Extent, from, to int64) {
+	for from < to {
+		i := e.grid.at(from)
+		start, n := e.grid.extent(i)
+		end := min(start+n, to)
+		for run := range e.file.Map.Payload(from, end-from) {
+			wants[i] = append(wants[i], Extent{run.Offset, run.Length})
+		}
+		from = end
+	}
+}
+
+// landing is the end of a piece's flight.
+type landing struct {
+	piece int
+	err   error
+}
+
+// replay is one call of Replay.
+type replay struct {
+	e         *entry
+	wants     map[int][]Extent // by piece, what has not come yet
+	came      chan landing     // has room for one of each piece, so that nobody waits for this replay
+	tries     map[int]int      // by piece, how often it was asked for in vain
+	left      []int            // pieces that a request has left out, to be asked for again
+	failed    []int            // pieces to be asked for again after a pause
+	onPresent func(x Extent, fetched bool)
+}
+
+func (r *replay) run(ctx context.Context, pieces []int) error {
+	if err := r.ask(pieces); err != nil {
+		return err
+	}
+	pause := time.NewTicker(prefetchPause)
+	defer pause.Stop()
+	for len(r.wants) > 0 {
+		if len(r.left) > 0 && len(r.came) == 0 { // what was left out together is asked for together
+			if err := r.askAgain(&r.left); err != nil {
+				return err
+			}
+		}
+		select {
+		case l := <-r.came:
+			r.landed(l)
+		case <-pause.C:
+			if err := r.askAgain(&r.failed); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-r.e.ctx.Done():
+			return fs.ErrClosed
+		}
+	}
+	return nil
+}
+
+func (r *replay) askAgain(pieces *[]int) error {
+	again := *pieces
+	*pieces = nil
+	slices.Sort(again)
+	return r.ask(again)
+}
+
+// landed deals with the end of a flight.
+func (r *replay) landed(l landing) {
+	var wrong *contentError
+	switch {
+	case r.e.readable(l.piece):
+		r.give(l.piece, true)
+		return
+	case l.err == nil:
+		r.left = append(r.left, l.piece)
+		r.tries[l.piece]++
+	case errors.As(l.err, &wrong):
+		r.failed = append(r.failed, l.piece)
+		r.tries[l.piece]++
+	case transport.Final(l.err):
+		delete(r.wants, l.piece)
+	default:
+		r.failed = append(r.failed, l.piece)
+	}
+	if r.tries[l.piece] >= replayTries {
+		delete(r.wants, l.piece)
+	}
+}
+
+// ask gives what is present of the ascending pieces, and has the rest
+// fetched.
+func (r *replay) ask(pieces []int) error {
+	e := r.e
+	var missing, want []int
+	for _, i := range pieces {
+		if r.wants[i] == nil {
+			continue // given up
+		}
+		if e.state.suspect(i) {
+			e.recheck(i)
+		}
+		if e.readable(i) {
+			r.give(i, false)
+		} else {
+			missing = append(missing, i)
+		}
+	}
+	e.mu.Lock()
+	if e.closing {
+		e.mu.Unlock()
+		return fs.ErrClosed
+	}
+	for _, i := range missing {
+		if err := e.condemnedLocked(i, i+1); err != nil {
+			r.came <- landing{i, err}
+			continue
+		}
+		if e.watchLocked(i, r.came) {
+			want = append(want, i)
+		}
+	}
+	e.mu.Unlock()
+	e.cache.queue.push(replayed, e.nearby(want)...)
+	return nil
+}
+
+// give tells of a piece that is present.
+func (r *replay) give(piece int, fetched bool) {
+	for _, x := range r.wants[piece] {
+		r.onPresent(x, fetched)
+	}
+	delete(r.wants, piece)
+}
+
+// readable reports whether piece i can be read without the network.
+func (e *entry) readable(i int) bool {
+	return e.state.has(i) || e.cache.spare.peek(e, i) != nil
+}
+
+// watchLocked has the end of piece i's flight told to w, which must have room
+// for it. It reports whether the piece is still to be queued. The watcher does
+// not count as one who waits: a reader that joins the flight has the piece
+// queued as demand.
+func (e *entry) watchLocked(i int, w chan<- landing) (queue bool) {
+	if e.state.has(i) { // since it was looked for
+		w <- landing{piece: i}
+		return false
+	}
+	fl := e.flights[i]
+	if fl == nil {
+		fl = &flight{done: make(chan struct{})}
+		e.flights[i] = fl
+	}
+	fl.watchers = append(fl.watchers, w)
+	return !fl.running && !fl.urgent
+}
+
+// nearby returns the ascending pieces as spans, with the pieces between those
+// that lie near each other.
+func (e *entry) nearby(pieces []int) (spans []span) {
+	end := int64(0) // of the last span, in the payload
+	for _, i := range pieces {
+		off, n := e.grid.extent(i)
+		if k := len(spans); k > 0 && off-end <= replayGap {
+			spans[k-1].to = i + 1
+		} else {
+			spans = append(spans, span{entry: e, from: i, to: i + 1})
+		}
+		end = off + n
+	}
+	return spans
+}
+
+// Present reports whether bytes [off, off+n) of the file can be read without
+// the network.
+func (f *File) Present(off, n int64) bool {
+	e := f.entry
+	off, n = e.within(off, n)
+	from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+n)
+	return from == to || e.state.hasAll(e.grid.at(from), e.grid.at(to-1)+1)
+}
+
+// within returns the part of [off, off+n) that lies within the file.
+func (e *entry) within(off, n int64) (int64, int64) {
+	size := e.file.Size()
+	off = min(max(off, 0), size)
+	return off, min(max(n, 0), size-off)
+}
+
+// ReadPresent fills p from offset off on if all of p lies within the file and
+// can be read without the network, and reports whether it has. It does not
+// count as a read.
+func (f *File) ReadPresent(p []byte, off int64) bool {
+	e := f.entry
+	if off < 0 || off > e.file.Size()-int64(len(p)) {
+		return false
+	}
+	l := look{off: off, n: int64(len(p)), from: e.file.Map.PayloadAt(off), to: e.file.Map.PayloadAt(off + int64(len(p)))}
+	var unkept map[int][]byte
+	if l.from < l.to {
+		for i, end := e.grid.at(l.from), e.grid.at(l.to-1)+1; i < end; i++ {
+			if e.state.has(i) {
+				continue
+			}
+			data := e.cache.spare.peek(e, i)
+			if data == nil {
+				return false
+			}
+			if unkept == nil {
+				unkept = map[int][]byte{}
+			}
+			unkept[i] = data
+		}
+		if !e.proved(l.from, l.to, unkept) {
+			return false
+		}
+	}
+	if e.state.unsafe() || e.readData(p, l) != nil {
+		return false
+	}
+	for i, payload := range unkept {
+		e.overlay(p, off, i, payload)
+	}
+	return true
+}
