@@ -295,13 +295,19 @@ func (v *verified) sum() string { return digests.OfHash(v.hash) }
 // PutManifest stores a manifest under a tag or its digest. The registry
 // must name the digest that the bytes have, if it names one.
 func (r *Registry) PutManifest(ctx context.Context, name, tag string, data []byte, contentType string) error {
+	_, err := r.putManifest(ctx, name, tag, data, contentType)
+	return err
+}
+
+// putManifest is PutManifest. It returns the headers of the answer.
+func (r *Registry) putManifest(ctx context.Context, name, tag string, data []byte, contentType string) (http.Header, error) {
 	t := r.target("put manifest", name, tag)
 	if !validRepository(name) || !tagForm.MatchString(tag) && !digests.Valid(tag) {
-		return fmt.Errorf("%w: %s", ErrReference, t.what)
+		return nil, fmt.Errorf("%w: %s", ErrReference, t.what)
 	}
 	digest := digests.Of(data)
 	if digests.Valid(tag) && tag != digest {
-		return t.wrong("the manifest has digest %s", digest)
+		return nil, t.wrong("the manifest has digest %s", digest)
 	}
 	q := request{
 		target: t,
@@ -313,12 +319,11 @@ func (r *Registry) PutManifest(ctx context.Context, name, tag string, data []byt
 		wait:   r.limits.patch,
 		moves:  true,
 	}
-	_, err := retry(ctx, r, t, func() (struct{}, error) {
+	return retry(ctx, r, t, func() (http.Header, error) {
 		resp, err := r.do(ctx, q)
-		if err == nil {
-			err = t.stored(resp, digest)
+		if err != nil {
+			return nil, err
 		}
-		return struct{}{}, err
+		return resp.Header, t.stored(resp, digest)
 	})
-	return err
 }

@@ -26,6 +26,7 @@ type limits struct {
 	stall  time.Duration // without one byte of a body
 	small  time.Duration // for all of a body that fits into memory
 	first  time.Duration // before the first quick retry
+	settle time.Duration // for which a list must stand that several clients may write
 }
 
 func defaultLimits() limits {
@@ -37,6 +38,7 @@ func defaultLimits() limits {
 		stall:  15 * time.Second,
 		small:  5 * time.Minute,
 		first:  200 * time.Millisecond,
+		settle: 500 * time.Millisecond,
 	}
 }
 
