@@ -2,22 +2,22 @@ package registry
 
 import "io"
 
-// piece is what was read of a body into a chunk buffer.
+// piece is a part of a body that was read into a chunk buffer.
 type piece struct {
 	buf *[]byte
 	n   int
-	err error // what ended the body; of io.ReadFull
+	err error // ended the body; as from io.ReadFull
 }
 
-// ahead reads a body in chunks, one chunk ahead of who takes them.
+// ahead reads a body in chunks, one chunk ahead of its consumer.
 type ahead struct {
-	full chan piece   // the next chunk, or what was read before the body ended
-	free chan *[]byte // buffers whose bytes were used
+	full chan piece   // the next chunk, or the error that ended the body
+	free chan *[]byte // buffers whose bytes are no longer needed
 	stop chan struct{}
 }
 
-// readAhead begins to read. The caller gives buffers back to free, and
-// calls close before anybody else reads or seeks body.
+// readAhead starts reading body. The caller returns buffers to free, and
+// calls close before anything else reads or seeks body.
 func readAhead(body io.Reader) *ahead {
 	a := &ahead{full: make(chan piece), free: make(chan *[]byte, 2), stop: make(chan struct{})}
 	a.free <- chunks.Get().(*[]byte)
@@ -48,7 +48,7 @@ func (a *ahead) run(body io.Reader) {
 	}
 }
 
-// close ends reading and returns when nothing reads any more.
+// close stops reading and returns once the reading goroutine has ended.
 func (a *ahead) close() {
 	close(a.stop)
 	for range a.full {
@@ -63,7 +63,8 @@ func (a *ahead) close() {
 	}
 }
 
-// interrupted is a reader that ends between two reads.
+// interrupted is a reader that fails before its next read once stop is
+// closed.
 type interrupted struct {
 	r    io.Reader
 	stop <-chan struct{}

@@ -12,14 +12,14 @@ import (
 	"github.com/cocoonstack/epochfs/registry/credentials"
 )
 
-// access is what a request needs to be allowed.
+// access is what a request must be allowed to do.
 type access struct {
 	name string // repository
 	push bool   // to write to it
 	from string // another repository to read, for mounts; or ""
 }
 
-// scopes are the words of the token protocol for it.
+// scopes returns the access in the words of the token protocol.
 func (a access) scopes() []string {
 	actions := "pull"
 	if a.push {
@@ -32,19 +32,20 @@ func (a access) scopes() []string {
 	return all
 }
 
-// token is an Authorization header that a registry accepted, or will.
+// token is an Authorization header that a registry accepted, or is expected
+// to accept.
 type token struct {
 	header  string
-	expires time.Time // zero: it does not say
-	unasked bool      // nobody asked for it, and it works
+	expires time.Time // zero if the token endpoint gave no lifetime
+	unasked bool      // sent without a challenge, and accepted
 }
 
 func (t *token) fresh() bool {
 	return t != nil && (t.expires.IsZero() || time.Now().Before(t.expires))
 }
 
-// authorizer keeps what a registry asked for and what it was given.
-// Nothing of it is ever written to disk.
+// authorizer keeps the challenges of a registry and the tokens that answered
+// them, in memory only.
 type authorizer struct {
 	r        *Registry
 	isEpoch  bool
@@ -57,14 +58,14 @@ type authorizer struct {
 	tokens  map[access]*token
 	basic   map[string]*token // by repository: credentials may be for one only
 	flights map[errand]*flight
-	unknown map[string]time.Time // repositories that no credentials helped with, and until when that is believed
-	api     *[]challenge         // what the API's root asks for; nil: not known
-	looked  bool                 // for stored credentials
-	keyErr  error                // why some of them could not be read
-	from    string               // where those that were found are kept, or ""
+	unknown map[string]time.Time // no credentials helped with these repositories; when to try again
+	api     *[]challenge         // challenges of the API's root; nil if not known
+	looked  bool                 // whether stored credentials were looked up
+	keyErr  error                // why some stored credentials could not be read
+	from    string               // where the credentials were found, or ""
 }
 
-// errand is what a flight is for.
+// errand is the purpose of a flight.
 type errand struct {
 	access
 	basic bool // basic credentials, and no token
@@ -72,7 +73,7 @@ type errand struct {
 
 // flight is one exchange that several requests wait for.
 type flight struct {
-	done  chan struct{} // closed once the rest is final
+	done  chan struct{} // closed once the other fields are final
 	token *token
 	err   error
 }
@@ -97,18 +98,18 @@ func newAuthorizer(r *Registry, o Options, isEpoch bool) *authorizer {
 
 // authorization is the header that a request is sent with.
 type authorization struct {
-	header  string // "" is none
-	unasked bool   // the registry did not ask for it: it goes to q.url only
+	header  string // "" for none
+	unasked bool   // not asked for by the registry: sent to q.url only
 }
 
-// first is the Authorization to begin with: what was accepted before,
-// renewed if it is too old; the epoch token; or none.
+// first returns the Authorization of a request's first try: the one that was
+// accepted before, renewed if it is too old; the epoch token; or none.
 func (a *authorizer) first(ctx context.Context, acc access) authorization {
 	a.mu.Lock()
 	key := acc
 	tok := a.tokens[key]
 	if tok == nil && !acc.push {
-		key.push = true // who may write may read
+		key.push = true // push access includes read access
 		tok = a.tokens[key]
 	}
 	asked, basic := a.asked[key], a.basic[acc.name]
@@ -121,7 +122,7 @@ func (a *authorizer) first(ctx context.Context, acc access) authorization {
 			return a.exchange(ctx, asked, key)
 		})
 		if err != nil {
-			return authorization{} // the plain request tells
+			return authorization{} // the plain request shows what is needed
 		}
 		return authorization{header: fresh.header}
 	case basic != nil:
@@ -132,10 +133,10 @@ func (a *authorizer) first(ctx context.Context, acc access) authorization {
 	return authorization{}
 }
 
-// answer finds an Authorization for challenges that a request with the
-// header used got. The error is ErrDenied where there is none, errNoToken
-// where the token endpoint wants none to be sent, or what kept the endpoint
-// from answering.
+// answer returns an Authorization for the challenges to a request that was
+// sent with the header used. It fails with ErrDenied if no credentials fit,
+// with errNoToken if the token endpoint wants the request without a token,
+// or with the error that kept the endpoint from answering.
 func (a *authorizer) answer(ctx context.Context, all []challenge, acc access, used string) (string, error) {
 	var last error = ErrDenied
 	for _, c := range all {
@@ -159,7 +160,7 @@ func (a *authorizer) answer(ctx context.Context, all []challenge, acc access, us
 	return "", last
 }
 
-// bearer gets a token for acc that is not the one that was refused.
+// bearer returns a token for acc other than the refused one.
 func (a *authorizer) bearer(ctx context.Context, c challenge, acc access, used string) (*token, error) {
 	a.mu.Lock()
 	tok := a.tokens[acc]
@@ -177,7 +178,8 @@ func (a *authorizer) bearer(ctx context.Context, c challenge, acc access, used s
 	return tok, err
 }
 
-// basicAuth makes a header of the credentials, unless that was refused.
+// basicAuth returns a header with the credentials, unless the registry
+// refused just that header.
 func (a *authorizer) basicAuth(ctx context.Context, acc access, used string) (*token, error) {
 	who := errand{access: access{name: acc.name}, basic: true}
 	tok, err := a.once(ctx, who, func(ctx context.Context) (*token, error) {
@@ -197,8 +199,8 @@ func (a *authorizer) basicAuth(ctx context.Context, acc access, used string) (*t
 	return tok, err
 }
 
-// basicHeader is the header for a name and a password, or "". The name that
-// stands beside an identity token has no password.
+// basicHeader returns the header for a name and a password, or "". A name
+// that accompanies an identity token has no password.
 func basicHeader(cfg authn.AuthConfig) string {
 	switch {
 	case cfg.IdentityToken != "" && cfg.Password == "":
@@ -212,8 +214,8 @@ func basicHeader(cfg authn.AuthConfig) string {
 	return ""
 }
 
-// once runs get, for all who want the same at the same time, and keeps its
-// token. A caller that leaves does not end it for the others.
+// once runs get for all callers with the same errand at the same time, and
+// keeps its token. A caller that leaves does not end it for the others.
 func (a *authorizer) once(ctx context.Context, e errand, get func(context.Context) (*token, error)) (*token, error) {
 	const patience = 2 * time.Minute
 	a.mu.Lock()
@@ -243,7 +245,7 @@ func (a *authorizer) once(ctx context.Context, e errand, get func(context.Contex
 	}
 }
 
-// land keeps what a flight brought.
+// land stores the result of a flight.
 func (a *authorizer) land(e errand, f *flight) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// body is an answer's body that fails when it stops moving. Close may be
-// called while a Read is under way and ends it.
+// body is the body of an answer. It fails when it stalls. Close may be
+// called during a Read, and ends it.
 type body struct {
 	rc     io.ReadCloser
 	ctx    context.Context
@@ -40,8 +40,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close gives the connection back, or up where the body was not read to
-// its end.
+// Close returns the connection to the pool, or closes it if the body was not
+// read to its end.
 func (b *body) Close() error {
 	b.timer.Stop()
 	err := b.rc.Close()
@@ -49,13 +49,13 @@ func (b *body) Close() error {
 	return err
 }
 
-// exact hands out n bytes of a body and then io.EOF, whatever follows.
-// A body that ends before is a broken one, and so is one that was announced
-// with fewer bytes than are needed.
+// exact returns n bytes of a body and then io.EOF, ignoring what follows. It
+// fails if the body ends early, or if the registry announced fewer bytes
+// than are needed.
 type exact struct {
 	rc      io.ReadCloser
 	left    int64
-	lacking int64 // needed after those
+	lacking int64 // bytes needed beyond those
 	t       target
 }
 
@@ -79,7 +79,7 @@ func (e *exact) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// end is what follows the last byte.
+// end returns the error after the last byte.
 func (e *exact) end() error {
 	if e.lacking > 0 {
 		return e.t.short()
@@ -89,7 +89,7 @@ func (e *exact) end() error {
 
 func (e *exact) Close() error { return e.rc.Close() }
 
-// open hands out a body of unknown length; its errors are *Error.
+// open is a body of unknown length; its errors are *Error.
 type open struct {
 	io.ReadCloser
 	t target
@@ -103,8 +103,8 @@ func (o *open) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// drain reads what is left of a small body, so that its connection can be
-// used again, and closes it. It returns the first bytes.
+// drain reads the rest of a small body, so that its connection can be
+// reused, and closes it. It returns the first bytes.
 func drain(resp *http.Response) []byte {
 	const (
 		most    = 16 << 10
@@ -117,18 +117,18 @@ func drain(resp *http.Response) []byte {
 	return raw
 }
 
-// isJSON reports whether a small body, which all are JSON, begins like that.
+// isJSON reports whether a small body begins like a JSON object.
 func isJSON(raw []byte) bool {
 	raw = bytes.TrimSpace(raw)
 	return len(raw) > 0 && (raw[0] == '{' || raw[0] == '[')
 }
 
-// readSmall reads a whole body of at most most bytes and closes it. A
-// longer one is wrong content; one that drips is given up.
+// readSmall reads a whole body of at most most bytes and closes it. A longer
+// body is ErrContent; one that takes too long fails.
 func (r *Registry) readSmall(resp *http.Response, most int64, t target) ([]byte, error) {
 	defer resp.Body.Close()
 	if resp.ContentLength > most {
-		return nil, t.wrong("%d bytes are announced, more than %d are not accepted", resp.ContentLength, most)
+		return nil, t.wrong("%d bytes announced, but at most %d are accepted", resp.ContentLength, most)
 	}
 	stop := time.AfterFunc(r.limits.small, func() {
 		if b, ok := resp.Body.(*body); ok {
@@ -144,7 +144,7 @@ func (r *Registry) readSmall(resp *http.Response, most int64, t target) ([]byte,
 	case err != nil:
 		return nil, t.broken(err)
 	case int64(len(raw)) > most:
-		return nil, t.wrong("more than %d bytes are not accepted", most)
+		return nil, t.wrong("more than %d bytes", most)
 	case !isJSON(raw) && beginsEncoded(resp.Header, raw):
 		return nil, t.encoded(resp.Header)
 	}

@@ -2,17 +2,17 @@ package registry
 
 import "strings"
 
-// challenge is one way to authenticate that a 401 offers.
+// challenge is one way to authenticate, as offered by a 401.
 type challenge struct {
 	scheme string // lower case
 	params map[string]string
 }
 
-// maxChallenges bounds what is read out of one answer.
+// maxChallenges bounds the challenges read from one answer.
 const maxChallenges = 8
 
-// parseChallenges reads WWW-Authenticate headers. A header may hold
-// several challenges; what cannot be read ends its header.
+// parseChallenges parses WWW-Authenticate headers. A header may hold several
+// challenges; a syntax error ends its header.
 func parseChallenges(headers []string) []challenge {
 	var all []challenge
 	for _, h := range headers {
@@ -30,8 +30,8 @@ func parseChallenges(headers []string) []challenge {
 	return all
 }
 
-// readParams reads key=value pairs up to the next challenge, which is a
-// token that no "=" follows, and returns the rest.
+// readParams parses key=value pairs up to the next challenge, which is a
+// token without "=", and returns the rest.
 func (c *challenge) readParams(h string) string {
 	for {
 		rest := skipCommas(h)
@@ -64,8 +64,8 @@ func isTokenByte(b byte) bool {
 		strings.IndexByte("!#$%&'*+-.^_`|~", b) >= 0
 }
 
-// cutValue cuts a token or a quoted string. A quote that is never closed
-// takes the rest.
+// cutValue splits off a token or a quoted string. An unclosed quote takes
+// the rest.
 func cutValue(s string) (value, rest string) {
 	if !strings.HasPrefix(s, `"`) {
 		// Some registries do not quote URLs.

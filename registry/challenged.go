@@ -11,21 +11,21 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 
-// errNoToken is a token endpoint's answer that it is well, and gives no
-// token: the request is to be sent without.
+// errNoToken means that the token endpoint answered without a token, so that
+// the request is to be sent without one.
 var errNoToken = errors.New("the token endpoint gives no token")
 
-// attempt is one request on its way to be allowed.
+// attempt is the authentication state of one request.
 type attempt struct {
 	r       *Registry
 	q       request
 	authz   authorization
-	without bool // it was sent once more without a token
-	probed  bool // the API's root was asked because of it
+	without bool // the request was sent again without a token
+	probed  bool // the API's root was asked for its challenges
 }
 
 // again reports whether the request is to be sent once more, with a.authz.
-// resp is closed then, and also with an error. Otherwise it is the answer.
+// If so, or on error, it has closed resp.
 func (a *attempt) again(ctx context.Context, resp *http.Response) (bool, error) {
 	if redirected(resp) || a.q.stream != nil {
 		return false, nil
@@ -42,7 +42,7 @@ func (a *attempt) again(ctx context.Context, resp *http.Response) (bool, error) 
 	return false, nil
 }
 
-// unauthorized answers a 401.
+// unauthorized handles a 401.
 func (a *attempt) unauthorized(ctx context.Context, resp *http.Response) (bool, error) {
 	challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
 	body := drain(resp)
@@ -58,7 +58,7 @@ func (a *attempt) unauthorized(ctx context.Context, resp *http.Response) (bool, 
 	return true, nil
 }
 
-// answer sets what challenges ask for.
+// answer sets the Authorization that the challenges ask for.
 func (a *attempt) answer(ctx context.Context, challenges []challenge) error {
 	header, err := a.r.auth.answer(ctx, challenges, a.q.access, a.authz.header)
 	if errors.Is(err, errNoToken) {
@@ -75,10 +75,10 @@ func (a *attempt) answer(ctx context.Context, challenges []challenge) error {
 	return err
 }
 
-// unchallenged finds an Authorization for a 401 that asks for nothing: what
-// the registry asked for before, what its root asks for, or the stored
-// credentials, once. These go to the registry's own host only, over TLS or
-// within this machine, and not where it redirects to.
+// unchallenged sets an Authorization for a 401 without a challenge: one for
+// the registry's earlier challenge, for its root's, or the stored
+// credentials, once. Those are sent only to the registry's own host, never
+// after a redirect, and only over TLS or within this machine.
 func (a *attempt) unchallenged(ctx context.Context, moved bool) error {
 	auth := a.r.auth
 	if c, ok := auth.askedBefore(a.q.access); ok {
@@ -113,9 +113,9 @@ func (a *attempt) unchallenged(ctx context.Context, moved bool) error {
 	return nil
 }
 
-// hidden answers a 403 or 404 that a registry gave to somebody it does not
-// know, where there are credentials and its root asks for some. A 404 is
-// mostly the truth, and an upload is challenged when it begins.
+// hidden handles a 403 or 404 that may hide content from anonymous clients:
+// if there are credentials and the API's root asks for some. Uploads are not
+// affected, because they are challenged when they begin.
 func (a *attempt) hidden(ctx context.Context, resp *http.Response) (bool, error) {
 	if a.probed || a.authz.header != "" || moved(resp) || resp.StatusCode == http.StatusNotFound && a.q.access.push {
 		return false, nil
@@ -148,9 +148,9 @@ func (a *attempt) hidden(ctx context.Context, resp *http.Response) (bool, error)
 	return true, nil
 }
 
-// unknownFor is for how long a 403 or 404 is believed after nothing was found
-// to show to the registry. Somebody may log in; and a helper must not run for
-// every blob that a mirror lacks.
+// unknownFor is how long a 403 or 404 is believed after no credentials were
+// found. The user may log in later; and a helper must not run for every blob
+// that a mirror lacks.
 const unknownFor = 30 * time.Second
 
 func (a *authorizer) isUnknown(name string, now time.Time) bool {
@@ -165,8 +165,8 @@ func (a *authorizer) staysUnknown(name string, now time.Time) {
 	a.unknown[name] = now.Add(unknownFor)
 }
 
-// hold reads what is left of a small body and has the answer keep it, so
-// that its connection is free for another request.
+// hold reads the rest of a small body into memory, so that its connection is
+// free for another request.
 func hold(resp *http.Response) {
 	resp.Body = io.NopCloser(bytes.NewReader(drain(resp)))
 }
@@ -179,22 +179,23 @@ func (a *authorizer) askedBefore(acc access) (challenge, bool) {
 	return c, ok
 }
 
-// keep notes credentials that nobody had asked for and that were accepted.
+// keep stores credentials that were accepted without a challenge.
 func (a *authorizer) keep(acc access, header string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.basic[acc.name] = &token{header: header, unasked: true}
 }
 
-// rootIsOpen reports whether the API's root is known to ask for nothing.
+// rootIsOpen reports whether the API's root is known to need no
+// authentication.
 func (r *Registry) rootIsOpen() bool {
 	r.auth.mu.Lock()
 	defer r.auth.mu.Unlock()
 	return r.auth.api != nil && len(*r.auth.api) == 0
 }
 
-// rootAsks returns what the API's root asks for. It is asked once; an answer
-// that says nothing about it does not count.
+// rootAsks returns the challenges of the API's root. It sends one request in
+// all; an answer that shows nothing about authentication does not count.
 func (r *Registry) rootAsks(ctx context.Context) []challenge {
 	a := r.auth
 	a.mu.Lock()
@@ -212,7 +213,7 @@ func (r *Registry) rootAsks(ctx context.Context) []challenge {
 	var all []challenge
 	switch {
 	case redirected(resp):
-		return nil // another host's words
+		return nil // challenges of another host
 	case resp.StatusCode == http.StatusUnauthorized:
 		all = parseChallenges(resp.Header.Values("WWW-Authenticate"))
 	case resp.StatusCode != http.StatusOK:

@@ -5,13 +5,14 @@ import (
 	"strings"
 )
 
-// confirm asks for what was stored by the digest that it has. What the
-// registry announced instead decides nothing: it may be another algorithm's,
-// or of another form. The request that stored it is still open.
+// confirm checks that the registry has the stored content under its digest.
+// The digest that the registry announced decides nothing: it may have
+// another algorithm or form. The caller has not yet closed the answer of the
+// request that stored the content.
 func (t target) confirm(resp *http.Response, digest, announced string) error {
 	other := t.wrong("the registry stored it as %q, not as %s", clip(announced), digest)
 	if resp.Request.URL.Query().Get("from") == t.name {
-		return other // a mount from the repository itself is not worth a question
+		return other // a mount from the repository itself does not justify another request
 	}
 	kind := "/blobs/"
 	header := http.Header{}
@@ -33,7 +34,7 @@ func (t target) confirm(resp *http.Response, digest, announced string) error {
 	defer drain(head)
 	switch s := head.StatusCode; {
 	case s == http.StatusOK, s == http.StatusForbidden, s == http.StatusMethodNotAllowed:
-		return nil // it is there, or the registry does not say
+		return nil // stored, or the registry does not say
 	case s == http.StatusNotFound:
 		return other
 	}

@@ -19,29 +19,30 @@ const (
 	maxRedirects = 5
 	maxTries     = 4               // of a small request
 	maxSessions  = 8               // of an upload, each from its first byte
-	maxQuickWait = 5 * time.Second // longer waits are the caller's to decide on
+	maxQuickWait = 5 * time.Second // the caller decides on longer waits
 )
 
-// request is one request to the registry, as it is meant.
+// request is one request to the registry, before authentication and
+// redirects.
 type request struct {
 	target
 	method string
-	url    *url.URL // on the registry's own host, or on one that it has sent the upload to
+	url    *url.URL // on the registry's own host, or where it redirected the upload
 	header http.Header
 	body   []byte          // can be sent again
-	closed *sync.WaitGroup // where set, waits until no connection reads body any more
-	stream io.ReadCloser   // instead of body; sent once
+	closed *sync.WaitGroup // if not nil, waits until no connection reads body
+	stream io.ReadCloser   // instead of body; can be sent once
 	size   int64           // of stream
-	access access          // what it needs
+	access access          // the access it needs
 	wait   time.Duration   // for the answer; 0 is limits.answer
-	moves  bool            // a 307 or 308 is followed, whatever the method
+	moves  bool            // follow a 307 or 308 for any method
 }
 
-// do sends a request and, where the registry asks for it, sends it again
-// with a token. It returns any answer but a 401 that could be answered.
-// Errors are *Error.
+// do sends a request, and again with a token if the registry asks for one.
+// It returns any answer except a 401 that could be answered. Errors are
+// *Error.
 func (r *Registry) do(ctx context.Context, q request) (*http.Response, error) {
-	foreign := !sameOrigin(q.url, &r.base) // credentials stay at home
+	foreign := !sameOrigin(q.url, &r.base) // credentials stay on the registry's host
 	a := attempt{r: r, q: q}
 	if foreign {
 		ctx = context.WithValue(ctx, hopKey{}, true)
@@ -66,8 +67,7 @@ func (r *Registry) do(ctx context.Context, q request) (*http.Response, error) {
 }
 
 // maxAnswers is how often one request is sent again with another token. A
-// new token may have been called in before it was used: once is not
-// enough to take no for an answer.
+// token may be revoked before it is used, so one refusal is not final.
 const maxAnswers = 3
 
 // refused completes the error of a 401 that could not be answered.
@@ -82,23 +82,23 @@ func (r *Registry) refused(t target, err error, resp *http.Response, body []byte
 	return e
 }
 
-// hopKey marks requests that a redirect sent somewhere: with true, to
+// hopKey marks redirected requests; its value is true if the redirect led to
 // another host.
 type hopKey struct{}
 
-// redirected tells whether an answer came from another host than the one
-// that was asked.
+// redirected reports whether an answer came from another host than the
+// request was sent to.
 func redirected(resp *http.Response) bool {
 	return resp.Request != nil && resp.Request.Context().Value(hopKey{}) == true
 }
 
-// moved reports whether an answer came after a redirect, to whatever host.
+// moved reports whether an answer came after a redirect to any host.
 func moved(resp *http.Response) bool {
 	return resp.Request != nil && resp.Request.Context().Value(hopKey{}) != nil
 }
 
-// follow sends q and goes after redirects. authz goes to the host of q.url
-// and to no other; if nobody asked for it, to q.url only.
+// follow sends q and follows redirects. authz goes only to the host of
+// q.url, or only to q.url if the registry did not ask for it.
 func (r *Registry) follow(ctx context.Context, q request, authz authorization) (*http.Response, error) {
 	wait := q.wait
 	if wait == 0 {
@@ -115,7 +115,7 @@ func (r *Registry) follow(ctx context.Context, q request, authz authorization) (
 		if err != nil {
 			return nil, err
 		}
-		if sameOrigin(u, &r.base) { // a token endpoint may be elsewhere
+		if sameOrigin(u, &r.base) { // a token endpoint may be on another host
 			for k, v := range r.header {
 				req.Header[k] = v
 			}
@@ -126,7 +126,7 @@ func (r *Registry) follow(ctx context.Context, q request, authz authorization) (
 		resp, err := r.send(req, wait)
 		if err != nil {
 			if errors.Is(err, errPlainHTTP) && req.Body != nil {
-				req.Body.Close() // nobody else has seen it
+				req.Body.Close() // not yet seen by anything else
 			}
 			return nil, err
 		}
@@ -159,7 +159,7 @@ func (r *Registry) newRequest(ctx context.Context, q request, u *url.URL) (*http
 	}
 	req.Header.Set("User-Agent", r.agent)
 	if q.method == http.MethodGet || q.method == http.MethodHead {
-		req.Header.Set("Accept-Encoding", "identity") // digests are of the bytes as they are
+		req.Header.Set("Accept-Encoding", "identity") // digests are of the bytes as stored
 	}
 	switch {
 	case q.stream != nil:
@@ -182,8 +182,8 @@ func (r *Registry) newRequest(ctx context.Context, q request, u *url.URL) (*http
 	return req, nil
 }
 
-// lent is a request's body whose bytes are used again when it is closed.
-// The transport closes each body, but maybe after the answer has come.
+// lent is a request's body whose buffer is reused after its Close. The
+// transport closes each body, but maybe after the answer has arrived.
 type lent struct {
 	*bytes.Reader
 	back func()
@@ -194,9 +194,9 @@ func (l *lent) Close() error {
 	return nil
 }
 
-// follows reports whether an answer is a redirect that is gone after: any
-// of GET and HEAD, else one that keeps the method, of a request whose body
-// can be sent again.
+// follows reports whether a redirect with this status is followed: any for
+// GET and HEAD, else one that keeps the method of a request that can be sent
+// again.
 func (q *request) follows(status int) bool {
 	read := q.method == http.MethodGet || q.method == http.MethodHead
 	switch status {
@@ -208,15 +208,15 @@ func (q *request) follows(status int) bool {
 	return false
 }
 
-// nextHop resolves a redirect. Its errors do not repeat the location: a
-// signed URL is a secret.
+// nextHop resolves a redirect. Its errors do not repeat the location,
+// because a signed URL is a secret.
 func (r *Registry) nextHop(from *url.URL, location string) (*url.URL, error) {
 	to, err := from.Parse(location)
 	switch {
 	case err != nil || location == "":
-		return nil, errors.New("it redirects to something that is not a URL")
+		return nil, errors.New("it redirects to an invalid URL")
 	case to.Scheme != "https" && to.Scheme != "http" || to.Host == "" || to.User != nil:
-		return nil, errors.New("it redirects to something that cannot be followed")
+		return nil, errors.New("it redirects to an unusable URL")
 	case from.Scheme == "https" && to.Scheme != "https":
 		return nil, errors.New("it redirects from https to http")
 	case isLinkLocal(to) && !sameOrigin(from, to):
@@ -230,20 +230,20 @@ func sameOrigin(a, b *url.URL) bool {
 	return a.Scheme == b.Scheme && withPort(a.Scheme, a.Host) == withPort(b.Scheme, b.Host)
 }
 
-// isLinkLocal is true for addresses such as a cloud's metadata service,
-// to which a registry has no business to send anybody.
+// isLinkLocal reports whether u has a link-local address, such as a cloud's
+// metadata service. No registry may redirect there.
 func isLinkLocal(u *url.URL) bool {
-	ip, err := netip.ParseAddr(u.Hostname()) // with a zone or without
+	ip, err := netip.ParseAddr(u.Hostname()) // with or without a zone
 	ip = ip.Unmap()
 	return err == nil && (ip.IsLinkLocalUnicast() || ip.IsUnspecified())
 }
 
-// quick is a backoff for small requests: short waits with jitter, what
-// the registry asks for, and no wait that is long.
+// quick is a backoff for small requests: short waits with jitter, or the
+// wait that the registry asks for if it is short.
 type quick struct {
 	*backoff.ExponentialBackOff
 	asked time.Duration
-	most  time.Duration // it may ask for
+	most  time.Duration // longest wait the registry may ask for
 }
 
 // NextBackOff returns the next wait, or backoff.Stop.
@@ -254,19 +254,19 @@ func (q *quick) NextBackOff() time.Duration {
 	return max(q.asked, q.ExponentialBackOff.NextBackOff())
 }
 
-// retry runs something that can be repeated until it succeeds or fails
-// for good, a few times at most. Only an *Error can be worth another try.
+// retry calls try until it succeeds or fails for good, a few times at most.
+// Only a temporary *Error is tried again.
 func retry[T any](ctx context.Context, r *Registry, t target, try func() (T, error)) (T, error) {
 	return retryTimes(ctx, r, t, r.tries, try)
 }
 
-// retryErr is retryTimes for what has no result.
+// retryErr is retryTimes for a function without a result.
 func retryErr(ctx context.Context, r *Registry, t target, tries uint, try func() error) error {
 	_, err := retryTimes(ctx, r, t, tries, func() (struct{}, error) { return struct{}{}, try() })
 	return err
 }
 
-// retryTimes is retry with another number of tries.
+// retryTimes is retry with the given number of tries.
 func retryTimes[T any](ctx context.Context, r *Registry, t target, tries uint, try func() (T, error)) (T, error) {
 	b := &quick{ExponentialBackOff: backoff.NewExponentialBackOff(), most: max(maxQuickWait, r.patience)}
 	b.InitialInterval = r.limits.first

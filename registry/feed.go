@@ -7,26 +7,26 @@ import (
 	"io"
 )
 
-// feed is the bytes of one blob on their way up, in pieces of up to
-// uploadChunk bytes. Its first piece stays in memory, so that an upload can
-// begin anew with it even where the source can be read only once; as long
-// as no other piece was used.
+// feed provides the bytes of one blob to an upload, in pieces of up to
+// uploadChunk bytes. It keeps the first piece in memory. So as long as only
+// that piece was used, the upload can start over even if the source can be
+// read only once.
 type feed struct {
-	body  io.Reader                 // what follows the first piece
-	again func() (io.Reader, error) // sets body to the blob's start; nil where that is impossible
-	buf   []byte                    // holds the first piece; nil where all of the blob is in memory
+	body  io.Reader                 // the bytes after the first piece
+	again func() (io.Reader, error) // sets body to the blob's start; nil if that is impossible
+	buf   []byte                    // holds the first piece; nil if the whole blob is in memory
 	first []byte
 	ended bool // nothing follows first
 
-	ahead *ahead // reads body; nil before the first piece is used
+	ahead *ahead // reads body; nil until the first piece is used
 	cur   *[]byte
-	used  int // pieces that next has returned since start
+	used  int // pieces returned by next since start
 	dirty bool
 }
 
 var (
 	errOnce    = errors.New("it can be read only once")
-	errStopped = errors.New("nobody wants the rest of it")
+	errStopped = errors.New("the rest is not needed")
 )
 
 // newFeed reads the first piece of body into buf.
@@ -35,7 +35,7 @@ func newFeed(body io.Reader, again func() (io.Reader, error), buf []byte) (*feed
 	return f, f.readFirst()
 }
 
-// memoryFeed is a blob that is in memory.
+// memoryFeed returns a feed of a blob that is in memory.
 func memoryFeed(data []byte) *feed { return &feed{first: data, ended: true} }
 
 func (f *feed) readFirst() error {
@@ -48,10 +48,10 @@ func (f *feed) readFirst() error {
 	return nil
 }
 
-// restartable reports whether start can go back to the first byte.
+// restartable reports whether start can return to the first byte.
 func (f *feed) restartable() bool { return !f.dirty || f.again != nil }
 
-// start goes to the first byte.
+// start returns to the first byte.
 func (f *feed) start() error {
 	f.used = 0
 	if !f.dirty {
@@ -68,8 +68,8 @@ func (f *feed) start() error {
 	return f.readFirst()
 }
 
-// next returns the next piece, which is the caller's until it calls next
-// or start, or io.EOF. It gives up when stop is closed.
+// next returns the next piece, valid until the next call of next or start,
+// or io.EOF. It fails when stop is closed.
 func (f *feed) next(stop <-chan struct{}) ([]byte, error) {
 	f.used++
 	if f.used == 1 {
@@ -94,7 +94,7 @@ func (f *feed) next(stop <-chan struct{}) ([]byte, error) {
 	}
 }
 
-// took makes a piece of what was read ahead the current one.
+// took makes a chunk that was read ahead the current piece.
 func (f *feed) took(p piece, ok bool) ([]byte, error) {
 	if !ok {
 		return nil, io.EOF
@@ -109,7 +109,7 @@ func (f *feed) took(p piece, ok bool) ([]byte, error) {
 	return (*p.buf)[:p.n], nil
 }
 
-// drain reads all that is left, and returns how many bytes that were.
+// drain reads the rest and returns its length in bytes.
 func (f *feed) drain() (n int64, err error) {
 	for {
 		p, err := f.next(nil)
@@ -123,7 +123,7 @@ func (f *feed) drain() (n int64, err error) {
 	}
 }
 
-// close ends reading.
+// close stops reading.
 func (f *feed) close() {
 	if f.ahead == nil {
 		return
@@ -137,8 +137,7 @@ func (f *feed) close() {
 	f.dirty = true
 }
 
-// reader returns a reader of the blob from its first byte, for a caller
-// that reads all of it by itself.
+// reader returns a reader of the whole blob from its first byte.
 func (f *feed) reader() (io.Reader, error) {
 	f.close()
 	switch {
@@ -154,12 +153,12 @@ func (f *feed) reader() (io.Reader, error) {
 	return io.MultiReader(bytes.NewReader(f.first), f.body), nil
 }
 
-// feedReader is a feed as the body of one request.
+// feedReader reads a feed as the body of one request.
 type feedReader struct {
 	f     *feed
 	left  []byte
-	n     int64 // bytes that were read
-	ended bool  // all of them
+	n     int64 // bytes read
+	ended bool  // the whole blob was read
 	err   error // of the source
 	stop  chan struct{}
 }
@@ -181,7 +180,7 @@ func (r *feedReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// failed is what the source failed with, or nil.
+// failed returns the error of the source, or nil.
 func (r *feedReader) failed() error {
 	if r.ended || r.err == errStopped {
 		return nil

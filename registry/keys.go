@@ -13,15 +13,15 @@ import (
 	"github.com/cocoonstack/epochfs/registry/credentials"
 )
 
-// resource is what the keychain is asked for.
+// resource is a repository, as the keychain knows it.
 type resource struct{ host, name string }
 
 func (r resource) String() string      { return r.host + "/" + r.name }
 func (r resource) RegistryStr() string { return r.host }
 
-// credentials are those of the registry: the epoch token for the epoch
-// server, else what is stored; empty where there are none. They are looked
-// up anew each time: somebody may have logged in.
+// credentials returns the credentials for the registry: the epoch token for
+// the epoch server, else the stored ones, or empty ones. It looks them up
+// again each time, because the user may have logged in.
 func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthConfig, error) {
 	if a.epoch != "" {
 		return authn.AuthConfig{Username: "epoch", Password: a.epoch}, nil
@@ -32,8 +32,8 @@ func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthCon
 		err  error
 	}
 	ch := make(chan found, 1)
-	// A keychain may know no context, and a disk may hang. Neither must keep
-	// the program from ending, so nobody waits for this goroutine.
+	// A keychain may ignore the context, and a disk may hang. Neither may
+	// keep the program from exiting, so nothing waits for this goroutine.
 	go func() {
 		var f found
 		if a.keychain != nil {
@@ -51,13 +51,13 @@ func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthCon
 		a.mu.Lock()
 		a.looked, a.keyErr, a.from = true, f.err, f.from
 		a.mu.Unlock()
-		return f.cfg, nil // as docker does: on without what cannot be read
+		return f.cfg, nil // as docker does: go on without what cannot be read
 	case <-ctx.Done():
 		return authn.AuthConfig{}, fmt.Errorf("the credential helper does not answer: %w", ctx.Err())
 	}
 }
 
-// lookUp asks docker's and podman's files and helpers.
+// lookUp searches docker's and podman's files and helpers.
 func (a *authorizer) lookUp(ctx context.Context, acc access) (authn.AuthConfig, string, error) {
 	c, err := a.store.Lookup(ctx, a.r.base.Host, acc.name)
 	return authn.AuthConfig{
@@ -68,11 +68,11 @@ func (a *authorizer) lookUp(ctx context.Context, acc access) (authn.AuthConfig, 
 	}, c.Source, err
 }
 
-// keychainTries is how often a keychain is asked for credentials before that
-// counts as a failure: it may have to ask somebody itself.
+// keychainTries is how often a failing keychain is asked: the service behind
+// it may be temporarily away.
 const keychainTries = 4
 
-// askKeychain asks it, and again after a pause where it fails.
+// askKeychain asks the keychain, and again after a pause if it fails.
 func (a *authorizer) askKeychain(ctx context.Context, acc access) (authn.AuthConfig, error) {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval = a.r.limits.first
@@ -84,23 +84,24 @@ func (a *authorizer) askKeychain(ctx context.Context, acc access) (authn.AuthCon
 		return authn.Authorization(ctx, auth)
 	}, backoff.WithBackOff(b), backoff.WithMaxTries(keychainTries))
 	if err != nil {
-		// Its words may have what a helper printed.
+		// Its message may contain the output of a helper.
 		return authn.AuthConfig{}, errors.New("docker's config or its credential helper cannot be read")
 	}
 	if cfg == nil {
 		return authn.AuthConfig{}, nil
 	}
-	if cfg.Username == tokenUser { // docker's way to store an identity token
+	if cfg.Username == tokenUser { // docker stores an identity token so
 		cfg = &authn.AuthConfig{IdentityToken: cmp.Or(cfg.IdentityToken, cfg.Password), RegistryToken: cfg.RegistryToken}
 	}
 	return *cfg, nil
 }
 
-// tokenUser is the name under which docker's helpers keep identity tokens.
+// tokenUser is the user name under which docker's helpers store identity
+// tokens.
 const tokenUser = "<token>"
 
-// hint says what somebody whose credentials are missing or refused, with
-// this status, can do, and which helper is missing.
+// hint returns what the user can do about credentials that are missing or
+// were refused with this status, and the name of a missing helper.
 func (a *authorizer) hint(status int) (text, helper string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -116,31 +117,32 @@ func (a *authorizer) hint(status int) (text, helper string) {
 	case a.from != "" && status == http.StatusForbidden:
 		return "the credentials of " + a.from + " do not allow it" + read, helper
 	case a.from != "":
-		return "the credentials of " + a.from + " were refused, " + login + " stores others" + read, helper
+		return "the credentials of " + a.from + " were refused; run " + login + " to store others" + read, helper
 	case a.isEpoch:
-		return "EPOCH_REGISTRY_TOKEN, or " + login + ", gives it credentials" + read, helper
+		return "set EPOCH_REGISTRY_TOKEN, or run " + login + read, helper
 	case a.keyErr != nil:
 		return a.keyErr.Error(), helper
 	}
-	return login + " stores credentials", ""
+	return "run " + login + " to store credentials", ""
 }
 
-// unused notes that what was looked up went nowhere, so that no hint blames it.
+// unused records that the credentials were not sent, so that no hint blames
+// them.
 func (a *authorizer) unused() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.looked, a.from = false, ""
 }
 
-// asksForMore reports whether credentials have something to do with a
-// refusal: the registry was seen to ask for some.
+// asksForMore reports whether credentials may be the reason of a refusal,
+// because the registry was seen to ask for some.
 func (a *authorizer) asksForMore() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.looked || a.epoch != "" || a.isEpoch
 }
 
-// credentialsFrom is that of the target's registry.
+// credentialsFrom is CredentialsFrom of the target's registry.
 func (t target) credentialsFrom() (string, error) {
 	if t.r == nil {
 		return "", nil
@@ -148,9 +150,9 @@ func (t target) credentialsFrom() (string, error) {
 	return t.r.CredentialsFrom()
 }
 
-// CredentialsFrom returns where the credentials used last are kept, such as
-// a file's name, or "" where none were used; and what could not be read when
-// they were looked for.
+// CredentialsFrom returns where the last used credentials are stored, such
+// as a file name, or "" if none were used. The error is what could not be
+// read during the lookup.
 func (r *Registry) CredentialsFrom() (string, error) {
 	a := r.auth
 	a.mu.Lock()

@@ -12,12 +12,12 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
-// Blobs are asked for as they are. Some registries label them with what they
-// were uploaded or are stored in, and send them as they are all the same;
-// some proxies compress them on the way. The length of the answer, or its
-// digest, decides which it is, and not the label.
+// Blobs are requested without content coding. Some registries still label
+// them with a coding, but send the stored bytes; some proxies really
+// compress them. The length of the answer or its digest decides, not the
+// label.
 
-// isLabelled reports whether an answer claims to be encoded.
+// isLabelled reports whether an answer claims a content coding.
 func isLabelled(h http.Header) bool {
 	for _, label := range labels(h) {
 		if label != "identity" {
@@ -27,7 +27,7 @@ func isLabelled(h http.Header) bool {
 	return false
 }
 
-// labels are the codings that an answer claims, in lower case.
+// labels returns the claimed codings in lower case.
 func labels(h http.Header) []string {
 	var all []string
 	for _, v := range h.Values("Content-Encoding") {
@@ -40,14 +40,14 @@ func labels(h http.Header) []string {
 	return all
 }
 
-// starts report whether bytes may be the beginning of a coding. Labels that
-// are not here are no codings of HTTP.
+// starts report whether bytes may begin a stream of a coding. Other labels
+// are no codings of HTTP.
 var starts = map[string]func([]byte) bool{
 	"gzip":        begins("\x1f\x8b"),
 	"x-gzip":      begins("\x1f\x8b"),
 	"compress":    begins("\x1f\x9d"),
 	"x-compress":  begins("\x1f\x9d"),
-	"deflate":     begins(""), // these have no header, or may have none
+	"deflate":     begins(""), // without a header, or with an optional one
 	"br":          begins(""),
 	"dcb":         begins(""),
 	"dcz":         begins(""),
@@ -59,18 +59,17 @@ func begins(with string) func([]byte) bool {
 	return func(b []byte) bool { return len(b) > 0 && bytes.HasPrefix(b, []byte(with)) }
 }
 
-// beginsFrame reports whether b begins with a frame of zstd, or with one that
-// is skipped.
+// beginsFrame reports whether b begins with a zstd frame, or with a
+// skippable one.
 func beginsFrame(b []byte) bool {
 	return bytes.HasPrefix(b, []byte("\x28\xb5\x2f\xfd")) ||
 		len(b) > 3 && b[0]&0xf0 == 0x50 && bytes.Equal(b[1:4], []byte("\x2a\x4d\x18"))
 }
 
-// maxStart is how many bytes decide about it.
+// maxStart is the number of bytes inspected for that.
 const maxStart = 128
 
-// beginsEncoded reports whether bytes begin as the label of their answer
-// says.
+// beginsEncoded reports whether the first bytes of an answer fit its label.
 func beginsEncoded(h http.Header, first []byte) bool {
 	for _, label := range labels(h) {
 		if start := starts[label]; start != nil && start(first[:min(len(first), maxStart)]) {
@@ -80,13 +79,13 @@ func beginsEncoded(h http.Header, first []byte) bool {
 	return false
 }
 
-// maxTried is the largest blob that is read into memory to find out whether
-// its label is right.
+// maxTried is the largest blob that is read into memory to check its label.
 const maxTried = 8 << 20
 
-// decideLabel refuses an answer that may be encoded, and closes it. One whose
-// announced length is the right one is not; else its first bytes decide, and
-// of a whole blob that is small its digest. size is -1 for a part.
+// decideLabel refuses an answer that may really be encoded, and closes it.
+// An answer of the right announced length is not; else its first bytes
+// decide, and for a small whole blob the digest. size is -1 for a part of a
+// blob.
 func decideLabel(resp *http.Response, right bool, size int64, t target) error {
 	if right || !isLabelled(resp.Header) {
 		return nil
@@ -112,26 +111,26 @@ func decideLabel(resp *http.Response, right bool, size int64, t target) error {
 	return nil
 }
 
-// take reads n bytes, or as many as there are.
+// take reads up to n bytes.
 func take(r io.Reader, n int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, max(n, 0)))
 }
 
-// prefixed is a body of which something was read already.
+// prefixed is a body with bytes put back in front.
 type prefixed struct {
 	io.Reader
 	io.Closer
 }
 
-// encoded is the error of an answer that is not what was asked for.
+// encoded returns the error of an encoded answer.
 func (t target) encoded(h http.Header) *Error {
 	e := t.wrong("it came with Content-Encoding %q", clip(strings.Join(labels(h), ", ")))
-	e.Hint = "something on the way encodes what was asked for as it is"
+	e.Hint = "something between here and the registry compresses the stored bytes"
 	return e
 }
 
-// labelled is a whole blob that claims to be encoded. It ends with an error
-// where it is not the blob.
+// labelled is a whole blob with a claimed coding. Its last Read fails unless
+// the bytes have the blob's digest.
 type labelled struct {
 	io.ReadCloser
 	hash   hash.Hash

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// message is what an answer says in words, for people: fit for one line, and
-// without what may be a secret. An answer of storage behind a redirect has
-// none, as it repeats signed URLs.
+// message returns an answer's text for people: cleaned for one line, and
+// without possible secrets. It returns "" for storage behind a redirect,
+// which repeats signed URLs.
 func message(resp *http.Response, body []byte) string {
 	const most = 200
 	if redirected(resp) {
@@ -22,16 +22,15 @@ func message(resp *http.Response, body []byte) string {
 		text = strings.ToValidUTF8(text[:most], "") + "…"
 	}
 	if text = strings.TrimRight(text, "."); text == resp.Status {
-		return "" // some pages have no other title
+		return "" // some pages have only that title
 	}
 	return text
 }
 
 var title = regexp.MustCompile(`(?is)<title>([^<]*)</title>`)
 
-// words finds the words for people in a body: those of a registry's error,
-// of the errors that gateways make as JSON, the title of a page, or plain
-// text.
+// words finds the text for people in a body: of a registry's error, of a
+// gateway's JSON error, the title of a page, or plain text.
 func words(body []byte) string {
 	var doc struct {
 		Errors []struct {
@@ -65,7 +64,7 @@ func either(a, b string) string {
 	return b
 }
 
-// What may be a secret, wherever it stands.
+// Possible secrets and what replaces them.
 var secrets = []struct {
 	form *regexp.Regexp
 	with string
@@ -76,11 +75,11 @@ var secrets = []struct {
 	{regexp.MustCompile(`(?i)\b([\w-]*(?:token|password|secret|signature|credential|api-?key))(\s*[=:]\s*)[^\s"',;&]+`), "$1$2…"},
 }
 
-// opaque is a word that is as long as tokens are.
+// opaque matches a word as long as a token.
 var opaque = regexp.MustCompile(`[A-Za-z0-9_+=-]{40,}`)
 
-// redact takes out of a text what the request was allowed by, and whatever
-// looks as if it were meant for that.
+// redact removes the credentials of the request from text, and everything
+// that looks like credentials.
 func redact(text string, req *http.Request) string {
 	if text == "" {
 		return ""
@@ -99,9 +98,9 @@ func redact(text string, req *http.Request) string {
 	})
 }
 
-// secretsOf are the credentials and signatures of a request.
+// secretsOf returns the credentials and signatures of a request.
 func secretsOf(req *http.Request) (all []string) {
-	const least = 4 // characters; what is shorter is a word like others
+	const least = 4 // characters; shorter texts match ordinary words
 	if req == nil {
 		return nil
 	}

@@ -12,18 +12,18 @@ import (
 	"github.com/cocoonstack/epochfs/registry/hosts"
 )
 
-// mirrorLimits are the patience with a mirror: there is always somebody
-// else to ask.
+// mirrorLimits returns shorter limits for a mirror, because another host can
+// serve the request.
 func mirrorLimits(l limits) limits {
 	l.dial = min(l.dial, 3*time.Second)
-	l.answer = min(l.answer, 10*time.Second) // it may have to ask for it itself
+	l.answer = min(l.answer, 10*time.Second) // a mirror may have to fetch it first
 	l.stall = min(l.stall, 5*time.Second)
 	return l
 }
 
-// Mirrors reads from a registry by way of its mirrors: they are asked in
-// order, those that fail are left alone for a while, and the registry
-// itself is asked last. It is safe for concurrent use.
+// Mirrors reads from a registry through its mirrors, in order. It avoids a
+// failing mirror for a while, and asks the registry itself last. It is safe
+// for concurrent use.
 type Mirrors struct {
 	own    *place
 	places []*place // the registry itself is the last one
@@ -31,8 +31,8 @@ type Mirrors struct {
 	log    *slog.Logger
 }
 
-// NewMirrors makes clients of ref's registry and of what conf says stands
-// in for it. A mirror that cannot be used is left out, with a warning.
+// NewMirrors returns clients of ref's registry and of its mirrors in conf.
+// It leaves out a mirror that cannot be used, with a warning.
 func NewMirrors(ref Reference, conf *hosts.Config, opts Options) (*Mirrors, error) {
 	return newMirrors(ref, conf, opts, defaultLimits(), nil)
 }
@@ -55,8 +55,7 @@ func newMirrors(ref Reference, conf *hosts.Config, opts Options, lim limits, dia
 	if !m.own.trusted {
 		m.origin += " unproven"
 	}
-	// --plain-http is said about the registry. What a mirror is spoken to in
-	// stands in the file.
+	// --plain-http concerns the registry. The file has the mirror's scheme.
 	opts.PlainHTTP = false
 	for _, h := range conf.Mirrors {
 		at := standIn(ref, h, 1)
@@ -77,13 +76,13 @@ func newMirrors(ref Reference, conf *hosts.Config, opts Options, lim limits, dia
 	return m, nil
 }
 
-// proven says that who answers there has proved to be it, by verified TLS
-// or by being this machine.
+// proven reports whether the host proves its identity, by verified TLS or by
+// being this machine.
 func (at *endpoint) proven() bool {
 	return at.ref.Scheme == "https" && !at.skipVerify || at.ref.Scheme == "http" && isLoopback(at.ref.Host)
 }
 
-// standIn is the endpoint of a host that stands in for ref's.
+// standIn returns the endpoint of a mirror of ref's host.
 func standIn(ref Reference, h hosts.Host, tries uint) endpoint {
 	at := endpoint{ref: ref, path: h.Path, ca: h.CA, skipVerify: h.SkipVerify, plain: h.Scheme == "http", header: h.Header, tries: tries}
 	at.ref.Scheme, at.ref.Host = h.Scheme, h.Host
@@ -93,10 +92,10 @@ func standIn(ref Reference, h hosts.Host, tries uint) endpoint {
 	return at
 }
 
-// Own is the client of the registry itself.
+// Own returns the client of the registry itself.
 func (m *Mirrors) Own() *Registry { return m.own.reg }
 
-// Stats adds up the counters of all places.
+// Stats returns the sum of all clients' counters.
 func (m *Mirrors) Stats() Stats {
 	var s Stats
 	for _, p := range m.places {
@@ -109,8 +108,8 @@ func (m *Mirrors) Stats() Stats {
 	return s
 }
 
-// Ranges tells whether the registry itself serves ranges of blobs, once it
-// has been asked for one. A mirror that does not is not asked for them.
+// Ranges reports whether the registry itself serves ranges of blobs, once it
+// was asked for one. A mirror that does not is not asked for ranges.
 func (m *Mirrors) Ranges() (known, supported bool) { return m.own.reg.Ranges() }
 
 // Close closes all clients.
@@ -120,19 +119,19 @@ func (m *Mirrors) Close() {
 	}
 }
 
-// want is what is asked for, for the choice of a place.
+// want describes a request, for the choice of a place.
 type want struct {
 	id      string // digest, or tag
-	resolve bool   // what a tag stands for
-	trusted bool   // no digest is there to compare with
-	part    bool   // a range that is not all of the blob
+	resolve bool   // resolves a tag
+	trusted bool   // no digest is there to verify the bytes
+	part    bool   // a range that is not the whole blob
 }
 
-// errIgnoresRange makes a mirror useless for ranges.
+// errIgnoresRange disqualifies a mirror for ranges.
 var errIgnoresRange = errors.New("ignores Range")
 
-// ask tries one place after the other until one has it. The error is the
-// registry's own.
+// ask tries one place after the other until one succeeds. It returns the
+// registry's own error if none does.
 func ask[T any](ctx context.Context, m *Mirrors, w want, try func(*place) (T, error)) (T, error) {
 	for _, p := range m.places {
 		if !p.own && !p.serves(w, time.Now()) {
@@ -145,7 +144,7 @@ func ask[T any](ctx context.Context, m *Mirrors, w want, try func(*place) (T, er
 		}
 		if ctx.Err() != nil {
 			if time.Since(began) > tooLong {
-				p.failed(err) // it was given up because nothing came
+				p.failed(err) // given up because no bytes came
 			}
 			return v, err
 		}
@@ -154,12 +153,12 @@ func ask[T any](ctx context.Context, m *Mirrors, w want, try func(*place) (T, er
 	panic("the registry itself is one of the places")
 }
 
-// tooLong is for how long a mirror may keep a request that was then given
-// up, without being blamed for it.
+// tooLong is how long a mirror may hold a request that is then given up,
+// without being blamed.
 const tooLong = 500 * time.Millisecond
 
-// GetManifest is Registry's. A tag is asked for only where the answer can
-// be believed: over verified TLS, or on this machine.
+// GetManifest is Registry.GetManifest. It resolves a tag only with places
+// that prove their identity: by verified TLS, or on this machine.
 func (m *Mirrors) GetManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
 	type answer struct {
 		raw  []byte
@@ -173,8 +172,8 @@ func (m *Mirrors) GetManifest(ctx context.Context, name, tag string) ([]byte, st
 	return a.raw, a.kind, err
 }
 
-// GetBlob is Registry's. The caller compares the bytes with the digest and
-// reports what is wrong with Blame.
+// GetBlob is Registry.GetBlob. The caller verifies the digest and reports
+// wrong bytes with Blame.
 func (m *Mirrors) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
 	return ask(ctx, m, want{id: digest}, func(p *place) (io.ReadCloser, error) {
 		body, err := p.reg.GetBlob(ctx, name, digest)
@@ -182,15 +181,15 @@ func (m *Mirrors) GetBlob(ctx context.Context, name, digest string) (io.ReadClos
 	})
 }
 
-// GetBlobRange is Registry's, from places that can be believed: a range
-// has no digest.
+// GetBlobRange is Registry.GetBlobRange, from trusted places only, because a
+// range has no digest.
 func (m *Mirrors) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
 	return m.getRange(ctx, want{id: digest, trusted: true, part: true}, name, off, n)
 }
 
 // GetWhole is GetBlobRange for all size bytes of a blob, which the caller
-// compares with the digest. It asks for a range, so that the answer also
-// tells whether the registry knows ranges.
+// verifies. It sends a ranged request, so that the answer also shows whether
+// the registry honours ranges.
 func (m *Mirrors) GetWhole(ctx context.Context, name, digest string, size int64) (io.ReadCloser, error) {
 	return m.getRange(ctx, want{id: digest}, name, 0, size)
 }
@@ -202,10 +201,10 @@ func (m *Mirrors) getRange(ctx context.Context, w want, name string, off, n int6
 	})
 }
 
-// Blame tells that bytes of a blob did not have its digest. body is what
-// they came in; nil where that is not known any more, then it was the
-// first of those that have served the blob. That place is not asked for
-// the blob again as long as there are others; more says that there are.
+// Blame reports that bytes of a blob did not have its digest. body is the
+// body they came in, or nil if that is no longer known; then the first place
+// that served the blob is blamed. The place is not asked for the blob again
+// while others can be; more reports whether there are any.
 func (m *Mirrors) Blame(digest string, body io.ReadCloser) (more bool) {
 	var from *place
 	if b, ok := body.(*placed); ok {
@@ -227,7 +226,7 @@ func (m *Mirrors) Blame(digest string, body io.ReadCloser) (more bool) {
 	return true
 }
 
-// MirrorSource is one repository as a source of bytes for a cache.
+// MirrorSource is one repository of a Mirrors, as a source of blobs.
 type MirrorSource struct {
 	m    *Mirrors
 	name string
@@ -236,14 +235,15 @@ type MirrorSource struct {
 // Source returns the blobs of a repository.
 func (m *Mirrors) Source(repository string) *MirrorSource { return &MirrorSource{m, repository} }
 
-// Origin names the registry that stands for bytes without a digest.
+// Origin returns the name of the registry that vouches for bytes without a
+// digest.
 func (s *MirrorSource) Origin() string { return s.m.origin }
 
-// Proven says that it proves who it is: by verified TLS, or by being this
-// machine.
+// Proven reports whether that registry proves its identity: by verified TLS,
+// or by being this machine.
 func (s *MirrorSource) Proven() bool { return s.m.own.trusted }
 
-// OpenBlob is Source's, for bytes that are compared with a digest before
+// OpenBlob is Source.OpenBlob, for bytes whose digest is verified before
 // they are used.
 func (s *MirrorSource) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
 	return s.open(ctx, want{id: digest, part: off != 0 || n != size}, size, off, n)
@@ -271,7 +271,7 @@ func (s *MirrorSource) open(ctx context.Context, w want, size, off, n int64) (io
 	return a.body, a.whole, err
 }
 
-// Blame is that of Mirrors.
+// Blame is Mirrors.Blame.
 func (s *MirrorSource) Blame(digest string, body io.ReadCloser) (more bool) {
 	return s.m.Blame(digest, body)
 }

@@ -11,15 +11,15 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
-// missesInARow is how many blobs must have been missing, one after
-// another, before the next is taken to be missing as well.
+// missesInARow is the number of consecutive blobs that the repository must
+// lack before the next is expected to be missing too.
 const missesInARow = 4
 
-// selfMounts is whether a registry that is asked to mount a blob from the
-// very repository which the blob is for tells whether it is there. Where it
-// is not, an upload has begun, and no HEAD was needed. Some registries do
-// not mount, and begin an upload whether or not; and one that said what is
-// not true, or failed, is not asked that way again.
+// selfMounts records whether a registry answers a mount of a blob from the
+// repository itself truthfully. If it does, a blob that exists is found, and
+// for one that does not an upload session is opened, without a HEAD. Some
+// registries do not mount and always open a session. A registry that
+// answered wrongly or failed is not asked that way again.
 type selfMounts struct {
 	mu     sync.Mutex
 	misses int // in a row
@@ -30,27 +30,27 @@ type selfState int
 
 const (
 	selfUnknown selfState = iota
-	selfAsking            // somebody finds out
+	selfAsking            // an upload finds out
 	selfTrue
 	selfFalse
 )
 
-// expectMiss says that a mount is worth more than a HEAD now.
+// expectMiss reports whether a mount is now better than a HEAD.
 func (s *selfMounts) expectMiss() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state == selfTrue && s.misses >= missesInARow
 }
 
-// found notes a blob that was there.
+// found records a blob that existed.
 func (s *selfMounts) found() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.misses = 0
 }
 
-// missed notes a blob that was not there, and is now. It tells whether the
-// caller is to find out about mounts, by this blob.
+// missed records a blob that did not exist and was uploaded. It reports
+// whether the caller should find out about mounts with this blob.
 func (s *selfMounts) missed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,16 +68,16 @@ func (s *selfMounts) set(state selfState) {
 	s.state = state
 }
 
-// PutMissing uploads a blob that is in memory, unless the repository has
-// it, or can take it over from the repository from of the same registry;
-// an empty from names none. there tells that nothing was sent. The blob
-// goes in one request whatever its size, again where that breaks off. That
-// data has this digest is the caller's word. Nothing reads data any more
-// when it has returned.
+// PutMissing uploads a blob from memory, unless the repository has it or the
+// registry can mount it from its repository from, if from is not empty.
+// there reports that nothing was sent. The blob is sent in one request
+// whatever its size, and again if that breaks off. The caller guarantees
+// that data has the digest. Nothing reads data after PutMissing has
+// returned.
 func (r *Registry) PutMissing(ctx context.Context, name, from, digest string, data []byte) (there bool, err error) {
 	t := r.target("upload blob", name, digest)
 	if !validRepository(name) || from != "" && !validRepository(from) || !digests.Valid(digest) {
-		return false, t.wrong("a repository and a sha256 digest are needed")
+		return false, t.wrong("invalid repository or sha256 digest")
 	}
 	u := &uploader{r: r, t: t, name: name, known: digest, size: int64(len(data))}
 	if from == "" || from == name {
@@ -97,8 +97,7 @@ func (r *Registry) PutMissing(ctx context.Context, name, from, digest string, da
 	return false, u.putBytes(ctx, data)
 }
 
-// putMissing is PutMissing for a blob that only its own repository may
-// have.
+// putMissing is PutMissing without another repository to mount from.
 func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (there bool, err error) {
 	var mounted, sent bool
 	u.way = byWhole
@@ -111,7 +110,7 @@ func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (th
 		if sent && err == nil {
 			return false, nil
 		}
-		if ctx.Err() != nil { // also where an answer came that is none
+		if ctx.Err() != nil { // also if an invalid answer came
 			return false, u.t.broken(ctx.Err())
 		}
 		if !mounted {
@@ -119,12 +118,12 @@ func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (th
 		}
 		u.where = nil
 	}
-	// A mount is not believed without this: it keeps some registries from
+	// A mount is confirmed by a HEAD, which also keeps some registries from
 	// collecting the blob as garbage.
 	there, err = r.BlobExists(ctx, u.name, u.known)
 	switch {
 	case err != nil && (!sent || ctx.Err() != nil):
-		return false, err // else an upload is tried as often as without all this
+		return false, err // else the upload would get more tries than usual
 	case there:
 		r.self.found()
 		return !sent, nil
@@ -140,7 +139,7 @@ func (r *Registry) putMissing(ctx context.Context, u *uploader, data []byte) (th
 	return false, nil
 }
 
-// askSelfMount finds out about mounts by a blob that is there.
+// askSelfMount finds out about mounts with a blob that exists.
 func (r *Registry) askSelfMount(ctx context.Context, name, digest string) {
 	u := uploader{r: r, t: r.target("mount blob", name, digest), name: name, known: digest}
 	mounted, err := u.tryMount(ctx, name)
@@ -156,10 +155,9 @@ func (r *Registry) askSelfMount(ctx context.Context, name, digest string) {
 	}
 }
 
-// putBytes uploads a blob that is in memory: two requests where the registry
-// takes it whole, or one where a mount that did not happen has opened a
-// session. A session of that kind
-// is not trusted to be as good as another, and never again once it was not.
+// putBytes uploads a blob from memory: with two requests if the registry
+// takes it whole, or with one if a declined mount has opened a session. Such
+// a session may be unusable; after one was, they are never used again.
 func (u *uploader) putBytes(ctx context.Context, data []byte) error {
 	opened := u.where != nil
 	if opened && (u.r.badSessions.Load() || !u.r.ways.takes(byWhole, u.size)) {
@@ -183,15 +181,15 @@ func (u *uploader) putBytes(ctx context.Context, data []byte) error {
 	return err
 }
 
-// tryMount asks the registry, once, to take a blob over from another of
-// its repositories, or from the blob's own. One that does not may have
-// opened a session, which is u.where then.
+// tryMount asks the registry once to mount a blob from the repository from,
+// which may be the blob's own. If the registry declines and opens a session
+// instead, tryMount sets u.where.
 func (u *uploader) tryMount(ctx context.Context, from string) (mounted bool, err error) {
 	u.sent, u.where = 0, nil
 	q := u.request(http.MethodPost, u.r.at(u.name+"/blobs/uploads/"))
 	q.url.RawQuery = url.Values{"mount": {u.known}, "from": {from}}.Encode()
 	if from == u.name {
-		q.wait = 0 // there is another way
+		q.wait = 0 // the upload is an alternative
 	} else {
 		q.access.from = from
 	}
@@ -199,7 +197,7 @@ func (u *uploader) tryMount(ctx context.Context, from string) (mounted bool, err
 	var e *Error
 	switch {
 	case errors.Is(err, ErrDenied) && errors.As(err, &e) && !e.Temporary():
-		return false, nil // the upload will tell, if it is not allowed either
+		return false, nil // the upload will show whether that is denied too
 	case err != nil:
 		return false, err
 	case resp.StatusCode == http.StatusAccepted:
@@ -219,20 +217,20 @@ func (u *uploader) tryMount(ctx context.Context, from string) (mounted bool, err
 	return false, nil
 }
 
-// mount is tryMount as often as it takes.
+// mount is tryMount with retries.
 func (r *Registry) mount(ctx context.Context, name, digest, from string) (mounted bool, where *url.URL, err error) {
 	u := uploader{r: r, t: r.target("mount blob", name, digest), name: name, known: digest}
 	mounted, err = retry(ctx, r, u.t, func() (bool, error) { return u.tryMount(ctx, from) })
 	return mounted, u.where, err
 }
 
-// MountBlob asks the registry to take a blob over from another of its
-// repositories. False means that it did not, and that the blob has to be
-// uploaded.
+// MountBlob asks the registry to mount a blob from another of its
+// repositories. It returns false if the registry did not, so that the blob
+// has to be uploaded.
 func (r *Registry) MountBlob(ctx context.Context, name, digest, from string) (bool, error) {
 	t := r.target("mount blob", name, digest)
 	if !validRepository(name) || !validRepository(from) || !digests.Valid(digest) {
-		return false, t.wrong("two repositories and a sha256 digest are needed")
+		return false, t.wrong("invalid repository or sha256 digest")
 	}
 	mounted, where, err := r.mount(ctx, name, digest, from)
 	if where != nil {

@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// lookMost bounds the wait between two looks whether a registry is back.
+// lookMost bounds the wait between two checks whether a registry is back.
 const lookMost = 5 * time.Second
 
-// comesBack waits for a registry that has answered before and does not now,
-// so that a restart does not use up the few tries that a request has. It
-// returns false when there is no answer within the client's patience. With
-// none, and after errors of other kinds, it does not look.
+// comesBack waits for a registry that answered before and is unreachable
+// now, so that its restart does not use up the few tries of a request. It
+// returns false if the registry does not answer within the client's
+// patience. It returns at once without patience, and after other errors.
 func (r *Registry) comesBack(ctx context.Context, err error) bool {
 	if r.patience == 0 || !r.answered.Load() || !errors.Is(err, ErrUnreachable) {
 		return true
@@ -30,7 +30,7 @@ func (r *Registry) comesBack(ctx context.Context, err error) bool {
 	return true
 }
 
-// isUp says that the registry answers for itself, whatever that is.
+// isUp reports whether the registry itself answers, with whatever status.
 func (r *Registry) isUp(ctx context.Context) bool {
 	q := request{target: r.target("look for", "registry", ""), method: http.MethodGet, url: r.at("")}
 	resp, err := r.follow(ctx, q, authorization{})

@@ -10,48 +10,48 @@ import (
 	"time"
 )
 
-// place is a mirror, or the registry itself, and what was seen of it.
+// place is a mirror or the registry itself, with its history.
 type place struct {
 	reg     *Registry
 	pull    bool
 	resolve bool
-	trusted bool // it proves who it is
+	trusted bool // it proves its identity
 	own     bool // the registry itself: asked last, and always
 	log     *slog.Logger
 
 	mu       sync.Mutex
-	failures int // without a body that came whole since
+	failures int // since the last complete body
 	until    time.Time
-	last     error // the last failure; nil since a body came whole
+	last     error // the last failure; nil after a complete body
 	blobs    map[string]seen
 }
 
-// seen is what a place did with a blob.
+// seen is the history of a place with a blob.
 type seen struct {
-	missing time.Time // it had none, and is not asked again before this
-	whole   time.Time // it sent all of it for a range, and is not asked for one before this
-	wholes  uint      // how often it did
+	missing time.Time // the place lacked it, and is not asked again before this time
+	whole   time.Time // the place sent all of it for a range, and is not asked for one before this time
+	wholes  uint      // number of those answers
 	served  bool
-	wrong   bool // bytes without the right digest
+	wrong   bool // the place sent bytes with a wrong digest
 }
 
 const (
-	// maxSeen bounds the blobs a place is remembered for.
+	// maxSeen bounds the blobs with a history, for each place.
 	maxSeen = 4096
-	// missingFor is how long a mirror is taken not to have a blob it did
-	// not have: a peer may get it.
+	// missingFor is how long a mirror is expected to lack a blob that it
+	// lacked: a peer may get it.
 	missingFor = 30 * time.Second
-	// Bounds of the time for which a mirror that fails is left alone.
+	// Bounds of the time for which a failing mirror is avoided.
 	aloneFirst = time.Second
 	aloneMost  = 2 * time.Minute
-	// Bounds of the time for which it is not asked again for ranges of a
-	// blob of which it sent all: a pull-through cache does so while it
-	// fetches the blob itself.
+	// Bounds of the time for which a place that sent a whole blob is not
+	// asked for ranges of it. A pull-through cache does so while it fetches
+	// the blob.
 	wholeFirst = 2 * time.Second
 	wholeMost  = 5 * time.Minute
 )
 
-// serves tells whether it is worth asking.
+// serves reports whether the place is worth asking.
 func (p *place) serves(w want, now time.Time) bool {
 	if !p.pull || w.resolve && !p.resolve || w.trusted && !p.trusted {
 		return false
@@ -62,12 +62,12 @@ func (p *place) serves(w want, now time.Time) bool {
 	return !now.Before(p.until) && !now.Before(s.missing) && !s.wrong && !(w.part && now.Before(s.whole))
 }
 
-// change notes something about a blob.
+// change updates the history of a blob.
 func (p *place) change(digest string, f func(*seen)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.blobs == nil || len(p.blobs) >= maxSeen {
-		p.blobs = map[string]seen{} // only a hint is lost
+		p.blobs = map[string]seen{} // only hints are lost
 	}
 	s := p.blobs[digest]
 	f(&s)
@@ -82,7 +82,7 @@ func (p *place) forgive(digest string) {
 	delete(p.blobs, digest)
 }
 
-// served tells whether bytes of a blob came from here and were not found
+// served reports whether the place sent bytes of a blob that were not found
 // wrong.
 func (p *place) served(digest string) bool {
 	p.mu.Lock()
@@ -91,7 +91,7 @@ func (p *place) served(digest string) bool {
 	return s.served && !s.wrong
 }
 
-// refused notes why a mirror did not serve what was asked for.
+// refused records why a mirror did not serve a request.
 func (p *place) refused(w want, err error) {
 	switch {
 	case errors.Is(err, errIgnoresRange):
@@ -110,8 +110,8 @@ func (p *place) refused(w want, err error) {
 	}
 }
 
-// failed leaves the mirror alone for a while: longer each time, or for as
-// long as it asks for.
+// failed makes requests avoid the mirror: longer each time, or for as long
+// as the mirror asked for.
 func (p *place) failed(err error) {
 	if p.own {
 		return
@@ -120,7 +120,7 @@ func (p *place) failed(err error) {
 	now := time.Now()
 	if now.Before(p.until) {
 		p.mu.Unlock()
-		return // requests of one moment count once
+		return // concurrent failures count once
 	}
 	d := min(aloneFirst<<min(p.failures, 10), aloneMost)
 	var e *Error
@@ -144,7 +144,7 @@ func (p *place) recovered() {
 	p.failures, p.last = 0, nil
 }
 
-// body watches what becomes of an answer; nil stays nil.
+// body returns rc with its result recorded; nil stays nil.
 func (p *place) body(ctx context.Context, rc io.ReadCloser, digest string) io.ReadCloser {
 	if rc == nil {
 		return nil
@@ -153,16 +153,16 @@ func (p *place) body(ctx context.Context, rc io.ReadCloser, digest string) io.Re
 	return &placed{ReadCloser: rc, ctx: ctx, p: p, moved: time.Now()}
 }
 
-// placed is a body that came from a place.
+// placed is a body from a place.
 type placed struct {
 	io.ReadCloser
 	ctx   context.Context
 	p     *place
-	moved time.Time // when the last Read began or ended well
+	moved time.Time // when the last Read began, or ended without error
 	told  bool
 }
 
-// Read notes how the body ends.
+// Read records how the body ends.
 func (b *placed) Read(buf []byte) (int, error) {
 	if !b.told {
 		b.moved = time.Now()

@@ -12,10 +12,10 @@ import (
 type proxyError struct {
 	proxy    *url.URL
 	status   int
-	variable string // of the environment, that names it
+	variable string // environment variable that names the proxy
 }
 
-// Error names the proxy, without its password.
+// Error returns the proxy's name, without its password.
 func (e *proxyError) Error() string {
 	return fmt.Sprintf("the proxy %s answers CONNECT with %d %s", e.proxy.Host, e.status, http.StatusText(e.status))
 }
@@ -28,7 +28,7 @@ func proxyAnswered(_ context.Context, proxy *url.URL, _ *http.Request, resp *htt
 	return &proxyError{proxy, resp.StatusCode, "HTTPS_PROXY"}
 }
 
-// proxyHint is what to do about a proxy that refuses, or "".
+// proxyHint returns what the user can do about a refusing proxy, or "".
 func proxyHint(err error) string {
 	var p *proxyError
 	switch {
@@ -43,7 +43,8 @@ func proxyHint(err error) string {
 }
 
 // proxyRefused completes the error of a plain request that was answered with
-// 407. Waiting is right: what the proxy asks may be away for a moment.
+// 407. The error is temporary, because the service behind the proxy's
+// authentication may be away for a moment.
 func (t target) proxyRefused(e *Error, resp *http.Response) {
 	e.kind, e.again = ErrUnreachable, true
 	e.Hint = "a proxy on the way wants credentials"

@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	// maxManifest is the most that is read of a manifest: registries take
-	// 4 MiB at least, and hardly one takes more.
+	// maxManifest bounds the bytes read of a manifest: registries take at
+	// least 4 MiB, and few take more.
 	maxManifest = 4<<20 + 64<<10
 	maxTagList  = 1 << 20
 	maxTags     = 100
 )
 
-// manifestTypes are all kinds of manifests that somebody may store here;
-// a registry converts, or says 404, where one is missing.
+// manifestTypes are all types of manifests that may be stored; a registry
+// converts a manifest, or answers 404, if its type is not listed.
 const manifestTypes = "application/vnd.oci.image.manifest.v1+json, " +
 	"application/vnd.oci.image.index.v1+json, " +
 	"application/vnd.docker.distribution.manifest.v2+json, " +
 	"application/vnd.docker.distribution.manifest.list.v2+json"
 
-// GetManifest returns the manifest with a tag or a digest, and its
-// content type. It is checked against the digest that was asked for.
+// GetManifest returns the manifest with a tag or a digest, and its content
+// type. If tag is a digest, the manifest is verified.
 func (r *Registry) GetManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
 	t := r.target("get manifest", name, tag)
 	if !validRepository(name) || !tagForm.MatchString(tag) && !digests.Valid(tag) {
@@ -65,12 +65,12 @@ func (r *Registry) GetManifest(ctx context.Context, name, tag string) ([]byte, s
 	return raw, kind, nil
 }
 
-// checkManifest compares a manifest with the digest it was asked for by, if
-// that was one. What the registry announces is not looked at: the digest of
-// what came can be computed.
+// checkManifest verifies a manifest that was requested by digest. It ignores
+// the digest that the registry announces, because the real one can be
+// computed.
 func checkManifest(raw []byte, tag string, t target) error {
 	if got := digests.Of(raw); digests.Valid(tag) && tag != got {
-		return t.wrong("what came has digest %s", got)
+		return t.wrong("the answer has digest %s", got)
 	}
 	return nil
 }
@@ -83,8 +83,8 @@ func mediaType(header string) string {
 	return kind
 }
 
-// Tags returns up to 100 tags of a repository, for messages that say what
-// there is. Tags that cannot be are left out.
+// Tags returns up to 100 tags of a repository, for messages. It leaves out
+// invalid ones.
 func (r *Registry) Tags(ctx context.Context, name string) ([]string, error) {
 	t := r.target("list the tags of", name, "")
 	if !validRepository(name) {
@@ -110,7 +110,7 @@ func (r *Registry) Tags(ctx context.Context, name string) ([]string, error) {
 		Tags []string `json:"tags"`
 	}
 	if json.Unmarshal(raw, &doc) != nil {
-		return nil, t.wrong("the list is no JSON object")
+		return nil, t.wrong("the list is not a JSON object")
 	}
 	var tags []string
 	for _, tag := range doc.Tags {
@@ -121,11 +121,11 @@ func (r *Registry) Tags(ctx context.Context, name string) ([]string, error) {
 	return tags, nil
 }
 
-// blobRequest is a GET or HEAD of a blob.
+// blobRequest returns a GET or HEAD of a blob.
 func (r *Registry) blobRequest(op, method, name, digest string) (request, error) {
 	t := r.target(op, name, digest)
 	if !validRepository(name) || !digests.Valid(digest) {
-		return request{}, t.wrong("only repositories and sha256 digests can be asked for")
+		return request{}, t.wrong("invalid repository or sha256 digest")
 	}
 	return request{
 		target: t,
@@ -136,10 +136,9 @@ func (r *Registry) blobRequest(op, method, name, digest string) (request, error)
 	}, nil
 }
 
-// GetBlob opens a whole blob as a stream of the bytes that the registry
-// sends. They are not compared with the digest: whoever reads them must
-// do it, as snapshot does. A stream that breaks ends with an error and is
-// not taken up again.
+// GetBlob opens a whole blob as a stream of the stored bytes. The caller
+// must verify the digest. A stream that breaks ends with an error and is not
+// resumed.
 func (r *Registry) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
 	q, err := r.blobRequest("read blob", http.MethodGet, name, digest)
 	if err != nil {
@@ -165,9 +164,9 @@ func (r *Registry) GetBlob(ctx context.Context, name, digest string) (io.ReadClo
 	return body, nil
 }
 
-// GetBlobRange opens exactly n bytes of a blob from off on; where there
-// are fewer, reading them fails. A registry that ignores ranges sends the
-// bytes before off too: they are read and dropped.
+// GetBlobRange opens exactly n bytes of a blob from offset off; if the blob
+// has fewer, reading fails. If the registry ignores ranges, the bytes before
+// off are read and dropped.
 func (r *Registry) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
 	q, err := r.blobRequest("read blob", http.MethodGet, name, digest)
 	if err != nil {
@@ -184,8 +183,7 @@ func (r *Registry) GetBlobRange(ctx context.Context, name, digest string, off, n
 	return &exact{rc: body, left: n, t: q.target}, nil
 }
 
-// Source is one repository as a source of blobs, and of bytes for a
-// cache.
+// Source is one repository as a source of blobs.
 type Source struct {
 	r    *Registry
 	name string
@@ -194,13 +192,11 @@ type Source struct {
 // Source returns the blobs of a repository.
 func (r *Registry) Source(repository string) *Source { return &Source{r, repository} }
 
-// OpenBlob opens bytes [off, off+n) of a stored blob that has size bytes.
-// start tells where body begins: off, or 0 where the registry ignores
-// ranges; then body is the whole blob, which for off 0 means: it may have
-// size bytes and not n. Body ends with io.EOF only after
-// its last byte, and it may end early with an error that is Temporary.
-// Its bytes are not compared with the digest. Closing it early is fine,
-// also while it is read, and it must be closed.
+// OpenBlob opens bytes [off, off+n) of a blob of size bytes. whole reports
+// that the registry ignored the range: body is then the whole blob. Body ends
+// with io.EOF only after its last byte; before, it may end with an error that
+// is Temporary. Its bytes are not verified. The caller must close it, and may
+// do so early, even during a Read.
 func (s *Source) OpenBlob(ctx context.Context, digest string, size, off, n int64) (body io.ReadCloser, whole bool, err error) {
 	q, err := s.r.blobRequest("read blob", http.MethodGet, s.name, digest)
 	if err != nil {
@@ -212,7 +208,7 @@ func (s *Source) OpenBlob(ctx context.Context, digest string, size, off, n int64
 	return s.r.openRange(ctx, q, size, off, n)
 }
 
-// openRange opens [off, off+n) of a blob; size is -1 where nobody knows.
+// openRange opens [off, off+n) of a blob; size is -1 if it is not known.
 func (r *Registry) openRange(ctx context.Context, q request, size, off, n int64) (io.ReadCloser, bool, error) {
 	const most = 1 << 61
 	if off < 0 || n < 0 || off > most || n > most || size >= 0 && off+n > size {
@@ -240,14 +236,14 @@ func (r *Registry) openRange(ctx context.Context, q request, size, off, n int64)
 		return r.whole(resp, q.target, size, off+n)
 	case resp.StatusCode == http.StatusPartialContent:
 		resp.Body.Close()
-		return nil, false, q.wrong("a part came where all was asked for")
+		return nil, false, q.wrong("the registry sent a part of the blob instead of all of it")
 	}
 	return nil, false, q.status(resp)
 }
 
-// partial checks an answer that is a part of a blob by its own account,
-// whatever its status: the part must be what was asked for. Fewer bytes are
-// taken for what they are; others are wrong.
+// partial checks an answer that says it is a part of a blob, whatever its
+// status. A part that starts elsewhere, or is longer than requested, is
+// ErrContent; a shorter one is accepted.
 func (r *Registry) partial(resp *http.Response, t target, size, off, n int64) (io.ReadCloser, bool, error) {
 	refuse := func(format string, args ...any) (io.ReadCloser, bool, error) {
 		resp.Body.Close()
@@ -260,9 +256,9 @@ func (r *Registry) partial(resp *http.Response, t target, size, off, n int64) (i
 	case start != off || end > off+n-1:
 		return refuse("bytes %d-%d were asked for, %d-%d came", off, off+n-1, start, end)
 	case total >= 0 && size >= 0 && total != size:
-		return refuse("the registry has %d bytes, the artifact says %d", total, size)
+		return refuse("the registry has %d bytes, but the artifact says %d", total, size)
 	case total >= 0 && total < off+n:
-		return refuse("the registry has %d bytes, %d are needed", total, off+n)
+		return refuse("the registry has %d bytes, but %d are needed", total, off+n)
 	case resp.ContentLength >= 0 && resp.ContentLength != end-start+1:
 		return refuse("bytes %d-%d were announced with a length of %d", start, end, resp.ContentLength)
 	}
@@ -270,14 +266,14 @@ func (r *Registry) partial(resp *http.Response, t target, size, off, n int64) (i
 		return nil, false, err
 	}
 	r.ranges.Store(rangesServed)
-	// A server may send less than it was asked for: then the body ends
-	// early, which is worth another request for the rest.
+	// If the server sends less than requested, the body ends early with a
+	// temporary error, and the rest can be requested.
 	came := end - start + 1
 	return &exact{rc: resp.Body, left: came, lacking: n - came, t: t}, false, nil
 }
 
-// whole checks a 200. need is how many bytes of it are wanted where the
-// size is not known.
+// whole checks a 200. need is the number of bytes wanted if the size is not
+// known.
 func (r *Registry) whole(resp *http.Response, t target, size, need int64) (io.ReadCloser, bool, error) {
 	if err := wholeOrNone(resp, size, t); err != nil {
 		return nil, false, err
@@ -287,12 +283,12 @@ func (r *Registry) whole(resp *http.Response, t target, size, need int64) (io.Re
 	switch {
 	case size < 0 && have >= 0 && have < need:
 		resp.Body.Close()
-		return nil, false, t.wrong("the registry has %d bytes, %d are needed", have, need)
+		return nil, false, t.wrong("the registry has %d bytes, but %d are needed", have, need)
 	case size < 0:
 		size = need
 	case have >= 0 && have != size:
 		resp.Body.Close()
-		return nil, false, t.wrong("the registry has %d bytes, the artifact says %d", have, size)
+		return nil, false, t.wrong("the registry has %d bytes, but the artifact says %d", have, size)
 	}
 	if err := decideLabel(resp, right, known, t); err != nil {
 		return nil, false, err
@@ -300,8 +296,8 @@ func (r *Registry) whole(resp *http.Response, t target, size, need int64) (io.Re
 	return &exact{rc: resp.Body, left: size, t: t}, true, nil
 }
 
-// contentRange reads the one Content-Range of an answer. Several parts in one
-// body have a form of their own, which nobody asked for.
+// contentRange parses the one Content-Range of an answer. An answer with
+// several parts has another form, which is never requested.
 func contentRange(resp *http.Response) (start, end, total int64, ok bool) {
 	all := resp.Header.Values("Content-Range")
 	if len(all) != 1 || strings.HasPrefix(mediaType(resp.Header.Get("Content-Type")), "multipart/") {
@@ -310,8 +306,8 @@ func contentRange(resp *http.Response) (start, end, total int64, ok bool) {
 	return parseContentRange(all[0])
 }
 
-// wholeOrNone refuses an answer to a request for everything that is only a
-// part by its own account, and closes it. size is -1 where nobody knows.
+// wholeOrNone refuses a partial answer to a request for a whole blob, and
+// closes it. size is -1 if it is not known.
 func wholeOrNone(resp *http.Response, size int64, t target) error {
 	if len(resp.Header.Values("Content-Range")) == 0 {
 		return nil
@@ -325,10 +321,10 @@ func wholeOrNone(resp *http.Response, size int64, t target) error {
 		return nil
 	}
 	resp.Body.Close()
-	return t.wrong("a part came where all was asked for")
+	return t.wrong("the registry sent a part of the blob instead of all of it")
 }
 
-// parseContentRange reads "bytes start-end/total"; total is -1 for "*".
+// parseContentRange parses "bytes start-end/total"; total is -1 for "*".
 func parseContentRange(v string) (start, end, total int64, ok bool) {
 	unit, rest, ok1 := strings.Cut(strings.TrimSpace(v), " ")
 	span, size, ok2 := strings.Cut(rest, "/")
@@ -348,7 +344,7 @@ func parseContentRange(v string) (start, end, total int64, ok bool) {
 	return start, end, total, true
 }
 
-// parseCount reads a number of digits and nothing else.
+// parseCount parses a decimal number without sign.
 func parseCount(s string) (int64, bool) {
 	n, err := strconv.ParseUint(s, 10, 62)
 	return int64(n), err == nil

@@ -13,14 +13,14 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
-// BlobExists asks whether a repository has a blob. Storage behind a
-// redirect that refuses to say counts as no: sending it again is safe.
+// BlobExists reports whether a repository has a blob. If storage behind a
+// redirect refuses to say, it reports false: sending the blob again is safe.
 func (r *Registry) BlobExists(ctx context.Context, name, digest string) (bool, error) {
 	q, err := r.blobRequest("look for blob", http.MethodHead, name, digest)
 	if err != nil {
 		return false, err
 	}
-	q.access.push = true // the next request will be its upload
+	q.access.push = true // its upload is the next request
 	return retry(ctx, r, q.target, func() (bool, error) {
 		resp, err := r.do(ctx, q)
 		if err != nil {
@@ -39,16 +39,15 @@ func (r *Registry) BlobExists(ctx context.Context, name, digest string) (bool, e
 	})
 }
 
-// PutBlob uploads a blob of size bytes. A blob of up to 16 MiB is compared
-// with its digest and sent in one request where the registry takes that;
-// a larger one goes in the first of the ways that the registry takes. A
-// session that breaks off is begun anew where the blob is in memory or body
-// can seek. Whether the registry has the blob is not
-// asked here: that is BlobExists.
+// PutBlob uploads a blob of size bytes, without asking whether the registry
+// has it. A blob of up to 16 MiB is verified first, and sent in one request
+// if the registry takes that. A larger one goes in the first of the ways
+// that the registry takes. If a session breaks off, PutBlob starts over,
+// provided that the blob is in memory or body can seek.
 func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Reader, size int64) error {
 	t := r.target("upload blob", name, digest)
 	if !validRepository(name) || !digests.Valid(digest) || size < 0 {
-		return t.wrong("a repository, a sha256 digest and a size are needed")
+		return t.wrong("invalid repository, sha256 digest or size")
 	}
 	if size <= int64(uploadChunk) {
 		data, err := readBlob(body, digest, size, t)
@@ -63,15 +62,15 @@ func (r *Registry) PutBlob(ctx context.Context, name, digest string, body io.Rea
 	return u.putLarge(ctx, h.reader())
 }
 
-// PutHashed is PutBlob for a caller who has hashed the blob: that its bytes
-// have this digest is his word.
+// PutHashed is PutBlob for a caller that has hashed the blob, and guarantees
+// the digest.
 func (r *Registry) PutHashed(ctx context.Context, name, digest string, body io.Reader, size int64) error {
 	if size <= int64(uploadChunk) {
 		return r.PutBlob(ctx, name, digest, body, size)
 	}
 	t := r.target("upload blob", name, digest)
 	if !validRepository(name) || !digests.Valid(digest) {
-		return t.wrong("a repository and a sha256 digest are needed")
+		return t.wrong("invalid repository or sha256 digest")
 	}
 	u := &uploader{r: r, t: t, name: name, known: digest, size: size}
 	return u.putLarge(ctx, body)
@@ -95,20 +94,20 @@ func (u *uploader) putLarge(ctx context.Context, body io.Reader) error {
 	return u.r.putPlainStream(ctx, u.t, u.name, u.known, body, u.size)
 }
 
-// UploadBlob uploads all of body, whose digest and size nobody has to
-// know before, and returns them. A blob of up to 16 MiB that is there is
-// not sent. A session that breaks off is begun anew where body can seek.
+// UploadBlob uploads all of body and returns its digest and size. It does
+// not send a blob of up to 16 MiB that the registry has. If a session breaks
+// off, it starts over, provided that body can seek.
 func (r *Registry) UploadBlob(ctx context.Context, name string, body io.Reader) (digest string, size int64, err error) {
 	h := newHashed(body)
 	size, err = r.UploadStream(ctx, name, h.reader(), h.digest)
 	return h.digest(), size, err
 }
 
-// UploadStream is UploadBlob for a body whose reader knows its digest: it
-// is asked for when body has been read to its end, and must be that of
-// all bytes read since body's start, or since the last Seek to it. Body
-// is read ahead of what is sent. A registry that has no upload sessions
-// is given a body that can seek after it was read once for its digest.
+// UploadStream is UploadBlob for a body whose digest its reader computes.
+// digest is called after body was read to its end; it must return the digest
+// of all bytes read since the start of body, or since the last Seek to it.
+// Body is read ahead of sending. If the registry has no upload sessions and
+// body can seek, body is read twice: for the digest and to be sent.
 func (r *Registry) UploadStream(ctx context.Context, name string, body io.Reader, digest func() string) (size int64, err error) {
 	t := r.target("upload blob", name, "")
 	if !validRepository(name) {
@@ -133,11 +132,11 @@ func (r *Registry) UploadStream(ctx context.Context, name string, body io.Reader
 	return u.sent, err
 }
 
-// uploadPlain uploads what no session was opened for: it is read once
-// for its digest and once to be sent.
+// uploadPlain uploads a blob without a session: it reads the blob once for
+// the digest and once to send it.
 func (r *Registry) uploadPlain(ctx context.Context, u *uploader, f *feed) (size int64, err error) {
 	if f.again == nil {
-		return 0, u.t.fail(ErrUnreachable, errors.New("the registry has no upload sessions and wants the digest first, but what is uploaded can be read only once"))
+		return 0, u.t.fail(ErrUnreachable, errors.New("the registry has no upload sessions and needs the digest first, but the source can be read only once"))
 	}
 	body, err := f.reader()
 	if err != nil {
@@ -156,23 +155,23 @@ func (r *Registry) uploadPlain(ctx context.Context, u *uploader, f *feed) (size 
 	return size, r.putPlainStream(ctx, u.t, u.name, digest, body, size)
 }
 
-// readBlob reads a blob into memory that must be what is announced.
+// readBlob reads a blob into memory and verifies its size and digest.
 func readBlob(body io.Reader, digest string, size int64, t target) ([]byte, error) {
 	data := make([]byte, size)
 	n, err := io.ReadFull(body, data)
 	switch {
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		return nil, t.wrong("%d bytes were announced, %d given", size, n)
+		return nil, t.wrong("%d bytes were announced, but %d given", size, n)
 	case err != nil:
 		return nil, fmt.Errorf("read blob to upload: %w", err)
 	case digests.Of(data) != digest:
-		return nil, t.wrong("the bytes given have digest %s", digests.Of(data))
+		return nil, t.wrong("the data has digest %s", digests.Of(data))
 	}
 	return data, nil
 }
 
-// plainRequest is epoch's own PUT to the blob's URL, for servers without
-// upload sessions.
+// plainRequest returns epoch's own PUT to the blob's URL, for servers
+// without upload sessions.
 func (r *Registry) plainRequest(t target, name, digest string) request {
 	return request{
 		target: t,
@@ -199,8 +198,8 @@ func (r *Registry) putPlain(ctx context.Context, t target, name, digest string, 
 	})
 }
 
-// putPlainStream uploads a stream with epoch's own PUT; one that breaks
-// off again where the stream can seek.
+// putPlainStream uploads a stream with epoch's own PUT, and again after a
+// break if the stream can seek.
 func (r *Registry) putPlainStream(ctx context.Context, t target, name, digest string, body io.Reader, size int64) error {
 	q := r.plainRequest(t, name, digest)
 	again := rewinder(body)
@@ -223,7 +222,7 @@ func (r *Registry) putPlainStream(ctx context.Context, t target, name, digest st
 		if err == nil {
 			err = t.stored(resp, digest)
 		}
-		<-gone // before body is read again, or src.err looked at
+		<-gone // before body is read again, or src.err is read
 		if src.err != nil && err != nil {
 			return src.err
 		}
@@ -231,7 +230,7 @@ func (r *Registry) putPlainStream(ctx context.Context, t target, name, digest st
 	})
 }
 
-// leased is a stream that says when the transport has done with it.
+// leased is a stream that signals when the transport has finished with it.
 type leased struct {
 	io.Reader
 	back func()
@@ -242,7 +241,7 @@ func (l *leased) Close() error {
 	return nil
 }
 
-// stored takes the answer that ends an upload.
+// stored checks the answer that ends an upload.
 func (t target) stored(resp *http.Response, digest string) error {
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNoContent {
 		return t.status(resp)
@@ -254,15 +253,15 @@ func (t target) stored(resp *http.Response, digest string) error {
 	return nil
 }
 
-// verified hands out a blob, and its last bytes only when all of it has
-// the right digest: epoch's PUT does not look.
+// verified reads a blob and withholds its last bytes until the digest is
+// verified, because epoch's PUT does not verify it.
 type verified struct {
 	src    io.Reader
 	left   int64
 	hash   hash.Hash
 	digest string
 	t      target
-	err    error // what the source, or the digest, failed with
+	err    error // error of the source or the digest
 }
 
 func (v *verified) Read(p []byte) (int, error) {
@@ -277,11 +276,11 @@ func (v *verified) Read(p []byte) (int, error) {
 	v.left -= int64(n)
 	switch {
 	case v.left == 0 && v.sum() != v.digest:
-		v.err = v.t.wrong("the bytes given have digest %s", v.sum())
+		v.err = v.t.wrong("the data has digest %s", v.sum())
 	case v.left == 0:
 		return n, io.EOF
 	case err == io.EOF:
-		v.err = v.t.wrong("the bytes given end %d too early", v.left)
+		v.err = v.t.wrong("the data ends %d bytes too early", v.left)
 	case err != nil:
 		v.err = fmt.Errorf("read blob to upload: %w", err)
 	default:
@@ -292,8 +291,8 @@ func (v *verified) Read(p []byte) (int, error) {
 
 func (v *verified) sum() string { return digests.OfHash(v.hash) }
 
-// PutManifest stores a manifest under a tag or its digest. The registry
-// must name the digest that the bytes have, if it names one.
+// PutManifest stores a manifest under a tag or its digest. If the registry
+// names a digest in its answer, it must be that of data.
 func (r *Registry) PutManifest(ctx context.Context, name, tag string, data []byte, contentType string) error {
 	_, err := r.putManifest(ctx, name, tag, data, contentType)
 	return err

@@ -222,7 +222,7 @@ func TestTLSOnLoopback(t *testing.T) {
 	_, getErr := r.GetBlob(t.Context(), "vm", someDigest)
 	_, headErr := r.BlobExists(t.Context(), "vm", someDigest)
 	for _, err := range []error{getErr, headErr} {
-		if e := wantError(t, err, ErrUnreachable, false); e.Hint != "it speaks TLS: set EPOCH_SERVER=https://"+tls.Host {
+		if e := wantError(t, err, ErrUnreachable, false); e.Hint != "the server speaks TLS: set EPOCH_SERVER=https://"+tls.Host {
 			t.Errorf("hint %q", e.Hint)
 		}
 	}

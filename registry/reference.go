@@ -11,31 +11,31 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
-// DefaultServer is the registry of names without a host where
-// EPOCH_SERVER is not set: the default of epoch's own client.
+// DefaultServer is the registry of names without a host if EPOCH_SERVER is
+// not set: the default of epoch's own client.
 const DefaultServer = "http://127.0.0.1:8080"
 
-// ErrReference is in the chain of errors about a reference, or about the
-// server that completes it, that cannot be understood.
+// ErrReference is wrapped by errors about an invalid reference, or an
+// invalid server that completes it.
 var ErrReference = errors.New("invalid reference")
 
-// The grammar of the OCI distribution spec. Names that match cannot lead
-// out of their place in a URL.
+// The grammar of the OCI distribution spec. A name that matches cannot leave
+// its place in a URL.
 var (
 	repositoryForm = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
 	tagForm        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 	hostForm       = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?$`)
 )
 
-// maxRepository is the longest repository name that is accepted, in
-// bytes, as in docker's and distribution's code.
+// maxRepository bounds the length of a repository name in bytes, as in the
+// code of docker and distribution.
 const maxRepository = 255
 
-// Reference names an artifact in a registry. Tag or Digest or both are
-// set; where both are, Digest decides.
+// Reference names an artifact in a registry. At least one of Tag and Digest
+// is set; Digest has precedence.
 type Reference struct {
 	Scheme     string // "http" or "https"
-	Host       string // host[:port]; a bare word other than localhost has a port
+	Host       string // host[:port]; a single word other than localhost has a port
 	Repository string
 	Tag        string
 	Digest     string
@@ -43,24 +43,24 @@ type Reference struct {
 
 // ReferenceOptions complete a reference.
 type ReferenceOptions struct {
-	Server    string // EPOCH_SERVER's value; "" is DefaultServer
-	PlainHTTP bool   // plain HTTP to hosts that are not loopback
+	Server    string // EPOCH_SERVER's value; "" for DefaultServer
+	PlainHTTP bool   // allow plain HTTP to hosts that are not loopback
 }
 
-// ParseReference reads [host[:port]/]repo/path[:tag|@sha256:...]. A first
-// component with a dot or a colon, or localhost, is a host; without one
-// the server of opts is meant. No tag is "latest". The scheme is http for
-// loopback hosts, for an http:// server of opts and, with PlainHTTP, for
-// every host that is not a https:// server of opts; else https. Errors
-// wrap ErrReference.
+// ParseReference parses [host[:port]/]repo/path[:tag|@sha256:...]. The first
+// component is a host if it contains a dot or a colon, or is localhost;
+// without one, the server of opts is meant. The default tag is "latest". The
+// scheme is http for loopback hosts, for an http:// server of opts and, with
+// PlainHTTP, for every host that is not an https:// server of opts; else
+// https. Errors wrap ErrReference.
 func ParseReference(s string, opts ReferenceOptions) (Reference, error) {
 	server, err := parseServer(opts.Server)
 	if err != nil {
 		return Reference{}, err
 	}
-	// What may be user:password@host is not repeated: logs keep errors.
+	// Do not repeat a possible user:password@host: errors are logged.
 	if _, after, ok := strings.Cut(s, "@"); ok && !strings.HasPrefix(strings.ToLower(after), "sha") {
-		return Reference{}, fmt.Errorf("%w: after an @ comes a sha256: digest; references hold no credentials, use docker login for them", ErrReference)
+		return Reference{}, fmt.Errorf("%w: a sha256: digest must follow the @; a reference cannot contain credentials, use docker login", ErrReference)
 	}
 	bad := func(why string) (Reference, error) {
 		return Reference{}, fmt.Errorf("%w %q: %s", ErrReference, clip(s), why)
@@ -97,7 +97,7 @@ func ParseReference(s string, opts ReferenceOptions) (Reference, error) {
 	return ref, nil
 }
 
-// splitHost cuts off a first component that is a host.
+// splitHost splits off a first component that is a host.
 func splitHost(s string) (host, rest string, ok bool) {
 	slash := strings.IndexByte(s, '/')
 	if slash < 0 {
@@ -110,8 +110,7 @@ func splitHost(s string) (host, rest string, ok bool) {
 	return first, s[slash+1:], true
 }
 
-// String prints host/repo@digest where there is a digest, else
-// host/repo:tag.
+// String returns host/repo@digest if there is a digest, else host/repo:tag.
 func (r Reference) String() string {
 	if r.Digest != "" {
 		return r.Host + "/" + r.Repository + "@" + r.Digest
@@ -119,8 +118,7 @@ func (r Reference) String() string {
 	return r.Host + "/" + r.Repository + ":" + r.Tag
 }
 
-// Identifier is what GetManifest wants besides the repository: the
-// digest, or the tag where there is none.
+// Identifier returns the digest, or the tag if there is no digest.
 func (r Reference) Identifier() string {
 	if r.Digest != "" {
 		return r.Digest
@@ -134,11 +132,11 @@ func (r Reference) WithDigest(digest string) Reference {
 	return r
 }
 
-// server is a base URL, reduced to what a client may take from it.
+// server is a base URL, reduced to the parts that a client uses.
 type server struct{ scheme, host string }
 
-// parseServer reads EPOCH_SERVER's value. Its text is not repeated in
-// errors: it may hold a password.
+// parseServer parses EPOCH_SERVER's value. Its errors do not repeat the
+// value, which may contain a password.
 func parseServer(s string) (server, error) {
 	if s == "" {
 		s = DefaultServer
@@ -157,17 +155,17 @@ func parseServer(s string) (server, error) {
 	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
 		return server{}, fmt.Errorf("%w: EPOCH_SERVER must be scheme://host[:port] and nothing more", ErrReference)
 	case !validHost(u.Host):
-		return server{}, fmt.Errorf("%w: EPOCH_SERVER has no host that can be used", ErrReference)
+		return server{}, fmt.Errorf("%w: EPOCH_SERVER has no usable host", ErrReference)
 	}
 	host := strings.ToLower(u.Host)
 	if host != "localhost" && !strings.ContainsAny(host, ".:") {
-		// Printed references must be read as the same host again.
+		// A printed reference must parse to the same host.
 		host += ":" + defaultPort(u.Scheme)
 	}
 	return server{u.Scheme, host}, nil
 }
 
-// schemeFor chooses how a host that was named is spoken to.
+// schemeFor returns the scheme for an explicit host.
 func schemeFor(host string, srv server, plainHTTP bool) string {
 	switch {
 	case withPort(srv.scheme, srv.host) == withPort(srv.scheme, host):
@@ -197,8 +195,8 @@ func defaultPort(scheme string) string {
 	return "443"
 }
 
-// withPort is the form in which two hosts can be compared: lower case,
-// and with a port.
+// withPort returns the form in which hosts are compared: lower case, with a
+// port.
 func withPort(scheme, host string) string {
 	u := url.URL{Host: host}
 	port := u.Port()
@@ -208,8 +206,8 @@ func withPort(scheme, host string) string {
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
 }
 
-// isLoopback tells whether host[:port] is this machine. Names under
-// .localhost do not count: resolvers may send them elsewhere.
+// isLoopback reports whether host[:port] is this machine. Names under
+// .localhost do not count, because resolvers may send them elsewhere.
 func isLoopback(host string) bool {
 	name := (&url.URL{Host: host}).Hostname()
 	if strings.EqualFold(name, "localhost") {

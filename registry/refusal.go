@@ -6,9 +6,8 @@ import (
 	"net/http"
 )
 
-// judge decides what a refusal of n bytes means. It marks one that another
-// way may get around as odd, and one that costs no more than the session as
-// temporary.
+// judge classifies the refusal of n bytes. It marks it as odd if another way
+// may avoid it, and as temporary if only the session is lost.
 func (u *uploader) judge(err error, n int64) error {
 	var e *Error
 	if !errors.As(err, &e) {
@@ -21,7 +20,7 @@ func (u *uploader) judge(err error, n int64) error {
 		e.Hint = "push --chunk 4MiB (format v2) makes blobs that may fit"
 	case e.refusal() && u.unsure(e, n):
 		e.odd, e.again = true, false
-		if e.kind != nil { // it is not the content, nor what is asked for, that is wrong
+		if e.kind != nil { // the content or the name is not the problem
 			e.kind = ErrUnreachable
 		}
 	default:
@@ -30,9 +29,9 @@ func (u *uploader) judge(err error, n int64) error {
 	return err
 }
 
-// unsure reports whether a refusal of n bytes may be one of the way, or of
-// so many bytes in it. Some registries take small blobs in a way in which
-// they refuse large ones, and pieces of which they do not make a blob.
+// unsure reports whether a refusal of n bytes may concern the way, or the
+// number of bytes. Some registries take small blobs in a way in which they
+// refuse large ones, and accept pieces that they cannot join into a blob.
 func (u *uploader) unsure(e *Error, n int64) bool {
 	switch state := u.r.ways.state(u.way); {
 	case state == wayUnknown:
@@ -46,13 +45,13 @@ func (u *uploader) unsure(e *Error, n int64) bool {
 	case state == wayDone:
 		return false
 	}
-	// A session may break off. A second one that does is the way's fault.
+	// One session may break off by chance; a second one is the fault of the
+	// way.
 	u.refusals++
 	return u.refusals > 1 || !e.endsSession()
 }
 
-// refusal reports whether a registry that answers so may do better when it
-// is asked in another way.
+// refusal reports whether the registry may accept another way.
 func (e *Error) refusal() bool {
 	switch s := e.Status; {
 	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusProxyAuthRequired,
@@ -67,7 +66,7 @@ func (e *Error) refusal() bool {
 	}
 }
 
-// lost marks an error that ends the session, and no more than that.
+// lost marks an error that ends only the session.
 func (u *uploader) lost(err error) error {
 	var e *Error
 	if errors.As(err, &e) {
@@ -77,13 +76,13 @@ func (u *uploader) lost(err error) error {
 			e.kind, e.again = ErrUnreachable, true
 			e.cause = fmt.Errorf("the upload session broke off (%s)", e.answer())
 		default:
-			e.again = true // bytes were lost or doubled on the way
+			e.again = true // bytes were lost or duplicated on the way
 		}
 	}
 	return err
 }
 
-// endsSession reports whether a refusal may be about the session alone.
+// endsSession reports whether a refusal may concern only the session.
 func (e *Error) endsSession() bool {
 	return e.Status == http.StatusNotFound || e.Status == http.StatusRequestedRangeNotSatisfiable ||
 		e.Code == "DIGEST_INVALID" || e.Status == 0 && e.kind == ErrContent

@@ -15,37 +15,37 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
-// defaultConcurrency is for how many requests at a time connections are
-// kept where Options do not say.
+// defaultConcurrency is the number of requests that connections are kept for
+// if Options.Concurrency is 0.
 const defaultConcurrency = 16
 
-// Options are what a client needs to know besides the host.
+// Options configure a client.
 type Options struct {
 	CACert      string // PEM file with root certificates to trust besides the system's
-	EpochServer string // EPOCH_SERVER's value; "" is DefaultServer
-	EpochToken  string // EPOCH_REGISTRY_TOKEN's value: for the epoch server and nobody else
-	PlainHTTP   bool   // plain HTTP is allowed to every host
+	EpochServer string // EPOCH_SERVER's value; "" for DefaultServer
+	EpochToken  string // EPOCH_REGISTRY_TOKEN's value, sent only to the epoch server
+	PlainHTTP   bool   // allow plain HTTP to every host
 
-	Keychain    authn.Keychain // credentials of all other hosts; nil is what docker and podman have stored
-	Concurrency int            // requests expected at a time; 0 is 16
-	UserAgent   string         // "" is "epochfs"
-	Log         *slog.Logger   // nil is silence
+	Keychain    authn.Keychain // credentials of all other hosts; nil for those stored by docker and podman
+	Concurrency int            // expected concurrent requests; 0 for 16
+	UserAgent   string         // "" for "epochfs"
+	Log         *slog.Logger   // nil for no log
 
-	// Patience is how long a registry that has answered before is waited
-	// for when it does not, and how long it may ask to be left alone,
-	// before a request counts as failed; 0: no longer than a moment. It is
-	// for uploads: who reads has patience of his own.
+	// Patience bounds the wait for a registry that has answered before and
+	// is unreachable now, and the pause that it may ask for, before a
+	// request fails; 0 for a moment. It is meant for uploads: readers have a
+	// patience of their own.
 	Patience time.Duration
 }
 
 // Registry is a client of one registry. It is safe for concurrent use.
 type Registry struct {
 	base      url.URL     // scheme and host
-	path      string      // of the API there, such as "/v2"
-	ns        string      // the registry that this one stands in for, or ""
-	header    http.Header // of every request to it, besides ours
-	host      string      // as it is printed
-	tries     uint        // of a small request
+	path      string      // of the API, such as "/v2"
+	ns        string      // the registry that this one mirrors, or ""
+	header    http.Header // added to every request
+	host      string      // for messages
+	tries     uint        // tries of a small request
 	agent     string
 	log       *slog.Logger
 	limits    limits
@@ -61,33 +61,33 @@ type Registry struct {
 	self      selfMounts
 	ways      ways
 
-	badSessions atomic.Bool     // that a mount opens are no good
+	badSessions atomic.Bool     // sessions that a mount opens are unusable
 	ctx         context.Context // ends with Close
 	cancel      context.CancelFunc
 	owned       sync.WaitGroup // goroutines that may outlive a call
 }
 
-// Stats count what a client has done since New.
+// Stats are a client's counters since New.
 type Stats struct {
-	Requests int64 // HTTP requests sent, those for tokens and redirects too
-	Bytes    int64 // of bodies received
-	Sent     int64 // of bodies sent
-	Retries  int64 // requests that were made again after a failure
+	Requests int64 // HTTP requests sent, including redirects and those for tokens
+	Bytes    int64 // bytes of bodies received
+	Sent     int64 // bytes of bodies sent
+	Retries  int64 // requests repeated after a failure
 }
 
-// New makes a client of ref's host; nothing is sent yet. A reference that
-// wants plain HTTP where it is not allowed is an error.
+// New returns a client of ref's host. It sends nothing. It fails if the
+// reference needs plain HTTP and that is not allowed.
 func New(ref Reference, opts Options) (*Registry, error) {
 	return newRegistry(ref, opts, defaultLimits(), nil)
 }
 
-// endpoint is where and how a registry is spoken to.
+// endpoint is the address of a registry and how to talk to it.
 type endpoint struct {
-	ref        Reference // scheme and host of it
+	ref        Reference // its scheme and host are used
 	path       string
 	ns         string
-	ca         []string // further PEM files
-	skipVerify bool     // of the host's certificate, and of no other's
+	ca         []string // additional PEM files
+	skipVerify bool     // do not verify the host's certificate; others are verified
 	plain      bool     // plain HTTP to the host is allowed
 	header     http.Header
 	tries      uint
@@ -97,7 +97,7 @@ func newRegistry(ref Reference, opts Options, lim limits, dial dialFunc) (*Regis
 	return newAt(endpoint{ref: ref, path: apiPath, tries: maxTries}, opts, lim, dial)
 }
 
-// apiPath is where the distribution API begins.
+// apiPath is the root of the distribution API.
 const apiPath = "/v2"
 
 func newAt(at endpoint, opts Options, lim limits, dial dialFunc) (*Registry, error) {
@@ -148,7 +148,7 @@ func newAt(at endpoint, opts Options, lim limits, dial dialFunc) (*Registry, err
 	return r, nil
 }
 
-// apiHost is the host that speaks for ref's host. Docker Hub is the one
+// apiHost returns the host of a registry's API. Docker Hub is the only
 // registry whose name is not its host.
 func apiHost(host string) string {
 	if host == "docker.io" {
@@ -173,15 +173,15 @@ const (
 	rangesServed
 )
 
-// Ranges tells whether the registry serves ranges of blobs, once a range
-// has been asked for.
+// Ranges reports whether the registry serves ranges of blobs, once a range
+// was requested.
 func (r *Registry) Ranges() (known, supported bool) {
 	n := r.ranges.Load()
 	return n != rangesUnknown, n == rangesServed
 }
 
-// Close ends what is under way for tokens and closes idle connections.
-// Bodies that were handed out stay good until they are closed.
+// Close ends requests for tokens and closes idle connections. Open bodies
+// stay usable until they are closed.
 func (r *Registry) Close() {
 	r.cancel()
 	r.owned.Wait()
@@ -201,7 +201,7 @@ func (r *Registry) target(op, name, id string) target {
 	return target{op: op, host: r.host, what: clip(what), name: name, id: id, r: r}
 }
 
-// at is the URL of a path below the API's.
+// at returns the URL of a path below the API's root.
 func (r *Registry) at(path string) *url.URL {
 	u := r.base
 	u.Path = r.path + "/" + path

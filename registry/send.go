@@ -20,12 +20,11 @@ var (
 	waysOfMemory = []way{byWhole, byStream, bySmall} // fewest requests first
 )
 
-// maxBreaks is how many connections may break, or servers fail, in a row in
-// what finds out about a way: some registries refuse so.
+// maxBreaks bounds the consecutive broken connections or server errors while
+// a way is being tried: some registries refuse like that.
 const maxBreaks = 2
 
-// send uploads what f gives in the first of the ways that the registry
-// takes.
+// send uploads the blob of f in the first way that the registry takes.
 func (u *uploader) send(ctx context.Context, f *feed, order []way) error {
 	defer f.close()
 	for _, k := range order {
@@ -57,24 +56,25 @@ func join(a, b string) string {
 	return a + "; " + b
 }
 
-// again adds to an error that a later push may not meet what that sends.
+// again adds to an error that a later push may avoid what push has to send
+// again.
 func (u *uploader) again(err error) error {
 	var e *Error
 	if errors.As(err, &e) && e.Temporary() && e.kind != nil && e.Hint == "" {
-		e.Hint = "the next push sends this blob again from its first byte, and none that the registry has"
+		e.Hint = "the next push sends this blob again from its start, and skips what the registry has"
 	}
 	return err
 }
 
-// errWay is that of a way that is not to be tried.
+// errWay means that a way is not to be tried.
 var errWay = errors.New("the registry does not take this way")
 
-// wholeKnown reports whether the digest is known before the blob is sent,
-// or can be.
+// wholeKnown reports whether the digest is, or can be, known before the blob
+// is sent.
 func (u *uploader) wholeKnown(f *feed) bool { return u.known != "" || f.again != nil }
 
-// by uploads what f gives in one way, in as many sessions as that takes. It
-// returns errWay, or an error that is odd, where another has to be tried.
+// by uploads the blob of f in one way, in as many sessions as that takes. It
+// returns errWay, or an odd error, if another way has to be tried.
 func (u *uploader) by(ctx context.Context, k way, f *feed) error {
 	u.way, u.refusals = k, 0
 	if !u.r.ways.takes(k, u.size) || k == byWhole && !u.wholeKnown(f) {
@@ -112,9 +112,9 @@ func (u *uploader) by(ctx context.Context, k way, f *feed) error {
 	})
 }
 
-// learned notes what a session that ended with err says of its way. breaks
-// counts the connections that broke, and the servers that failed over the
-// bytes, in a row while the way was unknown.
+// learned records what the end of a session shows about its way. breaks
+// counts the consecutive broken connections and server errors while the way
+// was unknown.
 func (u *uploader) learned(err error, breaks *int) {
 	var e *Error
 	if !errors.As(err, &e) {
@@ -134,8 +134,8 @@ func (u *uploader) learned(err error, breaks *int) {
 	}
 }
 
-// refuse notes a way that the registry does not take, for any body or for
-// one of this size.
+// refuse records that the registry does not take the way, at all or for this
+// size.
 func (u *uploader) refuse(e *Error) {
 	e.again = false
 	u.r.ways.refused(e)
@@ -169,7 +169,7 @@ func (u *uploader) session(ctx context.Context, f *feed) error {
 	return u.end(ctx, digest)
 }
 
-// abandonOn ends the session where err is not nil, and returns err.
+// abandonOn ends the session if err is not nil, and returns err.
 func (u *uploader) abandonOn(err error) error {
 	if err != nil {
 		u.abandon()
@@ -177,8 +177,8 @@ func (u *uploader) abandonOn(err error) error {
 	return err
 }
 
-// check compares what was sent with what was announced, and returns the
-// digest.
+// check compares the sent bytes with the announced size and digest, and
+// returns the digest.
 func (u *uploader) check() (string, error) {
 	if u.size >= 0 && u.sent != u.size {
 		return "", u.t.wrong("%d bytes were announced, %d or more given", u.size, u.sent)
@@ -188,12 +188,12 @@ func (u *uploader) check() (string, error) {
 	}
 	digest := u.sum()
 	if u.known != "" && u.known != digest {
-		return "", u.t.wrong("the bytes given have digest %s", digest)
+		return "", u.t.wrong("the data has digest %s", digest)
 	}
 	return digest, nil
 }
 
-// end ends a session whose bytes are all there.
+// end completes a session that has all bytes.
 func (u *uploader) end(ctx context.Context, digest string) error {
 	broken := false
 	var err error
@@ -237,22 +237,22 @@ func (u *uploader) pieces(ctx context.Context, f *feed) error {
 			}
 		}
 		if u.size >= 0 && u.sent > u.size {
-			return nil // check says what is wrong with too much
+			return nil // check reports excess bytes
 		}
 	}
 }
 
-// piece is how many of the n bytes at hand go into the next PATCH.
+// piece returns how many of the n available bytes go into the next PATCH.
 func (u *uploader) piece(n int) (int, error) {
 	most := u.r.ways.piece(u.way, u.least)
 	switch {
 	case most == 0:
-		err := u.t.fail(ErrUnreachable, fmt.Errorf("the registry wants pieces of no size that can be sent, %d bytes at least", u.least))
+		err := u.t.fail(ErrUnreachable, fmt.Errorf("the registry wants pieces of at least %d bytes, which is too large", u.least))
 		err.odd = true
 		return 0, err
 	case n <= most:
 		return n, nil
-	case u.least > 0: // no piece but the last may be smaller
+	case u.least > 0: // no piece except the last may be smaller
 		k := n / most
 		return (n + k - 1) / k, nil
 	}
@@ -270,13 +270,13 @@ func (u *uploader) smaller(ctx context.Context, err error, n int) bool {
 	if !tooLarge && e.Status != http.StatusRequestedRangeNotSatisfiable || !u.r.ways.halve(n) {
 		return false
 	}
-	return u.resume(ctx) || tooLarge // which is said before anything is kept
+	return u.resume(ctx) || tooLarge // a 413 is sent before anything is kept
 }
 
-// stream sends all bytes in one PATCH. As long as it is not known whether
-// a large one without a Content-Range is taken, some of those in memory go to a
-// session of their own first: a registry that reads all before it refuses is
-// not sent more.
+// stream sends all bytes in one PATCH. While it is unknown whether the
+// registry takes a large PATCH without a Content-Range, some of the bytes in
+// memory are first sent to a session of their own: a registry that refuses
+// only after it has read everything then costs less.
 func (u *uploader) stream(ctx context.Context, f *feed) error {
 	n := u.r.ways.probe()
 	unproven := !f.ended && n > smallChunk && u.r.ways.taking(byStream) <= int64(smallChunk)
@@ -295,7 +295,7 @@ func (u *uploader) stream(ctx context.Context, f *feed) error {
 		}
 		u.r.ways.set(u.way, wayOpen)
 	}
-	if f.ended { // in memory, and can be sent again after a challenge
+	if f.ended { // in memory: can be sent again after a challenge
 		return u.patchOnce(ctx, f.first, false)
 	}
 	q := u.request(http.MethodPatch, u.where)
@@ -320,8 +320,8 @@ func (u *uploader) stream(ctx context.Context, f *feed) error {
 	return u.patched(resp, r.n, false)
 }
 
-// doStream sends q with body, which reads from r. It returns when nothing
-// reads r any more.
+// doStream sends q with body, which reads from r. It returns once nothing
+// reads r.
 func (u *uploader) doStream(ctx context.Context, q request, body io.Reader, r *feedReader, size int64) (*http.Response, error) {
 	gone := make(chan struct{})
 	q.stream, q.size = &leased{body, sync.OnceFunc(func() { close(gone) })}, size
@@ -333,7 +333,7 @@ func (u *uploader) doStream(ctx context.Context, q request, body io.Reader, r *f
 	return resp, err
 }
 
-// learn makes digest and size known by reading all bytes. It reports whether
+// learn reads all bytes to compute the digest and size. It reports whether
 // the registry has the blob.
 func (u *uploader) learn(ctx context.Context, f *feed) (there bool, err error) {
 	if err := f.start(); err != nil {
@@ -346,8 +346,8 @@ func (u *uploader) learn(ctx context.Context, f *feed) (there bool, err error) {
 	return u.r.BlobExists(ctx, u.name, u.known)
 }
 
-// prove has the registry show with a blob of two bytes that it takes one in
-// a PUT.
+// prove uploads a blob of two bytes to show that the registry takes a blob
+// in a PUT.
 func (u *uploader) prove(ctx context.Context) error {
 	small := []byte("{}")
 	p := &uploader{r: u.r, t: u.t, name: u.name, known: digests.Of(small), size: int64(len(small)), way: byWhole}
@@ -365,7 +365,7 @@ func (u *uploader) prove(ctx context.Context) error {
 	return err
 }
 
-// whole ends the session with all bytes.
+// whole completes the session with all bytes in the last request.
 func (u *uploader) whole(ctx context.Context, f *feed) error {
 	if f.ended {
 		u.sent = int64(len(f.first))

@@ -12,22 +12,22 @@ import (
 	"time"
 )
 
-// Place tells how one of the places is doing that Mirrors reads from.
+// Place is the state of one of the hosts that Mirrors reads from.
 type Place struct {
-	Host    string // with the port, where one is named
-	Own     bool   // the registry itself, and not a mirror of it
-	Trusted bool   // it may serve what no digest vouches for in time
+	Host    string // with the port, if one is named
+	Own     bool   // the registry itself, not a mirror
+	Trusted bool   // may serve bytes that no digest verifies in time
 	Stats   Stats
 
-	Failures int       // of a mirror, in a row
-	Resting  time.Time // a mirror is not asked before this; zero, or past, where it is
-	Err      error     // why it failed last; nil since a body came whole
-	Missing  int       // blobs that it lacked when it was last asked
+	Failures int       // of a mirror, consecutive
+	Resting  time.Time // the mirror is not asked before this time; zero or past if it may be asked
+	Err      error     // the last failure; nil after a complete body
+	Missing  int       // blobs that it lacked
 	Wrong    int       // blobs of which it sent wrong bytes
 }
 
-// Places tells of all places, in the order in which they are asked. The
-// registry itself is the last; how that one fails is its callers' to know.
+// Places returns all places in the order in which they are asked. The
+// registry itself is the last; its failures are its callers' to report.
 func (m *Mirrors) Places() []Place {
 	all := make([]Place, 0, len(m.places))
 	for _, p := range m.places {
@@ -52,7 +52,7 @@ func (p *place) status(now time.Time) Place {
 	return s
 }
 
-// Reasons counts the retries in Stats by the Reason of what had failed.
+// Reasons counts the retries in Stats by Error.Reason.
 func (m *Mirrors) Reasons() map[string]int64 {
 	all := map[string]int64{}
 	for _, p := range m.places {
@@ -61,7 +61,7 @@ func (m *Mirrors) Reasons() map[string]int64 {
 	return all
 }
 
-// tally counts errors by reason. Its zero value is ready.
+// tally counts errors by reason. Its zero value is ready to use.
 type tally struct {
 	mu       sync.Mutex
 	byReason map[string]int64
@@ -89,7 +89,7 @@ func (t *tally) addTo(all map[string]int64) {
 	}
 }
 
-// Reason is what went wrong as one word out of a few, for counting:
+// Reason returns the cause as one word of a small set, for counters:
 // http_503, refused, reset, no_route, dns, certificate, stalled, timeout,
 // cut, content, denied or other.
 func (e *Error) Reason() string {
@@ -97,13 +97,13 @@ func (e *Error) Reason() string {
 	return reason
 }
 
-// Brief is what went wrong in a few words, without what was asked of whom.
+// Brief returns the cause in a few words, without operation and target.
 func (e *Error) Brief() string {
 	_, text := e.brief()
 	return text
 }
 
-// errnos are those that a network has.
+// errnos are the names of network errors.
 var errnos = map[syscall.Errno]string{
 	syscall.ECONNREFUSED: "refused",
 	syscall.ECONNRESET:   "reset",

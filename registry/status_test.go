@@ -30,7 +30,7 @@ func TestReasons(t *testing.T) {
 		{at.broken(dial(syscall.ETIMEDOUT)), "timeout", "connection timed out"},
 		{at.broken(&net.DNSError{Err: "no such host", Name: "r.example.com"}), "dns", "the host's name cannot be resolved"},
 		{at.broken(&tls.CertificateVerificationError{Err: errors.New("x")}), "certificate", "its certificate is not trusted"},
-		{at.broken(errStalled), "stalled", "no byte came for too long"},
+		{at.broken(errStalled), "stalled", "no data arrived for too long"},
 		{at.broken(context.DeadlineExceeded), "timeout", "no answer in time"},
 		{at.broken(io.EOF), "reset", "the connection was closed without an answer"},
 		{at.short(), "cut", "the connection was cut"},

@@ -16,12 +16,12 @@ import (
 
 const (
 	maxToken        = 64 << 10         // bytes of a token endpoint's answer
-	defaultLifetime = 60 * time.Second // where it does not say, by the token protocol
+	defaultLifetime = 60 * time.Second // without expires_in, by the token protocol
 	maxLifetime     = 24 * time.Hour
 )
 
-// exchange gets a token from the endpoint that a challenge names, with
-// the registry's credentials where there are some.
+// exchange gets a token from the endpoint in a challenge, with the
+// registry's credentials if there are any.
 func (a *authorizer) exchange(ctx context.Context, c challenge, acc access) (*token, error) {
 	t := a.r.target("get a token for", acc.name, "")
 	realm, err := a.realm(c.params["realm"])
@@ -56,11 +56,10 @@ func (a *authorizer) exchange(ctx context.Context, c challenge, acc access) (*to
 	})
 }
 
-// realm checks where a registry sends its clients for a token. The
-// credentials go there, as docker does it; so it must be https, or plain
-// HTTP where the registry itself is spoken to in plain HTTP and the host
-// is allowed. What comes from there goes to the registry, so it must not
-// be a place that only this machine can see.
+// realm validates the URL of a token endpoint. The credentials go there, as
+// with docker; so it must be https, or plain HTTP if the registry itself
+// uses plain HTTP and the host is allowed. Its answer goes to the registry,
+// so it must not be an address that only this machine can reach.
 func (a *authorizer) realm(text string) (*url.URL, error) {
 	base := &a.r.base
 	u, err := url.Parse(text)
@@ -68,7 +67,7 @@ func (a *authorizer) realm(text string) (*url.URL, error) {
 		return nil, errors.New("the registry names no usable token endpoint")
 	}
 	if withPort(base.Scheme, u.Host) == withPort(base.Scheme, base.Host) {
-		u.Scheme = base.Scheme // behind a proxy, a registry does not know its own
+		u.Scheme = base.Scheme // a registry behind a proxy does not know its own scheme
 	}
 	own := sameOrigin(u, base)
 	switch {
@@ -84,8 +83,8 @@ func (a *authorizer) realm(text string) (*url.URL, error) {
 	return nil, errors.New("the registry names a token endpoint that must not be used over plain HTTP")
 }
 
-// tokenRequest is a GET, with a name and a password where there are some,
-// or the POST of OAuth 2 for an identity token.
+// tokenRequest returns a GET, with name and password if there are any, or
+// the POST of OAuth 2 for an identity token.
 func tokenRequest(t target, realm *url.URL, c challenge, acc access, cfg authn.AuthConfig) (request, string) {
 	scopes := wanted(acc, c.params["scope"])
 	service := c.params["service"]
@@ -120,9 +119,8 @@ func tokenRequest(t target, realm *url.URL, c challenge, acc access, cfg authn.A
 	return request{target: t, method: http.MethodGet, url: &u}, basicHeader(cfg)
 }
 
-// wanted are the scopes to ask for: ours, and before them the one that
-// the registry named if ours do not hold it. Some endpoints look at the
-// first only.
+// wanted returns the scopes to request: ours, preceded by the registry's if
+// ours do not include it. Some endpoints use only the first.
 func wanted(acc access, named string) []string {
 	ours := acc.scopes()
 	for _, s := range ours {
@@ -136,7 +134,7 @@ func wanted(acc access, named string) []string {
 	return append([]string{named}, ours...)
 }
 
-// endpointRefused is a token endpoint's answer that is no token.
+// endpointRefused returns the error of a token endpoint's answer.
 func (a *authorizer) endpointRefused(t target, resp *http.Response) error {
 	err := t.status(resp)
 	var e *Error
@@ -147,8 +145,8 @@ func (a *authorizer) endpointRefused(t target, resp *http.Response) error {
 	return err
 }
 
-// parseToken reads a token endpoint's answer. One that is well and holds no
-// token is errNoToken.
+// parseToken parses a token endpoint's answer. It returns errNoToken for a
+// valid answer without a token.
 func parseToken(raw []byte, t target) (*token, error) {
 	var doc struct {
 		Token       any `json:"token"`
@@ -158,36 +156,36 @@ func parseToken(raw []byte, t target) (*token, error) {
 	if len(bytes.TrimSpace(raw)) == 0 {
 		return nil, errNoToken
 	}
-	// The decoder's errors may quote what it read, so they are dropped.
+	// The decoder's errors may quote a secret, so they are dropped.
 	if json.Unmarshal(raw, &doc) != nil {
-		return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer is no JSON object"))
+		return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer is not a JSON object"))
 	}
 	for _, v := range []any{doc.Token, doc.AccessToken} {
 		switch text, ok := v.(string); {
 		case v == nil || ok && text == "":
 		case !ok || strings.Trim(text, printable) != "":
-			return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer holds something that is no token"))
+			return nil, t.fail(ErrDenied, errors.New("the token endpoint's answer contains an invalid token"))
 		default:
-			// issued_at is not looked at: clocks differ.
+			// issued_at is ignored: clocks differ.
 			return &token{header: "Bearer " + text, expires: time.Now().Add(lifetime(doc.ExpiresIn))}, nil
 		}
 	}
 	return nil, errNoToken
 }
 
-// lifetime reads expires_in, in seconds: a number, or a text with one. A
-// token is used up to the last tenth of it, but not in its last seconds.
+// lifetime parses expires_in, in seconds: a number, or a string with one. It
+// subtracts the last tenth, and at least a few seconds.
 func lifetime(v any) time.Duration {
 	seconds, _ := v.(float64)
 	if text, ok := v.(string); ok {
 		seconds, _ = strconv.ParseFloat(strings.TrimSpace(text), 64)
 	}
 	life := defaultLifetime
-	if seconds > 0 { // and a number: NaN is not
+	if seconds > 0 { // false for NaN
 		life = time.Duration(min(seconds, maxLifetime.Seconds()) * float64(time.Second))
 	}
 	return life - max(life/10, min(10*time.Second, life/2))
 }
 
-// printable are the bytes a bearer token may have, and a few more.
+// printable are the bytes of a valid bearer token, and a few more.
 const printable = "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"

@@ -17,14 +17,14 @@ import (
 	"time"
 )
 
-// limits are the patience of a client. Tests make them shorter.
+// limits are the timeouts of a client. Tests make them shorter.
 type limits struct {
 	dial   time.Duration // connecting, and the TLS handshake, each
 	answer time.Duration // from a request's last byte to the answer's headers
-	finish time.Duration // the same where a registry hashes or moves a whole blob first
-	patch  time.Duration // the same where a registry takes one upload at a time, as epoch does
-	stall  time.Duration // without one byte of a body
-	small  time.Duration // for all of a body that fits into memory
+	finish time.Duration // the same if a registry hashes or moves a whole blob first
+	patch  time.Duration // the same if a registry takes one upload at a time, as epoch does
+	stall  time.Duration // without a byte of a body
+	small  time.Duration // for the whole of a body that fits into memory
 	first  time.Duration // before the first quick retry
 	settle time.Duration // for which a list must stand that several clients may write
 }
@@ -44,8 +44,8 @@ func defaultLimits() limits {
 
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// newTransport makes the connections of one client: HTTP/1.1 only, since
-// several plain connections carry more than one that is multiplexed.
+// newTransport returns the transport of one client. It uses HTTP/1.1 only,
+// since several plain connections carry more than one multiplexed one.
 func newTransport(o Options, at endpoint, lim limits, dial dialFunc) (*http.Transport, error) {
 	roots, err := rootCAs(append([]string{o.CACert}, at.ca...))
 	if err != nil {
@@ -61,7 +61,7 @@ func newTransport(o Options, at endpoint, lim limits, dial dialFunc) (*http.Tran
 		TLSClientConfig:        tlsConfig(roots, at),
 		TLSHandshakeTimeout:    lim.dial,
 		DisableCompression:     true,
-		MaxConnsPerHost:        2*o.Concurrency + 4, // streams that wait must not block a manifest
+		MaxConnsPerHost:        2*o.Concurrency + 4, // waiting streams must not block a manifest
 		MaxIdleConns:           4 * o.Concurrency,
 		MaxIdleConnsPerHost:    o.Concurrency + 2,
 		IdleConnTimeout:        90 * time.Second,
@@ -75,8 +75,8 @@ func newTransport(o Options, at endpoint, lim limits, dial dialFunc) (*http.Tran
 	return t, nil
 }
 
-// tlsConfig checks certificates of all hosts but the endpoint's own, where
-// that one's are to be taken as they are.
+// tlsConfig verifies the certificates of all hosts, except the endpoint's
+// own if at.skipVerify is set.
 func tlsConfig(roots *x509.CertPool, at endpoint) *tls.Config {
 	c := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	if !at.skipVerify {
@@ -106,7 +106,7 @@ func tlsConfig(roots *x509.CertPool, at endpoint) *tls.Config {
 	return c
 }
 
-// rootCAs are the system's, and those of PEM files where some are named.
+// rootCAs returns the system's certificates and those of the PEM files.
 func rootCAs(files []string) (*x509.CertPool, error) {
 	var pool *x509.CertPool
 	for _, file := range files {
@@ -129,7 +129,8 @@ func rootCAs(files []string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// guard refuses plain HTTP where it is not allowed, whatever led there.
+// guard refuses plain HTTP to hosts where it is not allowed, even after a
+// redirect.
 type guard struct {
 	inner *http.Transport
 	allow func(host string) bool // host with port
@@ -149,17 +150,18 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	return g.inner.RoundTrip(req)
 }
 
-// counters count what a client did.
+// counters are a client's counters.
 type counters struct{ requests, bytes, sent, retries atomic.Int64 }
 
-// send makes one HTTP request. It fails when the answer's headers stay
-// away, or the body sent does not move, for wait. The answer's body must
-// be closed; it fails when no byte comes for the stall limit.
+// send sends one HTTP request. It fails if the answer's headers do not
+// arrive, or the request's body does not move, for wait. The caller must
+// close the answer's body, which fails if no byte arrives for the stall
+// limit.
 func (r *Registry) send(req *http.Request, wait time.Duration) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	w := newWatchdog(wait, func() { cancel(errStalled) })
 	// Waiting for a free connection is not the registry's silence, and
-	// dialling has limits of its own.
+	// dialling has its own timeouts.
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { w.kick() },
 	})
@@ -177,8 +179,7 @@ func (r *Registry) send(req *http.Request, wait time.Duration) (*http.Response, 
 	return resp, nil
 }
 
-// watchUpload makes every read of the request's body a sign of life, however
-// long it takes.
+// watchUpload makes every read of the request's body a sign of life.
 func (r *Registry) watchUpload(req *http.Request, w *watchdog) {
 	if req.Body == nil || req.Body == http.NoBody {
 		return
@@ -196,7 +197,7 @@ func (r *Registry) watchUpload(req *http.Request, w *watchdog) {
 	}
 }
 
-// causeOf prefers the reason for which ctx was ended to what became of it.
+// causeOf returns the cause of ctx's end, or err if ctx has not ended.
 func causeOf(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -204,7 +205,7 @@ func causeOf(ctx context.Context, err error) error {
 	return err
 }
 
-// upload is a request's body under watch.
+// upload is a request's body under a watchdog.
 type upload struct {
 	io.ReadCloser
 	w    *watchdog
@@ -212,15 +213,15 @@ type upload struct {
 }
 
 func (u *upload) Read(p []byte) (int, error) {
-	u.w.hold() // a source that takes its time is not the registry's silence
+	u.w.hold() // a slow source is not the registry's silence
 	n, err := u.ReadCloser.Read(p)
 	u.w.kick()
 	u.sent.Add(int64(n))
 	return n, err
 }
 
-// watchdog calls bark when nobody kicked it for a while. It begins with
-// the first kick; after stop it does nothing any more.
+// watchdog calls bark if it is not kicked for a while. It starts with the
+// first kick, and ends with stop.
 type watchdog struct {
 	limit time.Duration
 	mu    sync.Mutex
@@ -245,7 +246,7 @@ func (w *watchdog) kick() {
 	}
 }
 
-// hold keeps it quiet until the next kick.
+// hold stops the timer until the next kick.
 func (w *watchdog) hold() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -18,9 +18,9 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
-// uploadChunk is the body of one PATCH, in bytes. It is in memory before
-// it is sent, so a slow source keeps no request waiting. Only tests change
-// it.
+// uploadChunk is the size of a PATCH body, in bytes. It is in memory before
+// it is sent, so that a slow source does not keep a request waiting. Only
+// tests change it.
 var uploadChunk = 16 << 20
 
 // chunks are buffers of uploadChunk bytes.
@@ -29,30 +29,31 @@ var chunks = sync.Pool{New: func() any {
 	return &b
 }}
 
-// smallChunk is the body of one PATCH, in bytes, for registries that refuse
-// more than 4 MiB. Only tests change it.
+// smallChunk is the size of a PATCH body, in bytes, for registries that
+// refuse more than 4 MiB. Only tests change it.
 var smallChunk = 4 << 20
 
-// uploader is one blob on its way up.
+// uploader is the upload of one blob.
 type uploader struct {
 	r       *Registry
 	t       target
 	name    string
-	known   string        // the digest it must have; "" where only sum will tell
-	size    int64         // -1 where it is not known
-	sum     func() string // the digest, once all bytes were read; nil where known is the caller's word
+	known   string        // the digest it must have; "" if only sum will tell
+	size    int64         // -1 if not known
+	sum     func() string // the digest after all bytes were read; nil if the caller guarantees known
 	way     way
-	where   *url.URL // of the session
+	where   *url.URL // URL of the session
 	sent    int64
-	least   int64 // bytes that the registry wants in a PATCH but for the last
+	least   int64 // smallest size the registry takes in a PATCH, except the last
 	refused bool  // the registry has no sessions
-	broke   bool  // the connection did, in the last request with bytes
-	tried   int64 // bytes that were sent in the session, taken or not
+	broke   bool  // the connection broke in the last request with bytes
+	tried   int64 // bytes sent in the session, accepted or not
 
-	refusals int // in a way that was taken to be open
+	refusals int // in a way that was believed to be open
 }
 
-// rewinder returns what reads body from here again, or nil.
+// rewinder returns a function that returns body to its current position, or
+// nil if body cannot seek.
 func rewinder(body io.Reader) func() (io.Reader, error) {
 	s, ok := body.(io.Seeker)
 	if !ok {
@@ -68,7 +69,7 @@ func rewinder(body io.Reader) func() (io.Reader, error) {
 	}
 }
 
-// hashed is a body with the digest of what was read of it since its start.
+// hashed is a body with the digest of the bytes read since its start.
 type hashed struct {
 	src  io.Reader
 	hash hash.Hash
@@ -84,7 +85,7 @@ func (h *hashed) Read(p []byte) (int, error) {
 
 func (h *hashed) digest() string { return digests.OfHash(h.hash) }
 
-// reader is h, and can seek to its start where the source can.
+// reader returns h, able to seek to its start if the source is.
 func (h *hashed) reader() io.Reader {
 	if s, ok := h.src.(io.Seeker); ok {
 		return &hashedSeeker{h, s}
@@ -105,7 +106,7 @@ func (h *hashedSeeker) Seek(off int64, whence int) (int64, error) {
 	return at, err
 }
 
-// request is one step of the upload.
+// request returns one step of the upload.
 func (u *uploader) request(method string, to *url.URL) request {
 	return request{
 		target: u.t,
@@ -118,7 +119,7 @@ func (u *uploader) request(method string, to *url.URL) request {
 	}
 }
 
-// begin opens a session. A registry that has none sets refused.
+// begin opens a session. It sets refused if the registry has none.
 func (u *uploader) begin(ctx context.Context) error {
 	u.sent, u.where, u.refused = 0, nil, false
 	resp, err := u.r.do(ctx, u.request(http.MethodPost, u.r.at(u.name+"/blobs/uploads/")))
@@ -134,8 +135,8 @@ func (u *uploader) begin(ctx context.Context) error {
 	return u.moved(resp)
 }
 
-// moved notes where the session goes on: on the registry's own host, or on
-// the one that a redirect of the POST led to.
+// moved records the URL of the session's next request: on the registry's own
+// host, or on the host that a redirect of the POST led to.
 func (u *uploader) moved(resp *http.Response) error {
 	location := resp.Header.Get("Location")
 	if location == "" {
@@ -149,7 +150,7 @@ func (u *uploader) moved(resp *http.Response) error {
 	switch {
 	case err != nil || to.User != nil:
 	case withPort(base.Scheme, to.Host) == withPort(base.Scheme, base.Host):
-		// Behind a proxy, a registry may not know that it is spoken to in TLS.
+		// A registry behind a proxy may not know that its clients use TLS.
 		to.Scheme, to.Host, to.Fragment = base.Scheme, base.Host, ""
 		u.where = to
 		return nil
@@ -158,12 +159,12 @@ func (u *uploader) moved(resp *http.Response) error {
 		u.where = to
 		return nil
 	}
-	return u.t.wrong("the registry wants the upload to go to another host")
+	return u.t.wrong("the registry redirects the upload to another host")
 }
 
-// patch appends a piece. It is never sent blindly twice to one session:
-// some registries append it again, some end the session. Only one that
-// says that it has nothing of it is sent it again.
+// patch appends a piece. It does not repeat a failed PATCH blindly: some
+// registries would append it twice, some end the session. It repeats it only
+// if the registry says that it has nothing of it.
 func (u *uploader) patch(ctx context.Context, p []byte) error {
 	var err error
 	return retryErr(ctx, u.r, u.t, maxTries, func() error {
@@ -175,8 +176,8 @@ func (u *uploader) patch(ctx context.Context, p []byte) error {
 	})
 }
 
-// patchOnce sends one PATCH whose body is in memory, with a Content-Range
-// where ranged is set.
+// patchOnce sends one PATCH from memory, with a Content-Range if ranged is
+// set.
 func (u *uploader) patchOnce(ctx context.Context, p []byte, ranged bool) error {
 	q := u.request(http.MethodPatch, u.where)
 	q.body = p
@@ -204,8 +205,8 @@ func (u *uploader) patchOnce(ctx context.Context, p []byte, ranged bool) error {
 	return u.patched(resp, int64(len(p)), ranged)
 }
 
-// patched takes the answer to a PATCH with n bytes. Range is looked at only
-// where it decides whether to go on.
+// patched checks the answer to a PATCH of n bytes. It uses Range only if
+// that decides whether to continue.
 func (u *uploader) patched(resp *http.Response, n int64, ranged bool) error {
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusCreated, http.StatusAccepted, http.StatusNoContent:
@@ -218,9 +219,9 @@ func (u *uploader) patched(resp *http.Response, n int64, ranged bool) error {
 	last, ok := lastByte(resp.Header.Get("Range"))
 	sure := ok || u.way != byPieces || !u.unknown()
 	if sent := u.sent + n; ranged && (!sure || ok && last != sent-1) {
-		err := u.t.wrong("the registry says that it has %d bytes of it, %d were sent", last+1, sent)
+		err := u.t.wrong("the registry has %d bytes, but %d were sent", last+1, sent)
 		if !ok {
-			err = u.t.wrong("the registry does not say how much it has of it")
+			err = u.t.wrong("the registry does not say how many bytes it has")
 		}
 		return u.judge(err, n)
 	}
@@ -231,9 +232,9 @@ func (u *uploader) patched(resp *http.Response, n int64, ranged bool) error {
 	return nil
 }
 
-// resume asks how much of the session's blob the registry has, and tells
-// whether that is just what it has acknowledged. "0-0" stands for no byte
-// as well as for one, so an upload that has none yet begins anew.
+// resume asks how much of the blob the session has, and reports whether that
+// is exactly what was acknowledged. "0-0" means no byte or one, so an upload
+// without acknowledged bytes starts over.
 func (u *uploader) resume(ctx context.Context) bool {
 	if u.sent == 0 {
 		return false
@@ -249,7 +250,7 @@ func (u *uploader) resume(ctx context.Context) bool {
 	return resp.StatusCode == http.StatusNoContent && ok && last == u.sent-1 && u.moved(resp) == nil
 }
 
-// lastByte reads an upload's "0-N", with or without a unit.
+// lastByte parses an upload's "0-N", with or without a unit.
 func lastByte(v string) (int64, bool) {
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(v, "bytes="), "0-")
 	if !ok {
@@ -258,11 +259,11 @@ func lastByte(v string) (int64, bool) {
 	return parseCount(rest)
 }
 
-// unknown reports whether the registry has not yet taken anything that goes
-// this way.
+// unknown reports whether the registry has not yet accepted anything in this
+// way.
 func (u *uploader) unknown() bool { return u.r.ways.state(u.way) == wayUnknown }
 
-// finish ends the session with the digest; rest is appended before.
+// finish completes the session with the digest, after appending rest.
 func (u *uploader) finish(ctx context.Context, digest string, rest []byte) error {
 	q := u.last(digest)
 	q.body = rest
@@ -274,7 +275,7 @@ func (u *uploader) finish(ctx context.Context, digest string, rest []byte) error
 	return u.finished(ctx, digest, int64(len(rest)), resp, err)
 }
 
-// last is the request that ends the session.
+// last returns the request that completes the session.
 func (u *uploader) last(digest string) request {
 	to := *u.where
 	if to.RawQuery != "" {
@@ -287,8 +288,7 @@ func (u *uploader) last(digest string) request {
 	return q
 }
 
-// finished takes what became of the last request, which had n bytes of
-// body.
+// finished checks the result of the last request, which had n bytes of body.
 func (u *uploader) finished(ctx context.Context, digest string, n int64, resp *http.Response, err error) error {
 	if err == nil {
 		if err = u.t.stored(resp, digest); err != nil {
@@ -301,7 +301,7 @@ func (u *uploader) finished(ctx context.Context, digest string, n int64, resp *h
 	}
 	var e *Error
 	if errors.As(err, &e) && e.Temporary() && e.kind == ErrUnreachable {
-		// The answer may have been lost and not the blob.
+		// The answer may have been lost, but not the blob.
 		if there, _ := u.r.BlobExists(ctx, u.name, digest); there {
 			return nil
 		}
@@ -309,7 +309,7 @@ func (u *uploader) finished(ctx context.Context, digest string, n int64, resp *h
 	return err
 }
 
-// abandon tells the registry that the session's bytes can go.
+// abandon deletes the session.
 func (u *uploader) abandon() {
 	const patience = 5 * time.Second
 	if u.where == nil {

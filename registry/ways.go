@@ -9,9 +9,8 @@ import (
 	"sync/atomic"
 )
 
-// way is one of the ways in which a blob's bytes get into a registry. Each
-// begins with a POST, which opens a session. Large blobs try them in this
-// order.
+// way is one of the ways to upload a blob. Each begins with a POST, which
+// opens a session. Large blobs try them in this order.
 type way int
 
 const (
@@ -27,38 +26,38 @@ const (
 	numWays
 )
 
-// wayState is what is known of a registry and a way.
+// wayState is what is known about a way and a registry.
 type wayState int
 
 const (
 	wayUnknown wayState = iota
-	wayOpen             // it took what was sent to find out
-	wayDone             // it has stored a blob that came this way
+	wayOpen             // the registry accepted the first bytes sent this way
+	wayDone             // the registry has stored a blob that was sent this way
 	wayRefused
 )
 
-// ways is what one push has learned of a registry. The zero value knows
-// nothing. One upload at a time finds out about a way, and those that need
-// one that is unknown wait for it: a refusal costs one piece and not one for
+// ways records what one push has learned about a registry. The zero value
+// knows nothing. One upload at a time tries an unknown way, and others that
+// need that way wait for the result: a refusal costs one piece, not one for
 // each upload.
 type ways struct {
-	patched  atomic.Bool // a PATCH was taken
+	patched  atomic.Bool // a PATCH was accepted
 	noExpect atomic.Bool // "Expect: 100-continue" is refused
 
 	mu     sync.Mutex
 	known  [numWays]wayState
 	asking chan struct{}  // nil, or closed when an upload has found out
-	about  way            // which it asks about
-	halves bool           // pieces of uploadChunk bytes are refused, half of that is not
-	took   [numWays]int64 // bytes of the largest body that was taken
-	limit  [numWays]int64 // no body of this many bytes goes this way, for one was refused; 0: none was
-	most   int64          // no body of this many bytes is sent, for one was answered 413; 0: none was
-	spent  int64          // bytes that were sent to find out, for nothing
+	about  way            // the way that is being tried
+	halves bool           // pieces of uploadChunk bytes are refused, half as large ones are not
+	took   [numWays]int64 // size of the largest accepted body
+	limit  [numWays]int64 // smallest refused body; larger ones do not go this way; 0 if none was refused
+	most   int64          // smallest body that was answered 413; 0 if none was
+	spent  int64          // bytes sent in vain to find out
 	why    *Error         // the last refusal, a 413 before others; nil before the first
 }
 
-// enter blocks until a way is known, or the caller is the one that finds
-// out. The caller calls leave when it has done with the way.
+// enter blocks until the state of a way is known, or the caller is the one
+// to find out. The caller calls leave when it no longer uses the way.
 func (w *ways) enter(ctx context.Context, k way) (leave func(), err error) {
 	for {
 		w.mu.Lock()
@@ -81,7 +80,7 @@ func (w *ways) enter(ctx context.Context, k way) (leave func(), err error) {
 	}
 }
 
-// refused notes how a way was refused.
+// refused records the refusal of a way.
 func (w *ways) refused(e *Error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -91,19 +90,19 @@ func (w *ways) refused(e *Error) {
 	}
 }
 
-// refusal is how a way was last refused, as an error of what t is about.
+// refusal returns the last refusal of a way as an error about t.
 func (w *ways) refusal(t target) *Error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.why == nil {
-		return t.fail(ErrUnreachable, errors.New("the registry takes the blob in no way"))
+		return t.fail(ErrUnreachable, errors.New("the registry refuses every way to upload the blob"))
 	}
 	e := *w.why
 	e.Op, e.Host, e.What = t.op, t.host, t.what
 	return &e
 }
 
-// leave lets the next upload find out, unless set has done that.
+// leave lets the next upload find out, unless set was called.
 func (w *ways) leave(own chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -113,7 +112,7 @@ func (w *ways) leave(own chan struct{}) {
 	}
 }
 
-// set notes what was found out.
+// set records the state of a way.
 func (w *ways) set(k way, s wayState) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -130,22 +129,22 @@ func (w *ways) state(k way) wayState {
 	return w.known[k]
 }
 
-// taken notes that a body of n bytes was.
+// taken records that a body of n bytes was accepted.
 func (w *ways) taken(k way, n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.took[k] = max(w.took[k], n)
 }
 
-// taking returns how large a body was that was taken this way.
+// taking returns the size of the largest body accepted in this way.
 func (w *ways) taking(k way) int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.took[k]
 }
 
-// limitTo notes that a body of n bytes was refused in a way that has stored
-// smaller ones.
+// limitTo records that a body of n bytes was refused in a way that has
+// stored smaller ones.
 func (w *ways) limitTo(k way, n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -154,8 +153,9 @@ func (w *ways) limitTo(k way, n int64) {
 	}
 }
 
-// tooLarge notes that a body of n bytes was answered 413. What is smaller,
-// and was never taken, is not tried either, but for pieces of smallChunk.
+// tooLarge records that a body of n bytes was answered 413. Smaller sizes
+// that were never accepted are not tried either, except pieces of
+// smallChunk.
 func (w *ways) tooLarge(n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -165,14 +165,14 @@ func (w *ways) tooLarge(n int64) {
 	}
 }
 
-// spend notes bytes that were sent for nothing.
+// spend records bytes that were sent in vain.
 func (w *ways) spend(n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.spent += n
 }
 
-// left is how many bytes may yet be sent for nothing, so that finding out
+// left returns how many more bytes may be sent in vain, so that finding out
 // about all ways costs hardly more than one piece.
 func (w *ways) left() int {
 	w.mu.Lock()
@@ -185,8 +185,9 @@ func (w *ways) leftLocked() int {
 	return int(max(int64(uploadChunk)-w.spent, least))
 }
 
-// probe is how many bytes are sent in vain to find out whether a PATCH
-// without a Content-Range is taken; 0 where what was taken so far has to do.
+// probe returns how many bytes to send in vain to find out whether a PATCH
+// without a Content-Range is accepted, or 0 to rely on what was accepted so
+// far.
 func (w *ways) probe() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -196,7 +197,7 @@ func (w *ways) probe() int {
 	return min(w.leftLocked(), uploadChunk/2)
 }
 
-// halve makes pieces half as large for the rest of the push. It reports
+// halve halves the size of pieces for the rest of the push. It reports
 // whether they were larger.
 func (w *ways) halve(n int) bool {
 	w.mu.Lock()
@@ -208,8 +209,8 @@ func (w *ways) halve(n int) bool {
 	return true
 }
 
-// piece is how many bytes go into a PATCH of byPieces or bySmall, for a
-// registry that wants at least least; 0 where no size will do.
+// piece returns how many bytes go into a PATCH of byPieces or bySmall, for a
+// registry that wants at least least bytes; 0 if no size fits.
 func (w *ways) piece(k way, least int64) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -224,8 +225,9 @@ func (w *ways) pieceLocked(k way, least int64) int {
 	case k == bySmall:
 		n = max(int64(smallChunk), least)
 	case w.known[k] == wayUnknown:
-		// Two halves tell whether pieces are taken, and cost one. They are
-		// larger than those of bySmall, as some registries take only these.
+		// Two halves show whether pieces are accepted, and cost one. They
+		// are larger than those of bySmall, because some registries take
+		// only these.
 		n = max(min(n, int64(w.leftLocked()))/2, int64(smallChunk)*3/2, least)
 	case w.halves, w.most > 0 && n >= w.most:
 		n = max(n/2, least)
@@ -237,7 +239,7 @@ func (w *ways) pieceLocked(k way, least int64) int {
 }
 
 // takes reports whether a blob of size bytes may go this way. A negative
-// size is not known.
+// size means unknown.
 func (w *ways) takes(k way, size int64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

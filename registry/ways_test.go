@@ -364,7 +364,7 @@ func TestBrokenUploadSaysWhatIsSentAgain(t *testing.T) {
 	data := random(2*uploadChunk + 5)
 	_, _, err := r.UploadBlob(t.Context(), "vm", io.MultiReader(bytes.NewReader(data)))
 	e := wantError(t, err, ErrUnreachable, true)
-	if e.Message != "no disk today" || !strings.Contains(e.Error(), "UNAVAILABLE: no disk today") || !strings.Contains(e.Hint, "from its first byte") {
+	if e.Message != "no disk today" || !strings.Contains(e.Error(), "UNAVAILABLE: no disk today") || !strings.Contains(e.Hint, "from its start") {
 		t.Error(e)
 	}
 }

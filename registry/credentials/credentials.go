@@ -2,8 +2,8 @@
 // registry: in docker's config file, with the credential helpers that it
 // names, and in podman's auth files. It sends nothing and writes nothing.
 //
-// Its errors name the file, the helper, the helper's exit code and what the
-// helper printed. They never hold what a file or a helper gave as a secret.
+// Its errors name the file, the helper, the helper's exit code and its
+// output for people. They never contain a secret from a file or a helper.
 package credentials
 
 import (
@@ -17,13 +17,13 @@ import (
 	"time"
 )
 
-// Credentials are what one place holds for a registry.
+// Credentials are the credentials that one place holds for a registry.
 type Credentials struct {
 	Username      string
 	Password      string
-	IdentityToken string // exchanged for an access token; it is no password
+	IdentityToken string // exchanged for an access token; not a password
 	RegistryToken string // sent to the registry as it is
-	Source        string // where they were found, for people
+	Source        string // where they were found, for messages
 }
 
 // Empty reports whether there is nothing to authenticate with.
@@ -31,18 +31,17 @@ func (c Credentials) Empty() bool {
 	return c.Username == "" && c.Password == "" && c.IdentityToken == "" && c.RegistryToken == ""
 }
 
-// Store reads the places that the environment names, anew for each lookup.
-// Its zero value is ready.
+// Store looks up credentials in the places that the environment names. It
+// reads them again for each lookup. Its zero value is ready to use.
 type Store struct {
-	Pause time.Duration       // before a failed helper runs again; 0 is 200 ms
-	Env   func(string) string // nil is os.Getenv
+	Pause time.Duration       // before a failed helper is run again; 0 for 200 ms
+	Env   func(string) string // nil for os.Getenv
 }
 
-// Lookup returns the credentials for a repository on a host. Places are
-// asked in order: docker's before podman's. Within a place the entry with
-// the longest path wins: host/team/vm, host/team, host. A place that cannot
-// be read is passed over; the error says so, also if another place has
-// credentials.
+// Lookup returns the credentials for a repository on a host. It tries
+// docker's places before podman's; within a place the entry with the longest
+// path wins: host/team/vm, host/team, host. Lookup skips a place that cannot
+// be read, and returns its error even if another place has credentials.
 func (s *Store) Lookup(ctx context.Context, host, repository string) (Credentials, error) {
 	var failed []error
 	for _, p := range s.places() {
@@ -60,8 +59,7 @@ func (s *Store) Lookup(ctx context.Context, host, repository string) (Credential
 	return Credentials{}, joined(failed)
 }
 
-// Check reads all files and returns what is wrong with them. It runs no
-// helper.
+// Check reads all files and returns their errors. It runs no helper.
 func (s *Store) Check() error {
 	var failed []error
 	for _, p := range s.places() {
@@ -104,7 +102,8 @@ func (s *Store) inFile(ctx context.Context, f *file, host, repository string) (C
 	return Credentials{}, failed
 }
 
-// prefixes are a repository and its parents, the longest first, and "".
+// prefixes returns a repository and its parents, longest first, ending with
+// "".
 func prefixes(repository string) []string {
 	all := []string{}
 	for repository != "" {
@@ -117,7 +116,7 @@ func prefixes(repository string) []string {
 // hub is the host that Docker Hub's credentials are kept under.
 const hub = "index.docker.io"
 
-// aliases are the names under which a host's credentials may be kept.
+// aliases returns the names under which a host's credentials may be stored.
 func aliases(host string) []string {
 	switch host {
 	case hub, "docker.io", "registry-1.docker.io":
@@ -126,7 +125,7 @@ func aliases(host string) []string {
 	return []string{host}
 }
 
-// serverName is what a helper is asked for.
+// serverName returns the name that a helper is asked for.
 func serverName(key string) string {
 	if key == hub {
 		return "https://" + hub + "/v1/"
@@ -134,11 +133,11 @@ func serverName(key string) string {
 	return key
 }
 
-// place is a file that may hold credentials, or the text of one.
+// place is a file that may hold credentials, or the contents of one.
 type place struct {
 	path  string
-	named bool   // the user named this very file: it has to be there
-	text  []byte // instead of a file's; nil: read the file
+	named bool   // the user named this very file: it must exist
+	text  []byte // contents of a file; nil to read path
 }
 
 func (s *Store) env(name string) string {
@@ -148,7 +147,7 @@ func (s *Store) env(name string) string {
 	return os.Getenv(name)
 }
 
-// places are all files to look into, in order.
+// places returns all files to look into, in order.
 func (s *Store) places() []place {
 	var all []place
 	add := func(dir string, names ...string) {
@@ -165,7 +164,7 @@ func (s *Store) places() []place {
 		add(s.home(), ".docker", "config.json")
 	}
 	if path := s.env("REGISTRY_AUTH_FILE"); path != "" {
-		return append(all, place{path: path, named: true}) // podman reads no other then
+		return append(all, place{path: path, named: true}) // podman reads no other file then
 	}
 	if dir := s.env("XDG_RUNTIME_DIR"); dir != "" {
 		add(dir, "containers", "auth.json")
@@ -180,7 +179,7 @@ func (s *Store) places() []place {
 	return all
 }
 
-// home is the user's home directory, or "".
+// home returns the user's home directory, or "".
 func (s *Store) home() string {
 	if dir := s.env("HOME"); dir != "" {
 		return dir
@@ -191,7 +190,7 @@ func (s *Store) home() string {
 	return ""
 }
 
-// joined makes one error, on one line, of several.
+// joined joins errors into one, on one line.
 func joined(all []error) error {
 	switch len(all) {
 	case 0:

@@ -16,31 +16,32 @@ import (
 	"github.com/cocoonstack/epochfs/internal/text"
 )
 
-// maxFile bounds what is read of a file.
+// maxFile bounds the bytes read from a file.
 const maxFile = 4 << 20
 
-// FileError is a file, or an entry of it, that cannot be used.
+// FileError is the error of a file, or of an entry in it, that cannot be
+// used.
 type FileError struct {
 	File   string
 	Reason string
-	Err    error // nil where the content is what is wrong
+	Err    error // nil if the contents are wrong
 }
 
-// Error names the file and says what is wrong with it.
+// Error returns the file's name and what is wrong with it.
 func (e *FileError) Error() string { return text.Line(e.File) + " " + text.Line(e.Reason) }
 
 // Unwrap returns the cause.
 func (e *FileError) Unwrap() error { return e.Err }
 
-// file is a config.json or an auth.json. Its keys are in their normal form.
+// file is a parsed config.json or auth.json. Its keys are normalized.
 type file struct {
 	path    string
 	auths   map[string]json.RawMessage
 	helpers map[string]string // suffix of the program by key
-	store   string            // helper of all hosts without another
+	store   string            // suffix of the helper for all other hosts
 }
 
-// read reads the place. A file that nobody named need not be there.
+// read parses the place's file. Only a file that the user named must exist.
 func (p place) read() (*file, error) {
 	raw := p.text
 	if raw == nil {
@@ -56,7 +57,7 @@ func (p place) read() (*file, error) {
 	return parse(p.path, raw)
 }
 
-// reason is err without the path, which is named already.
+// reason returns err without the path, which the message already names.
 func reason(err error) string {
 	var path *fs.PathError
 	if errors.As(err, &path) {
@@ -66,7 +67,7 @@ func reason(err error) string {
 }
 
 func readFile(path string) ([]byte, error) {
-	// A pipe without a writer must not hold anybody up.
+	// A pipe without a writer must not block.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -84,8 +85,8 @@ func readFile(path string) ([]byte, error) {
 	return raw, err
 }
 
-// parse reads the text of a file. What the decoder's errors quote is not
-// repeated: it may be a secret.
+// parse parses the contents of a file. Its errors do not quote the
+// decoder's, which may contain a secret.
 func parse(path string, raw []byte) (*file, error) {
 	f := &file{path: path, auths: map[string]json.RawMessage{}, helpers: map[string]string{}}
 	var doc struct {
@@ -118,7 +119,7 @@ func parse(path string, raw []byte) (*file, error) {
 	return f, nil
 }
 
-// byPlainness sorts keys: those in their normal form come first.
+// byPlainness returns the keys of m, normalized ones first.
 func byPlainness[T any](m map[string]T) []string {
 	keys := make([]string, 0, len(m))
 	for k := range m {
@@ -136,7 +137,7 @@ func byPlainness[T any](m map[string]T) []string {
 	return keys
 }
 
-// whatIsWrong says in which line the text is not as it should be, and how.
+// whatIsWrong describes a syntax error and the line it is in.
 func whatIsWrong(raw []byte, err error) string {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
@@ -154,13 +155,13 @@ func whatIsWrong(raw []byte, err error) string {
 	return "the JSON ends too early"
 }
 
-// line is the number of the line that byte off is in.
+// line returns the number of the line that contains byte off.
 func line(raw []byte, off int64) int {
 	return 1 + bytes.Count(raw[:min(max(off, 0), int64(len(raw)))], []byte("\n"))
 }
 
-// normal is the form in which keys are compared: host, or host/path. URLs,
-// as older programs wrote them, stand for their host.
+// normal normalizes a key to host or host/path. URLs, as older programs
+// wrote them, stand for their host.
 func normal(key string) string {
 	if _, rest, isURL := strings.Cut(key, "://"); isURL {
 		host, _, _ := strings.Cut(rest, "/")
@@ -174,7 +175,7 @@ func normal(key string) string {
 	return host + "/" + path
 }
 
-// entry returns the credentials under a key; empty ones if it has none.
+// entry returns the credentials under a key, or empty ones.
 func (f *file) entry(key string) (Credentials, error) {
 	raw, ok := f.auths[key]
 	if !ok || isEmptyEntry(raw) {
@@ -213,7 +214,7 @@ func (f *file) entry(key string) (Credentials, error) {
 }
 
 // isEmptyEntry reports whether an entry holds nothing. Docker leaves such
-// entries for what a helper keeps.
+// entries for credentials that a helper keeps.
 func isEmptyEntry(raw json.RawMessage) bool {
 	switch string(bytes.Join(bytes.Fields(raw), nil)) {
 	case "", "{}", "null":
@@ -222,8 +223,8 @@ func isEmptyEntry(raw json.RawMessage) bool {
 	return false
 }
 
-// withToken puts an identity token where it belongs: docker keeps it as the
-// password of a user of this name.
+// withToken moves an identity token to its field: docker stores it as the
+// password of a user with this name.
 func (c Credentials) withToken() Credentials {
 	if c.Username == tokenUser && c.IdentityToken == "" {
 		c.IdentityToken, c.Password = c.Password, ""

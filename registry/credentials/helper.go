@@ -16,14 +16,14 @@ import (
 const (
 	helperPrefix = "docker-credential-"
 
-	// helperTries is how often a helper that fails is run: it may have to
-	// ask somebody itself.
+	// helperTries is how often a failing helper is run: the service behind
+	// it may be temporarily away.
 	helperTries = 4
-	// helperPatience is how long a helper may run. It may have to ask the
-	// user.
+	// helperPatience bounds the run time of a helper, which may have to ask
+	// the user.
 	helperPatience = time.Minute
-	// leftBehind is how long a helper's output is read after its end, where
-	// a child that it has left keeps the pipe open.
+	// leftBehind bounds the reading of a helper's output after its exit,
+	// when a child that it left behind keeps the pipe open.
 	leftBehind = 500 * time.Millisecond
 
 	maxHelperOutput = 64 << 10
@@ -31,23 +31,23 @@ const (
 	maxShown        = 200     // bytes of it in an error
 )
 
-// notFound is what helpers print, by their protocol, for a server that they
-// have nothing for.
+// notFound is the helper protocol's message for an unknown server.
 const notFound = "credentials not found in native keychain"
 
-// HelperError is a credential helper that gave no credentials.
+// HelperError is the error of a credential helper that returned no
+// credentials.
 type HelperError struct {
 	Helper  string // program
-	File    string // that names it
-	Server  string // that it was asked for
-	Missing bool   // it is not in the PATH
-	Exit    int    // exit code; -1 where it was killed, 0 where it ended well
+	File    string // file that names the helper
+	Server  string // server that the helper was asked for
+	Missing bool   // the helper is not in the PATH
+	Exit    int    // exit code; -1 if killed, 0 on success
 	Reason  string
-	Output  string // what it printed, without what may be a secret; or ""
+	Output  string // output without possible secrets, or ""
 	Err     error
 }
 
-// Error says which helper of which file failed, and how.
+// Error returns which helper of which file failed, and how.
 func (e *HelperError) Error() string {
 	if e.Missing {
 		return fmt.Sprintf("%s names the credential helper %s, which is not in the PATH", text.Line(e.File), e.Helper)
@@ -62,7 +62,7 @@ func (e *HelperError) Error() string {
 // Unwrap returns the cause.
 func (e *HelperError) Unwrap() error { return e.Err }
 
-// ask runs a helper, again after a pause if it fails.
+// ask runs a helper, and once more after a pause if it fails.
 func (s *Store) ask(ctx context.Context, f *file, suffix, server string) (Credentials, error) {
 	fail := HelperError{Helper: helperPrefix + text.Line(suffix), File: f.path, Server: server}
 	if strings.ContainsAny(suffix, "/\x00") {
@@ -98,7 +98,7 @@ func (s *Store) ask(ctx context.Context, f *file, suffix, server string) (Creden
 	}
 }
 
-// run runs a helper once. Empty credentials are its word that it has none.
+// run runs a helper once. Empty credentials mean that the helper has none.
 func run(ctx context.Context, program string, fail HelperError) (Credentials, error) {
 	var stdout, stderr bounded
 	cmd := exec.CommandContext(ctx, program, "get")
@@ -108,7 +108,7 @@ func run(ctx context.Context, program string, fail HelperError) (Credentials, er
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
-	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it ended well, and left a child
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // success, with a child left behind
 		return stdout.credentials(fail)
 	case strings.TrimSpace(stdout.String()) == notFound:
 		return Credentials{}, nil
@@ -129,7 +129,7 @@ func run(ctx context.Context, program string, fail HelperError) (Credentials, er
 	return Credentials{}, &fail
 }
 
-// credentials reads what a helper printed. Nothing of it is repeated.
+// credentials parses the output of a helper. Its errors quote nothing.
 func (b *bounded) credentials(fail HelperError) (Credentials, error) {
 	var doc struct{ Username, Secret string }
 	if err := json.NewDecoder(strings.NewReader(b.String())).Decode(&doc); err != nil {
@@ -139,7 +139,7 @@ func (b *bounded) credentials(fail HelperError) (Credentials, error) {
 	return Credentials{Username: doc.Username, Password: doc.Secret}.withToken(), nil
 }
 
-// bounded keeps the first bytes that are written to it.
+// bounded keeps the first bytes written to it.
 type bounded struct{ kept []byte }
 
 func (b *bounded) Write(p []byte) (int, error) {
@@ -149,9 +149,9 @@ func (b *bounded) Write(p []byte) (int, error) {
 
 func (b *bounded) String() string { return string(b.kept) }
 
-// shown is what an error repeats of a helper's output: what it printed for
-// people, in one short line. Helpers print errors to stdout; JSON there is
-// an answer, and holds the secret.
+// shown returns the part of a helper's output that an error may repeat: its
+// text for people, as one short line. Helpers print errors to stdout too;
+// JSON there is an answer and holds the secret.
 func shown(stdout, stderr string) string {
 	var parts []string
 	for _, s := range []string{stderr, stdout} {
@@ -161,7 +161,7 @@ func shown(stdout, stderr string) string {
 	}
 	s := strings.Join(parts, "; ")
 	if len(s) > maxSearched {
-		// Not in the middle of a word: half a secret has no form.
+		// Cut between words: half a secret matches no form.
 		s = s[:max(0, strings.LastIndexAny(s[:maxSearched], " \n"))]
 	}
 	for _, m := range secretOf.FindAllStringSubmatch(stdout, -1) {
@@ -179,12 +179,12 @@ func shown(stdout, stderr string) string {
 	return s
 }
 
-// secretOf finds the secret in an answer, also in one that broke off.
+// secretOf matches the secret in an answer, even an incomplete one.
 var secretOf = regexp.MustCompile(`(?i)"secret"\s*:\s*"([^"]*)`)
 
-// secretForms are texts that are, or may be, secrets: what stands after a
-// word for one, in a URL before the @ or after the question mark, and long
-// runs of letters and digits.
+// secretForms match possible secrets: the text after a word for one, the
+// part of a URL before the @ or after the question mark, and long runs of
+// letters and digits.
 var secretForms = []*regexp.Regexp{
 	regexp.MustCompile(`(?i)(passw(?:or)?d["']?\s*[:=]\s*)\S+`),
 	regexp.MustCompile(`(?i)((?:secret|token|key|authorization)["']?\s*[:=]\s*)(?:\S*[0-9]\S*|\S{16,})`),

@@ -1,9 +1,9 @@
-// Package hosts reads which hosts may stand in for a registry, by
-// containerd's convention: a directory HOST/hosts.toml below one of a few
-// places, or _default/hosts.toml for every registry without its own.
+// Package hosts reads which mirrors a registry has, by containerd's
+// convention: a directory HOST/hosts.toml below one of a few directories, or
+// _default/hosts.toml for every registry without its own.
 //
-// Where there is no hosts.toml, certificates HOST/*.crt are trusted for the
-// registry itself, by docker's convention.
+// Without a hosts.toml, certificates HOST/*.crt are trusted for the registry
+// itself, by docker's convention.
 package hosts
 
 import (
@@ -17,40 +17,41 @@ import (
 	"strings"
 )
 
-// Places are the directories looked into where nobody names one, in order.
+// Places returns the default configuration directories, in order.
 func Places() []string { return []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"} }
 
-// Host is one place where a registry's content can be had.
+// Host is a server with a registry's content: a mirror, or the registry
+// itself.
 type Host struct {
 	Scheme string // "http" or "https"
 	Host   string // host[:port]
-	Path   string // of the API, "/v2" where nothing else was said; no slash at the end
+	Path   string // of the API, "/v2" by default; without a trailing slash
 
-	Pull    bool // manifests by digest, and blobs
-	Resolve bool // what a tag stands for
+	Pull    bool // serves manifests by digest, and blobs
+	Resolve bool // resolves tags
 
 	CA         []string // PEM files with root certificates
-	SkipVerify bool     // take any certificate
+	SkipVerify bool     // accept any certificate
 
-	Header http.Header // goes with every request to the host; nil for none
+	Header http.Header // sent with every request to the host; or nil
 }
 
-// Config is what is known of a registry.
+// Config is the configuration of a registry.
 type Config struct {
-	File    string   // where it stands; "" where there is none
-	Mirrors []Host   // in the order in which they are to be asked
-	Server  *Host    // instead of the registry's own host; nil for that
-	Unknown []string // keys that were not understood, and have no effect
+	File    string   // its file; "" if there is none
+	Mirrors []Host   // in the order of use
+	Server  *Host    // replaces the registry's own host; or nil
+	Unknown []string // unknown keys, which have no effect
 }
 
 // maxFile bounds a hosts.toml, in bytes.
 const maxFile = 256 << 10
 
-// Lookup reads the configuration of the registry at host[:port]. The first
-// of the places decides that has a directory for it, or a _default. A
-// configuration with nothing in it is returned where there is
-// none; one that cannot be understood is an error, for it may be what
-// keeps traffic away from the registry.
+// Lookup reads the configuration of the registry at host[:port], from the
+// first of the places that has a directory for the host, or a _default. It
+// returns an empty Config if there is none. A file that cannot be understood
+// is an error, because it may be meant to keep traffic away from the
+// registry.
 func Lookup(places []string, host string) (*Config, error) {
 	for _, place := range places {
 		for _, name := range names(host) {
@@ -63,7 +64,7 @@ func Lookup(places []string, host string) (*Config, error) {
 	return &Config{}, nil
 }
 
-// names are those that a host's directory can have, in order.
+// names returns the possible names of a host's directory, in order.
 func names(host string) []string {
 	var all []string
 	if i := strings.LastIndexByte(host, ':'); i > 0 && !strings.HasSuffix(host, "]") {
@@ -75,7 +76,8 @@ func names(host string) []string {
 	return append(all, "_default")
 }
 
-// read reads one directory; nil where there is none, or nothing in it.
+// read reads one directory. It returns nil if there is none, or if it is
+// empty.
 func read(dir, host string) (*Config, error) {
 	file := filepath.Join(dir, "hosts.toml")
 	raw, err := readFile(file)
@@ -106,7 +108,7 @@ func readFile(name string) ([]byte, error) {
 	return raw, err
 }
 
-// certificates is docker's form of a directory.
+// certificates reads a directory by docker's convention.
 func certificates(dir, host string) (*Config, error) {
 	files, err := filepath.Glob(filepath.Join(escapeGlob(dir), "*.crt"))
 	if err != nil || len(files) == 0 || filepath.Base(dir) == "_default" {
@@ -116,7 +118,7 @@ func certificates(dir, host string) (*Config, error) {
 	return &Config{File: dir, Server: server}, nil
 }
 
-// escapeGlob makes a path match itself only.
+// escapeGlob escapes a path so that it matches only itself.
 func escapeGlob(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `[`, `\[`, `*`, `\*`, `?`, `\?`).Replace(path)
 }

@@ -12,25 +12,25 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// ErrInvalid is in the chain of errors about a hosts.toml that cannot be
+// ErrInvalid is wrapped by errors about a hosts.toml that cannot be
 // understood.
 var ErrInvalid = errors.New("invalid hosts.toml")
 
 const (
 	maxMirrors = 32
-	maxCA      = 16 // files for one host
+	maxCA      = 16 // files per host
 	maxUnknown = 8
 )
 
-// text is a host's part of the file. The same keys at the top are about
+// text is the section of a host. The same keys at the top level configure
 // the server.
 type text struct {
 	Capabilities []string `toml:"capabilities"`
-	CA           any      `toml:"ca"` // a string, or several
+	CA           any      `toml:"ca"` // a string or a list
 	SkipVerify   bool     `toml:"skip_verify"`
 	OverridePath bool     `toml:"override_path"`
 
-	Header map[string]any `toml:"header"` // strings, or lists of them
+	Header map[string]any `toml:"header"` // strings or lists
 }
 
 type document struct {
@@ -78,8 +78,7 @@ func Parse(raw []byte, dir string) (*Config, error) {
 	return c, nil
 }
 
-// maxDepth bounds arrays and tables within each other: the parser calls
-// itself for each.
+// maxDepth bounds the nesting of arrays and tables: the parser recurses.
 const maxDepth = 64
 
 func checkDepth(raw []byte) error {
@@ -92,13 +91,14 @@ func checkDepth(raw []byte) error {
 			depth = max(0, depth-1)
 		}
 		if depth > maxDepth {
-			return fmt.Errorf("%w: too many brackets within each other", ErrInvalid)
+			return fmt.Errorf("%w: nested too deeply", ErrInvalid)
 		}
 	}
 	return nil
 }
 
-// position is where the parser gave up. Its own text may quote the file.
+// position returns where the parser failed. The parser's own message may
+// quote the file.
 func position(err error) string {
 	var p toml.ParseError
 	if errors.As(err, &p) {
@@ -107,7 +107,7 @@ func position(err error) string {
 	return "a value has the wrong type"
 }
 
-// order is the hosts' keys as they stand in the file.
+// order returns the hosts' keys in the order of the file.
 func order(meta toml.MetaData) []string {
 	var keys []string
 	for _, k := range meta.Keys() {
@@ -118,7 +118,7 @@ func order(meta toml.MetaData) []string {
 	return keys
 }
 
-// host makes a Host of a key and what stands below it.
+// host parses the section of one host.
 func (t *text) host(key, dir string) (*Host, error) {
 	h, err := parseURL(key, t.OverridePath)
 	if err != nil {
@@ -146,26 +146,26 @@ func (t *text) host(key, dir string) (*Host, error) {
 	return h, nil
 }
 
-// maxHeader bounds the values of headers for one host.
+// maxHeader bounds the header values of one host.
 const maxHeader = 32
 
-// kept are headers that say what a request is; they are not the file's.
+// kept are headers of the request itself, which the file cannot set.
 var kept = []string{
 	"Accept", "Accept-Encoding", "Connection", "Content-Length", "Content-Type", "Expect", "Host", "Range", "Te",
 	"Trailer", "Transfer-Encoding", "Upgrade",
 }
 
-// header reads the headers of a host. Its errors repeat no value.
+// header parses the headers of a host. Its errors repeat no value.
 func header(all map[string]any) (http.Header, error) {
 	var h http.Header
 	for key, v := range all {
 		values, err := list(v)
 		if err != nil || !validName(key) || slices.Contains(kept, http.CanonicalHeaderKey(key)) {
-			return nil, errors.New("a header cannot be, or must not be set")
+			return nil, errors.New("a header is invalid or must not be set")
 		}
 		for _, value := range values {
 			if !validValue(value) || len(h) == maxHeader {
-				return nil, errors.New("a header's value cannot be, or there are too many")
+				return nil, errors.New("a header's value is invalid, or there are too many")
 			}
 			if h == nil {
 				h = http.Header{}
@@ -176,7 +176,7 @@ func header(all map[string]any) (http.Header, error) {
 	return h, nil
 }
 
-// parseURL reads [scheme://]host[:port][/path].
+// parseURL parses [scheme://]host[:port][/path].
 func parseURL(s string, override bool) (*Host, error) {
 	if !strings.Contains(s, "://") {
 		s = "https://" + s
@@ -199,7 +199,7 @@ func parseURL(s string, override bool) (*Host, error) {
 	return h, nil
 }
 
-// paths reads a string or a list of them.
+// paths parses a path or a list of paths.
 func paths(v any, dir string) ([]string, error) {
 	names, err := list(v)
 	if err != nil {
@@ -218,7 +218,7 @@ func paths(v any, dir string) ([]string, error) {
 	return files, nil
 }
 
-// list reads a string or a list of strings, none of them empty.
+// list parses a string or a list of strings, none of them empty.
 func list(v any) ([]string, error) {
 	var all []any
 	switch v := v.(type) {
@@ -233,21 +233,21 @@ func list(v any) ([]string, error) {
 	for _, v := range all {
 		text, ok := v.(string)
 		if !ok || text == "" {
-			return nil, errors.New("a string, or a list of strings, is needed")
+			return nil, errors.New("it must be a string or a list of strings")
 		}
 		texts = append(texts, text)
 	}
 	return texts, nil
 }
 
-// validName says that a header can have this name.
+// validName reports whether name can be the name of a header.
 func validName(name string) bool {
 	return name != "" && len(name) <= 128 && !strings.ContainsFunc(name, func(r rune) bool {
 		return !strings.ContainsRune("-_ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", r)
 	})
 }
 
-// validValue says that a header can have this value.
+// validValue reports whether value can be the value of a header.
 func validValue(value string) bool {
 	return !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r >= 0x7f })
 }
