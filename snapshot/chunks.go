@@ -12,10 +12,10 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// chunkUnit is what every chunk size is a multiple of.
+// chunkUnit divides every chunk size, in bytes.
 const chunkUnit = 1 << 20
 
-// partsV2 is the parts of a file of format v2: one layer, maybe
+// partsV2 returns the parts of a file of format v2: one layer, possibly
 // compressed, or a list of chunks.
 func (b *builder) partsV2(title string, meta *manifest.SnapshotFile) ([]layout.Part, error) {
 	if meta.Size < 0 || meta.Size > sparse.MaxSize {
@@ -39,7 +39,7 @@ func (b *builder) partsV2(title string, meta *manifest.SnapshotFile) ([]layout.P
 	return []layout.Part{p}, nil
 }
 
-// partOf is a layer as a part, its length and place aside.
+// partOf returns the part that a layer stores, without length and offset.
 func partOf(d *manifest.Descriptor) (layout.Part, error) {
 	p := layout.Part{Digest: d.Digest, StoredSize: d.Size}
 	plain, zstd := strings.CutSuffix(d.MediaType, manifest.SuffixZstd)
@@ -52,7 +52,7 @@ func partOf(d *manifest.Descriptor) (layout.Part, error) {
 	return p, nil
 }
 
-// checkRaw compares what a part decodes to with what is stored.
+// checkRaw compares the length of a raw part with the size of its blob.
 func checkRaw(p *layout.Part) error {
 	if p.Encoding == layout.Raw && p.StoredSize != p.Length {
 		return wrong("blob %s has %d bytes, its place in the file %d", p.Digest, p.StoredSize, p.Length)
@@ -60,9 +60,9 @@ func checkRaw(p *layout.Part) error {
 	return nil
 }
 
-// chunks is the parts of a split file. The config's list is the
-// authority; chunks are looked up by digest, under the file's own title
-// first.
+// chunks returns the parts of a split file. The config's list decides;
+// chunks are looked up by digest, preferring layers with the file's own
+// title.
 func (b *builder) chunks(title string, own []*manifest.Descriptor, meta *manifest.SnapshotFile) ([]layout.Part, error) {
 	if len(meta.Chunks) > maxParts {
 		return nil, wrong("%d chunks, at most %d", len(meta.Chunks), maxParts)
@@ -92,8 +92,8 @@ func (b *builder) chunks(title string, own []*manifest.Descriptor, meta *manifes
 	return parts, b.place(parts, meta.Size)
 }
 
-// place gives the chunks of a payload of size bytes their offsets and
-// lengths.
+// place sets the offsets and lengths of the chunks of a payload of size
+// bytes.
 func (b *builder) place(parts []layout.Part, size int64) error {
 	stride, err := b.stride(parts, size)
 	if err != nil {
@@ -115,11 +115,11 @@ func (b *builder) place(parts []layout.Part, size int64) error {
 	return nil
 }
 
-// stride finds the chunk size, which is written nowhere. Mostly one
-// multiple of chunkUnit fits the number of chunks; where several do, the
-// size of a raw chunk tells, else the header of the first frame. What a
-// header says is taken for a hint: the chunk must decode to just that
-// length when it is read.
+// stride finds the chunk size, which the artifact does not contain. Usually
+// one multiple of chunkUnit fits the number of chunks; if several do, the
+// size of a raw chunk decides, else the header of the first frame. The
+// header is only a hint: a chunk must decode to exactly that length when it
+// is read.
 func (b *builder) stride(parts []layout.Part, size int64) (int64, error) {
 	n := int64(len(parts))
 	if n == 1 {
@@ -142,7 +142,7 @@ func (b *builder) stride(parts []layout.Part, size int64) (int64, error) {
 	return s, nil
 }
 
-// strides is the smallest and the largest multiple of chunkUnit that
+// strides returns the smallest and the largest multiple of chunkUnit that
 // cuts size bytes into n > 1 chunks.
 func strides(size, n int64) (lo, hi int64) {
 	lo = (size + n - 1) / n
@@ -151,7 +151,7 @@ func strides(size, n int64) (lo, hi int64) {
 	return max(lo, chunkUnit), hi
 }
 
-// tellStride asks the chunks themselves.
+// tellStride finds the chunk size in the chunks themselves.
 func (b *builder) tellStride(parts []layout.Part, size int64) (int64, error) {
 	last := len(parts) - 1
 	for i := range parts[:last] {
@@ -165,8 +165,8 @@ func (b *builder) tellStride(parts []layout.Part, size int64) (int64, error) {
 	return b.hint(&parts[0])
 }
 
-// frameContentSize reads the first bytes of a compressed blob for what
-// it says it decodes to.
+// frameContentSize returns the decoded size in the header of a compressed
+// blob.
 func frameContentSize(ctx context.Context, dl Downloader, name string, p *layout.Part) (int64, error) {
 	n := min(p.StoredSize, zstdframe.HeaderSize)
 	var body io.ReadCloser

@@ -12,12 +12,11 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// cloudMode is the mode of a cloud image's disk; the artifact has none.
+// cloudMode is the mode of a cloud image's disk; the artifact contains none.
 const cloudMode = 0o644
 
-// loadCloudImage makes one file of the layers that are its disk, joined
-// in the order of their titles. Other layers, such as checksums, are not
-// part of it.
+// loadCloudImage makes one file of the layers that hold the disk, joined in
+// the order of their titles. It ignores other layers, such as checksums.
 func (a *Artifact) loadCloudImage() error {
 	var disks []*manifest.Descriptor
 	for i := range a.Manifest.Layers {
@@ -50,7 +49,7 @@ func (a *Artifact) loadCloudImage() error {
 	return nil
 }
 
-// checkDisk looks at one disk layer beside its neighbour.
+// checkDisk validates one disk layer and its order after the one before.
 func checkDisk(disks []*manifest.Descriptor, i int) error {
 	d := disks[i]
 	if err := checkDescriptor(d); err != nil {
@@ -71,7 +70,7 @@ func checkDisk(disks []*manifest.Descriptor, i int) error {
 	return nil
 }
 
-// diskFormat is qcow2 or raw.
+// diskFormat returns qcow2 or raw.
 func diskFormat(d *manifest.Descriptor) string {
 	if strings.Contains(d.MediaType, ".disk.qcow2") {
 		return "qcow2"
@@ -79,8 +78,8 @@ func diskFormat(d *manifest.Descriptor) string {
 	return "raw"
 }
 
-// diskName is the joined disk's file name: the first part's title up to
-// the disk's extension, or to where it is numbered.
+// diskName returns the joined disk's file name: the first part's title up to
+// the disk's extension, or up to its number.
 func diskName(first *manifest.Descriptor) string {
 	title := first.Title()
 	if title == "" {

@@ -11,9 +11,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// FetchSnapshotConfig downloads the config blob that desc names, checks
-// its size and digest, and parses it. What the config says is not
-// checked here.
+// FetchSnapshotConfig downloads the config blob that desc names, verifies
+// its size and digest, and parses it. It does not validate the contents.
 func FetchSnapshotConfig(ctx context.Context, dl Downloader, name string, desc manifest.Descriptor) (*manifest.SnapshotConfig, error) {
 	if desc.MediaType != manifest.MediaTypeSnapshotConfig && desc.MediaType != manifest.MediaTypePackedConfig {
 		return nil, wrong("unexpected config mediaType %q", desc.MediaType)
@@ -35,8 +34,8 @@ func FetchSnapshotConfig(ctx context.Context, dl Downloader, name string, desc m
 	return cfg, nil
 }
 
-// fetchBlob downloads a whole blob of at most MaxConfig bytes. It is read
-// into memory of its size, for one that grows would take twice as much.
+// fetchBlob downloads a whole blob of at most MaxConfig bytes into memory of
+// its size; a growing buffer would take twice as much.
 func fetchBlob(ctx context.Context, dl Downloader, name, dgst string, size int64) ([]byte, error) {
 	body, err := dl.GetBlob(ctx, name, dgst)
 	if err != nil {
@@ -63,7 +62,7 @@ func fetchBlob(ctx context.Context, dl Downloader, name, dgst string, size int64
 	return data, nil
 }
 
-// atLeast words a count that was cut off after limit.
+// atLeast formats a count that stopped at limit.
 func atLeast(n, limit int64) string {
 	if n > limit {
 		return fmt.Sprintf("more than %d bytes", limit)

@@ -16,35 +16,33 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// FileCopier is what Payloads may offer beside: to make a file without
-// its bytes passing through this process, as a file system can that shares
+// FileCopier is an optional interface of Payloads. It makes a file without
+// passing its bytes through this process, as a file system can that shares
 // them between files.
 type FileCopier interface {
-	// CopyFile makes dst, which is empty and has the file's size, hold f,
-	// every byte verified, holes kept. ok is false where that cannot be
-	// had; then dst holds nothing that f does not. onBytes is told of
-	// payload as it comes.
+	// CopyFile makes dst, which is empty and has the file's size, a copy of
+	// f, with every byte verified and holes kept. If it cannot, ok is false,
+	// and dst contains nothing that f does not. It reports progress to
+	// onBytes, in bytes of payload.
 	CopyFile(ctx context.Context, dst *os.File, f *layout.File, onBytes func(int64)) (ok bool, err error)
 }
 
-// DirOptions says how a directory differs from the artifact, and who
-// listens.
+// DirOptions configure WriteDir.
 type DirOptions struct {
-	LocalName   string            // config.name of the envelope; empty: as it is
-	Description string            // config.description of the envelope; empty: as it is
-	OnBytes     func(delta int64) // bytes of data that are done since the last call; may be nil
+	LocalName   string            // config.name of the envelope; "" to keep it
+	Description string            // config.description of the envelope; "" to keep it
+	OnBytes     func(delta int64) // receives the number of bytes of data written since the last call; may be nil
 }
 
-// ErrNotEmpty is in the chain of WriteDir's error about a directory that
-// has something in it already.
+// ErrNotEmpty is wrapped by the error of WriteDir for a directory that is
+// not empty.
 var ErrNotEmpty = errors.New("directory is not empty")
 
-// WriteDir makes dir hold the snapshot as plain files with the artifact's
-// modes, sparse where they are, snapshot.json among them: what cocoon
-// starts a VM from. dir may be an empty directory, else there must be
-// nothing of that name. It comes into being at once, complete, verified
-// and on disk, or not at all. What a process that was killed has left of an
-// earlier try is removed.
+// WriteDir writes the snapshot to dir as plain files with the artifact's
+// modes and holes, including snapshot.json: what cocoon starts a VM from.
+// dir must be an empty directory, or not exist. It appears at once,
+// complete, verified and on disk, or not at all. WriteDir removes what a
+// killed process left of an earlier try.
 func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts DirOptions) (err error) {
 	if a.Kind != manifest.KindSnapshot {
 		return &kindError{a.Kind}
@@ -73,16 +71,15 @@ func (a *Artifact) WriteDir(ctx context.Context, dir string, src Payloads, opts 
 	return err
 }
 
-// CheckDir fails when WriteDir cannot make dir, as far as can be told
-// before.
+// CheckDir returns an error if it is already known that WriteDir cannot make
+// dir.
 func CheckDir(dir string) error {
 	_, _, err := checkTarget(dir)
 	return err
 }
 
-// checkTarget looks whether dir can be made, and returns its path without
-// symbolic links and the mode that it gets: that of an empty directory that
-// is there.
+// checkTarget checks that dir can be made. It returns its path without
+// symbolic links and its future mode: the present one if it exists.
 func checkTarget(dir string) (target string, mode os.FileMode, err error) {
 	found, err := os.ReadDir(dir)
 	switch {
@@ -100,17 +97,17 @@ func checkTarget(dir string) (target string, mode os.FileMode, err error) {
 	return target, mode, err
 }
 
-// newTarget is where a directory will be that is not there.
+// newTarget is checkTarget for a directory that does not exist.
 func newTarget(dir string) (target string, mode os.FileMode, err error) {
 	if _, err := os.Lstat(filepath.Clean(dir)); err == nil {
-		return "", 0, &os.PathError{Op: "make", Path: dir, Err: errors.New("a symbolic link that leads nowhere has this name")}
+		return "", 0, &os.PathError{Op: "make", Path: dir, Err: errors.New("it is a dangling symbolic link")}
 	}
 	_, err = os.Stat(filepath.Dir(filepath.Clean(dir)))
 	return dir, 0o700, err
 }
 
-// replaceable returns the mode of an empty directory, unless no other can
-// take its place.
+// replaceable returns the mode of an empty directory, or an error if it
+// cannot be replaced by another.
 func replaceable(dir, target string) (os.FileMode, error) {
 	var own, above, here unix.Stat_t
 	var more unix.Statx_t
@@ -123,12 +120,12 @@ func replaceable(dir, target string) (os.FileMode, error) {
 	case own.Dev != above.Dev || own.Ino == above.Ino || more.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0:
 		return 0, &os.PathError{Op: "replace", Path: dir, Err: errors.New("a mount point cannot be replaced: name a directory in it")}
 	case own.Dev == here.Dev && own.Ino == here.Ino:
-		return 0, &os.PathError{Op: "replace", Path: dir, Err: errors.New("the working directory cannot be replaced: call from another")}
+		return 0, &os.PathError{Op: "replace", Path: dir, Err: errors.New("the working directory cannot be replaced: change to another one")}
 	}
 	return os.FileMode(own.Mode & 0o777), nil
 }
 
-// dirWriter is one directory being written.
+// dirWriter writes one directory.
 type dirWriter struct {
 	dir  *whole.Dir
 	src  Payloads
@@ -149,8 +146,8 @@ func (w *dirWriter) write(ctx context.Context, envelope []byte, files []*layout.
 	return err
 }
 
-// create makes one file, on disk when it returns. Names of files are
-// checked when an artifact is loaded.
+// create makes one file, which is on disk when create returns. File names
+// were checked when the artifact was loaded.
 func (w *dirWriter) create(name string, mode os.FileMode, size int64, fill func(*os.File) error) error {
 	f, err := w.dir.Create(name)
 	if err != nil {
@@ -166,7 +163,7 @@ func (w *dirWriter) create(name string, mode os.FileMode, size int64, fill func(
 	return errors.Join(f.Chmod(mode), f.Sync(), f.Close())
 }
 
-// file fills one file: by the copier if there is one that can.
+// file writes one file, with the FileCopier if it can.
 func (w *dirWriter) file(ctx context.Context, out *os.File, f *layout.File) error {
 	onBytes := w.opts.OnBytes
 	if onBytes == nil {
@@ -189,7 +186,7 @@ func (w *dirWriter) file(ctx context.Context, out *os.File, f *layout.File) erro
 	return verified(payload, f.PayloadSize())
 }
 
-// scattered writes a payload to where it lies in its file.
+// scattered writes a payload to its places in the file.
 type scattered struct {
 	to io.WriterAt
 	m  *sparse.Map
@@ -208,7 +205,7 @@ func (s *scattered) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// counted tells how much was written.
+// counted counts the bytes written.
 type counted struct {
 	io.Writer
 	onBytes func(int64)

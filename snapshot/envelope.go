@@ -10,8 +10,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// envelope is snapshot.json as far as this package must understand it.
-// The text itself is what is kept.
+// envelope is the part of snapshot.json that this package uses. The text
+// itself is stored.
 type envelope struct {
 	Version int            `json:"version"`
 	Config  envelopeConfig `json:"config"`
@@ -35,9 +35,9 @@ type envelopeConfig struct {
 	Windows      bool                `json:"windows,omitempty"`
 }
 
-// decode takes what it knows from a text that findSpans has found right.
-// Keys whose values are of another type than cocoon is known to write are
-// left out and returned: the text tells of them all the same.
+// decode decodes a text that findSpans has accepted. It leaves out keys
+// whose values have another type than cocoon writes, and returns them; the
+// text still has them.
 func (e *envelope) decode(text []byte) (odd []string, err error) {
 	c := &e.Config
 	config := map[string]func([]byte) error{
@@ -67,7 +67,8 @@ func (e *envelope) decode(text []byte) (odd []string, err error) {
 	return odd, err
 }
 
-// into decodes a value, or leaves to as it is.
+// into returns a function that decodes a value into to, or leaves to
+// unchanged.
 func into[T any](to *T) func([]byte) error {
 	return func(value []byte) error {
 		var v T
@@ -79,8 +80,8 @@ func into[T any](to *T) func([]byte) error {
 	}
 }
 
-// envelopeOf is the text of snapshot.json: as it was pushed, where the
-// artifact kept it, else made of the config's fields.
+// envelopeOf returns the text of snapshot.json: as it was pushed if the
+// artifact has it, else made of the config's fields.
 func envelopeOf(cfg *manifest.SnapshotConfig, repo string) ([]byte, error) {
 	if cfg.Envelope == nil {
 		return rebuildEnvelope(cfg, path.Base(repo))

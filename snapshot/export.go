@@ -16,8 +16,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// maxTrailer is how much is read after a tar's end: tar itself pads to
-// 10 KiB, or to whatever block size it is told.
+// maxTrailer bounds the bytes read after the end of a tar: tar pads to 10
+// KiB, or to the block size it is told.
 const maxTrailer = 16 << 20
 
 var errNoEnvelope = errors.New("snapshot.json not found in export stream")
@@ -26,50 +26,50 @@ var errNoEnvelope = errors.New("snapshot.json not found in export stream")
 type exportEntry struct {
 	name       string
 	size       int64 // of the payload
-	mode       int64 // permission bits; nobody reads others
+	mode       int64 // permission bits
 	mapText    string
 	sparseSize int64
 	records    map[string]string
 	body       io.Reader         // the payload
-	again      *io.SectionReader // the payload, where it can be read twice
+	again      *io.SectionReader // the payload, if it can be read twice
 
-	// What was read of the payload by a stream, to be compared with a
+	// Bytes of the payload that a stream has read, to be compared with a
 	// second export.
 	read int64
 	sum  hash.Hash
 }
 
-// exportReader goes through an export tar, checks each entry, and keeps
-// the envelope.
+// exportReader reads an export tar, checks each entry, and keeps the
+// envelope.
 type exportReader struct {
 	text     []byte // snapshot.json
 	envelope envelope
-	odd      []string // keys of it whose values are not what they are known as
+	odd      []string // keys in it whose values have an unexpected type
 
 	src   *position // the input itself
-	in    *position // the tar: src, or what gzip makes of it
+	in    *position // the tar: src, or its decompressed form
 	tar   *tar.Reader
-	end   int64 // where the entry read last ends, padding and all
+	end   int64 // end of the last entry, including padding
 	names map[string]bool
 
-	window int64  // the bound of a zstd decoder's window, in bytes
-	held   int64  // what the decoder's window takes of it
-	commit string // of the git archive that this is, by its first header
+	window int64  // bound of a zstd decoder's window, in bytes
+	held   int64  // bytes that the decoder's window takes
+	commit string // commit in the first header of a git archive, or ""
 
-	ahead bool           // all headers were read at once: list and sizes
-	list  []*exportEntry // files still to return
+	ahead bool           // all headers were read first: list and sizes are complete
+	list  []*exportEntry // files not yet returned
 	sizes []int64        // of all files
 }
 
-// openExport opens a tar, as it is or compressed. One that can seek and is
-// not compressed is gone through for its headers at once. window bounds that of a
-// zstd decoder, in bytes.
+// openExport opens a tar, plain or compressed. It reads all headers first if
+// the tar is plain and in can seek. window bounds that of a zstd decoder, in
+// bytes.
 func openExport(in io.Reader, window int64) (*exportReader, error) {
 	at, canAt := in.(io.ReaderAt)
 	if s, ok := in.(io.Seeker); ok && canAt {
 		if start, err := s.Seek(0, io.SeekCurrent); err == nil {
 			head := make([]byte, headSize)
-			n, _ := at.ReadAt(head, start) // what cannot be read is found out below
+			n, _ := at.ReadAt(head, start) // the error shows up below
 			if packingOf(head[:n]) == plain {
 				return readAhead(in, s, at, start)
 			}
@@ -79,7 +79,7 @@ func openExport(in io.Reader, window int64) (*exportReader, error) {
 	buf := bufio.NewReaderSize(src, tarBuffer)
 	head, err := buf.Peek(headSize)
 	if err != nil && err != io.EOF {
-		return newExportReader(buf), nil // whose first read fails
+		return newExportReader(buf), nil // its first read fails
 	}
 	tar, err := unpack(buf, head, window)
 	if err != nil {
@@ -102,8 +102,8 @@ func newExportReader(in io.Reader) *exportReader {
 	return r
 }
 
-// readAhead lists the files of a tar that can seek: headers are read,
-// bodies skipped.
+// readAhead lists the files of a tar that can seek: it reads headers and
+// skips bodies.
 func readAhead(in io.Reader, s io.Seeker, at io.ReaderAt, start int64) (*exportReader, error) {
 	r := newExportReader(in)
 	r.tar = tar.NewReader(&seekPosition{position: r.in, s: s, start: start})
@@ -124,8 +124,8 @@ func readAhead(in io.Reader, s io.Seeker, at io.ReaderAt, start int64) (*exportR
 	return r, nil
 }
 
-// next returns the next file; its body must be read before the call
-// after it. io.EOF comes only after the marks of a tar's end.
+// next returns the next file; the caller must read its body before the next
+// call. It returns io.EOF only after the end marker of the tar.
 func (r *exportReader) next() (*exportEntry, error) {
 	if r.ahead {
 		if len(r.list) == 0 {
@@ -154,7 +154,7 @@ func (r *exportReader) next() (*exportEntry, error) {
 	}
 }
 
-// readError tells a tar that is none from an input that breaks.
+// readError distinguishes a malformed tar from an input that breaks.
 func (r *exportReader) readError(err error) error {
 	if r.src.err == nil {
 		err = fmt.Errorf("%w: %w", layout.ErrContent, windowError(err, r.window))
@@ -162,7 +162,7 @@ func (r *exportReader) readError(err error) error {
 	return &inputError{fmt.Errorf("read tar: %w", err)}
 }
 
-// entryBody is the current entry's payload.
+// entryBody reads the current entry's payload.
 type entryBody struct{ r *exportReader }
 
 func (b *entryBody) Read(p []byte) (int, error) {
@@ -173,23 +173,23 @@ func (b *entryBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// checkEnd is io.EOF where the tar's end was marked, by a block of zeros
-// after the last entry. One that is cut between entries, or between the
-// headers of one, looks whole to archive/tar.
+// checkEnd returns io.EOF if a block of zeros after the last entry marks the
+// end of the tar. To archive/tar, a tar that was cut between entries, or
+// between the headers of one, looks complete.
 func (r *exportReader) checkEnd() error {
 	if r.in.n < r.end+tarBlock || r.in.last != [tarBlock]byte{} {
-		return &inputError{wrong("the tar is cut: it ends after %d bytes without its end mark", r.in.n)}
+		return &inputError{wrong("the tar is cut: it ends after %d bytes without an end marker", r.in.n)}
 	}
-	// What follows is padding. Reading it lets the writer end, and a gzip
-	// compare its checksum.
+	// The rest is padding. Reading it lets the writer end, and gzip verify
+	// its checksum.
 	if _, err := io.Copy(io.Discard, io.LimitReader(r.in, maxTrailer)); err != nil {
 		return r.readError(err)
 	}
 	return io.EOF
 }
 
-// entry takes one header: the envelope is read and kept, a file is
-// returned, a directory is passed over.
+// entry handles one header: it stores the envelope, returns a file, and
+// skips a directory.
 func (r *exportReader) entry(hdr *tar.Header) (*exportEntry, error) {
 	if r.passGit(hdr) {
 		return nil, nil
@@ -219,7 +219,7 @@ func (r *exportReader) entry(hdr *tar.Header) (*exportEntry, error) {
 	return e, nil
 }
 
-// check refuses what could be pushed and never be read again.
+// check refuses a file that could be pushed and then never be read.
 func (e *exportEntry) check(hdr *tar.Header) error {
 	if err := checkName(e.name); err != nil {
 		return err
@@ -253,7 +253,7 @@ func (e *exportEntry) check(hdr *tar.Header) error {
 	return nil
 }
 
-// readEnvelope keeps the envelope's text, after it was parsed.
+// readEnvelope parses and keeps the envelope's text.
 func (r *exportReader) readEnvelope(size int64) error {
 	if size > MaxEnvelope {
 		return &inputError{wrong("%s has %d bytes, at most %d are kept", EnvelopeName, size, MaxEnvelope)}
@@ -275,8 +275,7 @@ func (r *exportReader) readEnvelope(size int64) error {
 	return nil
 }
 
-// complete looks, after the last file, whether all is there that must
-// be.
+// complete checks, after the last file, that nothing is missing.
 func (r *exportReader) complete() error {
 	if r.text == nil {
 		return r.gitError(&inputError{fmt.Errorf("%w: %w", layout.ErrContent, errNoEnvelope)})
@@ -292,13 +291,13 @@ func (r *exportReader) complete() error {
 	return nil
 }
 
-// position counts what is read, and keeps the end of it.
+// position counts the bytes read, and keeps the last ones.
 type position struct {
 	r    io.Reader
 	n    int64
-	last [tarBlock]byte // the bytes before n
+	last [tarBlock]byte // the last bytes before n
 	eof  bool           // r has ended
-	err  error          // of r, other than io.EOF
+	err  error          // error of r, other than io.EOF
 }
 
 func (p *position) Read(b []byte) (int, error) {
@@ -317,7 +316,7 @@ func (p *position) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// seekPosition is a position whose bodies need not be read to be passed.
+// seekPosition is a position that skips bodies by seeking.
 type seekPosition struct {
 	*position
 	s     io.Seeker

@@ -11,7 +11,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// packing is how an export is compressed, by its first bytes.
+// packing is the compression of an export, as its first bytes show.
 type packing string
 
 const (
@@ -27,17 +27,17 @@ const (
 	sevenZ packing = "7z"
 )
 
-// unpackers are the programs that write to stdout what is in a file of a
-// kind that is not read here.
+// unpackers are the programs that decompress a file to stdout, for
+// compressions that this package does not read.
 var unpackers = map[packing]string{
 	xz: "xz -dc", bzip2s: "bzip2 -dc", lz4: "lz4 -dc", lzip: "lzip -dc", lzma: "xz -dc", zip: "unzip -p", sevenZ: "7z x -so",
 }
 
-// headSize is how many first bytes tell the packing.
+// headSize is the number of first bytes that show the packing.
 const headSize = zstdframe.HeaderSize
 
-// packingOf reports how a file that begins with head is compressed. No tar
-// begins with any of these: its first bytes are a file name.
+// packingOf returns the compression of a file that begins with head. No tar
+// begins with any of these bytes, because it begins with a file name.
 func packingOf(head []byte) packing {
 	for _, m := range []struct {
 		magic string
@@ -57,7 +57,7 @@ func packingOf(head []byte) packing {
 	}
 	switch {
 	case len(head) >= 4 && head[0]&0xf0 == 0x50 && has(head, 1, "\x2a\x4d\x18"):
-		return zstds // a skippable frame is first, as pzstd writes
+		return zstds // a skippable frame, as pzstd writes first
 	case has(head, 0, "BZh") && (has(head, 4, "1AY&SY") || has(head, 4, "\x17\x72\x45\x38\x50\x90")):
 		return bzip2s
 	case has(head, 0, "\x5d\x00\x00") && len(head) >= 5 && head[3]|head[4] != 0:
@@ -70,8 +70,8 @@ func has(head []byte, at int, magic string) bool {
 	return len(head) >= at+len(magic) && string(head[at:at+len(magic)]) == magic
 }
 
-// unpack returns the tar that src holds, of which head are the first bytes.
-// A zstd decoder may hold a window of so many bytes.
+// unpack returns the tar in src, whose first bytes are head. window bounds
+// that of a zstd decoder, in bytes.
 func unpack(src *bufio.Reader, head []byte, window int64) (io.Reader, error) {
 	switch p := packingOf(head); p {
 	case plain:
@@ -89,22 +89,22 @@ func unpack(src *bufio.Reader, head []byte, window int64) (io.Reader, error) {
 		}
 		return z, nil
 	default:
-		return nil, &inputError{wrong("it is compressed with %s: tar, gzip and zstd are read; for others, pipe what %q writes into push --input -", p, unpackers[p])}
+		return nil, &inputError{wrong("it is compressed with %s: push reads tar, gzip and zstd; pipe the output of %q into push --input -", p, unpackers[p])}
 	}
 }
 
 // exportWindow bounds the window of a zstd decoder of the export, in bytes:
-// half of the push's memory, but no more than zstd itself takes by default.
+// half of the push's memory, but at most zstd's own default.
 func (o *PushOptions) exportWindow() int64 {
 	return min(o.memory()/2, zstdframe.MaxWindow)
 }
 
-// windowError adds to an error about a zstd window that is too large what to
-// do about it.
+// windowError adds a remedy to an error about a zstd window that is too
+// large.
 func windowError(err error, window int64) error {
 	if !errors.Is(err, zstdframe.ErrWindow) {
 		return err
 	}
-	return fmt.Errorf("%w of %d MiB; give it more with --memory, of which it may take half, up to 128 MiB, or pipe what \"zstd -dc --long=31\" writes into push --input -",
+	return fmt.Errorf("%w of %d MiB; give it more with --memory, of which it may take half, up to 128 MiB, or pipe the output of \"zstd -dc --long=31\" into push --input -",
 		err, window>>20)
 }

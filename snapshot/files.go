@@ -12,28 +12,28 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// maxParts bounds the parts of all files together. It is 1 TiB in the
-// smallest chunks, of a MiB, and takes some 100 MiB of memory.
+// maxParts bounds the parts of all files together: 1 TiB in the smallest
+// chunks, of 1 MiB, which take about 100 MiB of memory.
 const maxParts = 1 << 20
 
-// builder makes files of a snapshot's manifest and config.
+// builder makes files from a snapshot's manifest and config.
 type builder struct {
 	cfg      *manifest.SnapshotConfig
 	layers   *layerSet
-	hint     func(p *layout.Part) (int64, error) // content size as a frame's header says it
-	packed   bool                                // the artifact is of the packed format
+	hint     func(p *layout.Part) (int64, error) // returns the decoded size in a frame's header
+	packed   bool                                // the artifact has the packed format
 	parts    int
 	segments int
-	heads    int64 // bytes of the heads of all indexes, as they are stored
+	heads    int64 // stored bytes of the heads of all indexes
 	slots    int64 // of all packed files
 	total    totals
 }
 
-// maxTotal bounds the sums over all files, 1 EiB. No snapshot comes near
-// it, and whoever adds sizes up need not look for overflows.
+// maxTotal bounds the sums over all files, 1 EiB. No snapshot comes near it,
+// and sums of sizes cannot overflow.
 const maxTotal = 1 << 60
 
-// totals are sums over all files. What is added is at most sparse.MaxSize.
+// totals are sums over all files. Each addend is at most sparse.MaxSize.
 type totals struct{ apparent, payload, stored int64 }
 
 func (t *totals) add(f *layout.File) error {
@@ -50,8 +50,8 @@ func (t *totals) add(f *layout.File) error {
 	return nil
 }
 
-// snapshotFiles makes the files of a snapshot of either format, in the
-// order of their first layers.
+// snapshotFiles returns the files of a snapshot of any format, in the order
+// of their first layers.
 func snapshotFiles(ctx context.Context, dl Downloader, name string, m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) ([]*layout.File, error) {
 	if m.ArtifactType == manifest.ArtifactTypePacked {
 		return packedFiles(ctx, dl, name, m, cfg)
@@ -75,15 +75,15 @@ func snapshotFiles(ctx context.Context, dl Downloader, name string, m *manifest.
 	return b.build(b.partsV1)
 }
 
-// build makes every file that a layer or the config names, with parts as
-// the format has them.
+// build makes every file that a layer or the config names. parts returns its
+// parts by the artifact's format.
 func (b *builder) build(parts func(title string, meta *manifest.SnapshotFile) ([]layout.Part, error)) ([]*layout.File, error) {
 	titles := slices.Clone(b.layers.titles)
 	for _, title := range slices.Sorted(maps.Keys(b.cfg.Files)) {
 		if b.layers.byTitle[title] != nil {
 			continue
 		}
-		// All chunks of a file may stand under other titles.
+		// All chunks of a file may have other titles.
 		if len(b.cfg.Files[title].Chunks) == 0 {
 			return nil, wrong("the config has a file %q that has no layer", title)
 		}
@@ -101,7 +101,7 @@ func (b *builder) build(parts func(title string, meta *manifest.SnapshotFile) ([
 	for _, title := range titles {
 		meta := b.cfg.Files[title]
 		if !b.packed {
-			meta.Index = nil // other formats know no such key
+			meta.Index = nil // other formats do not have this key
 		}
 		ps, err := parts(title, &meta)
 		if err != nil {
@@ -121,11 +121,11 @@ func (b *builder) build(parts func(title string, meta *manifest.SnapshotFile) ([
 	return files, nil
 }
 
-// file joins parts, mode and map.
+// file makes a file of parts, mode and map.
 func (b *builder) file(title string, meta *manifest.SnapshotFile, parts []layout.Part) (*layout.File, error) {
 	var payload int64
 	for i := range parts {
-		payload += parts[i].Length // each at most sparse.MaxSize, and maxParts of them do not overflow
+		payload += parts[i].Length // each at most sparse.MaxSize, so maxParts of them do not overflow
 		if payload > sparse.MaxSize {
 			return nil, wrong("payload of more than %d bytes", int64(sparse.MaxSize))
 		}
@@ -139,14 +139,14 @@ func (b *builder) file(title string, meta *manifest.SnapshotFile, parts []layout
 	if err := checkRecords(meta.Records); err != nil {
 		return nil, err
 	}
-	// Type, setuid and sticky bits are nobody's business here.
+	// Type, setuid and sticky bits are not kept.
 	mode := uint32(meta.Mode & 0o777)
 	_, told := b.cfg.Files[title]
-	told = told && b.cfg.Envelope != nil // others leave it at 0 where they do not know
+	told = told && b.cfg.Envelope != nil // other writers use 0 for an unknown mode
 	if meta.Mode == 0 && !told {
 		mode = defaultMode
 	}
-	m := sparse.Dense(0) // of a packed file the index has it
+	m := sparse.Dense(0) // the index has the map of a packed file
 	if meta.Index == nil {
 		var err error
 		if m, err = b.sparseMap(meta, payload); err != nil {
@@ -183,7 +183,7 @@ func (b *builder) sparseMap(meta *manifest.SnapshotFile, payload int64) (*sparse
 	return m, nil
 }
 
-// partsV1 is the one layer that a file of format v1 is.
+// partsV1 returns the one layer of a file of format v1.
 func (b *builder) partsV1(title string, meta *manifest.SnapshotFile) ([]layout.Part, error) {
 	own := b.layers.byTitle[title]
 	if len(meta.Chunks) != 0 {
@@ -206,8 +206,8 @@ func (b *builder) partsV1(title string, meta *manifest.SnapshotFile) ([]layout.P
 	return []layout.Part{{Digest: d.Digest, StoredSize: d.Size, Length: d.Size, Pieces: pieces}}, nil
 }
 
-// encodingSuffix is what a media type has after a plus sign, if that
-// says how the bytes are encoded and not what they mean.
+// encodingSuffix returns the suffix of a media type after a plus sign, if it
+// names an encoding and not the meaning of the bytes.
 func encodingSuffix(mt string) string {
 	i := strings.LastIndexByte(mt, '+')
 	if i < 0 || mt[i:] == "+json" {
@@ -216,16 +216,15 @@ func encodingSuffix(mt string) string {
 	return mt[i:]
 }
 
-// layerSet is the manifest's layers, findable.
+// layerSet indexes the manifest's layers.
 type layerSet struct {
 	titles   []string // in the order of their first layers
 	byTitle  map[string][]*manifest.Descriptor
-	byDigest map[string]*manifest.Descriptor    // the first of each digest
-	own      map[[2]string]*manifest.Descriptor // title and digest
+	byDigest map[string]*manifest.Descriptor    // first layer of each digest
+	own      map[[2]string]*manifest.Descriptor // by title and digest
 }
 
-// collectLayers checks each layer by itself, and that layers of one
-// digest agree.
+// collectLayers validates each layer, and that layers of one digest agree.
 func collectLayers(layers []manifest.Descriptor) (*layerSet, error) {
 	s := &layerSet{
 		byTitle:  map[string][]*manifest.Descriptor{},
@@ -254,7 +253,7 @@ func (s *layerSet) add(d *manifest.Descriptor) error {
 	if first := s.byDigest[d.Digest]; first == nil {
 		s.byDigest[d.Digest] = d
 	} else if first.Size != d.Size {
-		return wrong("blob %s has %d bytes here and %d there", d.Digest, d.Size, first.Size)
+		return wrong("blob %s has %d bytes in one layer and %d in another", d.Digest, d.Size, first.Size)
 	}
 	if s.byTitle[title] == nil {
 		s.titles = append(s.titles, title)

@@ -8,9 +8,9 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// passGit reports whether hdr is the header that git archive begins a tar
-// with: global records with the commit as a comment. It is passed over, as it
-// says nothing about files.
+// passGit reports whether hdr is the first header of a git archive: global
+// records with the commit as a comment. It is skipped, because it describes
+// no file.
 func (r *exportReader) passGit(hdr *tar.Header) bool {
 	if hdr.Typeflag != tar.TypeXGlobalHeader || len(r.names) > 0 || r.commit != "" || len(hdr.PAXRecords) != 1 {
 		return false
@@ -23,8 +23,8 @@ func (r *exportReader) passGit(hdr *tar.Header) bool {
 	return true
 }
 
-// gitError returns what is wrong with an export: where a git archive has no
-// envelope, that is all there is to say about its other entries.
+// gitError returns the error of a bad export. For a git archive without an
+// envelope, it says only that, and nothing about other entries.
 func (r *exportReader) gitError(err error) error {
 	if r.commit == "" || r.text != nil || !errors.Is(err, layout.ErrContent) {
 		return err

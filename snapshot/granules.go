@@ -8,21 +8,20 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
-// granuleSet knows every granule that an artifact can refer to: those of
-// its base and those written so far, each once. Ids are given out in
-// order, from 0. It takes some 56 bytes a granule and is safe for
-// concurrent use.
+// granuleSet holds every granule that an artifact can refer to, each once:
+// those of its base and those written so far. Ids are consecutive, from 0.
+// It takes about 56 bytes for each granule, and is safe for concurrent use.
 type granuleSet struct {
 	mu     sync.RWMutex
 	sums   []packed.Sum
 	places []granulePlace
-	table  []uint32 // open addressing by sum: id+1, or 0
+	table  []uint32 // hash table by sum: id+1, or 0
 	seed   maphash.Seed
 }
 
-// granulePlace is where a granule's frame lies.
+// granulePlace is the place of a granule's frame.
 type granulePlace struct {
-	pack   int32 // index in packSet; noPack while it must be written anew
+	pack   int32 // index in packSet; noPack if the granule must be written again
 	offset uint32
 	stored uint32
 }
@@ -41,8 +40,7 @@ func (s *granuleSet) find(sum packed.Sum) (id uint32, ok bool) {
 	return id, ok && s.places[id].pack != noPack
 }
 
-// add gives a granule a place, and returns its id. One that has a place
-// keeps it.
+// add gives a granule a place, unless it has one, and returns its id.
 func (s *granuleSet) add(sum packed.Sum, place granulePlace) uint32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -69,8 +67,8 @@ func (s *granuleSet) lookup(sum packed.Sum) (id uint32, ok bool) {
 	return 0, false
 }
 
-// slot returns the place in table that holds sum, or is free for it. The
-// hash is seeded because sums are chosen by whoever wrote the base.
+// slot returns the slot of table that holds sum, or a free one for it. The
+// hash is seeded because the writer of the base chose the sums.
 func (s *granuleSet) slot(sum packed.Sum) int {
 	mask := len(s.table) - 1
 	for i := int(maphash.Bytes(s.seed, sum[:])) & mask; ; i = (i + 1) & mask {
@@ -87,7 +85,7 @@ func (s *granuleSet) grow() {
 	}
 }
 
-// packSet is the packs of an artifact that is being pushed: those of its
+// packSet holds the packs of an artifact that is being pushed: those of its
 // base first.
 type packSet struct {
 	mu    sync.Mutex
@@ -96,12 +94,12 @@ type packSet struct {
 
 // pack is a blob of granules.
 type pack struct {
-	digest string // "" until a new one is closed
+	digest string // "" until a new pack is closed
 	size   int64  // in bytes
 	base   bool   // the base has it
 }
 
-// open begins a new pack and returns its index.
+// open starts a new pack and returns its index.
 func (s *packSet) open() int32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,14 +107,15 @@ func (s *packSet) open() int32 {
 	return int32(len(s.packs) - 1)
 }
 
-// now returns a copy of the packs: uploads close new ones meanwhile.
+// now returns a copy of the packs, because uploads close new ones
+// concurrently.
 func (s *packSet) now() []pack {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.packs)
 }
 
-// close notes what a new pack became.
+// close records the digest and size of a new pack.
 func (s *packSet) close(i int32, digest string, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,34 +12,33 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// Artifact is a snapshot or a cloud image, parsed and validated. Nothing
-// of it changes once it is loaded.
+// Artifact is a parsed and validated snapshot or cloud image. It is
+// immutable.
 type Artifact struct {
 	Kind     manifest.Kind
 	Manifest *manifest.OCIManifest
-	Raw      []byte                   // the manifest as the registry has it
+	Raw      []byte                   // the manifest's bytes in the registry
 	Digest   string                   // of Raw
 	Config   *manifest.SnapshotConfig // nil for a cloud image
 	Envelope []byte                   // snapshot.json as a mount shows it; nil for a cloud image
 	Files    []*layout.File           // in the manifest's order
-	Created  time.Time                // zero where the artifact does not tell
-	Platform string                   // of the index's child that was taken; "" when the reference named a manifest
-	Index    string                   // digest of that index, else ""
+	Created  time.Time                // zero if the artifact does not contain it
+	Platform string                   // of the chosen child of an index; "" if the reference named a manifest
+	Index    string                   // digest of that index, or ""
 }
 
-// LoadOptions says what to take where there is a choice.
+// LoadOptions configure Load.
 type LoadOptions struct {
-	// Platform is the child of an index to take, os/arch[/variant], which
-	// must be there. Empty: linux/amd64, else the first that is known.
+	// Platform selects the child of an index, as os/arch[/variant]. It must
+	// exist. "" selects linux/amd64, else the first known one.
 	Platform string
 }
 
-// Load fetches the manifest and, for a snapshot, the config blob that a
-// reference names, and validates them; of files it fetches nothing but,
-// rarely, the first bytes of a compressed chunk. What must not be is an
-// error with layout.ErrContent in its chain; an artifact that is neither
-// snapshot nor cloud image is one with ErrKind. Errors of dl are passed
-// on.
+// Load fetches and validates the manifest that a reference names and, for a
+// snapshot, the config blob. It fetches no file contents, except sometimes
+// the first bytes of a compressed chunk. An error about invalid contents
+// wraps layout.ErrContent; one about an artifact that is neither snapshot
+// nor cloud image wraps ErrKind. Errors of dl are returned as they are.
 func Load(ctx context.Context, dl Downloader, name, tagOrDigest string, opts LoadOptions) (*Artifact, error) {
 	if name == "" {
 		return nil, errors.New("snapshot load: name is required")
@@ -66,8 +65,7 @@ func Load(ctx context.Context, dl Downloader, name, tagOrDigest string, opts Loa
 	return a, nil
 }
 
-// getManifest fetches a manifest and compares it with the digest it was
-// asked by, if it was.
+// getManifest fetches a manifest, and verifies it if ref is a digest.
 func getManifest(ctx context.Context, dl Downloader, name, ref string) ([]byte, error) {
 	sep := ":"
 	if digests.HasPrefix(ref) {
@@ -76,7 +74,7 @@ func getManifest(ctx context.Context, dl Downloader, name, ref string) ([]byte, 
 	raw, _, err := dl.GetManifest(ctx, name, ref)
 	if err != nil {
 		what := fmt.Sprintf("get manifest %s%s%s", name, sep, ref)
-		if strings.HasPrefix(err.Error(), what) { // it need not be said twice
+		if strings.HasPrefix(err.Error(), what) { // not to say it twice
 			return nil, err
 		}
 		return nil, fmt.Errorf("%s: %w", what, err)
@@ -90,7 +88,7 @@ func getManifest(ctx context.Context, dl Downloader, name, ref string) ([]byte, 
 	return raw, nil
 }
 
-// openManifest parses raw and, where that is an index, goes on to one of
+// openManifest parses raw. If it is an index, openManifest fetches one of
 // its children.
 func openManifest(ctx context.Context, dl Downloader, name string, raw []byte, opts LoadOptions) (*Artifact, error) {
 	if len(raw) > MaxManifest {
@@ -128,9 +126,9 @@ func openManifest(ctx context.Context, dl Downloader, name string, raw []byte, o
 	}, nil
 }
 
-// pickChild takes the child for the platform wanted; without a wish the
-// one for linux/amd64, else the first whose platform is not unknown, as
-// that of an attestation is.
+// pickChild returns the child for the wanted platform; if want is "", the
+// one for linux/amd64, else the first whose platform is known. That of an
+// attestation is not.
 func pickChild(children []manifest.IndexManifest, want string) (*manifest.IndexManifest, error) {
 	var first *manifest.IndexManifest
 	for i := range children {
@@ -158,8 +156,8 @@ func pickChild(children []manifest.IndexManifest, want string) (*manifest.IndexM
 	return first, nil
 }
 
-// platformName is os/arch[/variant] as it is printed. It is the
-// registry's word, so what is not plain text is quoted.
+// platformName returns os/arch[/variant]. It comes from the registry, so it
+// is quoted unless it is plain text.
 func platformName(p *manifest.Platform) string {
 	if p == nil {
 		return "unspecified"
@@ -189,8 +187,8 @@ func (a *Artifact) loadSnapshot(ctx context.Context, dl Downloader, name string)
 	return err
 }
 
-// created is when the artifact was made: the config's word, else the
-// annotation's.
+// created returns the artifact's creation time, from the config or else the
+// annotation.
 func created(m *manifest.OCIManifest, t time.Time) time.Time {
 	if !t.IsZero() {
 		return t

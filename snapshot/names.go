@@ -10,11 +10,11 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// maxName is the longest file name that Linux takes, in bytes.
+// maxName bounds a file name, in bytes, as Linux does.
 const maxName = 255
 
-// checkName accepts what is safe as a file's name in a directory, in a
-// tar and on a terminal.
+// checkName returns an error unless name is safe as a file name in a
+// directory, in a tar and on a terminal.
 func checkName(name string) error {
 	switch {
 	case name == "":
@@ -24,16 +24,16 @@ func checkName(name string) error {
 	case name == "." || name == ".." || strings.Contains(name, "/"):
 		return wrong("%q is not a plain file name", name)
 	case !printable(name):
-		return wrong("file name %q has characters that must not be", name)
+		return wrong("file name %q has forbidden characters", name)
 	case name == EnvelopeName:
 		return wrong("a layer is called %s, which is the envelope's name", EnvelopeName)
 	}
 	return nil
 }
 
-// printable says that s is UTF-8 of letters, marks, digits, punctuation
-// and plain blanks: no control characters, nothing invisible, nothing
-// that turns text around.
+// printable reports whether s is UTF-8 of letters, marks, digits,
+// punctuation and plain spaces: without control characters, and without
+// characters that are invisible or change the direction of text.
 func printable(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
@@ -46,7 +46,7 @@ func checkDigest(s string) error {
 	return nil
 }
 
-// checkDescriptor looks at what every descriptor must have.
+// checkDescriptor validates a descriptor's digest and size.
 func checkDescriptor(d *manifest.Descriptor) error {
 	if err := checkDigest(d.Digest); err != nil {
 		return err

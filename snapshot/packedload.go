@@ -17,11 +17,11 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// headsAtOnce bounds the heads of indexes that are fetched at a time.
+// headsAtOnce bounds the concurrent fetches of index heads.
 const headsAtOnce = 4
 
-// packedFiles makes the files of a packed snapshot, in the order of their
-// layers. It fetches the head of every index, and nothing else.
+// packedFiles returns the files of a packed snapshot, in the order of their
+// layers. It fetches only the head of every index.
 func packedFiles(ctx context.Context, dl Downloader, name string, m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) ([]*layout.File, error) {
 	if cfg.SchemaVersion != schemaPacked {
 		return nil, wrong("a packed manifest has a config of schemaVersion %q", cfg.SchemaVersion)
@@ -58,8 +58,8 @@ func packedFiles(ctx context.Context, dl Downloader, name string, m *manifest.OC
 // schemaPacked is the schemaVersion of a packed artifact's config blob.
 const schemaPacked = "packed"
 
-// splitLayers sets the packs, which have no title, apart from the layers
-// of files.
+// splitLayers separates the packs, which have no title, from the layers of
+// files.
 func splitLayers(all []manifest.Descriptor) (files *layerSet, packs map[string]int64, err error) {
 	packs = map[string]int64{}
 	var rest []manifest.Descriptor
@@ -73,7 +73,7 @@ func splitLayers(all []manifest.Descriptor) (files *layerSet, packs map[string]i
 			return nil, nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 		if size, ok := packs[d.Digest]; ok && size != d.Size {
-			return nil, nil, wrong("pack %s has %d bytes here and %d there", d.Digest, d.Size, size)
+			return nil, nil, wrong("pack %s has %d bytes in one layer and %d in another", d.Digest, d.Size, size)
 		}
 		packs[d.Digest] = d.Size
 	}
@@ -81,8 +81,8 @@ func splitLayers(all []manifest.Descriptor) (files *layerSet, packs map[string]i
 	return files, packs, err
 }
 
-// partsPacked returns the one layer of a file that is stored as it is, and
-// no part of a packed one.
+// partsPacked returns the one layer of a file that is stored plain, and
+// nothing for a packed file.
 func (b *builder) partsPacked(title string, meta *manifest.SnapshotFile) ([]layout.Part, error) {
 	if meta.Index == nil {
 		return b.partsV1(title, meta)
@@ -115,10 +115,10 @@ func (b *builder) partsPacked(title string, meta *manifest.SnapshotFile) ([]layo
 }
 
 // maxSlots bounds the slots of all files together. It is 8 TiB in granules
-// of 32 KiB, and takes 48 MiB of memory, however little data the files have.
+// of 32 KiB, and takes 48 MiB of memory, even if the files are mostly holes.
 const maxSlots = 4 * packed.MaxSlots
 
-// apparent returns the size of a packed file, holes included.
+// apparent returns the size of a packed file, including holes.
 func apparent(meta *manifest.SnapshotFile) int64 {
 	if meta.SparseSize != 0 {
 		return meta.SparseSize
@@ -136,8 +136,8 @@ type indexLoader struct {
 	decoded, segments atomic.Int64 // of all heads
 }
 
-// load fetches the head of a file's index, and gives the file its map and
-// its index.
+// load fetches the head of a file's index, and sets the file's map and
+// index.
 func (l *indexLoader) load(ctx context.Context, f *layout.File, meta *manifest.SnapshotFile) error {
 	x := meta.Index
 	sum, err := sumOf(x.Head.Digest)
@@ -177,7 +177,7 @@ func (l *indexLoader) load(ctx context.Context, f *layout.File, meta *manifest.S
 	return nil
 }
 
-// countIndexes bounds the sums over all files.
+// countIndexes checks the sums over all files.
 func (b *builder) countIndexes(files []*layout.File) error {
 	for _, f := range files {
 		if f.Index == nil {
@@ -190,7 +190,7 @@ func (b *builder) countIndexes(files []*layout.File) error {
 	return nil
 }
 
-// fetchVerified returns bytes [off, off+n) of a blob, which have the given
+// fetchVerified returns bytes [off, off+n) of a blob, verified with their
 // sum.
 func fetchVerified(ctx context.Context, dl Downloader, name, digest string, size, off, n int64, sum packed.Sum) ([]byte, error) {
 	if v, ok := dl.(verifyingDownloader); ok {
@@ -207,8 +207,8 @@ func fetchVerified(ctx context.Context, dl Downloader, name, digest string, size
 }
 
 // fetchRange returns bytes [off, off+n) of a blob of size bytes. Without a
-// RangeDownloader it reads over those before. The caller compares them
-// with a digest.
+// RangeDownloader it reads and drops the bytes before off. The caller
+// verifies the result.
 func fetchRange(ctx context.Context, dl Downloader, name, digest string, size, off, n int64) ([]byte, error) {
 	var body io.ReadCloser
 	var err error

@@ -10,18 +10,18 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
-// packedReader reads the payload of a packed file, a run of granules that
-// lie one after another in a pack at a time.
+// packedReader reads the payload of a packed file, one run of adjacent
+// granules at a time.
 type packedReader struct {
 	ctx  context.Context
 	src  *blobPayloads
 	file *layout.File
 
-	at   int // the granule after run
+	at   int // granule after run
 	run  []sizedGranule
 	held blobRange
 	buf  []byte // decoded granule
-	left []byte // of buf, not returned yet
+	left []byte // rest of buf, not returned yet
 	err  error  // sticky
 }
 
@@ -31,14 +31,14 @@ type sizedGranule struct {
 	size int64
 }
 
-// blobRange is some bytes of a pack in memory.
+// blobRange is a part of a pack in memory.
 type blobRange struct {
 	pack int
 	off  int64
 	data []byte
 }
 
-// runBytes bounds the stored bytes that are fetched with one request.
+// runBytes bounds the stored bytes that one request fetches.
 const runBytes = 4 << 20
 
 func newPackedReader(ctx context.Context, src *blobPayloads, f *layout.File) *packedReader {
@@ -83,8 +83,7 @@ func (r *packedReader) next() error {
 	return nil
 }
 
-// collect finds the next granules that one request can bring, and fetches
-// them.
+// collect fetches the next granules that one request can return.
 func (r *packedReader) collect() error {
 	x := r.file.Index
 	r.run = r.run[:0]
@@ -110,8 +109,8 @@ func (r *packedReader) collect() error {
 	return r.fetch(r.run[0].Pack, r.run[0].Offset, end)
 }
 
-// fetch has bytes [from, to) of a pack in memory. Without ranges that is
-// all of the pack, which stays there for the granules that follow.
+// fetch reads bytes [from, to) of a pack into memory. Without ranges it
+// reads the whole pack and keeps it for the following granules.
 func (r *packedReader) fetch(pack int, from, to int64) error {
 	h := &r.held
 	if h.data != nil && h.pack == pack && from >= h.off && to <= h.off+int64(len(h.data)) {

@@ -13,12 +13,12 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// DownloaderPayloads reads payloads straight from a registry's
-// repository, whole blobs one after another, and keeps nothing.
+// DownloaderPayloads reads payloads straight from a registry's repository,
+// whole blobs one after another, and keeps nothing.
 //
-// It is for programs that have nothing but a Downloader: a request that
-// breaks off ends the read, and there is one at a time. The epochfs program
-// reads through its own transport, which goes on where a request broke.
+// It is for programs that have only a Downloader: it sends one request at a
+// time, and does not repeat one that breaks off. The epochfs program reads
+// through its own transport, which resumes broken requests.
 func DownloaderPayloads(dl Downloader, name string) Payloads {
 	return &blobPayloads{dl: dl, name: name}
 }
@@ -35,13 +35,13 @@ func (b *blobPayloads) OpenPayload(ctx context.Context, f *layout.File) (io.Read
 	return &payloadReader{ctx: ctx, src: b, parts: f.Parts}, nil
 }
 
-// payloadReader goes through the parts. A part's end is reached only
-// when its stored bytes were as many as they must be, with the right
-// digest, and decoded to the right length.
+// payloadReader reads the parts in order. It ends a part only after its
+// stored bytes had the right size and digest and decoded to the right
+// length.
 type payloadReader struct {
 	ctx   context.Context
 	src   *blobPayloads
-	parts []layout.Part // still to read; the first one is open if part is
+	parts []layout.Part // still to read; the first one is open if part is not nil
 	part  *partReader
 	err   error // sticky
 }
@@ -70,7 +70,7 @@ func (r *payloadReader) Read(p []byte) (int, error) {
 	return 0, r.err
 }
 
-// next opens the next part that has any bytes.
+// next opens the next part that is not empty.
 func (r *payloadReader) next() error {
 	for len(r.parts) > 0 && r.parts[0].StoredSize == 0 && r.parts[0].Length == 0 {
 		r.parts = r.parts[1:]
@@ -98,15 +98,15 @@ func (r *payloadReader) Close() error {
 	return nil
 }
 
-// partReader decodes one stored blob and checks all of it.
+// partReader decodes and verifies one stored blob.
 type partReader struct {
 	p       *layout.Part
 	body    io.ReadCloser
 	hash    hash.Hash
-	stored  int64     // bytes of the blob seen so far
+	stored  int64     // bytes of the blob read so far
 	decoder io.Reader // of the stored bytes
 	closer  io.Closer // of the decoder, nil for raw
-	left    int64     // decoded bytes still to come
+	left    int64     // decoded bytes left
 }
 
 func newPartReader(p *layout.Part, body io.ReadCloser) (*partReader, error) {
@@ -141,7 +141,7 @@ func (r *partReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// end is io.EOF when nothing follows and all that came was right.
+// end returns io.EOF if nothing follows and everything was right.
 func (r *partReader) end() error {
 	var more [1]byte
 	n, err := io.ReadFull(r.decoder, more[:])
@@ -159,7 +159,7 @@ func (r *partReader) end() error {
 	return io.EOF
 }
 
-// blame says which blob it was, and that a bad frame is wrong content.
+// blame adds the blob to err, and makes a bad frame an ErrContent.
 func (r *partReader) blame(err error) error {
 	if errors.Is(err, zstdframe.ErrFrame) {
 		err = fmt.Errorf("%w: %w", layout.ErrContent, err)
@@ -174,8 +174,8 @@ func (r *partReader) Close() error {
 	return r.body.Close()
 }
 
-// storedBytes counts and hashes what the registry sends, and stops one
-// byte after the size the manifest gives.
+// storedBytes counts and hashes what the registry sends. It stops one byte
+// after the size in the manifest.
 type storedBytes struct{ r *partReader }
 
 func (s storedBytes) Read(p []byte) (int, error) {

@@ -9,38 +9,37 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// Piece digests are all cut by one N: the smallest power of two with
-// which they all together stay short (maxPieceText). In a tar that can
-// seek all sizes are known beforehand and so is N. In a stream a file's
-// size is known when its bytes come, but not those of the files after
-// it, and sums over small pieces cannot be joined to sums over large
-// ones. So a streamed file is hashed for every N that is still possible:
-// at least what the files so far need, at most what they need together
-// with all memory and disk that the envelope tells of and that has not
-// come yet. That is mostly two or three. Where the range is wide, only
-// maxLevels of it are hashed; a file then gets the next larger one, and
-// where even the largest turns out too small, none: readers take a file
-// without piece digests, and another size for each.
+// All files of an artifact have piece digests for one piece size: the
+// smallest power of two for which they together stay short (maxPieceText).
+// With a tar that can seek, all sizes are known beforehand, and so is the
+// piece size. In a stream, the sizes of later files are not yet known, and
+// sums over small pieces cannot be combined to sums over large ones. So a
+// file is hashed for every piece size that is still possible: at least what
+// the files so far need, at most what they need together with the rest of
+// the memory and disks in the envelope. That is mostly two or three sizes.
+// If there are more, only maxLevels of them are hashed; a file then gets the
+// next larger one, and if even the largest is too small, none. Readers
+// accept files without piece digests, and another size for each.
 const maxLevels = 4
 
-// pieceSlack is what files may hold that the envelope does not tell of:
-// state, small disks, a qcow2's own tables.
+// pieceSlack is the size of files that the envelope does not mention, in
+// bytes: state, small disks, a qcow2's own tables.
 const pieceSlack = 64 << 20
 
-// piecePlan knows the sizes of files, as they become known.
+// piecePlan records the sizes of files as they become known.
 type piecePlan struct {
 	sizes []int64
-	whole bool // sizes has all there will be
+	whole bool // sizes is complete
 	seen  map[string]bool
 }
 
-// newPiecePlan begins with the sizes of all files, or with nil where they
-// are not known yet.
+// newPiecePlan starts with the sizes of all files, or with nil if they are
+// not yet known.
 func newPiecePlan(sizes []int64) *piecePlan {
 	return &piecePlan{sizes: sizes, whole: sizes != nil, seen: map[string]bool{}}
 }
 
-// levels is the piece sizes to hash the next file for.
+// levels returns the piece sizes to hash the next file for.
 func (p *piecePlan) levels(name string, size int64, env *envelopeConfig) []int64 {
 	if !p.whole {
 		p.sizes = append(p.sizes, size)
@@ -63,7 +62,7 @@ func (p *piecePlan) levels(name string, size int64, env *envelopeConfig) []int64
 	return spread(lo, fittingPiece(append(slices.Clone(p.sizes), rest)))
 }
 
-// spread is lo, hi and powers of two between them, maxLevels at most.
+// spread returns lo, hi and powers of two between them, maxLevels at most.
 func spread(lo, hi int64) []int64 {
 	steps := 0
 	for lo<<steps < hi {
@@ -80,8 +79,8 @@ func spread(lo, hi int64) []int64 {
 	return levels
 }
 
-// fittingPiece is the smallest piece size with which the digests of
-// files of these sizes stay short together; maxPiece where none does.
+// fittingPiece returns the smallest piece size with which the digests of
+// files of these sizes stay short together, or maxPiece.
 func fittingPiece(sizes []int64) int64 {
 	for n := int64(minPiece); n < maxPiece; n *= 2 {
 		var text int64
@@ -95,9 +94,9 @@ func fittingPiece(sizes []int64) int64 {
 	return maxPiece
 }
 
-// choosePieces takes, of the sums that were made, those of the smallest
-// common piece size that stays short; where the files have none in
-// common, for each the next larger size.
+// choosePieces picks the sums of the smallest common piece size that stays
+// short; if the files have none in common, it picks the next larger size for
+// each.
 func choosePieces(files []*storedFile) map[string]manifest.SnapshotPieces {
 	largest := int64(minPiece)
 	for _, f := range files {
@@ -116,8 +115,8 @@ func choosePieces(files []*storedFile) map[string]manifest.SnapshotPieces {
 	return nil
 }
 
-// piecesBy is the files' pieces of n bytes, or not much more where they
-// need not have that in common. It is false where that cannot be.
+// piecesBy returns the files' pieces of n bytes, or of the next larger size
+// if they need not be common. It returns false if a file has none.
 func piecesBy(files []*storedFile, n int64, common bool) (map[string]manifest.SnapshotPieces, bool) {
 	pieces := make(map[string]manifest.SnapshotPieces)
 	var text int64
@@ -137,8 +136,8 @@ func piecesBy(files []*storedFile, n int64, common bool) (map[string]manifest.Sn
 	return pieces, text < maxPieceText
 }
 
-// blobHasher is the digest of a blob and those of its pieces, of one or
-// more sizes.
+// blobHasher computes the digest of a blob and of its pieces, for one or
+// more piece sizes.
 type blobHasher struct {
 	size   int64 // of the blob, as announced
 	n      int64 // bytes hashed so far
@@ -146,10 +145,10 @@ type blobHasher struct {
 	levels []*pieceHasher // ascending
 }
 
-// pieceHasher sums up every size bytes.
+// pieceHasher hashes each piece of size bytes.
 type pieceHasher struct {
 	size int64
-	room int64 // until the current piece is full
+	room int64 // bytes left in the current piece
 	hash hash.Hash
 	sums []byte
 }
@@ -167,7 +166,7 @@ func newBlobHasher(size int64, levels []int64) *blobHasher {
 // apart is how many bytes are worth hashing on two processors.
 const apart = 64 << 10
 
-// Write never fails.
+// Write hashes p. It never fails.
 func (h *blobHasher) Write(p []byte) (int, error) {
 	h.n += int64(len(p))
 	if len(h.levels) == 0 || len(p) < apart {
@@ -209,13 +208,13 @@ func (l *pieceHasher) close() {
 	l.room = l.size
 }
 
-// digest is the blob's, once all of it was written.
+// digest returns the blob's digest, after all of it was written.
 func (h *blobHasher) digest() string {
 	return digests.OfHash(h.whole)
 }
 
-// pieces is the sums over pieces of n bytes, or of the next larger size
-// that was hashed; nil where there is none.
+// pieces returns the sums over pieces of n bytes, or of the next larger
+// hashed size, or nil.
 func (h *blobHasher) pieces(n int64) (size int64, sums []byte) {
 	if n >= h.size {
 		return n, h.whole.Sum(nil)

@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	minPiece = 256 << 10 // bytes: the smallest piece that has a digest
-	maxPiece = 1 << 40   // bytes: nothing is cut into larger ones
+	minPiece = 256 << 10 // bytes: the smallest piece with a digest
+	maxPiece = 1 << 40   // bytes: the largest piece
 
-	// maxPieceText is what the digests of all pieces, in base64, must stay
-	// under, so that a config blob that others read stays small.
+	// maxPieceText bounds the digests of all pieces, in bytes of base64, so
+	// that the config blob, which other tools read too, stays small.
 	maxPieceText = 256 << 10
 )
 
-// piecesOf is the piece digests that the config has for a blob of size
-// bytes; nil where it has none.
+// piecesOf returns the config's piece digests for a blob of size bytes, or
+// nil.
 func piecesOf(cfg *manifest.SnapshotConfig, title string, size int64) (*layout.Pieces, error) {
 	p, ok := cfg.Pieces[title]
 	if !ok {
@@ -34,10 +34,10 @@ func piecesOf(cfg *manifest.SnapshotConfig, title string, size int64) (*layout.P
 	return &layout.Pieces{Size: p.Size, Sums: p.SHA256}, nil
 }
 
-// pieceCount is how many pieces of n bytes a blob has.
+// pieceCount returns the number of pieces of n bytes in a blob.
 func pieceCount(size, n int64) int64 { return (size + n - 1) / n }
 
-// pieceText is the length of the digests' text.
+// pieceText returns the length of the digests' text.
 func pieceText(size, n int64) int64 {
 	return int64(base64.StdEncoding.EncodedLen(int(pieceCount(size, n) * sha256.Size)))
 }

@@ -17,19 +17,18 @@ type Puller struct {
 	Cocoon     CocoonRunner
 }
 
-// PullOptions configures Pull.
+// PullOptions configure Pull.
 type PullOptions struct {
 	Name        string       // repository
-	Tag         string       // or digest; empty: latest
-	LocalName   string       // name in cocoon; empty: Name
-	Description string       // empty: as the snapshot has it
-	Progress    func(string) // a line for each file; may be nil
+	Tag         string       // tag or digest; "" for latest
+	LocalName   string       // name in cocoon; "" for Name
+	Description string       // "" to keep the snapshot's
+	Progress    func(string) // receives a line for each file; may be nil
 }
 
-// Pull streams a snapshot into `cocoon snapshot import`. Cocoon is not
-// started before manifest and config were found right. When the stream
-// breaks, cocoon gets a tar that it must refuse, and removes what it
-// made.
+// Pull streams a snapshot into `cocoon snapshot import`. It starts cocoon
+// only after manifest and config were validated. If the stream breaks,
+// cocoon gets a tar that it must refuse, and removes what it made.
 func (p *Puller) Pull(ctx context.Context, opts PullOptions) error {
 	if opts.Name == "" {
 		return errors.New("snapshot pull: name is required")
@@ -55,10 +54,10 @@ func (p *Puller) Pull(ctx context.Context, opts PullOptions) error {
 	})
 }
 
-// Import writes the tar into `cocoon snapshot import`, under the name
-// and with the description that opts gives. It returns when cocoon has
-// ended. Where both the stream and cocoon failed, it returns the error
-// that came first: cocoon's where cocoon stopped reading.
+// Import writes the tar into `cocoon snapshot import`, with the name and
+// description in opts. It returns when cocoon has ended. If both the stream
+// and cocoon failed, it returns the error that came first: cocoon's if
+// cocoon stopped reading.
 func (a *Artifact) Import(ctx context.Context, runner CocoonRunner, src Payloads, opts TarOptions) error {
 	stdin, wait, err := runner.Import(ctx, ImportOptions{Name: opts.LocalName, Description: opts.Description})
 	if err != nil {
@@ -75,9 +74,10 @@ func (a *Artifact) Import(ctx context.Context, runner CocoonRunner, src Payloads
 
 var errGone = errors.New("cocoon is gone")
 
-// whileListening ends ctx with errGone when cocoon ends before the tar
-// does, so that nobody waits for bytes that nobody wants. Runners of
-// others are not listened to: their writers say so themselves.
+// whileListening returns a context that ends with errGone when cocoon ends
+// before the tar does, so that a read from the registry does not go on in
+// vain. It works only with this package's runner; with others, the next
+// write fails.
 func whileListening(ctx context.Context, stdin io.Writer) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	l, ok := stdin.(cocoon.Listener)
@@ -99,9 +99,9 @@ func whileListening(ctx context.Context, stdin io.Writer) (context.Context, func
 	}
 }
 
-// earlyEnd is a cocoon that ended well, as it says, and yet did not take
-// the whole tar. How writing to it failed, or what was being waited for
-// then, tells nothing of that.
+// earlyEnd is the error of a cocoon that exited with 0 but did not read the
+// whole tar. It replaces the error of writing to cocoon, and of the read
+// that was interrupted.
 type earlyEnd struct{}
 
 func (*earlyEnd) Error() string {
@@ -113,7 +113,7 @@ func (*earlyEnd) Unwrap() error {
 	return &cocoon.Error{Command: "cocoon snapshot import", Err: io.ErrClosedPipe}
 }
 
-// finish ends an import and says what went wrong first.
+// finish ends an import and returns the error that came first.
 func finish(stdin io.Closer, wait func() error, streamErr error) error {
 	closeErr := stdin.Close()
 	waitErr := wait()

@@ -15,86 +15,87 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// smallConfig is what epoch v0.1.8 reads of a config blob, in bytes.
+// smallConfig is the largest config blob that epoch v0.1.8 reads, in bytes.
 const smallConfig = 1 << 20
 
 // Pusher makes artifacts of snapshots and uploads them.
 type Pusher struct {
 	Uploader Uploader
-	Cocoon   CocoonRunner // may be nil when PushOptions.Input is set
+	Cocoon   CocoonRunner // may be nil if PushOptions.Input is set
 }
 
-// PushOptions configures Push.
+// PushOptions configure Push.
 type PushOptions struct {
 	Name      string       // repository, and the snapshot's name in cocoon
-	Tag       string       // empty: latest
-	BaseImage string       // annotation cocoonstack.snapshot.baseimage, where set
-	Source    string       // annotation org.opencontainers.image.source, where set
-	Revision  string       // annotation org.opencontainers.image.revision, where set
-	Progress  func(string) // a line for each file that is stored, from any goroutine; may be nil
+	Tag       string       // "" for latest
+	BaseImage string       // annotation cocoonstack.snapshot.baseimage, unless ""
+	Source    string       // annotation org.opencontainers.image.source, unless ""
+	Revision  string       // annotation org.opencontainers.image.revision, unless ""
+	Progress  func(string) // receives a line for each stored file, from any goroutine; may be nil
 
-	Snapshot    string            // the snapshot's name in cocoon where it is not Name
-	Annotations map[string]string // further ones; they win over those above
-	Created     time.Time         // of the artifact; zero: now
-	Warn        func(string)      // what works but may trouble somebody; may be nil
+	Snapshot    string            // the snapshot's name in cocoon, if it is not Name
+	Annotations map[string]string // more annotations; they override those above
+	Created     time.Time         // creation time of the artifact; zero for now
+	Warn        func(string)      // receives warnings; may be nil
 
-	// Input is an export tar to push in place of cocoon's, maybe gzipped.
-	// One that can seek (a file) is read again where that is of use, so
-	// that blobs which the registry has are not sent and broken uploads
-	// begin anew.
+	// Input is an export tar to push instead of cocoon's, possibly
+	// compressed. If it can seek, as a file can, it is read again if needed,
+	// so that Push does not send blobs that the registry has, and can
+	// restart broken uploads.
 	Input io.Reader
 
-	// Artifact is a snapshot to write in another format in place of an
-	// export, and Payloads is where its files are read. They are read in
-	// order, and again from some file on where an upload begins anew.
+	// Artifact is a snapshot to write in another format instead of an
+	// export, and Payloads reads its files. They are read in order, and
+	// again from some file on if an upload starts over.
 	Artifact *Artifact
 	Payloads Payloads
 
-	// Spool keeps a copy of the blob that is being sent where the Input
-	// cannot seek, so that a broken upload can begin anew. Without it, it
-	// ends the push. A cocoon is asked for a second export instead.
+	// Spool keeps a copy of the blob that is being sent if Input cannot
+	// seek, so that a broken upload can start over. Without the copy it ends
+	// the push. Cocoon is asked for a second export instead.
 	Spool bool
 
-	// SpoolFile makes the file that holds that copy, one blob at a time;
-	// also where the Uploader is no StreamUploader. It is closed when it
-	// is not needed any more. Nil: an unnamed file in SpoolDir, or in
-	// os.TempDir where that is empty.
+	// SpoolFile makes the file for that copy, one blob at a time; it is also
+	// used if the Uploader is no StreamUploader. The file is closed when it
+	// is no longer needed. Nil means an unnamed file in SpoolDir, or in
+	// os.TempDir if that is "".
 	SpoolFile func() (SpoolFile, error)
 	SpoolDir  string
 
-	// Zstd is the level, 1 to 22, with which files are compressed; 0: not
-	// at all. Chunk is the size in bytes, a multiple of 1 MiB, by which
-	// files are split; 0: with Zstd as small as keeps the manifest small,
-	// else not at all. What makes use of either is of format v2.
+	// Zstd is the compression level of files, 1 to 22; 0 for no compression.
+	// Chunk is the size of the chunks that files are split into, in bytes, a
+	// multiple of 1 MiB; 0 for the smallest that keeps the manifest small if
+	// Zstd is set, else for unsplit files. A file that uses either makes the
+	// artifact one of format v2.
 	Zstd  int
 	Chunk int64
 
-	// Packed asks for the packed format. Granule is the least size of its
-	// granules, a power of two from 16 KiB to 1 MiB; 0: 32 KiB. Base, if
-	// not nil, is an artifact of that format whose packs are shared.
+	// Packed selects the packed format. Granule is the least size of its
+	// granules, a power of two from 16 KiB to 1 MiB; 0 for 32 KiB. Base, if
+	// not nil, is a packed artifact whose packs are shared.
 	Packed  bool
 	Granule int64
 	Base    *PushBase
 
-	Memory      int64  // bytes that the push may take, 96 MiB at least; 0: 256 MiB
-	Concurrency int    // chunks uploaded at a time; 0: 8
-	MountFrom   string // repository of the same registry that blobs are taken over from
-	DryRun      bool   // everything is read and looked for, nothing is sent
+	Memory      int64  // bytes of memory to use, at least 96 MiB; 0 for 256 MiB
+	Concurrency int    // concurrent uploads of chunks; 0 for 8
+	MountFrom   string // repository of the same registry to mount blobs from, or ""
+	DryRun      bool   // read and look up everything, send nothing
 
-	// OnBytes gets the number of bytes of blobs that were sent, or found
-	// to be there, since the last call; negative when a blob is begun
-	// anew. Several goroutines may call it. May be nil.
+	// OnBytes receives the number of bytes of blobs that were sent or found
+	// since the last call; it is negative when a blob starts over. Several
+	// goroutines may call it. May be nil.
 	OnBytes func(delta int64)
 }
 
-// SpoolFile is a file that is written and read again.
+// SpoolFile is a file that is written and then read.
 type SpoolFile interface {
 	io.ReaderAt
 	io.WriterAt
 	io.Closer
 }
 
-// PushResult is what Push made.
+// PushResult describes the artifact that Push made.
 type PushResult struct {
 	Name           string
 	Tag            string
@@ -103,15 +104,15 @@ type PushResult struct {
 	TotalSize      int64 // stored bytes of files and config
 	LayerCount     int
 
-	SentBytes  int64 // of blobs that were sent, or would be in a dry run
-	ThereBytes int64 // of blobs that the registry had, or took over
+	SentBytes  int64 // bytes of blobs that were sent, or would be in a dry run
+	ThereBytes int64 // bytes of blobs that the registry had or mounted
 	Format     string
 }
 
-// Push exports a snapshot from cocoon, or takes the tar in opts.Input,
-// and uploads it: files first, as they come, then the config, then the
-// manifest. An export that no reader could make a snapshot of again is
-// refused with layout.ErrContent.
+// Push exports a snapshot from cocoon, or reads the tar in opts.Input, and
+// uploads it: first the files, in their order, then the config, then the
+// manifest. It refuses an export that no reader could turn into a snapshot
+// again with layout.ErrContent.
 func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error) {
 	if opts.Name == "" {
 		return nil, errors.New("snapshot push: name is required")
@@ -141,7 +142,8 @@ func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error
 		plan: newPiecePlan(src.export.sizes), chunks: newChunkPlan(opts.Chunk, src.export.sizes),
 	}
 	readErr := u.files(ctx)
-	// What ends a cocoon that is still writing is this, and not its fault.
+	// This ends a cocoon that is still writing, so its error is no fault of
+	// cocoon's.
 	waitErr := src.done()
 	if readErr != nil && (waitErr == nil || !isInput(readErr) || !src.ended()) {
 		return nil, readErr
@@ -152,8 +154,8 @@ func (p *Pusher) Push(ctx context.Context, opts PushOptions) (*PushResult, error
 	return u.finish(ctx)
 }
 
-// source finds what is pushed: a cocoon, which can export again, or an
-// input, which can be read again where it can seek.
+// source returns the source of the push: cocoon, which can export again, or
+// an input, which can be read again if it can seek.
 func (p *Pusher) source(opts *PushOptions) (*source, error) {
 	if opts.Artifact != nil {
 		return opts.fromArtifact(), nil
@@ -191,8 +193,8 @@ func (p *Pusher) source(opts *PushOptions) (*source, error) {
 	return s, err
 }
 
-// export starts a cocoon. The function it returns ends it and says how it
-// went.
+// export returns a function that starts cocoon's export. The function that
+// this returns ends it and returns its error.
 func (p *Pusher) export(name string) func(ctx context.Context) (*exportReader, func() error, error) {
 	return func(ctx context.Context) (*exportReader, func() error, error) {
 		stream, wait, err := p.Cocoon.Export(ctx, name)
@@ -207,7 +209,7 @@ func (p *Pusher) export(name string) func(ctx context.Context) (*exportReader, f
 	}
 }
 
-// push is one push under way.
+// push is the state of one Push.
 type push struct {
 	up     Uploader
 	opts   *PushOptions
@@ -221,20 +223,20 @@ type push struct {
 	telling sync.Mutex // held while Progress is called
 }
 
-// storedFile is a file that is in the registry, or on its way there: its
-// layers, and what the config blob says of it.
+// storedFile is a file that is stored or being uploaded: its layers, and its
+// description in the config blob.
 type storedFile struct {
 	name    string
 	size    int64 // of the payload
 	layers  []manifest.Descriptor
 	meta    manifest.SnapshotFile
-	hashes  *blobHasher // nil where it is encoded or split
+	hashes  *blobHasher // nil if the file is encoded or split
 	split   bool        // into layers that are chunks
 	encoded bool
-	left    atomic.Int64 // layers on their way, of a file that is split or encoded
+	left    atomic.Int64 // layers not yet uploaded, of a split or encoded file
 }
 
-// failed says which file an upload that failed was of.
+// failed adds the file to an upload error.
 func (f *storedFile) failed(err error) error { return fmt.Errorf("upload %s: %w", f.name, err) }
 
 // files uploads every file of the export.
@@ -244,7 +246,7 @@ func (u *push) files(ctx context.Context) error {
 	return g.Wait()
 }
 
-// progress tells that a file is in the registry.
+// progress reports that a file is stored.
 func (u *push) progress(f *storedFile) {
 	if u.opts.Progress == nil {
 		return
@@ -258,7 +260,7 @@ func (u *push) progress(f *storedFile) {
 	u.opts.Progress(line)
 }
 
-// stored is what the file's layers take in the registry.
+// stored returns the bytes that the file's layers take in the registry.
 func (f *storedFile) stored() (n int64) {
 	for i := range f.layers {
 		n += f.layers[i].Size
@@ -266,8 +268,7 @@ func (f *storedFile) stored() (n int64) {
 	return n
 }
 
-// read goes through the export and has each file stored; g waits until
-// all of them are.
+// read reads the export and has each file stored; g waits for the uploads.
 func (u *push) read(ctx context.Context, g *errgroup.Group) error {
 	c, err := newChunker(ctx, g, u)
 	if err != nil {
@@ -302,12 +303,11 @@ func (u *push) read(ctx context.Context, g *errgroup.Group) error {
 	}
 }
 
-// filesAtATime is how many files of a tar that can seek are sent at a
-// time as they are.
+// filesAtATime bounds the concurrent plain uploads of files from a tar that
+// can seek.
 const filesAtATime = 2
 
-// one has a file stored in the form that the options and its size ask
-// for.
+// one stores a file in the form that follows from the options and its size.
 func (u *push) one(ctx context.Context, g *errgroup.Group, c *chunker, places chan struct{}, f *storedFile, e *exportEntry) error {
 	env := &u.src.export.envelope.Config
 	if u.packer != nil && e.size >= minEncoded {
@@ -385,7 +385,7 @@ func (u *push) finish(ctx context.Context) (*PushResult, error) {
 	return res, nil
 }
 
-// format is v2 where a file makes use of it.
+// format returns v2 if a file uses it, else v1.
 func (u *push) format() string {
 	if u.packer != nil {
 		return schemaPacked

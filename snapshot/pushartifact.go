@@ -10,8 +10,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// fromArtifact is the source of a push that writes an artifact in another
-// format. It can be opened as often as it takes.
+// fromArtifact returns the source of a push that converts an artifact. It
+// can be opened any number of times.
 func (o *PushOptions) fromArtifact() *source {
 	return &source{again: true, open: func(ctx context.Context) (*exportReader, func() error, error) {
 		r, closeAll, err := exportOf(ctx, o.Artifact, o.Payloads)
@@ -19,8 +19,8 @@ func (o *PushOptions) fromArtifact() *source {
 	}}
 }
 
-// exportOf presents an artifact as an export. Payloads are opened when
-// they are first read; the function closes them.
+// exportOf presents an artifact as an export. It opens payloads when they
+// are first read; the returned function closes them.
 func exportOf(ctx context.Context, a *Artifact, src Payloads) (*exportReader, func() error, error) {
 	if a.Kind != manifest.KindSnapshot {
 		return nil, nil, &kindError{a.Kind}
@@ -55,12 +55,12 @@ type eofReader struct{}
 
 func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
 
-// payloadSequence opens payloads one after another, and closes the one
-// before.
+// payloadSequence opens payloads one after another, and closes the previous
+// one.
 type payloadSequence struct {
 	ctx  context.Context
 	src  Payloads
-	open io.ReadCloser // nil without one
+	open io.ReadCloser // nil if none is open
 }
 
 func (s *payloadSequence) next(f *layout.File) (err error) {
@@ -80,7 +80,7 @@ func (s *payloadSequence) close() error {
 	return err
 }
 
-// lazyPayload is the payload of a file, opened when it is first read.
+// lazyPayload is the payload of a file, opened at the first read.
 type lazyPayload struct {
 	seq  *payloadSequence
 	file *layout.File

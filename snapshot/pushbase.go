@@ -12,30 +12,30 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
-// ErrBaseGone is in the chain of an error that says: the registry has lost
-// a pack of the base, and what the pack held cannot be read again.
+// ErrBaseGone is wrapped by the error about a pack of the base that the
+// registry has lost and whose contents cannot be read again.
 var ErrBaseGone = errors.New("a pack of the base is gone")
 
 // PushBase is a packed artifact whose packs a push shares.
 type PushBase struct {
 	Artifact *Artifact
-	Name     string // its repository, of the registry that is pushed to
+	Name     string // its repository, in the target registry
 }
 
 const (
-	// keptShare is the part of a pack that must be in use for it to be
-	// shared, and the part of the nominal size below which a pack is
+	// keptShare is the share of a pack that must be in use for the pack to
+	// be shared, and the share of the nominal size below which a pack is
 	// small: one quarter.
 	keptShare = 4
 
-	// mostSmall is how many small packs an artifact may share.
+	// mostSmall bounds the small packs that an artifact shares.
 	mostSmall = 16
 
-	// looksAtOnce bounds the requests for packs of the base at a time.
+	// looksAtOnce bounds the concurrent requests for packs of the base.
 	looksAtOnce = 8
 )
 
-// digest returns the digest of the base's manifest, "" without a base.
+// digest returns the digest of the base's manifest, or "" without a base.
 func (b *PushBase) digest() string {
 	if b == nil {
 		return ""
@@ -43,9 +43,9 @@ func (b *PushBase) digest() string {
 	return b.Artifact.Digest
 }
 
-// loadBase makes known where the granules of the base are. Packs that are
-// not worth sharing, or that the registry does not have, count as missing:
-// what the snapshot needs of them is written anew.
+// loadBase records the places of the base's granules. Packs that are not
+// worth sharing, or that the registry does not have, count as missing: their
+// granules are written again if needed.
 func (p *packer) loadBase(ctx context.Context) error {
 	base := p.u.opts.Base
 	if base == nil {
@@ -90,8 +90,8 @@ func (p *packer) loadBase(ctx context.Context) error {
 	return nil
 }
 
-// usage returns the bytes of every pack that granules take: those of
-// files, or all that are known if files is nil.
+// usage returns the used bytes of every pack: by the given files, or by all
+// known granules if files is nil.
 func (p *packer) usage(files []*packedFile) []int64 {
 	used := make([]int64, len(p.packs.now()))
 	count := func(id uint32) {
@@ -118,7 +118,7 @@ func (p *packer) usage(files []*packedFile) []int64 {
 }
 
 // poorPacks returns the packs of the base that are not worth sharing: those
-// of which little is in use, and the small ones once they are many.
+// of which little is in use, and the small ones if they are many.
 func (p *packer) poorPacks(used []int64) map[int32]bool {
 	poor := map[int32]bool{}
 	var small []int32
@@ -140,8 +140,8 @@ func (p *packer) poorPacks(used []int64) map[int32]bool {
 }
 
 // askFor asks the registry for the packs of the base that are not in poor,
-// has them mounted where they are in another repository, and adds those
-// that it does not have.
+// mounts those in another repository, and adds those that it does not have
+// to poor.
 func (p *packer) askFor(ctx context.Context, poor map[int32]bool) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(looksAtOnce)
@@ -168,8 +168,8 @@ func (p *packer) askFor(ctx context.Context, poor map[int32]bool) error {
 	return nil
 }
 
-// forget takes the places of granules away that lie in the given packs,
-// and returns how many granules lost theirs.
+// forget removes the places of granules in the given packs, and returns the
+// number of granules.
 func (p *packer) forget(packs map[int32]bool) (n int) {
 	if len(packs) == 0 {
 		return 0
@@ -183,10 +183,10 @@ func (p *packer) forget(packs map[int32]bool) (n int) {
 	return n
 }
 
-// settle sees to it that every granule lies in a pack that is worth
-// keeping and that the registry has. What does not is read again from the
-// source. A source that cannot be read again keeps packs of little use:
-// the push after it finds them so, and does not share them.
+// settle makes sure that every granule is in a pack that is worth keeping
+// and that the registry has. It reads the others again from the source. If
+// the source cannot be read again, packs of little use stay; the next push
+// finds them and does not share them.
 func (p *packer) settle(ctx context.Context) error {
 	if err := p.wait(); err != nil {
 		return err
@@ -199,7 +199,7 @@ func (p *packer) settle(ctx context.Context) error {
 	}
 	for i, n := range used {
 		if n == 0 {
-			bad[int32(i)] = true // nobody asks for it
+			bad[int32(i)] = true // it was not asked for
 		}
 	}
 	few := len(bad)
@@ -228,7 +228,7 @@ func (p *packer) readable() bool {
 	return true
 }
 
-// rewrite writes the granules again that have no place.
+// rewrite writes the granules without a place again.
 func (p *packer) rewrite(ctx context.Context) error {
 	buf := make([]byte, packed.MaxGranule)
 	for _, f := range p.files {

@@ -10,11 +10,12 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// smallBlob is what is held in memory rather than spooled or streamed, in
-// bytes: its digest is then known before it is sent. Only tests change it.
+// smallBlob is the size up to which a blob is held in memory instead of
+// being spooled or streamed, in bytes: its digest is then known before it is
+// sent. Only tests change it.
 var smallBlob int64 = 16 << 20
 
-// store uploads one file as format v1 has it: one blob, as it is.
+// store uploads one file in format v1: one blob, unchanged.
 func (u *push) store(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
 	var err error
 	switch {
@@ -41,7 +42,7 @@ func (u *push) store(ctx context.Context, f *storedFile, e *exportEntry, levels 
 	return nil
 }
 
-// putSmall takes a file into memory.
+// putSmall uploads a file from memory.
 func (u *push) putSmall(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
 	p := u.src.newPayload(ctx, e, e.size, levels)
 	data := make([]byte, e.size)
@@ -53,8 +54,7 @@ func (u *push) putSmall(ctx context.Context, f *storedFile, e *exportEntry, leve
 	return u.putBytes(ctx, p.h.digest(), data)
 }
 
-// putTwice reads a file's place in a seekable tar once to hash it and
-// once to send it.
+// putTwice reads a file of a seekable tar twice: to hash it and to send it.
 func (u *push) putTwice(ctx context.Context, f *storedFile, e *exportEntry, levels []int64) error {
 	p := u.src.newPayload(ctx, e, e.size, levels)
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{p}, make([]byte, payloadRead)); err != nil {
@@ -74,8 +74,8 @@ func (u *push) putTwice(ctx context.Context, f *storedFile, e *exportEntry, leve
 	})
 }
 
-// putStream sends a stretch of a file, or what body makes of it, as it
-// comes. digest is that of body once it was read to its end.
+// putStream sends a part of a file, or what body makes of it, as a stream.
+// digest returns body's digest after it was read to its end.
 func (u *push) putStream(ctx context.Context, p *payload, body io.Reader, digest func() string) error {
 	counted := u.counted(body)
 	var size int64
@@ -93,13 +93,13 @@ func (u *push) putStream(ctx context.Context, p *payload, body io.Reader, digest
 		var got string
 		got, size, err = up.UploadBlob(ctx, u.opts.Name, counted)
 		if err == nil && got != digest() {
-			err = fmt.Errorf("the registry took %d bytes as %s, sent were %d as %s", size, got, p.h.n, digest())
+			err = fmt.Errorf("the registry stored %d bytes as %s, but %d were sent as %s", size, got, p.h.n, digest())
 		}
 	default:
 		return u.putSpooled(ctx, body, digest)
 	}
 	if p.err != nil {
-		return p.err // what the uploader made of it is a consequence
+		return p.err // the uploader's error is a consequence
 	}
 	if err != nil {
 		return u.onlyOnce(p, fmt.Errorf("upload blob: %w", err))
@@ -111,7 +111,8 @@ func (u *push) putStream(ctx context.Context, p *payload, body io.Reader, digest
 	return nil
 }
 
-// onlyOnce adds what to do about an upload that could not begin anew.
+// onlyOnce adds a remedy to the error of an upload that could not start
+// over.
 func (u *push) onlyOnce(p *payload, err error) error {
 	var t interface{ Temporary() bool }
 	if _, ok := p.body().(io.Seeker); ok || !errors.As(err, &t) || !t.Temporary() {
@@ -133,8 +134,8 @@ func (u *push) wouldStream(ctx context.Context, body io.Reader, digest func() st
 	return err
 }
 
-// putSpooled writes a blob to disk first, for an Uploader that wants to
-// know the digest.
+// putSpooled writes a blob to disk first, for an Uploader that needs the
+// digest first.
 func (u *push) putSpooled(ctx context.Context, body io.Reader, digest func() string) error {
 	tmp, err := u.opts.newSpool()
 	if err != nil {
@@ -153,8 +154,8 @@ func (u *push) putSpooled(ctx context.Context, body io.Reader, digest func() str
 	})
 }
 
-// putBytes uploads a blob that is in memory, once, unless the registry has
-// it or can take it over. Nothing reads data any more when it returns.
+// putBytes uploads a blob from memory, once, unless the registry has it or
+// can mount it. Nothing reads data after putBytes has returned.
 func (u *push) putBytes(ctx context.Context, digest string, data []byte) error {
 	size := int64(len(data))
 	lender, ok := u.up.(bytesUploader)
@@ -178,8 +179,8 @@ func (u *push) putBytes(ctx context.Context, digest string, data []byte) error {
 	})
 }
 
-// put uploads a blob once, unless the registry has it or can take it over
-// from another repository.
+// put uploads a blob once, unless the registry has it or can mount it from
+// another repository.
 func (u *push) put(ctx context.Context, digest string, size int64, send func() error) error {
 	return u.blobs.once(ctx, digest, func() error {
 		there, err := u.there(ctx, digest)
@@ -196,8 +197,8 @@ func (u *push) put(ctx context.Context, digest string, size int64, send func() e
 	})
 }
 
-// there asks for a blob, and makes it be there where another repository
-// has it; a dry run only looks.
+// there reports whether the registry has a blob, after mounting it from
+// another repository if possible; in a dry run it only asks.
 func (u *push) there(ctx context.Context, digest string) (bool, error) {
 	exists, err := u.up.BlobExists(ctx, u.opts.Name, digest)
 	if err != nil {
@@ -223,7 +224,7 @@ func (u *push) onBytes(n int64) {
 	}
 }
 
-// counted tells OnBytes what is read. What can seek still can.
+// counted reports to OnBytes what is read. It can seek if r can.
 func (u *push) counted(r io.Reader) io.Reader {
 	if u.opts.OnBytes == nil {
 		return r

@@ -15,42 +15,43 @@ import (
 )
 
 const (
-	defaultMemory  = 256 << 20 // bytes, where PushOptions do not say
+	defaultMemory  = 256 << 20 // bytes, by default
 	minMemory      = 96 << 20
-	baseMemory     = 56 << 20 // bytes that a push takes besides its buffers
+	baseMemory     = 56 << 20 // bytes that a push takes in addition to its buffers
 	defaultUploads = 8
 
 	annotationChunkIndex = "cocoonstack.chunk.index"
 	annotationChunkCount = "cocoonstack.chunk.count"
 )
 
-// chunker uploads files as format v2 has them. One goroutine reads, some
-// encode, more upload; each chunk is in a buffer of the two pools, and
-// what they hold together is the memory that a push takes.
+// chunker uploads files in format v2. One goroutine reads, some encode, more
+// upload; each chunk is in a buffer of the two pools, which together bound
+// the memory of a push.
 type chunker struct {
 	u   *push
 	ctx context.Context
 	g   *errgroup.Group
-	enc *zstdframe.Encoder // nil: chunks stay as they are
+	enc *zstdframe.Encoder // nil to leave chunks unencoded
 
-	size    int64       // of the chunks that the pools are made for
-	raws    chan []byte // buffers to read into; nil ones are not made yet
+	size    int64       // chunk size of the pools
+	raws    chan []byte // buffers to read into; nil ones are not yet allocated
 	frames  chan []byte // buffers to encode into
 	encode  chan *chunk
 	upload  chan *chunk
-	workers sync.WaitGroup // that serve the current pools
+	workers sync.WaitGroup // goroutines of the current pools
 }
 
-// chunk is a stretch of a file's payload on its way.
+// chunk is a part of a file's payload that is being uploaded.
 type chunk struct {
 	f     *storedFile
 	index int
-	raw   []byte // a buffer of raws; nil when it was given back
-	n     int    // bytes of it
+	raw   []byte // a buffer of raws; nil after it was returned
+	n     int    // bytes in raw
 	frame []byte // a buffer of frames with the encoded chunk, or nil
 }
 
-// newChunker makes one whose goroutines belong to g and end with close.
+// newChunker returns a chunker whose goroutines belong to g and end with
+// close.
 func newChunker(ctx context.Context, g *errgroup.Group, u *push) (*chunker, error) {
 	c := &chunker{u: u, ctx: ctx, g: g}
 	var err error
@@ -60,12 +61,12 @@ func newChunker(ctx context.Context, g *errgroup.Group, u *push) (*chunker, erro
 	return c, err
 }
 
-// buffers is how many buffers of a chunk's size there are to read into
-// and to encode into, none where not even one of each fits.
+// buffers returns the numbers of buffers to read into and to encode into; 0,
+// 0 if not even one of each fits.
 func (c *chunker) buffers(size int64) (raws, frames int) {
 	encoders, uploads := runtime.GOMAXPROCS(0), c.uploads()
 	memory := c.u.opts.memory()
-	// A quarter is for what the garbage collector leaves lying.
+	// A quarter is reserved for garbage.
 	fit := max(0, memory-memory/4-baseMemory-c.u.src.export.held) / size
 	if c.enc == nil {
 		n := int(min(fit, int64(uploads+encoders+1)))
@@ -79,7 +80,7 @@ func (c *chunker) buffers(size int64) (raws, frames int) {
 	return raws, frames
 }
 
-// memory is how much the push may take, in bytes.
+// memory returns the memory that the push may take, in bytes.
 func (o *PushOptions) memory() int64 {
 	if o.Memory == 0 {
 		return defaultMemory
@@ -87,7 +88,7 @@ func (o *PushOptions) memory() int64 {
 	return o.Memory
 }
 
-// uploads is how many chunks are uploaded at a time.
+// uploads returns the number of concurrent uploads of chunks.
 func (c *chunker) uploads() int {
 	if n := c.u.opts.Concurrency; n > 0 {
 		return n
@@ -95,7 +96,7 @@ func (c *chunker) uploads() int {
 	return defaultUploads
 }
 
-// prepare makes pools for chunks of this size, and false where memory is
+// prepare makes pools for chunks of this size. It returns false if memory is
 // too small for them.
 func (c *chunker) prepare(size int64) bool {
 	if size == c.size {
@@ -137,7 +138,7 @@ func (c *chunker) run(f func() error) {
 	})
 }
 
-// close waits until all chunks are where they belong, or ctx has ended.
+// close waits until all chunks are stored, or ctx has ended.
 func (c *chunker) close() {
 	if c.encode != nil {
 		close(c.encode)
@@ -146,7 +147,7 @@ func (c *chunker) close() {
 	c.encode, c.raws, c.frames = nil, nil, nil
 }
 
-// take gets a buffer of a pool, of size bytes.
+// take returns a buffer of a pool, of size bytes.
 func (c *chunker) take(pool chan []byte, size int64) ([]byte, error) {
 	select {
 	case buf := <-pool:
@@ -159,7 +160,7 @@ func (c *chunker) take(pool chan []byte, size int64) ([]byte, error) {
 	}
 }
 
-// store reads a file and sends its chunks on their way. The file's layers
+// store reads a file and starts the uploads of its chunks. The file's layers
 // are complete after close.
 func (c *chunker) store(f *storedFile, e *exportEntry, size int64) error {
 	count := int(layerCount(e.size, size))
@@ -215,7 +216,7 @@ func (c *chunker) encoding(in <-chan *chunk, out chan<- *chunk) error {
 	return nil
 }
 
-// uploading uploads chunks and gives their buffers back.
+// uploading uploads chunks and returns their buffers.
 func (c *chunker) uploading(in <-chan *chunk) error {
 	for k := range in {
 		l := &k.f.layers[k.index]
@@ -232,7 +233,7 @@ func (c *chunker) uploading(in <-chan *chunk) error {
 	return nil
 }
 
-// storeStreams sends chunks that are larger than memory, one after
+// storeStreams streams chunks that are larger than memory, one after
 // another.
 func (c *chunker) storeStreams(f *storedFile, e *exportEntry, size int64) error {
 	for i := range f.layers {
@@ -255,14 +256,14 @@ func (c *chunker) storeStreams(f *storedFile, e *exportEntry, size int64) error 
 	return nil
 }
 
-// arrived counts a layer that is in the registry.
+// arrived counts a stored layer.
 func (u *push) arrived(f *storedFile) {
 	if f.left.Add(-1) == 0 {
 		u.progress(f)
 	}
 }
 
-// layer describes a chunk, or a file that is one.
+// layer returns the descriptor of a chunk, or of a file in one layer.
 func (f *storedFile) layer(index int, digest string, size int64) manifest.Descriptor {
 	d := manifest.Descriptor{
 		MediaType:   manifest.MediaTypeForCocoonFile(f.name),

@@ -10,17 +10,17 @@ import (
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 )
 
-// frameBody is a stretch of a file's payload, encoded as it is read, as
-// the body of an upload.
+// frameBody is the body of an upload that encodes a part of a file's payload
+// as it is read.
 type frameBody struct {
 	p    *payload
-	enc  *zstdframe.Encoder // nil: as it is
+	enc  *zstdframe.Encoder // nil for no encoding
 	r    io.Reader
 	hash hash.Hash
 	n    int64
 }
 
-// begin makes the next byte the first.
+// begin starts over at the first byte.
 func (b *frameBody) begin() error {
 	b.r, b.n, b.hash = b.p, 0, sha256.New()
 	if b.enc == nil {
@@ -41,10 +41,10 @@ func (b *frameBody) Read(p []byte) (int, error) {
 
 func (b *frameBody) digest() string { return digests.OfHash(b.hash) }
 
-// frameSeeker is a frameBody that can begin anew.
+// frameSeeker is a frameBody that can start over.
 type frameSeeker struct{ *frameBody }
 
-// Seek goes to the start, or tells where it is.
+// Seek goes to the start, or returns the position.
 func (b frameSeeker) Seek(off int64, whence int) (int64, error) {
 	switch {
 	case off != 0 || whence != io.SeekStart && whence != io.SeekCurrent:

@@ -42,11 +42,11 @@ func (p *packer) layers() (all []manifest.Descriptor) {
 	return all
 }
 
-// index makes the index of a file, and describes both. Every granule has
-// its final place, and every pack its digest.
+// index returns the index of a file, and its description for the config
+// blob. Every granule must have its final place, and every pack its digest.
 func (p *packer) index(file *packedFile) (data []byte, meta manifest.SnapshotIndex, err error) {
 	w := packed.NewWriter(file.granule, p.enc)
-	local := map[int32]int{} // index in packs by that in packSet
+	local := map[int32]int{} // index in packs by index in packSet
 	var packs []packed.Pack
 	i := 0
 	for slot := range file.granules() {
@@ -71,7 +71,7 @@ func (p *packer) index(file *packedFile) (data []byte, meta manifest.SnapshotInd
 	}
 	data, head, err := w.Finish(file.m, packs)
 	if err != nil {
-		return nil, meta, fmt.Errorf("%w: %w", layout.ErrContent, err) // of the base
+		return nil, meta, fmt.Errorf("%w: %w", layout.ErrContent, err) // from the base
 	}
 	return data, manifest.SnapshotIndex{
 		Digest: digests.Of(data), Size: int64(len(data)), Granule: file.granule,

@@ -52,7 +52,7 @@ func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 	return d, nil
 }
 
-// describeFiles says of each file what the format has of it.
+// describeFiles adds the description of each file to the config.
 func (u *push) describeFiles(cfg *manifest.SnapshotConfig) {
 	v2 := u.format() == "v2"
 	if u.packer != nil {
@@ -75,7 +75,7 @@ func (u *push) describeFiles(cfg *manifest.SnapshotConfig) {
 	}
 }
 
-// manifest is the manifest's bytes.
+// manifest returns the manifest's bytes.
 func (u *push) manifest(cfg manifest.Descriptor) ([]byte, error) {
 	m := manifest.OCIManifest{
 		SchemaVersion: 2,

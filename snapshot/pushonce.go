@@ -5,17 +5,17 @@ import (
 	"sync"
 )
 
-// blobSet knows the blobs of one push: each is uploaded once, however
+// blobSet records the blobs of one push: each is uploaded once, however
 // often it occurs.
 type blobSet struct {
 	mu      sync.Mutex
 	flights map[string]*blobFlight
-	sent    int64 // bytes, or what would be in a dry run
+	sent    int64 // bytes sent, or that a dry run would send
 	there   int64
 	counted map[string]bool
 }
 
-// blobFlight is one blob on its way.
+// blobFlight is the upload of one blob.
 type blobFlight struct {
 	done chan struct{} // closed once err is final
 	err  error
@@ -25,8 +25,8 @@ func newBlobSet() *blobSet {
 	return &blobSet{flights: map[string]*blobFlight{}, counted: map[string]bool{}}
 }
 
-// once calls upload for the first who has this blob; the others wait for
-// that.
+// once calls upload for the first caller with this blob; the others wait for
+// its result.
 func (s *blobSet) once(ctx context.Context, digest string, upload func() error) error {
 	s.mu.Lock()
 	f, ok := s.flights[digest]
@@ -48,7 +48,8 @@ func (s *blobSet) once(ctx context.Context, digest string, upload func() error) 
 	}
 }
 
-// count adds a blob's size to what was sent or to what was there.
+// count adds a blob's size to the bytes that were sent, or to those that
+// existed.
 func (s *blobSet) count(digest string, size int64, sent bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,23 +16,22 @@ import (
 )
 
 const (
-	// leastPack is the smallest nominal size of a pack, in bytes. A pack is
-	// what a registry without Range sends for one granule.
+	// leastPack is the smallest nominal size of a pack, in bytes. A registry
+	// without Range sends a whole pack for one granule.
 	leastPack = 8 << 20
 
-	// packedLevel is the level of zstd that is used where none was chosen.
+	// packedLevel is the default zstd level.
 	packedLevel = 3
 
-	// batchBytes is how much of a file is hashed and compressed at a time
-	// by one worker.
+	// batchBytes is the part of a file that one worker hashes and compresses
+	// at a time.
 	batchBytes = 1 << 20
 )
 
-// packer stores files as the packed format has them. The caller of store
-// reads batches of granules; workers hash and compress them; one goroutine
-// gives each new granule its place in a pack, in order; full packs are
-// uploaded by some more. The batches and packs that exist at a time bound
-// the memory.
+// packer stores files in the packed format. The caller of store reads
+// batches of granules; workers hash and compress them; one goroutine assigns
+// each new granule its place in a pack, in order; others upload full packs.
+// The numbers of batches and packs bound the memory.
 type packer struct {
 	u       *push
 	ctx     context.Context
@@ -52,7 +51,7 @@ type packer struct {
 	stopped bool
 
 	open    int32  // the pack that is being filled, or noPack
-	buf     []byte // what it has so far
+	buf     []byte // its bytes so far
 	buffers chan []byte
 }
 
@@ -62,10 +61,10 @@ type packedFile struct {
 	e       *exportEntry
 	m       *sparse.Map
 	granule int64
-	ids     []uint32 // in granuleSet, of the slots that hold data, ascending
+	ids     []uint32 // ids in granuleSet, of the slots that hold data, ascending
 }
 
-// batch is some granules of one file in a row.
+// batch is a run of granules of one file.
 type batch struct {
 	file   *packedFile
 	data   []byte
@@ -77,7 +76,7 @@ type batch struct {
 	last   bool // of its file
 }
 
-// startPacker makes the push's packer, which knows the base.
+// startPacker sets the push's packer, and loads the base.
 func (u *push) startPacker(ctx context.Context, g *errgroup.Group) error {
 	if base := u.opts.Base; base != nil && u.opts.MountFrom == "" && base.Name != u.opts.Name {
 		u.opts.MountFrom = base.Name
@@ -90,7 +89,7 @@ func (u *push) startPacker(ctx context.Context, g *errgroup.Group) error {
 	return p.loadBase(ctx)
 }
 
-// newPacker makes one whose goroutines belong to g and end with stop.
+// newPacker returns a packer whose goroutines belong to g and end with stop.
 func newPacker(ctx context.Context, g *errgroup.Group, u *push) (*packer, error) {
 	level := u.opts.Zstd
 	if level == 0 {
@@ -121,14 +120,14 @@ func newPacker(ctx context.Context, g *errgroup.Group, u *push) (*packer, error)
 	return p, nil
 }
 
-// begin sets the size of packs, before the first file is stored. It stays
-// the same for all of an artifact.
+// begin sets the size of packs, before the first file is stored. It is the
+// same for the whole artifact.
 func (p *packer) begin(nominal int64) {
 	memory := p.u.opts.Memory
 	if memory == 0 {
 		memory = defaultMemory
 	}
-	// A quarter is for what the garbage collector leaves lying.
+	// A quarter is reserved for garbage.
 	fit := memory - memory/4 - baseMemory
 	for p.nominal = leastPack; p.nominal < nominal && 4*p.nominal <= fit; p.nominal *= 2 {
 	}
@@ -139,7 +138,7 @@ func (p *packer) begin(nominal int64) {
 	}
 }
 
-// store reads a file and sends its granules on their way.
+// store reads a file and starts the uploads of its granules.
 func (p *packer) store(f *storedFile, e *exportEntry) error {
 	file, err := p.newFile(f, e)
 	if err != nil {
@@ -189,8 +188,8 @@ func (p *packer) newFile(f *storedFile, e *exportEntry) (*packedFile, error) {
 	return file, nil
 }
 
-// granules yields every slot of the file that holds data, with the number
-// of its bytes.
+// granules yields every slot of the file that holds data, and the number of
+// its bytes.
 func (f *packedFile) granules() func(yield func(slot int64, n int) bool) {
 	return func(yield func(int64, int) bool) {
 		for off, ok := f.m.SeekData(0); ok; {
@@ -215,7 +214,7 @@ func (b *batch) reset(file *packedFile) {
 	}
 }
 
-// next sends a batch on its way, and returns a free one for the same file.
+// next passes a batch on, and returns a free one for the same file.
 func (p *packer) next(b *batch) (*batch, error) {
 	if err := p.send(b); err != nil {
 		return nil, err
@@ -249,8 +248,8 @@ func receive[T any](ctx context.Context, from <-chan T) (v T, err error) {
 	}
 }
 
-// compress hashes the granules of batches, and compresses those that have
-// no place yet.
+// compress hashes the granules of batches, and compresses those without a
+// place.
 func (p *packer) compress() error {
 	for b := range p.work {
 		data := b.data
@@ -273,7 +272,7 @@ func (p *packer) compress() error {
 	return nil
 }
 
-// place gives granules their places, in the order of the files.
+// place assigns places to granules, in the order of the files.
 func (p *packer) place() error {
 	defer close(p.placed)
 	for b := range p.order {
@@ -288,8 +287,8 @@ func (p *packer) place() error {
 			b.file.ids = append(b.file.ids, id)
 		}
 		if b.last {
-			// The packs of a file are its own, so that reading it on is one
-			// long range.
+			// Files do not share new packs, so that reading on in a file is
+			// one long range.
 			if err := p.closePack(); err != nil {
 				return err
 			}
@@ -299,7 +298,7 @@ func (p *packer) place() error {
 	return nil
 }
 
-// put returns the id of a granule, which is written to the open pack if
+// put returns the id of a granule. It writes the granule to the open pack if
 // it has no place yet.
 func (p *packer) put(sum packed.Sum, frame []byte) (uint32, error) {
 	if id, ok := p.known.find(sum); ok {
@@ -325,7 +324,7 @@ func (p *packer) put(sum packed.Sum, frame []byte) (uint32, error) {
 	return p.known.add(sum, place), nil
 }
 
-// closePack has the open pack uploaded.
+// closePack starts the upload of the open pack.
 func (p *packer) closePack() error {
 	if p.open == noPack {
 		return nil
@@ -347,7 +346,7 @@ func (p *packer) closePack() error {
 	return nil
 }
 
-// stop ends the goroutines; packs may still be on their way.
+// stop ends the goroutines; uploads of packs may still run.
 func (p *packer) stop() {
 	if !p.stopped {
 		p.stopped = true
@@ -363,7 +362,7 @@ func (p *packer) wait() error {
 	return err
 }
 
-// uploads is how many blobs are uploaded at a time.
+// uploads returns the number of concurrent uploads of blobs.
 func (u *push) uploads() int {
 	if n := u.opts.Concurrency; n > 0 {
 		return n
@@ -372,8 +371,8 @@ func (u *push) uploads() int {
 }
 
 // packSize returns the nominal size of packs: the smallest power of two,
-// from leastPack up, with which the artifact has fewer than fewLayers. e
-// is the first file that is packed.
+// from leastPack up, with which the artifact has fewer than fewLayers. e is
+// the first packed file.
 func (u *push) packSize(e *exportEntry) int64 {
 	total := int64(0)
 	for _, n := range u.src.export.sizes {

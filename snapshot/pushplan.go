@@ -14,31 +14,31 @@ import (
 )
 
 const (
-	// fewLayers is what an artifact whose chunk size nobody chose stays
-	// below.
+	// fewLayers bounds the layers of an artifact whose chunk size is chosen
+	// automatically.
 	fewLayers = 2000
 
-	// leastChunk is the smallest chunk size that is chosen, in bytes. A
-	// blob costs a registry some milliseconds, each way, and a chunk with
-	// one changed page is sent whole: docs/performance.md has both by size.
+	// leastChunk is the smallest chunk size that is chosen, in bytes. A blob
+	// costs a registry some milliseconds, each way, and a chunk with one
+	// changed page is sent whole: docs/performance.md has both by size.
 	leastChunk = 4 << 20
 
-	// layersAside are kept free in a stream for files that the envelope
-	// does not tell of, and of these fewAside for small ones.
+	// layersAside are kept free in a stream for files that the envelope does
+	// not mention; fewAside of them for small ones.
 	layersAside = 200
 	fewAside    = 50
 
-	// manifestAside is what a manifest has beside its layers, in bytes.
+	// manifestAside is the size of a manifest without its layers, in bytes.
 	manifestAside = 64 << 10
 
-	// minEncoded is the payload below which a file is left as it is, in
+	// minEncoded is the payload below which a file is left unencoded, in
 	// bytes.
 	minEncoded = 1 << 20
 
-	maxChunk = int64(1) << 40 // bytes; what a chosen chunk size may be at most
+	maxChunk = int64(1) << 40 // bytes; the largest chunk size that is chosen
 )
 
-// checkFormat checks what the options say of format v2.
+// checkFormat validates the options for format v2.
 func (o *PushOptions) checkFormat() error {
 	switch {
 	case o.Zstd < 0 || o.Zstd > zstdframe.MaxLevel:
@@ -57,20 +57,20 @@ func (o *PushOptions) checkFormat() error {
 	return nil
 }
 
-// v2 tells whether files may be compressed or split.
+// v2 reports whether files may be compressed or split.
 func (o *PushOptions) v2() bool { return o.Zstd > 0 || o.Chunk > 0 }
 
-// chunkPlan chooses the chunk size. One that was asked for is taken; else
-// it is the smallest power of two MiB, from leastChunk up, with which the
-// artifact has fewer than fewLayers layers. In a tar that can seek all
-// sizes are known, and all files get the same. In a stream each file gets
-// what it needs together with what came before it and all that the
-// envelope lets expect; one that the envelope does not tell of gets half
-// of what is left, as there may be more of them.
+// chunkPlan chooses the chunk size: the requested one, else the smallest
+// power of two MiB, from leastChunk up, with which the artifact has fewer
+// than fewLayers layers. With a tar that can seek, all sizes are known, and
+// all files get the same. In a stream, each file gets the size that suffices
+// for it, for the files before it and for the rest of what the envelope
+// mentions; a file that the envelope does not mention gets half of the
+// layers that are left, as there may be more such files.
 type chunkPlan struct {
 	asked  int64
 	sizes  []int64
-	whole  bool // sizes has all there will be
+	whole  bool // sizes is complete
 	layers int64
 	text   int64           // bytes of the layers in the manifest
 	seen   map[string]bool // media types
@@ -89,7 +89,7 @@ func (p *chunkPlan) next(name string, size int64, env *envelopeConfig) (int64, e
 		chunk = p.choose(size, env, p.rest(env) < before)
 	}
 	if p.whole {
-		p.asked = chunk // it is the same for all
+		p.asked = chunk // the same for all
 	}
 	n := layerCount(size, chunk)
 	text, err := layerText(name, size, n)
@@ -104,8 +104,8 @@ func (p *chunkPlan) next(name string, size int64, env *envelopeConfig) (int64, e
 	return chunk, nil
 }
 
-// choose is the chunk size for a file; told says that the envelope tells
-// of it.
+// choose returns the chunk size for a file; told means that the envelope
+// mentions it.
 func (p *chunkPlan) choose(size int64, env *envelopeConfig, told bool) int64 {
 	for chunk := int64(leastChunk); ; chunk *= 2 {
 		own := layerCount(size, chunk)
@@ -128,8 +128,8 @@ func (p *chunkPlan) choose(size int64, env *envelopeConfig, told bool) int64 {
 	}
 }
 
-// layerText is what each layer of a file that becomes n of them takes in
-// the manifest, in bytes, at most.
+// layerText bounds the bytes that each of the n layers of a file takes in
+// the manifest.
 func layerText(name string, size, n int64) (int64, error) {
 	d := (&storedFile{name: name, encoded: true}).layer(0, digests.Of(nil), size)
 	if n > 1 {
@@ -140,7 +140,7 @@ func layerText(name string, size, n int64) (int64, error) {
 	return int64(len(text) + len(",\n    ")), err
 }
 
-// rest is what may still come after the current file.
+// rest returns the bytes that may follow the current file.
 func (p *chunkPlan) rest(env *envelopeConfig) int64 {
 	rest := int64(pieceSlack)
 	if !p.seen[manifest.MediaTypeVMMemory] {
@@ -152,5 +152,5 @@ func (p *chunkPlan) rest(env *envelopeConfig) int64 {
 	return rest
 }
 
-// layerCount is how many layers a file of size bytes becomes.
+// layerCount returns the number of layers of a file of size bytes.
 func layerCount(size, chunk int64) int64 { return max(1, (size+chunk-1)/chunk) }

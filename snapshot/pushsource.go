@@ -11,19 +11,19 @@ import (
 	"os"
 )
 
-// errReadOnce is in the chain of an error about an upload that broke off
-// while its source cannot be read again.
-var errReadOnce = errors.New("the input can be read only once, and a copy of it is kept only on demand (spool)")
+// errReadOnce is wrapped by the error of an upload that broke off and whose
+// source cannot be read again.
+var errReadOnce = errors.New("the input can be read only once, and no copy was kept (spool)")
 
-// source is the export that is pushed. One that can be opened again
-// takes the place of the first where a blob must be sent from its start:
-// it must be the same as far as the first one was read.
+// source is the export that is pushed. If it can be opened again, the new
+// export replaces the first when a blob must be sent from its start: it must
+// be identical as far as the first one was read.
 type source struct {
 	open   func(ctx context.Context) (*exportReader, func() error, error)
-	again  bool // open can be called once more
+	again  bool // open may be called again
 	spool  *spool
 	export *exportReader
-	done   func() error // ends the export and says how it went
+	done   func() error // ends the export and returns its error
 	passed []*exportEntry
 }
 
@@ -37,8 +37,8 @@ func (s *source) start(ctx context.Context) error {
 	return nil
 }
 
-// next returns the next file; its body must be read, or given up, before
-// the call after it.
+// next returns the next file; the caller must read or abandon its body
+// before the next call.
 func (s *source) next() (*exportEntry, error) {
 	e, err := s.export.next()
 	if err != nil {
@@ -49,12 +49,11 @@ func (s *source) next() (*exportEntry, error) {
 	return e, nil
 }
 
-// rewind opens the export again and goes to payload offset off of the
-// file that was returned last. What it passes is compared with what was
-// read of it before.
+// rewind opens the export again and skips to payload offset off of the file
+// returned last. It compares what it skips with what was read before.
 func (s *source) rewind(ctx context.Context, off int64) error {
 	text := s.export.text
-	_ = s.done() // it was ended before its end, and may say so
+	_ = s.done() // it was ended early, and may complain
 	s.done = func() error { return nil }
 	if err := s.start(ctx); err != nil {
 		return &inputError{fmt.Errorf("again: %w", err)}
@@ -85,15 +84,15 @@ func (s *source) rewind(ctx context.Context, off int64) error {
 	return nil
 }
 
-// ended tells whether the export came to its end, or broke, by itself.
+// ended reports whether the export ended or broke by itself.
 func (s *source) ended() bool { return s.export.src.eof || s.export.src.err != nil }
 
-// same compares everything but the bytes.
+// same compares everything except the bytes.
 func (e *exportEntry) same(o *exportEntry) bool {
 	return e.name == o.name && e.size == o.size && e.mode == o.mode && e.mapText == o.mapText && e.sparseSize == o.sparseSize && maps.Equal(e.records, o.records)
 }
 
-// compare reads n bytes that must be those that e.sum has seen.
+// compare reads n bytes, whose sum must be that of e.sum.
 func (e *exportEntry) compare(ctx context.Context, body io.Reader, n int64) error {
 	if n == 0 {
 		return nil
@@ -116,12 +115,12 @@ func (e *exportEntry) compare(ctx context.Context, body io.Reader, n int64) erro
 
 func sameSum(name string, n int64, h hash.Hash, want []byte) error {
 	if string(h.Sum(nil)) != string(want) {
-		return &inputError{wrong("the first %d bytes of %s are others in a second export", n, name)}
+		return &inputError{wrong("the first %d bytes of %s differ in a second export", n, name)}
 	}
 	return nil
 }
 
-// inputError says that it was the export that failed, not the registry.
+// inputError marks a failure of the export, not of the registry.
 type inputError struct{ err error }
 
 func (e *inputError) Error() string { return "read export: " + e.err.Error() }
@@ -132,7 +131,7 @@ func isInput(err error) bool {
 	return errors.As(err, &e)
 }
 
-// asInput says that it was the export that failed.
+// asInput marks err as a failure of the export.
 func asInput(err error) error {
 	if err == nil || isInput(err) {
 		return err
@@ -140,23 +139,23 @@ func asInput(err error) error {
 	return &inputError{err}
 }
 
-// payload is a stretch of a file's payload as the body of an upload, that
-// can be begun anew where its source can be read again. Its Seek knows
-// the stretch's start, and where it is, and no other place.
+// payload is a part of a file's payload as the body of an upload. It can
+// start over if its source can be read again. Its Seek goes to the start of
+// the part, or returns the position, and nothing else.
 type payload struct {
 	ctx   context.Context
 	src   *source
 	e     *exportEntry
-	off   int64 // where the stretch begins
+	off   int64 // offset of the part
 	size  int64
 	parts []int64     // sizes of pieces to hash as well
-	h     *blobHasher // of what was read since the start
-	mark  int64       // the farthest that was read before, and its sum
+	h     *blobHasher // hashes what was read since the start
+	mark  int64       // the farthest offset read before, and its sum
 	sum   []byte
-	err   error // the source's own, other than io.EOF
+	err   error // error of the source, other than io.EOF
 }
 
-// newPayload is the stretch of e that begins where e was read to.
+// newPayload returns the part of e that begins at its current position.
 func (s *source) newPayload(ctx context.Context, e *exportEntry, size int64, parts []int64) *payload {
 	p := &payload{ctx: ctx, src: s, e: e, off: e.read, size: size, parts: parts}
 	p.reset()
@@ -169,7 +168,7 @@ func (s *source) newPayload(ctx context.Context, e *exportEntry, size int64, par
 func (p *payload) reset() {
 	p.h = newBlobHasher(p.size, p.parts)
 	if p.off > 0 {
-		// The sum goes on over the whole file, to be compared.
+		// The sum covers the whole file, for comparison.
 		p.h.whole = cloneHash(p.e.sum)
 	}
 }
@@ -208,7 +207,7 @@ func (p *payload) Read(b []byte) (int, error) {
 // payloadRead is how much is read and hashed at a time, in bytes.
 const payloadRead = 1 << 20
 
-// fill fills b, but not across the mark.
+// fill reads into b, but not beyond the mark.
 func (p *payload) fill(b []byte) (int, error) {
 	if err := p.ctx.Err(); err != nil {
 		return 0, err
@@ -229,7 +228,7 @@ func (p *payload) fill(b []byte) (int, error) {
 	return n, asInput(err)
 }
 
-// check compares, at the mark, with what was read up to there before.
+// check compares, at the mark, with what was read before.
 func (p *payload) check() error {
 	if p.h.n != p.mark || p.sum == nil {
 		return nil
@@ -237,7 +236,7 @@ func (p *payload) check() error {
 	return sameSum(p.e.name, p.off+p.mark, p.h.whole, p.sum)
 }
 
-// Seek goes back to the stretch's start, or tells where it is.
+// Seek goes to the start of the part, or returns the position.
 func (p *payload) Seek(off int64, whence int) (int64, error) {
 	switch {
 	case off != 0 || whence != io.SeekStart && whence != io.SeekCurrent:
@@ -265,14 +264,14 @@ func (p *payload) Seek(off int64, whence int) (int64, error) {
 	return 0, err
 }
 
-// finish notes that the stretch was read to its end.
+// finish records that the part was read to its end.
 func (p *payload) finish() {
 	p.e.read = p.off + p.size
 	p.e.sum = cloneHash(p.h.whole)
 }
 
-// body is the payload as an Uploader gets it: with Seek, where it can be
-// read again.
+// body returns the payload for an Uploader: with Seek if it can be read
+// again.
 func (p *payload) body() io.Reader {
 	if p.e.again != nil || p.src.spool != nil || p.src.again {
 		return p
@@ -280,10 +279,10 @@ func (p *payload) body() io.Reader {
 	return struct{ io.Reader }{p}
 }
 
-// spool is a file with what was read of the current blob.
+// spool is a file with the bytes read of the current blob.
 type spool struct {
 	f SpoolFile
-	n int64 // bytes it has
+	n int64 // bytes in it
 }
 
 func (opts *PushOptions) newSpool() (*spool, error) {
@@ -297,7 +296,7 @@ func (opts *PushOptions) newSpool() (*spool, error) {
 	return &spool{f: f}, nil
 }
 
-// unnamedSpool makes one in dir, or in os.TempDir.
+// unnamedSpool makes a spool in dir, or in os.TempDir.
 func unnamedSpool(dir string) (*spool, error) {
 	f, err := os.CreateTemp(dir, "epochfs-push-*")
 	if err != nil {
@@ -312,8 +311,8 @@ func unnamedSpool(dir string) (*spool, error) {
 
 func (s *spool) reset() { s.n = 0 }
 
-// read fills b with the bytes at off of the current blob: those that were
-// read before, else those that come next.
+// read fills b with the bytes at off of the current blob: from the file, or
+// else from next.
 func (s *spool) read(next io.Reader, b []byte, off int64) (int, error) {
 	if off < s.n {
 		n, err := s.f.ReadAt(b[:min(int64(len(b)), s.n-off)], off)

@@ -6,17 +6,16 @@ import (
 )
 
 const (
-	// paxPrefix is what the names of cocoon's records in a header begin
-	// with.
+	// paxPrefix begins the names of cocoon's records in a header.
 	paxPrefix = "COCOON."
 
-	// maxRecords bounds those of one file that nobody here knows, in bytes:
-	// with the map they fit into a header of 1 MiB.
+	// maxRecords bounds the unknown records of one file, in bytes: with the
+	// map they fit into a header of 1 MiB.
 	maxRecords = 64 << 10
 )
 
-// recordsOf picks those of cocoon's records that have no other place in the
-// artifact.
+// recordsOf returns those of cocoon's records that have no other place in
+// the artifact.
 func recordsOf(pax map[string]string) map[string]string {
 	var records map[string]string
 	for key, value := range pax {
@@ -31,7 +30,8 @@ func recordsOf(pax map[string]string) map[string]string {
 	return records
 }
 
-// checkRecords accepts what a header takes, and JSON keeps as it is.
+// checkRecords returns an error unless a tar header and JSON can hold the
+// records unchanged.
 func checkRecords(records map[string]string) error {
 	size := 0
 	for key, value := range records {

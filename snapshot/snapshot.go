@@ -1,13 +1,13 @@
-// Package snapshot reads and writes VM snapshots that lie as artifacts in
-// an OCI registry. Load parses and validates one into files that are
-// lists of parts (package layout), whichever format it has; WriteTar,
-// Stream and Puller write it as the tar that cocoon imports; Pusher makes
-// an artifact of the tar that cocoon exports.
+// Package snapshot reads and writes VM snapshots that are stored as
+// artifacts in an OCI registry. Load parses and validates one into files
+// that are lists of parts (package layout), whatever its format; WriteTar,
+// Stream and Puller write it as the tar that cocoon imports; Pusher makes an
+// artifact of the tar that cocoon exports.
 //
-// It knows no HTTP and no FUSE. A registry is a Downloader and an
-// Uploader, a local cocoon is a CocoonRunner, and where a file's bytes
-// come from is a Payloads: anybody can write one. Everything that comes
-// from a registry is taken for hostile until it has been checked.
+// It uses neither HTTP nor FUSE. A registry is a Downloader and an Uploader,
+// a local cocoon is a CocoonRunner, and a source of file contents is a
+// Payloads: callers can implement each. Everything from a registry is
+// treated as hostile until it has been checked.
 package snapshot
 
 import (
@@ -27,12 +27,13 @@ const (
 	// binary.
 	CocoonBinaryEnv = cocoon.BinaryEnv
 
-	// EnvelopeName is the file that describes the snapshot, first in a tar
-	// and a file of its own in a mount. No layer may have this title.
+	// EnvelopeName is the name of the file that describes the snapshot: the
+	// first in a tar, and one of the files in a mount. No layer may have
+	// this title.
 	EnvelopeName = "snapshot.json"
 
-	// MaxManifest bounds a manifest or index, in bytes: registries promise
-	// to take 4 MiB.
+	// MaxManifest bounds a manifest or index, in bytes: registries guarantee
+	// 4 MiB.
 	MaxManifest = 4 << 20
 
 	// MaxConfig bounds a config blob, in bytes, as in the other tools.
@@ -46,11 +47,11 @@ const (
 	paxSparseSize = "COCOON.sparse.size"
 
 	defaultTag  = "latest"
-	defaultMode = 0o640 // of a file whose mode the artifact does not tell
+	defaultMode = 0o640 // of a file whose mode the artifact does not contain
 )
 
-// ErrKind is in the chain of an error that says: this reference is no
-// snapshot but something else that a registry holds.
+// ErrKind is wrapped by the error about a reference to something else than a
+// snapshot.
 var ErrKind = errors.New("not a snapshot")
 
 // Downloader reads from a registry. A tag may be a digest. GetManifest
@@ -60,15 +61,16 @@ type Downloader interface {
 	GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error)
 }
 
-// RangeDownloader is what a Downloader may be besides. It gives exactly
-// the bytes [off, off+n) of a stored blob.
+// RangeDownloader is an optional interface of a Downloader. GetBlobRange
+// returns exactly the bytes [off, off+n) of a stored blob.
 type RangeDownloader interface {
 	GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error)
 }
 
-// verifyingDownloader is what a Downloader may be besides. It returns the
-// bytes [off, off+n) of a stored blob, whose sha256 is sum, and may keep
-// them. Wrong bytes are an error with layout.ErrContent in its chain.
+// verifyingDownloader is an optional interface of a Downloader. GetVerified
+// returns the bytes [off, off+n) of a stored blob, verified with their
+// sha256 sum; the Downloader may keep them. Wrong bytes are an error that
+// wraps layout.ErrContent.
 type verifyingDownloader interface {
 	GetVerified(ctx context.Context, name, digest string, off, n int64, sum [sha256.Size]byte) ([]byte, error)
 }
@@ -80,51 +82,51 @@ type Uploader interface {
 	PutManifest(ctx context.Context, name, tag string, data []byte, contentType string) error
 }
 
-// StreamUploader is what an Uploader may be besides: it takes a blob
-// whose digest is not known before its last byte. The bytes in the
-// registry must be those of body; the digest it returns is compared.
+// StreamUploader is an optional interface of an Uploader. It uploads a blob
+// whose digest is not known before its last byte. The registry must store
+// exactly the bytes of body; the caller compares the returned digest.
 type StreamUploader interface {
 	UploadBlob(ctx context.Context, name string, body io.Reader) (digest string, size int64, err error)
 }
 
-// digestUploader is a StreamUploader whose caller knows the digest once
-// body was read to its end; it is of what was read since body's start, or
-// since the last Seek to it.
+// digestUploader is an optional interface of a StreamUploader, for callers
+// that know the digest after body was read to its end. The digest covers
+// what was read since body's start, or since the last Seek to it.
 type digestUploader interface {
 	UploadStream(ctx context.Context, name string, body io.Reader, digest func() string) (size int64, err error)
 }
 
-// hashedUploader is what an Uploader may be besides: its PutHashed is
-// PutBlob, but takes the digest for granted.
+// hashedUploader is an optional interface of an Uploader. PutHashed is
+// PutBlob without verifying the digest.
 type hashedUploader interface {
 	PutHashed(ctx context.Context, name, digest string, body io.Reader, size int64) error
 }
 
-// bytesUploader is what an Uploader may be besides: it sends bytes that
-// are in memory, unless the repository has them or can take them over from
-// the repository from, which is "" where there is none; then there is
-// true. It does not read them any more when it has returned.
+// bytesUploader is an optional interface of an Uploader. PutMissing uploads
+// bytes from memory, unless the repository has them or can mount them from
+// the repository from, if that is not "", and reports whether it did not
+// have to. It does not read them after it has returned.
 type bytesUploader interface {
 	PutMissing(ctx context.Context, name, from, digest string, data []byte) (there bool, err error)
 }
 
-// BlobMounter is what an Uploader may be besides: it asks the registry to
-// take a blob over from another of its repositories, and tells whether it
-// did.
+// BlobMounter is an optional interface of an Uploader. MountBlob asks the
+// registry to mount a blob from another of its repositories, and reports
+// whether it did.
 type BlobMounter interface {
 	MountBlob(ctx context.Context, name, digest, from string) (bool, error)
 }
 
-// CocoonRunner is the local cocoon. The functions it returns wait for
-// cocoon to end, after the stream has been closed, and say how it went.
+// CocoonRunner is the local cocoon. The functions it returns wait for cocoon
+// to end, after the stream has been closed, and return its error.
 type CocoonRunner interface {
 	Export(ctx context.Context, name string) (io.ReadCloser, func() error, error)
 	Import(ctx context.Context, opts ImportOptions) (io.WriteCloser, func() error, error)
 }
 
-// Payloads opens a file's payload: its parts decoded, one after another.
-// The reader must say io.EOF only when every byte of the payload has
-// been verified.
+// Payloads opens a file's payload: its decoded parts, one after another. The
+// reader must return io.EOF only after every byte of the payload has been
+// verified.
 type Payloads interface {
 	OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error)
 }
@@ -136,13 +138,13 @@ type (
 	ImportOptions = cocoon.ImportOptions
 )
 
-// ResolveCocoonBinary finds the cocoon binary: envValue where it is set,
+// ResolveCocoonBinary returns the cocoon binary: envValue unless it is "",
 // else cocoon in PATH.
 func ResolveCocoonBinary(envValue string) (string, error) {
 	return cocoon.ResolveBinary(envValue)
 }
 
-// kindError says what the manifest is instead.
+// kindError is the error about a manifest of another kind.
 type kindError struct{ kind manifest.Kind }
 
 func (e *kindError) Error() string {
@@ -151,7 +153,7 @@ func (e *kindError) Error() string {
 
 func (e *kindError) Is(target error) bool { return target == ErrKind }
 
-// wrong is an error with layout.ErrContent in its chain.
+// wrong returns an error that wraps layout.ErrContent.
 func wrong(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{layout.ErrContent}, args...)...)
 }

@@ -9,29 +9,29 @@ import (
 	"strings"
 )
 
-// span is a stretch of a text.
+// span is a range of a text.
 type span struct{ from, to int }
 
-// edit puts text in a span's place.
+// edit replaces a span with text.
 type edit struct {
 	span
 	text string
 }
 
-// configSpans is where, in one config object of an envelope, the values
-// stand that a tar may change.
+// configSpans holds the places, in one config object of an envelope, of the
+// values that a tar may change.
 type configSpans struct {
-	open   int               // after the brace that opens it
-	blank  string            // what stands between that brace and the first key
+	open   int               // after the opening brace
+	blank  string            // text between that brace and the first key
 	empty  bool              // it has no keys
-	values map[string][]span // in whatever case their keys are
-	exact  map[string]bool   // which keys are there in lower case
+	values map[string][]span // by key in lower case, whatever its case in the text
+	exact  map[string]bool   // keys that occur in lower case
 }
 
-// editEnvelope returns the envelope with config.name and
-// config.description set where they are not "", and not one other byte
-// changed: a decode into maps and back would lose large integers and the
-// order. A key that is missing is put in front of the others.
+// editEnvelope returns the envelope with config.name and config.description
+// set unless they are "", and no other byte changed: decoding into maps and
+// encoding would lose large integers and the order. A missing key is
+// inserted before the others.
 func editEnvelope(text []byte, name, description string) ([]byte, error) {
 	if name == "" && description == "" {
 		return text, nil
@@ -47,7 +47,7 @@ func editEnvelope(text []byte, name, description string) ([]byte, error) {
 	return apply(text, edits), nil
 }
 
-// edits sets each key that has a value to set.
+// edits returns the edits that set each key.
 func (c *configSpans) edits(set [][2]string) []edit {
 	var edits []edit
 	insert := ""
@@ -72,7 +72,7 @@ func (c *configSpans) edits(set [][2]string) []edit {
 	return edits
 }
 
-// apply makes edits that do not overlap.
+// apply applies edits that do not overlap.
 func apply(text []byte, edits []edit) []byte {
 	slices.SortFunc(edits, func(a, b edit) int { return a.from - b.from })
 	var out bytes.Buffer
@@ -86,7 +86,7 @@ func apply(text []byte, edits []edit) []byte {
 	return out.Bytes()
 }
 
-// quote is s as a JSON string, with nothing escaped that need not be.
+// quote returns s as a JSON string with as few escapes as possible.
 func quote(s string) string {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -97,10 +97,10 @@ func quote(s string) string {
 	return string(bytes.TrimSuffix(b.Bytes(), []byte("\n")))
 }
 
-// findSpans checks that the text is one JSON object with an object
-// "config" in it, and finds the values in that. What is there twice
-// counts twice, since readers differ on which they take. So does what is
-// there in another case, which Go's readers take for the same.
+// findSpans checks that the text is one JSON object with an object "config",
+// and finds the values in it. It returns duplicate keys and keys in another
+// case too, because readers differ on which of them they use, and Go's
+// readers ignore case.
 func findSpans(text []byte) ([]*configSpans, error) {
 	if !json.Valid(text) {
 		return nil, errors.New(EnvelopeName + " is not JSON")
@@ -123,7 +123,7 @@ func findSpans(text []byte) ([]*configSpans, error) {
 	return configs, nil
 }
 
-// findConfig takes the spans of the config object at a place.
+// findConfig returns the spans of the config object at a place.
 func findConfig(text []byte, at span) (*configSpans, error) {
 	c := &configSpans{open: at.from + 1, empty: true, values: map[string][]span{}, exact: map[string]bool{}}
 	body := text[at.from:at.to]
@@ -145,8 +145,8 @@ func findConfig(text []byte, at span) (*configSpans, error) {
 	return c, nil
 }
 
-// eachKey calls f for each key of the JSON object that text, which is
-// valid JSON, must be.
+// eachKey calls f for each key of text, which is valid JSON and must be an
+// object.
 func eachKey(text []byte, f func(key string, value span) error) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	if tok, err := dec.Token(); err != nil || tok != json.Delim('{') {

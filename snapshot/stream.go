@@ -9,18 +9,17 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// StreamOptions configures Stream.
+// StreamOptions configure Stream.
 type StreamOptions struct {
 	Name      string       // repository
-	LocalName string       // name the tar gives the snapshot; empty: Name
-	Writer    io.Writer    // takes the tar
-	Progress  func(string) // a line for each file; may be nil
+	LocalName string       // name of the snapshot in the tar; "" for Name
+	Writer    io.Writer    // receives the tar
+	Progress  func(string) // receives a line for each file; may be nil
 }
 
-// Stream writes the snapshot that a manifest stands for as the tar that
-// cocoon imports, straight from the registry. raw may be an index too.
-// Nothing is written before manifest and config were found right; after
-// that see Artifact.WriteTar.
+// Stream writes the snapshot of a manifest as the tar that cocoon imports,
+// straight from the registry. raw may be an index. Nothing is written before
+// manifest and config were validated; after that see Artifact.WriteTar.
 func Stream(ctx context.Context, raw []byte, dl Downloader, opts StreamOptions) error {
 	if err := opts.check(); err != nil {
 		return err
@@ -35,8 +34,8 @@ func Stream(ctx context.Context, raw []byte, dl Downloader, opts StreamOptions) 
 	return StreamParsed(ctx, a.Manifest, dl, opts)
 }
 
-// StreamParsed is Stream for a manifest that was parsed already. An index
-// is refused like all else that is no snapshot.
+// StreamParsed is Stream for a parsed manifest. It refuses an index, like
+// everything that is not a snapshot.
 func StreamParsed(ctx context.Context, m *manifest.OCIManifest, dl Downloader, opts StreamOptions) error {
 	if err := opts.check(); err != nil {
 		return err

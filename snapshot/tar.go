@@ -17,30 +17,30 @@ import (
 )
 
 const (
-	// maxPAXMap is the longest map, in bytes of text, that goes into a
-	// tar's header, as in cocoon: Go's tar caps a header at 1 MiB.
+	// maxPAXMap is the longest map in a tar's header, in bytes of text, as
+	// in cocoon: Go's tar bounds a header at 1 MiB.
 	maxPAXMap = 800 << 10
 
 	tarBlock  = 512
 	tarBuffer = 256 << 10
 )
 
-// TarOptions says how a tar differs from the artifact, and who listens.
+// TarOptions configure WriteTar.
 type TarOptions struct {
-	LocalName   string            // config.name of the envelope; empty: as it is
-	Description string            // config.description of the envelope; empty: as it is
-	Progress    func(string)      // a line for each file; may be nil
-	OnBytes     func(delta int64) // bytes of data that went into the tar since the last call; may be nil
+	LocalName   string            // config.name of the envelope; "" to keep it
+	Description string            // config.description of the envelope; "" to keep it
+	Progress    func(string)      // receives a line for each file; may be nil
+	OnBytes     func(delta int64) // receives the number of bytes of data written since the last call; may be nil
 }
 
-// WriteTar writes the snapshot as the tar that cocoon imports: the
-// envelope, then each file, a sparse one as its data with the map in the
-// entry's header, or in full where the map is too long for one.
+// WriteTar writes the snapshot as the tar that cocoon imports: the envelope,
+// then each file. A sparse file is written as its data with the map in the
+// entry's header, or in full if the map is too long for a header.
 //
-// An entry's last byte is written only when src has verified all of the
-// payload. When anything fails, what was written is no whole tar, and
-// cocoon knows it: an entry stays without its last byte, or, between
-// entries, a block follows that is no header. The caller then closes w.
+// An entry's last byte is written only after src has verified the whole
+// payload. After a failure, cocoon can see that the tar is not complete: an
+// entry lacks its last byte, or, between entries, a block follows that is no
+// header. The caller then closes w.
 func (a *Artifact) WriteTar(ctx context.Context, w io.Writer, src Payloads, opts TarOptions) error {
 	if a.Kind != manifest.KindSnapshot {
 		return &kindError{a.Kind}
@@ -61,7 +61,7 @@ func (a *Artifact) WriteTar(ctx context.Context, w io.Writer, src Payloads, opts
 	return nil
 }
 
-// output remembers whether it was the writing that failed.
+// output records whether writing failed.
 type output struct {
 	w   io.Writer
 	err error
@@ -76,13 +76,13 @@ func (o *output) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// outputError is an error of who takes the tar, not of the artifact.
+// outputError is an error of the tar's receiver, not of the artifact.
 type outputError struct{ err error }
 
 func (e *outputError) Error() string { return "write tar: " + e.err.Error() }
 func (e *outputError) Unwrap() error { return e.err }
 
-// tarWriter is one tar being written.
+// tarWriter writes one tar.
 type tarWriter struct {
 	buf  *bufio.Writer
 	tar  *tar.Writer
@@ -161,10 +161,10 @@ func (t *tarWriter) file(ctx context.Context, f *layout.File) error {
 	return t.tar.Flush() // pads the entry
 }
 
-// mapText is the file's map as it goes into a header: as everybody
-// writes it, and not as the artifact may have it. Readers of JSON differ
-// on repeated keys and on keys in other case, and a map that cocoon read
-// in another way would make another file.
+// mapText returns the file's map for a header, in a form that all readers
+// parse alike, which the artifact's own text may not be. Readers of JSON
+// differ on repeated keys and on keys in another case, and a map that cocoon
+// read differently would make another file.
 func mapText(f *layout.File) string {
 	if f.MapText == "" || f.MapText == "null" {
 		return f.MapText
@@ -188,7 +188,7 @@ func copyAll(ctx context.Context, w io.Writer, payload io.Reader, n int64) error
 	return nil
 }
 
-// exactly takes left bytes and no more.
+// exactly accepts left bytes and no more.
 type exactly struct {
 	ctx  context.Context
 	w    io.Writer
@@ -229,7 +229,7 @@ func copyExactly(ctx context.Context, w io.Writer, payload io.Reader, n int64) e
 	return nil
 }
 
-// copyFull writes the file with its holes.
+// copyFull writes the file with its holes as zeros.
 func copyFull(ctx context.Context, w *heldBack, payload io.Reader, f *layout.File) error {
 	var at int64
 	for _, s := range f.Map.Segments() {
@@ -246,7 +246,7 @@ func copyFull(ctx context.Context, w *heldBack, payload io.Reader, f *layout.Fil
 
 var zeros [64 << 10]byte
 
-// writeZeros writes n bytes of a hole, which nobody counts.
+// writeZeros writes n bytes of a hole, which are not counted.
 func writeZeros(ctx context.Context, w *heldBack, n int64) error {
 	for n > 0 {
 		if err := ctx.Err(); err != nil {
@@ -261,7 +261,8 @@ func writeZeros(ctx context.Context, w *heldBack, n int64) error {
 	return nil
 }
 
-// verified waits for the payload's own word that all of it was right.
+// verified reads the end of payload, which confirms that all of it was
+// right.
 func verified(payload io.Reader, size int64) error {
 	var more [1]byte
 	switch n, err := io.ReadFull(payload, more[:]); {
@@ -273,7 +274,7 @@ func verified(payload io.Reader, size int64) error {
 	return nil
 }
 
-// heldBack writes all but the last byte it was given, and counts.
+// heldBack withholds the last byte written to it, and counts.
 type heldBack struct {
 	w       io.Writer
 	last    [1]byte
@@ -291,7 +292,7 @@ func (h *heldBack) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// hold writes p and what was held, but for the last byte.
+// hold writes what was withheld and p, except the last byte.
 func (h *heldBack) hold(p []byte) error {
 	if len(p) == 0 {
 		return nil
@@ -307,7 +308,7 @@ func (h *heldBack) hold(p []byte) error {
 	return nil
 }
 
-// release writes the byte that was held back.
+// release writes the byte that was withheld.
 func (h *heldBack) release() error {
 	if !h.held {
 		return nil
@@ -317,10 +318,10 @@ func (h *heldBack) release() error {
 	return err
 }
 
-// abort leaves a tar behind that cannot be taken for a whole one. Inside
-// an entry that is so already, as its body is too short; a block written
-// there might fill up body and padding and make it look whole. Between
-// entries a reader must find something that is no header.
+// abort makes the tar recognizably incomplete. Inside an entry it is that
+// already, as its body is too short; more bytes might fill up body and
+// padding and make it look complete. Between entries a reader must find
+// something that is no header.
 func (t *tarWriter) abort() {
 	if !t.open {
 		if t.tar.Flush() != nil {
@@ -333,7 +334,7 @@ func (t *tarWriter) abort() {
 	t.buf.Flush() //nolint:errcheck // the error that led here is what is reported
 }
 
-// tarTime is the time of all entries: when the artifact was made.
+// tarTime returns the time of all entries: when the artifact was made.
 func tarTime(created time.Time) time.Time {
 	if created.Unix() < 0 {
 		return time.Unix(0, 0)
@@ -341,7 +342,7 @@ func tarTime(created time.Time) time.Time {
 	return time.Unix(created.Unix(), 0)
 }
 
-// isOutput says that err came from who takes the tar.
+// isOutput reports whether err came from the tar's receiver.
 func isOutput(err error) bool {
 	var e *outputError
 	return errors.As(err, &e)

@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// ErrInvalid is in the chain of every error about bytes that are no index
-// of the file they should be of.
+// ErrInvalid is wrapped by every error about bytes that are not the index of
+// the expected file.
 var ErrInvalid = errors.New("invalid index")
 
 // Sizes of granules, in bytes; every one is a power of two.
@@ -72,7 +72,7 @@ func GranuleFor(size, least int64) (int64, error) {
 	return 0, wrong("a file of %d bytes is too large for granules", size)
 }
 
-// wrong returns an error in whose chain ErrInvalid is.
+// wrong returns an error that wraps ErrInvalid.
 func wrong(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...)
 }

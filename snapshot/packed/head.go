@@ -50,7 +50,7 @@ type SectionRef struct {
 	Sum      Sum   // of the frame
 }
 
-// Head is what an index says of a whole file.
+// Head is the part of an index that describes the whole file.
 type Head struct {
 	Granule  int64 // granule size, in bytes
 	Map      *sparse.Map
@@ -102,8 +102,8 @@ func (h *Head) encode() []byte {
 	return b
 }
 
-// File is what the config blob of an artifact says of a packed file. A
-// head that disagrees is wrong.
+// File is the config blob's description of a packed file. A head that
+// disagrees is invalid.
 type File struct {
 	Size    int64 // apparent, in bytes
 	Data    int64 // bytes of data
@@ -111,9 +111,8 @@ type File struct {
 	Frames  int64 // bytes of the index before its head
 }
 
-// decodeHead parses a head's bytes before compression. Every bound of the
-// package holds for what it returns; an error has ErrInvalid in
-// its chain.
+// decodeHead parses a head's bytes before compression. The result is within
+// every bound of the package; errors wrap ErrInvalid.
 func decodeHead(b []byte, f File) (*Head, error) {
 	if len(b) < headFixed || string(b[:8]) != headMagic {
 		return nil, wrong("no head")

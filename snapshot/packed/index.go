@@ -8,10 +8,9 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// ReadHead parses the frame at the end of an index, whose digest the
-// caller has compared. It takes at most MaxHead bytes of memory, and some
-// times that for what it returns. An error has ErrInvalid in its
-// chain.
+// ReadHead parses the frame at the end of an index. The caller has verified
+// its digest. It takes at most MaxHead bytes of memory, and a few times that
+// for the result. Errors wrap ErrInvalid.
 func ReadHead(frame []byte, f File) (*Head, error) {
 	plain, err := decode(frame, MaxHead)
 	if err != nil {
@@ -20,8 +19,8 @@ func ReadHead(frame []byte, f File) (*Head, error) {
 	return decodeHead(plain, f)
 }
 
-// ReadSection parses the frame of a section and compares it with its
-// digest. An error has ErrInvalid in its chain.
+// ReadSection verifies and parses the frame of a section. Errors wrap
+// ErrInvalid.
 func ReadSection(frame []byte, h *Head, ref SectionRef) (*Section, error) {
 	if int64(len(frame)) != ref.Stored || sha256.Sum256(frame) != ref.Sum {
 		return nil, wrong("section %d: its digest does not agree", ref.Number)
@@ -36,7 +35,7 @@ func ReadSection(frame []byte, h *Head, ref SectionRef) (*Section, error) {
 	return decodeSection(plain, h, ref)
 }
 
-// decode decodes a frame of at most that many bytes.
+// decode decompresses a frame of at most most bytes.
 func decode(frame []byte, most int64) ([]byte, error) {
 	n, ok := zstdframe.ContentSize(frame)
 	if !ok || n > most {
@@ -59,8 +58,8 @@ type Writer struct {
 	last    int64    // the slot added last
 }
 
-// NewWriter makes a writer for a file in granules of that size, which
-// CheckGranule accepts.
+// NewWriter returns a writer for a file with granules of that size, which
+// CheckGranule must accept.
 func NewWriter(granule int64, enc *zstdframe.Encoder) *Writer {
 	return &Writer{granule: granule, enc: enc, last: -1}
 }
@@ -98,9 +97,9 @@ func (w *Writer) closeSection() {
 	w.open = nil
 }
 
-// Finish returns the index and the length of its head, the last frame.
-// It fails if the granules that were added are not those of the map, or if
-// no reader would take them.
+// Finish returns the index and the length of its head, which is the last
+// frame. It fails if the added granules are not those of the map, or if no
+// reader would accept the index.
 func (w *Writer) Finish(m *sparse.Map, packs []Pack) (index []byte, head int, err error) {
 	w.closeSection()
 	h := &Head{Granule: w.granule, Map: m, Packs: packs, Sections: w.refs}
@@ -111,8 +110,8 @@ func (w *Writer) Finish(m *sparse.Map, packs []Pack) (index []byte, head int, er
 	if len(plain) > MaxHead {
 		return nil, 0, wrong("a head of %d bytes, at most %d are read", len(plain), MaxHead)
 	}
-	// The granules of a base are taken on the word of its indexes, each
-	// right by itself. Together they may be what nobody reads.
+	// Each granule of a base is valid by itself, but together they may
+	// exceed what readers accept.
 	for _, ref := range h.Sections {
 		if _, err := ReadSection(w.frames[ref.Offset:][:ref.Stored], h, ref); err != nil {
 			return nil, 0, err

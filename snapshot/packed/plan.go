@@ -10,14 +10,14 @@ import (
 // bytes. It costs less than a round trip.
 const Gap = 256 << 10
 
-// Wanted is a granule that somebody wants, with a number of the caller's.
+// Wanted is a granule to read, with a number of the caller's.
 type Wanted struct {
 	Granule
 	ID int
 }
 
-// Range is bytes of a pack that one request brings, and the granules in
-// them, ascending by offset.
+// Range is the part of a pack that one request fetches, and the granules in
+// it, ascending by offset.
 type Range struct {
 	Pack     int
 	Offset   int64
@@ -25,9 +25,9 @@ type Range struct {
 	Granules []Wanted
 }
 
-// Plan joins granules of a pack that lie near each other to one range:
-// those between which there are at most gap bytes, as long as the range
-// has at most limit bytes, or one granule. It sorts wanted.
+// Plan joins granules of a pack that lie near each other into ranges: with
+// gaps of at most gap bytes, and at most limit bytes, or one granule. It
+// sorts wanted.
 func Plan(wanted []Wanted, gap, limit int64) []Range {
 	slices.SortFunc(wanted, func(a, b Wanted) int {
 		return cmp.Or(cmp.Compare(a.Pack, b.Pack), cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.ID, b.ID))
@@ -48,11 +48,12 @@ func Plan(wanted []Wanted, gap, limit int64) []Range {
 	return all
 }
 
-// ReadFrames reads the frames of granules out of in, which is their pack from
-// offset at on, and calls each for every granule. The granules ascend by
-// offset; several may have one frame, which is read once. The frame is in buf,
-// which has room for MaxStored, until each returns. It returns the first error,
-// which may be io.EOF, with the granule that it is about.
+// ReadFrames reads the frames of granules from in, which is their pack from
+// offset at on, and calls each for every granule. The granules must ascend
+// by offset; several may share a frame, which is read once. The frame is in
+// buf, which must have room for MaxStored, until each returns. ReadFrames
+// returns the first error, which may be io.EOF, and the granule that it
+// concerns.
 func ReadFrames(in io.Reader, at int64, granules []Wanted, buf []byte, each func(w Wanted, frame []byte) error) (failed Wanted, err error) {
 	var frame []byte
 	for _, w := range granules {
