@@ -9,7 +9,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -261,9 +260,6 @@ func (r *exportReader) readEnvelope(size int64) error {
 	text, err := io.ReadAll(&entryBody{r})
 	if err != nil {
 		return err
-	}
-	if !utf8.Valid(text) {
-		return &inputError{wrong("%s is not UTF-8", EnvelopeName)}
 	}
 	if _, err = findSpans(text); err == nil {
 		r.odd, err = r.envelope.decode(text)

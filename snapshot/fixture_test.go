@@ -302,7 +302,7 @@ func compareConfigs(t *testing.T, store *artifacttest.Store, raw []byte, epoch *
 		}
 		delete(got, key)
 	}
-	for _, key := range []string{"imageDigest", "imageType", "dev.epochfs.envelope", "dev.epochfs.pieces"} {
+	for _, key := range []string{"imageDigest", "imageType", "engine", "dev.epochfs.envelope", "dev.epochfs.pieces"} {
 		if got[key] == nil {
 			t.Errorf("config has no %s", key)
 		}

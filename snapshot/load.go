@@ -183,8 +183,17 @@ func (a *Artifact) loadSnapshot(ctx context.Context, dl Downloader, name string)
 	if a.Files, err = snapshotFiles(ctx, dl, name, a.Manifest, cfg); err != nil {
 		return err
 	}
-	a.Envelope, err = envelopeOf(cfg, name)
+	a.Envelope, err = envelopeOf(cfg, name, a.names())
 	return err
+}
+
+// names returns the names of the artifact's files, in their order.
+func (a *Artifact) names() []string {
+	names := make([]string, len(a.Files))
+	for i, f := range a.Files {
+		names[i] = f.Name
+	}
+	return names
 }
 
 // created returns the artifact's creation time, from the config or else the

@@ -26,24 +26,47 @@ const maxLevels = 4
 // bytes: state, small disks, a qcow2's own tables.
 const pieceSlack = 64 << 20
 
+// seenFiles is which of the large files that an envelope describes have come.
+type seenFiles struct{ memory, disk bool }
+
+// see notes a file by its name.
+func (s *seenFiles) see(name string) {
+	mt := manifest.MediaTypeForCocoonFile(name)
+	s.memory = s.memory || manifest.IsMemory(name, mt)
+	s.disk = s.disk || mt == manifest.MediaTypeDiskRaw || mt == manifest.MediaTypeDiskQcow2
+}
+
+// rest returns how many bytes may still come, counting at most most for the
+// memory and for the disk.
+func (s *seenFiles) rest(env *envelopeConfig, most int64) int64 {
+	rest := int64(pieceSlack)
+	if !s.memory {
+		rest += min(max(env.Memory, 0), most)
+	}
+	if !s.disk {
+		rest += min(max(env.Storage, 0), most)
+	}
+	return rest
+}
+
 // piecePlan records the sizes of files as they become known.
 type piecePlan struct {
+	seenFiles
 	sizes []int64
 	whole bool // sizes is complete
-	seen  map[string]bool
 }
 
 // newPiecePlan starts with the sizes of all files, or with nil if they are
 // not yet known.
 func newPiecePlan(sizes []int64) *piecePlan {
-	return &piecePlan{sizes: sizes, whole: sizes != nil, seen: map[string]bool{}}
+	return &piecePlan{sizes: sizes, whole: sizes != nil}
 }
 
 // levels returns the piece sizes to hash the next file for.
 func (p *piecePlan) levels(name string, size int64, env *envelopeConfig) []int64 {
 	if !p.whole {
 		p.sizes = append(p.sizes, size)
-		p.seen[manifest.MediaTypeForCocoonFile(name)] = true
+		p.see(name)
 	}
 	if size <= minPiece {
 		return nil // one piece, whatever the size
@@ -52,14 +75,7 @@ func (p *piecePlan) levels(name string, size int64, env *envelopeConfig) []int64
 	if p.whole {
 		return []int64{lo}
 	}
-	rest := int64(pieceSlack)
-	if !p.seen[manifest.MediaTypeVMMemory] {
-		rest += min(max(env.Memory, 0), maxPiece)
-	}
-	if !p.seen[manifest.MediaTypeDiskRaw] && !p.seen[manifest.MediaTypeDiskQcow2] {
-		rest += min(max(env.Storage, 0), maxPiece)
-	}
-	return spread(lo, fittingPiece(append(slices.Clone(p.sizes), rest)))
+	return spread(lo, fittingPiece(append(slices.Clone(p.sizes), p.rest(env, maxPiece))))
 }
 
 // spread returns lo, hi and powers of two between them, maxLevels at most.

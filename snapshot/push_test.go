@@ -255,7 +255,7 @@ func TestPushRefusesWhatNobodyCouldRead(t *testing.T) {
 // What the envelope says in another way than expected does not stop a
 // push, which keeps the envelope as it is.
 func TestPushOfAnEnvelopeOfOtherTypes(t *testing.T) {
-	env := `{"config":{"id":"i","CPU":2.0,"memory":1e9,"image":"base","image_blob_ids":{"a":1},"name":"n","windows":true},"files":[{"name":"y"}],"version":"2"}`
+	env := `{"config":{"id":"i","cpu":2.0,"memory":1e9,"image":"base","image_blob_ids":{"a":1},"name":"n","windows":true},"files":[{"name":"y"}],"version":"2"}`
 	store := artifacttest.NewStore()
 	var warnings []string
 	_, err := (&snapshot.Pusher{Uploader: store}).Push(t.Context(), snapshot.PushOptions{

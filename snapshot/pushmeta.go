@@ -18,6 +18,10 @@ func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 	for _, key := range u.src.export.odd {
 		u.warn("%s of %s has a value of another type than expected: only the file itself keeps it", key, EnvelopeName)
 	}
+	engine, err := engineText(u.src.export.text)
+	if err != nil {
+		return manifest.Descriptor{}, err
+	}
 	cfg := manifest.SnapshotConfig{
 		SchemaVersion: u.format(),
 		SnapshotID:    env.ID, Description: env.Description,
@@ -25,7 +29,7 @@ func (u *push) config(ctx context.Context) (manifest.Descriptor, error) {
 		Hypervisor: env.Hypervisor, CPU: env.CPU, Memory: env.Memory, Storage: env.Storage,
 		NICs: env.NICs, Network: env.Network, Windows: env.Windows,
 		Files: map[string]manifest.SnapshotFile{}, CreatedAt: u.opts.Created.UTC(),
-		Envelope: &text,
+		Engine: engine, Envelope: &text,
 	}
 	u.describeFiles(&cfg)
 	data, err := json.Marshal(&cfg)

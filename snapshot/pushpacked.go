@@ -379,7 +379,7 @@ func (u *push) packSize(e *exportEntry) int64 {
 		total += n
 	}
 	if u.src.export.sizes == nil {
-		total = e.size + u.chunks.rest(&u.src.export.envelope.Config)
+		total = e.size + u.chunks.rest(&u.src.export.envelope.Config, sparse.MaxSize)
 	}
 	shared := int64(0)
 	if base := u.opts.Base; base != nil {

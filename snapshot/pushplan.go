@@ -8,7 +8,6 @@ import (
 
 	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
-	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
@@ -68,25 +67,25 @@ func (o *PushOptions) v2() bool { return o.Zstd > 0 || o.Chunk > 0 }
 // mentions; a file that the envelope does not mention gets half of the
 // layers that are left, as there may be more such files.
 type chunkPlan struct {
+	seenFiles
 	asked  int64
 	sizes  []int64
 	whole  bool // sizes is complete
 	layers int64
-	text   int64           // bytes of the layers in the manifest
-	seen   map[string]bool // media types
+	text   int64 // bytes of the layers in the manifest
 }
 
 func newChunkPlan(asked int64, sizes []int64) *chunkPlan {
-	return &chunkPlan{asked: asked, sizes: sizes, whole: sizes != nil, seen: map[string]bool{}}
+	return &chunkPlan{asked: asked, sizes: sizes, whole: sizes != nil}
 }
 
 // next returns the chunk size for the next file.
 func (p *chunkPlan) next(name string, size int64, env *envelopeConfig) (int64, error) {
-	before := p.rest(env)
-	p.seen[manifest.MediaTypeForCocoonFile(name)] = true
+	before := p.rest(env, sparse.MaxSize)
+	p.see(name)
 	chunk := p.asked
 	if chunk == 0 {
-		chunk = p.choose(size, env, p.rest(env) < before)
+		chunk = p.choose(size, env, p.rest(env, sparse.MaxSize) < before)
 	}
 	if p.whole {
 		p.asked = chunk // the same for all
@@ -109,7 +108,7 @@ func (p *chunkPlan) next(name string, size int64, env *envelopeConfig) (int64, e
 func (p *chunkPlan) choose(size int64, env *envelopeConfig, told bool) int64 {
 	for chunk := int64(leastChunk); ; chunk *= 2 {
 		own := layerCount(size, chunk)
-		n := p.layers + layerCount(p.rest(env), chunk)
+		n := p.layers + layerCount(p.rest(env, sparse.MaxSize), chunk)
 		switch {
 		case p.whole:
 			n, own = 0, 0
@@ -138,18 +137,6 @@ func layerText(name string, size, n int64) (int64, error) {
 	}
 	text, err := json.MarshalIndent(&d, "    ", "  ")
 	return int64(len(text) + len(",\n    ")), err
-}
-
-// rest returns the bytes that may follow the current file.
-func (p *chunkPlan) rest(env *envelopeConfig) int64 {
-	rest := int64(pieceSlack)
-	if !p.seen[manifest.MediaTypeVMMemory] {
-		rest += min(max(env.Memory, 0), sparse.MaxSize)
-	}
-	if !p.seen[manifest.MediaTypeDiskRaw] && !p.seen[manifest.MediaTypeDiskQcow2] {
-		rest += min(max(env.Storage, 0), sparse.MaxSize)
-	}
-	return rest
 }
 
 // layerCount returns the number of layers of a file of size bytes.

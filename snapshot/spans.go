@@ -97,24 +97,25 @@ func quote(s string) string {
 	return string(bytes.TrimSuffix(b.Bytes(), []byte("\n")))
 }
 
-// findSpans checks that the text is one JSON object with an object "config",
-// and finds the values in it. It returns duplicate keys and keys in another
-// case too, because readers differ on which of them they use, and Go's
-// readers ignore case.
+// findSpans checks that the text is one strict JSON object with an object
+// "config", and finds the values in it. It returns keys in another case too:
+// newer cocoons take them for other keys, older ones for the same.
 func findSpans(text []byte) ([]*configSpans, error) {
-	if !json.Valid(text) {
-		return nil, errors.New(EnvelopeName + " is not JSON")
+	if err := checkStrict(text); err != nil {
+		return nil, fmt.Errorf("%s: %w", EnvelopeName, err)
 	}
+	exact := false
 	var configs []*configSpans
 	err := eachKey(text, func(key string, value span) error {
 		if !strings.EqualFold(key, "config") {
 			return nil
 		}
+		exact = exact || key == "config"
 		c, err := findConfig(text, value)
 		configs = append(configs, c)
 		return err
 	})
-	if err == nil && len(configs) == 0 {
+	if err == nil && !exact {
 		err = errors.New("it has no config")
 	}
 	if err != nil {

@@ -21,7 +21,6 @@ func TestEditEnvelope(t *testing.T) {
 		{`{"config":{"n\u0061me":"a","description":"old"}}`, `q"`, "new", `{"config":{"n\u0061me":"q\"","description":"new"}}`},
 		{`{"config":{"name":null}}`, "b", "", `{"config":{"name":"b"}}`},
 		{`{"config":{"name":{"a":[1]}}}`, "b", "", `{"config":{"name":"b"}}`},
-		{`{"config":{"name":"a"},"config":{"name":"c"}}`, "b", "", `{"config":{"name":"b"},"config":{"name":"b"}}`},
 		{"{\"config\":{\n    \"name\": \"a\"\n}}", "", "d", "{\"config\":{\n    \"description\": \"d\",\n    \"name\": \"a\"\n}}"},
 		{`{"config":{"name":"a","Name":"c"}}`, "b", "", `{"config":{"name":"b","Name":"b"}}`},
 		{`{"config":{"NAME":"c"}}`, "b", "", `{"config":{"name": "b","NAME":"b"}}`},
@@ -138,7 +137,7 @@ func FuzzConfig(f *testing.F) {
 		files, err := snapshotFiles(t.Context(), nil, "vm", m, &cfg)
 		if err == nil {
 			var text []byte
-			if text, err = envelopeOf(&cfg, "vm"); err == nil && !json.Valid(text) {
+			if text, err = envelopeOf(&cfg, "vm", []string{"cow.raw", "memory-ranges"}); err == nil && !json.Valid(text) {
 				t.Fatalf("envelope %q", text)
 			}
 		}

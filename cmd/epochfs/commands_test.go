@@ -46,6 +46,8 @@ func (w *world) commands() map[string]command {
 		"kill-pid":       killPID,
 		"wait-for":       w.waitFor,
 		"bigtar":         bigtar,
+		"firecracker":    firecracker,
+		"amend":          w.amend,
 		"seed":           w.seed,
 		"hostile":        w.hostile,
 		"escapes":        w.escapes,

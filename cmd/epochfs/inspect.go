@@ -44,6 +44,7 @@ type inspected struct {
 	BaseImage   string            `json:"base_image,omitempty"`
 	Source      string            `json:"source,omitempty"`
 	Revision    string            `json:"revision,omitempty"`
+	FromNode    string            `json:"from_node,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Envelope    json.RawMessage   `json:"envelope,omitempty"`
 	Size        int64             `json:"size"`
@@ -95,6 +96,7 @@ func inspectionOf(o *mounting.Opened) inspected {
 		BaseImage:   notes[manifest.AnnotationSnapshotBaseImage],
 		Source:      notes[manifest.AnnotationSource],
 		Revision:    notes[manifest.AnnotationRevision],
+		FromNode:    notes[manifest.AnnotationFromNode],
 		Annotations: notes,
 		Envelope:    a.Envelope,
 		Files:       []inspectedFile{},
@@ -136,6 +138,7 @@ func printInspected(out io.Writer, all inspected) error {
 	row("base image", all.BaseImage)
 	row("source", all.Source)
 	row("revision", all.Revision)
+	row("from node", all.FromNode)
 	for _, field := range envelopeFields(all.Envelope) {
 		row(field[0], field[1])
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
 type pushOptions struct {
@@ -162,6 +163,9 @@ func (opts *pushOptions) push(ref registry.Reference) (snapshot.PushOptions, err
 		k, v, ok := strings.Cut(kv, "=")
 		if !ok || k == "" {
 			return p, usagef("--annotation is KEY=VALUE, not %q", kv)
+		}
+		if strings.HasPrefix(k, manifest.ReservedPrefix) {
+			return p, usagef("--annotation %s: keys that begin with %s are reserved for cocoonstack's tools", k, manifest.ReservedPrefix)
 		}
 		if p.Annotations == nil {
 			p.Annotations = map[string]string{}

@@ -3,6 +3,8 @@ package manifest
 import (
 	"encoding/json"
 	"errors"
+	"reflect"
+	"strings"
 )
 
 // maxValues bounds the values in a JSON text that is decoded: a value of two
@@ -40,5 +42,36 @@ func ParseConfig(raw []byte) (*SnapshotConfig, error) {
 	if err := json.Unmarshal(raw, &cfg); err != nil {
 		return nil, err
 	}
+	if cfg.Envelope == nil && cfg.Engine == nil {
+		var err error
+		if cfg.Others, err = otherObjects(raw); err != nil {
+			return nil, err
+		}
+	}
 	return &cfg, nil
 }
+
+// otherObjects returns the values of a config blob's keys that SnapshotConfig
+// does not have, if they are objects.
+func otherObjects(raw []byte) (map[string]json.RawMessage, error) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, err
+	}
+	for key, value := range all {
+		if known[strings.ToLower(key)] || len(value) == 0 || value[0] != '{' {
+			delete(all, key)
+		}
+	}
+	return all, nil
+}
+
+// known holds SnapshotConfig's keys in lower case.
+var known = func() map[string]bool {
+	keys := map[string]bool{}
+	for f := range reflect.TypeFor[SnapshotConfig]().Fields() {
+		key, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		keys[strings.ToLower(key)] = true
+	}
+	return keys
+}()

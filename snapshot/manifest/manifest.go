@@ -144,6 +144,10 @@ type SnapshotConfig struct {
 	Files         map[string]SnapshotFile `json:"files,omitempty"` // by title
 	CreatedAt     time.Time               `json:"createdAt"`
 
+	// Engine is the config object of snapshot.json as JSON; nil if the
+	// writer did not keep it.
+	Engine json.RawMessage `json:"engine,omitempty"`
+
 	// Envelope is the text of snapshot.json, byte for byte; nil if the
 	// writer did not keep it.
 	Envelope *string `json:"dev.epochfs.envelope,omitempty"`
@@ -152,6 +156,10 @@ type SnapshotConfig struct {
 	// Base is the digest of the packed artifact whose packs this
 	// artifact shares, or "".
 	Base string `json:"dev.epochfs.base,omitempty"`
+
+	// Others holds the values of keys that are not known here, if they are
+	// objects and the blob has neither Envelope nor Engine.
+	Others map[string]json.RawMessage `json:"-"`
 }
 
 // SnapshotFile describes a file in the config blob.

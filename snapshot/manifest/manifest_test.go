@@ -53,6 +53,16 @@ func TestMediaTypes(t *testing.T) {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
+	for name, mt := range map[string]string{"mem": MediaTypeGeneric, "memory-ranges": "", "memory-range-0": "", "x": MediaTypeVMMemory, "y": MediaTypeVMMemory + SuffixZstd} {
+		if !IsMemory(name, mt) {
+			t.Errorf("%s of type %q is no memory", name, mt)
+		}
+	}
+	for _, name := range []string{"vmstate", "mem.raw", "memory.json", "cow.raw"} {
+		if IsMemory(name, MediaTypeForCocoonFile(name)) {
+			t.Errorf("%s is memory", name)
+		}
+	}
 	if IsDiskMediaType(MediaTypeVMMemory) || !IsDiskMediaType(MediaTypeWindowsDiskRawPart) || IsLayerMediaType(MediaTypeTar) {
 		t.Error("disks and layers are mixed up")
 	}

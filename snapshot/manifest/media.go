@@ -69,6 +69,10 @@ const (
 
 	AnnotationSnapshotID        = "cocoonstack.snapshot.id"
 	AnnotationSnapshotBaseImage = "cocoonstack.snapshot.baseimage"
+	AnnotationFromNode          = "cocoonstack.snapshot.from-node" // the node that pushed it
+
+	// ReservedPrefix begins the keys that only cocoonstack's tools write.
+	ReservedPrefix = "cocoonstack."
 )
 
 // MediaTypeForCocoonFile returns the media type of the layer that holds the
@@ -91,6 +95,14 @@ func MediaTypeForCocoonFile(name string) string {
 		return MediaTypeDiskRaw
 	}
 	return MediaTypeGeneric
+}
+
+// IsMemory reports whether a snapshot's file holds a guest's memory. The name
+// and the layer's media type each suffice: Firecracker's mem travels as
+// MediaTypeGeneric, and a writer may name the file differently.
+func IsMemory(name, mediaType string) bool {
+	return name == "mem" || strings.HasPrefix(name, "memory-range") ||
+		strings.TrimSuffix(mediaType, SuffixZstd) == MediaTypeVMMemory
 }
 
 // IsDiskMediaType reports whether a layer of this type is a disk or a part

@@ -77,6 +77,9 @@ type Options struct {
 	// Edit changes manifest and config before they are written. The
 	// config's descriptor is made after it.
 	Edit func(m *manifest.OCIManifest, cfg *manifest.SnapshotConfig)
+	// EditConfig changes the config blob's text, for keys that are not known
+	// here.
+	EditConfig func(blob []byte) []byte
 }
 
 // Artifact is a manifest or index with everything it names.
@@ -137,6 +140,9 @@ func Snapshot(files []File, o Options) *Artifact {
 		o.Edit(m, cfg)
 	}
 	blob := marshal(cfg, "")
+	if o.EditConfig != nil {
+		blob = o.EditConfig(blob)
+	}
 	m.Config = manifest.Descriptor{MediaType: manifest.MediaTypeSnapshotConfig, Digest: a.add(blob), Size: int64(len(blob))}
 	a.Manifest = marshal(m, "  ")
 	return a
