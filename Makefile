@@ -22,7 +22,7 @@ export CGO_ENABLED ?= 1
 # command:packages, for the demo and for the tests
 DEMO_NEEDS = fusermount3:fuse3 mkfs.ext4:e2fsprogs
 TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry losetup:mount setpriv:util-linux \
-	qemu-img:qemu-utils mkfs.xfs:xfsprogs mkfs.fat:dosfstools mcopy:mtools ntfs-3g:ntfs-3g pvcreate:lvm2 sfdisk:fdisk sgdisk:gdisk zstd:zstd git:git
+	qemu-img:qemu-utils mkfs.xfs:xfsprogs mkfs.fat:dosfstools mcopy:mtools ntfs-3g:ntfs-3g pvcreate:lvm2 sfdisk:fdisk sgdisk:gdisk zstd:zstd git:git automount:autofs
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
@@ -120,6 +120,12 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/bin/epochfs|$(PREFIX)/bin/epochfs|' packaging/epochfs@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/epochfs@.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/epochfs@.service
+	install -d $(DESTDIR)$(PREFIX)/lib/epochfs
+	ln -sf ../../bin/epochfs $(DESTDIR)$(PREFIX)/lib/epochfs/auto.epochfs
+	install -D -m 0644 packaging/autofs/service.conf $(DESTDIR)$(PREFIX)/lib/systemd/system/autofs.service.d/epochfs.conf
+	[ -e $(DESTDIR)/etc/epochfs/autofs.allow ] || install -m 0644 packaging/autofs/autofs.allow $(DESTDIR)/etc/epochfs/autofs.allow
+	[ -e $(DESTDIR)/etc/auto.master.d/epochfs.autofs ] || { install -d $(DESTDIR)/etc/auto.master.d && \
+		sed 's|/usr/lib/epochfs|$(PREFIX)/lib/epochfs|' packaging/autofs/epochfs.autofs >$(DESTDIR)/etc/auto.master.d/epochfs.autofs; }
 	for page in docs/man/*; do install -D -m 0644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}; done
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/epochfs README.md CHANGELOG.md docs/*.*
 	install -m 0644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/epochfs/copyright
@@ -138,12 +144,13 @@ dist: build
 	$(MAKE) -s install DESTDIR=dist/root PREFIX=/usr SBINDIR=/usr/sbin
 	gzip -9n dist/root/usr/share/man/man?/*
 	mv dist/root/usr/share/zsh/site-functions dist/root/usr/share/zsh/vendor-completions
-	find dist/root -exec touch -h -d @$(EPOCH) {} +
+	mv dist/root/etc dist/etc
+	find dist/root dist/etc -exec touch -h -d @$(EPOCH) {} +
 	$(GO) tool -modfile=packaging/nfpm/go.mod nfpm package --config packaging/nfpm.yaml --packager deb --target dist/
 	$(MAKE) -s install DESTDIR=dist/local PREFIX=/usr/local
 	mv dist/local/usr/local dist/$(TARBALL)
 	tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(EPOCH) -C dist -c $(TARBALL) | gzip -9n >dist/$(TARBALL).tar.gz
-	rm -rf dist/root dist/local dist/$(TARBALL)
+	rm -rf dist/root dist/etc dist/local dist/$(TARBALL)
 	cd dist && sha256sum *.deb *.tar.gz >SHA256SUMS && cat SHA256SUMS
 
 # The package is installed, used, upgraded, removed and purged; as root, in

@@ -37,6 +37,11 @@ man -w epochfs epochfs-mount mount.fuse.epochfs >/dev/null || fail "manual pages
 dpkg -L epochfs | while read -r name; do [ -e "$name" ] || fail "$name is missing"; done
 [ "$(stat -c %a /etc/epochfs)" = 755 ] || fail "/etc/epochfs"
 bash -c '. /usr/share/bash-completion/completions/epochfs && complete -p epochfs' >/dev/null || fail "bash completion"
+map=/usr/lib/epochfs/auto.epochfs
+! $map registry.example+team+vm:v1 2>/dev/null || fail "the allow-list is not empty as installed"
+echo registry.example/team >>/etc/epochfs/autofs.allow
+[ "$($map registry.example+team+vm:v1)" = "-fstype=fuse.epochfs :registry.example/team/vm:v1" ] || fail "the map for autofs"
+grep -q "^/epochfs program:$map " /etc/auto.master.d/epochfs.autofs || fail "the line for autofs"
 if command -v systemd-analyze >/dev/null; then
 	systemd-analyze verify --recursive-errors=no epochfs@web.service || fail "unit"
 fi

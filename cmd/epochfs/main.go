@@ -44,12 +44,15 @@ func run(args []string) int {
 	context.AfterFunc(ctx, stop) // a second signal ends what does not listen
 	root, finish := newRootCmd()
 	defer finish()
-	if strings.HasPrefix(filepath.Base(args[0]), helperPrefix) {
+	switch name := filepath.Base(args[0]); {
+	case strings.HasPrefix(name, helperPrefix):
 		helper, err := helperArgs(args[1:])
 		if err != nil {
 			return report(err)
 		}
 		args = append(args[:1:1], helper...)
+	case name == automapName:
+		args = append(args[:1:1], automapArgs(args[1:])...)
 	}
 	root.SetArgs(args[1:])
 	if err := root.ExecuteContext(ctx); err != nil {

@@ -36,6 +36,7 @@ type mountOptions struct {
 	sloppy     bool // ignore mount options nobody knows
 	fake       bool // check, but do not mount
 	noexec     bool
+	timeout    time.Duration // how long the mount may take to be ready; 0 for ever
 	flags      *pflag.FlagSet
 }
 
@@ -62,6 +63,7 @@ mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
 	opts.prefetch = mounting.PrefetchSmall
 	f.Var(&opts.prefetch, "prefetch", "what to fetch before somebody reads it: small is all files under 1 MiB")
 	f.Var(&opts.metrics, "metrics", "serve Prometheus metrics on this address; a port alone is one of the loopback address")
+	f.DurationVar(&opts.timeout, "mount-timeout", 0, "how long the mount may take to be ready, 0 for ever")
 	f.BoolVar(&opts.sloppy, "sloppy", false, "ignore mount options nobody knows")
 	f.BoolVar(&opts.fake, "fake", false, "check, but do not mount")
 	f.BoolVar(&opts.noexec, "noexec", false, "let no program be run from the mount")
@@ -110,6 +112,9 @@ func (opts *mountOptions) mount(ctx context.Context, link *keeper.Link, pipe *re
 	}
 	if err := opts.checkOutside(cfg.CacheDir, cfg.HostsDirs); err != nil {
 		return err
+	}
+	if opts.timeout < 0 {
+		return usagef("--mount-timeout cannot be negative")
 	}
 	opts.log = opts.log.With("mount", opts.dir)
 	if link == nil {
@@ -239,7 +244,7 @@ func (opts *mountOptions) serve(ctx context.Context, link *keeper.Link, pipe *re
 		return err
 	}
 	defer func() { err = errors.Join(err, scrapes.Close()) }()
-	o, err := opts.open(ctx, opts.reference, 0)
+	o, err := opts.openInTime(ctx)
 	if err != nil {
 		return err
 	}
@@ -270,6 +275,20 @@ func (opts *mountOptions) serve(ctx context.Context, link *keeper.Link, pipe *re
 	}
 	s.run(signals)
 	return nil
+}
+
+// openInTime opens the reference while the mount may still become ready.
+func (opts *mountOptions) openInTime(ctx context.Context) (*mounting.Opened, error) {
+	if opts.timeout == 0 {
+		return opts.open(ctx, opts.reference, 0)
+	}
+	within, cancel := context.WithTimeout(ctx, opts.timeout)
+	defer cancel()
+	o, err := opts.open(within, opts.reference, 0)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		err = &exitError{fmt.Sprintf("not ready within %s, the --mount-timeout: %s", opts.timeout, message(err)), exitUnreachable}
+	}
+	return o, err
 }
 
 // mounted is the JSON output.

@@ -67,7 +67,7 @@ EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
 	root.AddCommand(
 		newMountCmd(g), newUmountCmd(), newRestartCmd(g), newMaterializeCmd(g), newPushCmd(g), newConvertCmd(g),
 		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newCpCmd(g), newFsCmd(g), newDiffCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
-		newCacheCmd(g), newDoctorCmd(g),
+		newCacheCmd(g), newDoctorCmd(g), newAutomapCmd(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"epochfs":            mainOfTests,
 		"mount.fuse.epochfs": main,
+		automapName:          main,
+		"mapper":             mapper,
 		"cocoon":             cocoontest.Main,
 	})
 }
