@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -126,40 +125,6 @@ func mapOf(hdr *tar.Header) (*sparse.Map, error) {
 	}
 	return sparse.Parse(text, size)
 }
-
-// writeExport writes an export of one file, whose payload is read from r.
-func writeExport(path, title string, m *sparse.Map, r io.Reader) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	buf := bufio.NewWriterSize(f, 1<<20)
-	w := tar.NewWriter(buf)
-	for _, small := range [][2]string{{"snapshot.json", pushedEnvelope}, {"config.json", smallConfig}} {
-		if err := w.WriteHeader(&tar.Header{Name: small[0], Mode: 0o644, Size: int64(len(small[1]))}); err != nil {
-			return err
-		}
-		if _, err := io.WriteString(w, small[1]); err != nil {
-			return err
-		}
-	}
-	hdr := &tar.Header{Name: title, Mode: 0o600, Size: m.DataSize()}
-	if m.DataSize() < m.Size() {
-		hdr.PAXRecords = map[string]string{
-			"COCOON.sparse.map": m.Text(), "COCOON.sparse.size": strconv.FormatInt(m.Size(), 10),
-		}
-	}
-	if err := w.WriteHeader(hdr); err != nil {
-		return err
-	}
-	if _, err := io.CopyN(w, r, m.DataSize()); err != nil {
-		return fmt.Errorf("%s: %w", title, err)
-	}
-	return errors.Join(w.Close(), buf.Flush(), f.Close())
-}
-
-const smallConfig = `{"vm":"bench"}` + "\n"
 
 // guestMemory is a memory whose pages change as those of the traces did.
 type guestMemory struct {

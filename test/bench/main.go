@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/packed"
+	"github.com/cocoonstack/epochfs/test/vm"
 )
 
 func main() {
@@ -49,7 +50,7 @@ func run() error {
 	flag.StringVar(&opts.json, "json", "", "write the figures to this file too")
 	flag.StringVar(&opts.plot, "plot", "", "draw them into this SVG file too")
 	flag.StringVar(&opts.dir, "dir", os.TempDir(), "where a directory for all data is made, on a file system like the cache's")
-	flag.StringVar(&opts.guest, "guest", "", "directory with m1.tar and m2.tar, exports of a real guest, for the rows of the packed format")
+	flag.StringVar(&opts.guest, "guest", "", "directory of a real guest: the rows vm-* make what it does not have, those of the packed format take its exports, m1.tar and m2.tar")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -76,7 +77,7 @@ func selectRows(names string) ([]row, error) {
 		return allRows, nil
 	}
 	var rows []row
-	allRows := slices.Concat(allRows, moreRows, pushRows, materializeRows, takeoverRows, insideRows, packedRows)
+	allRows := slices.Concat(allRows, moreRows, pushRows, materializeRows, takeoverRows, insideRows, packedRows, startRows, vmRows)
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(allRows, func(r row) bool { return r.name == name })
 		if i < 0 {
@@ -101,7 +102,9 @@ type bench struct {
 	pushed   map[string]bool // tags
 	warm     bool            // the page cache cannot be dropped here
 	held     held            // memory that each run finds free; none in most rows
-	guest    string          // directory of a real guest's exports; "" for those of the traces
+	keep     bool            // the page cache is left as it is between runs
+	guest    string          // directory of a real guest; "" for the traces, and for a directory among the user's caches
+	running  *vm.Guest       // what is in that; nil until it is asked for
 	made     *family         // nil until it is made
 
 	section      []packed.Granule // those of large files; nil until they are made

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+	"github.com/cocoonstack/epochfs/test/shaping"
 )
 
 // errNoReference is in the chain of errors that say that a program to
@@ -32,8 +36,10 @@ const (
 // it is the benchmark.
 func calledAs(args []string) func(ctx context.Context) error {
 	switch {
-	case len(args) == 2 && args[0] == touching:
-		return func(context.Context) error { return touchPages(args[1]) }
+	case len(args) == 3 && args[0] == touching:
+		return func(context.Context) error { return touchPages(args[2], args[1] == "true") }
+	case len(args) == 5 && args[0] == resuming:
+		return func(ctx context.Context) error { return resumeGuest(ctx, args[1], args[2], args[3], args[4]) }
 	case len(args) == 3 && args[0] == loopingBack:
 		return func(context.Context) error { return serveLoopback(args[1], args[2]) }
 	case len(args) == 3 && args[0] == streaming:
@@ -174,4 +180,46 @@ func (b *bench) loopback(ctx context.Context, orig string) (*foreign, error) {
 		return nil, err
 	}
 	return b.startForeign(ctx, self, func(dir string) []string { return []string{loopingBack, dir, orig} })
+}
+
+// download fetches all layers of an artifact through a link with curl, each by a
+// stream of its own, and returns the seconds it took.
+func (b *bench) download(ctx context.Context, tag string, opts shaping.Options) (float64, error) {
+	addr, proxy, err := b.link(&opts)
+	if err != nil {
+		return 0, err
+	}
+	defer proxy.Close()
+	layers, err := b.layers(ctx, tag)
+	if err != nil {
+		return 0, err
+	}
+	urls := make([]string, len(layers))
+	for i, l := range layers {
+		urls[i] = fmt.Sprintf("http://%s/v2/%s/blobs/%s", addr, repo, l.Digest)
+	}
+	return b.curl(ctx, urls...)
+}
+
+// layers reads what an artifact's manifest has, from the registry itself.
+func (b *bench) layers(ctx context.Context, tag string) ([]manifest.Descriptor, error) {
+	url := "http://" + b.registry.addr + "/v2/" + repo + "/manifests/" + tag
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", manifest.MediaTypeOCIManifest)
+	resp, err := plainClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	var m manifest.OCIManifest
+	if err := json.NewDecoder(resp.Body).Decode(&m); err != nil {
+		return nil, fmt.Errorf("%s: %w", url, err)
+	}
+	return m.Layers, nil
 }

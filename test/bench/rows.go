@@ -128,6 +128,15 @@ func (b *bench) fewer() *bench {
 	return &f
 }
 
+// keeping is b for rows in which each run has mounts and caches of its own, so
+// that nothing in the page cache is known to the next but the programs, and the
+// blobs of the registry.
+func (b *bench) keeping() *bench {
+	k := *b
+	k.keep = true
+	return &k
+}
+
 // pair measures ours and theirs in turn, each from a settled state, the
 // other one first in every second run.
 func (b *bench) pair(ctx context.Context, ours, theirs func() (float64, error)) (o, t sample, err error) {

@@ -168,7 +168,7 @@ func mmapRow(ctx context.Context, b *bench) ([]*line, error) {
 		}
 	}
 	ours, theirs, err := b.holding().pair(ctx, cold(func(path string) (float64, error) {
-		return touch(ctx, path, [][]extent{{{0, memory.m.Size()}}})
+		return touch(ctx, path, [][]extent{{{0, memory.m.Size()}}}, false)
 	}), cold(func(path string) (float64, error) {
 		return sequential(path, 0, memory.m.Size())
 	}))
@@ -204,7 +204,7 @@ func workingSetRow(ctx context.Context, b *bench) ([]*line, error) {
 		}
 		defer m.close()
 		before := proxy.Counts()
-		seconds, err := touch(ctx, m.path(memory.name), workingSet(memory, share, processors, uint64(len(fetched))))
+		seconds, err := touch(ctx, m.path(memory.name), workingSet(memory, share, processors, uint64(len(fetched))), false)
 		fetched = append(fetched, float64(proxy.Counts().Sub(before).Body)/1e6)
 		return seconds, err
 	}, func() (float64, error) { return b.curl(ctx, urls...) })

@@ -105,6 +105,7 @@ var allowed = map[string][]string{
 	"test/shaping":      nil,
 	"test/tier":         nil,
 	"test/traces":       {"snapshot/sparse"},
+	"test/vm":           nil,
 }
 
 // forbidden are packages of others that must not be reached from here,

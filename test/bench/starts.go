@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cocoonstack/epochfs/test/shaping"
+)
+
+// The links that starts are measured on.
+var (
+	startLink = shaping.Options{Delay: 20 * time.Millisecond, PerConn: 100e6, Total: 125e6}
+	slowLink  = shaping.Options{Delay: 20 * time.Millisecond, PerConn: 20e6, Total: 20e6}
+)
+
+// withoutSet are the flags of a mount without a working set. Without flags it
+// takes what the registry has.
+var withoutSet = []string{"--working-set", "none"}
+
+// start is a way to start from a cold mount, and what came of it.
+type start struct {
+	name  string
+	tag   string
+	link  shaping.Options
+	flags []string // of the mount
+
+	seconds   sample // of the work
+	fromMount sample // seconds from the beginning of the mount to the end of the work
+	ready     sample // seconds that the mount took
+	fetched   sample // MB until the end of the work, from the beginning of the mount
+	cached    sample // MB of the mount in the page cache then
+}
+
+// note is what the line of a start says beside its seconds.
+func (s *start) note() string {
+	return fmt.Sprintf("%s MB, %s s from mount", number(s.fetched.median()), number(s.fromMount.median()))
+}
+
+// goal is at most a limit, or no goal where that is 0.
+func goal(limit float64) sense {
+	if limit == 0 {
+		return no
+	}
+	return atMost
+}
+
+// memoryLine compares what a start has in memory with what is in the working set,
+// in MB.
+func memoryLine(work string, cached sample, set float64) *line {
+	l := timed(work, cached, "pages of the working set", slices.Repeat(sample{set}, len(cached)), atMost, 2)
+	l.Unit = "MB"
+	return l
+}
+
+// work is what is done with a mount. It calls end when what is measured is
+// done, and returns its seconds.
+type work func(m *mount, end func() error) (float64, error)
+
+// run mounts, works, and notes what that took.
+func (s *start) run(ctx context.Context, b *bench, do work) (float64, error) {
+	addr, proxy, err := b.link(&s.link)
+	if err != nil {
+		return 0, err
+	}
+	defer proxy.Close()
+	began := time.Now()
+	m, err := b.mount(ctx, addr, s.tag, s.flags...)
+	if err != nil {
+		return 0, err
+	}
+	defer m.close()
+	seconds, err := do(m, func() error {
+		s.fromMount = append(s.fromMount, time.Since(began).Seconds())
+		s.fetched = append(s.fetched, float64(proxy.Counts().Body)/1e6)
+		cached, err := pageCache(m.dir)
+		s.cached = append(s.cached, float64(cached)/1e6)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.seconds = append(s.seconds, seconds)
+	s.ready = append(s.ready, m.took.Seconds())
+	return seconds, nil
+}
+
+// starts measures several, in turn.
+func (b *bench) starts(ctx context.Context, do work, all ...*start) error {
+	var measures []func() (float64, error)
+	for _, s := range all {
+		measures = append(measures, func() (float64, error) { return s.run(ctx, b, do) })
+	}
+	_, err := b.rounds(ctx, measures...)
+	return err
+}
