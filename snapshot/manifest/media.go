@@ -35,6 +35,13 @@ const (
 	MediaTypePack         = "application/vnd.epochfs.pack.v1+zstd"
 )
 
+// Types of a working set, which is epochfs's own artifact. Its config has
+// the artifact's type, because some registries list referrers by that.
+const (
+	ArtifactTypeWorkingSet = "application/vnd.epochfs.workingset.v1+json"
+	MediaTypeWorkingSet    = "application/vnd.epochfs.workingset.v1+zstd"
+)
+
 // Media types of layers. A layer of format v2 may append SuffixZstd to any
 // of them.
 const (
