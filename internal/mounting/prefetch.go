@@ -1,16 +1,27 @@
 package mounting
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+	"slices"
 
-// Prefetch says what is fetched before anybody reads it.
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
+)
+
+// Prefetch is what is fetched before anybody reads it.
 type Prefetch string
 
 // The values of Prefetch.
 const (
 	PrefetchNone  Prefetch = "none"
 	PrefetchSmall Prefetch = "small" // files under 1 MiB
-	PrefetchAll   Prefetch = "all"
+	PrefetchAuto  Prefetch = "auto"  // those, and the working set if there is one
+	PrefetchAll   Prefetch = "all"   // those, then memory, then the rest
 )
+
+// Replays reports whether the working set is fetched.
+func (p Prefetch) Replays() bool { return p == PrefetchAuto || p == PrefetchAll }
 
 // smallFile bounds the files of PrefetchSmall, in stored bytes.
 const smallFile = 1 << 20
@@ -18,25 +29,23 @@ const smallFile = 1 << 20
 // Set makes Prefetch a flag's value.
 func (p *Prefetch) Set(s string) error {
 	switch v := Prefetch(s); v {
-	case PrefetchNone, PrefetchSmall, PrefetchAll:
+	case PrefetchNone, PrefetchSmall, PrefetchAuto, PrefetchAll:
 		*p = v
 		return nil
 	}
-	return fmt.Errorf("it is none, small or all")
+	return fmt.Errorf("it is none, small, auto or all")
 }
 
 // String returns the value as it is given on the command line.
 func (p *Prefetch) String() string { return string(*p) }
 
 // Type names the kind of value in help texts.
-func (p *Prefetch) Type() string { return "none|small|all" }
+func (p *Prefetch) Type() string { return "none|small|auto|all" }
 
-// Prefetch begins to fetch. It returns at once; readers go first.
+// Prefetch begins to fetch whole files. It returns at once; readers, and the
+// replay of a working set, go first.
 func (o *Opened) Prefetch(which Prefetch) error {
-	for _, f := range o.Artifact.Files {
-		if which == PrefetchNone || which == PrefetchSmall && f.StoredSize() >= smallFile {
-			continue
-		}
+	for _, f := range prefetched(o.Artifact.Files, which) {
 		open, err := o.File(f)
 		if err != nil {
 			return err
@@ -44,4 +53,36 @@ func (o *Opened) Prefetch(which Prefetch) error {
 		open.Prefetch()
 	}
 	return nil
+}
+
+// prefetched returns the files to be fetched whole, in order. A hypervisor
+// reads the small files first, then memory, which must not wait behind a disk.
+func prefetched(files []*layout.File, which Prefetch) []*layout.File {
+	const (
+		small = iota
+		memory
+		other
+	)
+	rank := func(f *layout.File) int {
+		switch {
+		case f.StoredSize() < smallFile:
+			return small
+		case manifest.IsMemory(f.Name, f.MediaType):
+			return memory
+		}
+		return other
+	}
+	all := slices.Clone(files)
+	slices.SortStableFunc(all, func(a, b *layout.File) int { return cmp.Compare(rank(a), rank(b)) })
+	switch which {
+	case PrefetchAll:
+		return all
+	case PrefetchNone:
+		return nil
+	}
+	n := slices.IndexFunc(all, func(f *layout.File) bool { return rank(f) != small })
+	if n < 0 {
+		return all
+	}
+	return all[:n]
 }
