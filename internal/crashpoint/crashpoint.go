@@ -1,5 +1,5 @@
-// Package crashpoint lets a test kill the process at a named step, as
-// kill -9 would. Without the environment variable it does nothing.
+// Package crashpoint lets a test kill the process at a named step, as kill
+// -9 would. Without the environment variable it does nothing.
 package crashpoint
 
 import (
@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// Env names the variable that says where to die: NAME:N is the Nth time
-// that step NAME is reached, and *:N the Nth step of any name. With
+// Env names the environment variable with the step to die at: NAME:N is the
+// Nth time that step NAME is reached, and *:N the Nth step of any name. With
 // "panic " before it, the process panics there.
 const Env = "EPOCHFS_CRASH_AT"
 
@@ -33,7 +33,7 @@ func init() {
 	left.Store(count)
 }
 
-// Reach says that the process has come to a step.
+// Reach marks a step. The process dies here if Env names it.
 func Reach(step string) {
 	if on && (name == "*" || name == step) && left.Add(-1) == 0 {
 		if panics {

@@ -13,41 +13,41 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// Options tell how to read. The zero value is usable.
+// Options configure Payloads. The zero value is usable.
 type Options struct {
-	Memory      int64         // bytes that may be fetched and not yet read; 0: 160 MiB; at least LeastMemory
-	Concurrency int           // requests at a time; 0: 16
-	ReadTimeout time.Duration // how long a unit, or a step of it, is tried; 0: for ever
-	LimitRate   int64         // bytes per second; 0: no limit
-	// Store has what need not be fetched of a file, and keeps what is
-	// where it is a Keeper; nil where there is none. It may be nil.
+	Memory      int64         // bytes that may be fetched and not yet read; 0 for 160 MiB; at least LeastMemory
+	Concurrency int           // concurrent requests; 0 for 16
+	ReadTimeout time.Duration // how long a unit, or a step of it, is tried; 0 for ever
+	LimitRate   int64         // bytes per second; 0 for no limit
+	// Store returns the local copy of a file, by index, or nil. If it also
+	// implements Cache, fetched bytes are written to it. May be nil.
 	Store func(file int) Store
 
-	tardy time.Duration // transport.Options.Tardy; tests have another
+	tardy time.Duration // transport.Options.Tardy; tests set another
 }
 
 const (
-	// LeastMemory is the smallest bound on memory that can be kept to.
+	// LeastMemory is the smallest possible bound on memory, in bytes.
 	LeastMemory        = 8 << 20
 	defaultMemory      = 160 << 20
 	defaultConcurrency = 16
-	// unitMost is a unit's usual size: on a link with 20 ms and 100 MB/s a
-	// connection it takes three times the delay.
+	// unitMost is the usual size of a unit, in bytes: with a delay of 20 ms
+	// and 100 MB/s for a connection, its transfer takes twice the delay.
 	unitMost  = 4 << 20
 	unitLeast = 256 << 10
-	// window is how many units the head's stream may be ahead of what was
-	// read; the reserve holds them.
+	// window bounds how many units the head's stream may be ahead of the
+	// reader; the reserve holds them.
 	window = 3
 )
 
-// ErrTimeout reports that too little came within the read timeout. It is a
-// context.DeadlineExceeded too.
+// ErrTimeout is the error when too few bytes arrive within the read timeout.
+// It is also a context.DeadlineExceeded.
 var ErrTimeout = transport.ErrTimeout
 
-// ErrOrder says that a file was opened out of order.
+// ErrOrder is the error when a file is opened out of order.
 var ErrOrder = errors.New("read out of order")
 
-// Payloads are the payloads of some files, to be read in their order.
+// Payloads are the payloads of several files, to be read in their order.
 type Payloads struct {
 	link    *transport.Link
 	opts    Options
@@ -60,19 +60,19 @@ type Payloads struct {
 	memory  memory
 
 	mu      sync.Mutex
-	changed *sync.Cond // a unit was begun, or all is over
+	changed *sync.Cond // signals that a unit was begun, or that Payloads is closed
 	closed  bool
 	parts   []*part
-	head    int   // the part that is being read
-	next    int   // the file that is to be opened next
-	free    int64 // memory
-	running int   // requests and streams
+	head    int   // index of the part that is being read
+	next    int   // index of the file to be opened next
+	free    int64 // free memory, in bytes
+	running int   // running requests and streams
 	asking  bool  // one request is finding out whether ranges are honoured
 	packs   packs
 }
 
-// New returns the payloads of files. They are fetched from when the first
-// is opened; Close ends it.
+// New returns the payloads of files. Fetching begins when the first file is
+// opened, and ends with Close.
 func New(src transport.Source, files []*layout.File, opts Options) *Payloads {
 	if opts.Memory <= 0 {
 		opts.Memory = defaultMemory
@@ -106,10 +106,9 @@ func New(src transport.Source, files []*layout.File, opts Options) *Payloads {
 	return d
 }
 
-// OpenPayload opens the payload of f, which must be the file after the
-// one that was opened last; files that need not be fetched may be left
-// out. It ends with io.EOF only when every byte was
-// verified.
+// OpenPayload opens the payload of f. Files must be opened in order; only
+// files that need not be fetched may be skipped. The reader returns io.EOF
+// only after every byte was verified.
 func (d *Payloads) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -126,8 +125,8 @@ func (d *Payloads) OpenPayload(ctx context.Context, f *layout.File) (io.ReadClos
 	return r, nil
 }
 
-// Fetches says that some of f is fetched, or was: it must not be left out,
-// even if all of it is there by now.
+// Fetches reports whether a part of f is or was fetched. Then f must not be
+// skipped, even if all of it is local by now.
 func (d *Payloads) Fetches(f *layout.File) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -135,7 +134,7 @@ func (d *Payloads) Fetches(f *layout.File) bool {
 	return i >= 0 && !d.allLocalLocked(i)
 }
 
-// allLocalLocked says that nothing of a file is fetched.
+// allLocalLocked reports whether no part of a file is fetched.
 func (d *Payloads) allLocalLocked(file int) bool {
 	for _, p := range d.parts[d.first[file]:d.first[file+1]] {
 		if p.count > 0 {
@@ -157,14 +156,14 @@ func (d *Payloads) Close() error {
 	return nil
 }
 
-// dispatch begins what can be begun now.
+// dispatch starts what can be started now.
 func (d *Payloads) dispatch() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dispatchLocked()
 }
 
-// dispatchLocked begins what can be begun now, in order.
+// dispatchLocked starts what can be started now, in order.
 func (d *Payloads) dispatchLocked() {
 	for i := d.head; i < len(d.parts) && !d.closed; i++ {
 		if !d.beginLocked(d.parts[i], i == d.head) {
@@ -173,8 +172,8 @@ func (d *Payloads) dispatchLocked() {
 	}
 }
 
-// beginLocked begins the next units of a part. It returns false when
-// nothing behind them may begin before they have.
+// beginLocked starts the next units of a part. It returns false if nothing
+// after them may start first.
 func (d *Payloads) beginLocked(p *part, head bool) bool {
 	known, served := d.link.Ranges()
 	pace := pace{d.link.Best()}
@@ -204,8 +203,8 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 		if partial && served {
 			want := p.missing(pace.units(p, d.opts.Memory))
 			n = int(min(int64(want), free/need))
-			// What is left of memory soon grows: a request is worth waiting
-			// for, unless the reader waits for it.
+			// More memory is free soon: a full-sized request is worth
+			// waiting for, unless the reader waits for it.
 			if n < want && (!head || p.next > p.read+1) {
 				return false
 			}
@@ -222,8 +221,8 @@ func (d *Payloads) beginLocked(p *part, head bool) bool {
 	return true
 }
 
-// takeLocked begins n units of a part: they have their memory. fetched
-// reports whether a fetcher is to bring them.
+// takeLocked reserves the memory of the next n units of a part. fetched
+// reports whether a fetcher is to fetch them.
 func (d *Payloads) takeLocked(p *part, n int, fetched bool) {
 	if p.ctx == nil {
 		p.ctx, p.stop = context.WithCancel(d.ctx)
@@ -237,7 +236,7 @@ func (d *Payloads) takeLocked(p *part, n int, fetched bool) {
 	}
 }
 
-// ended takes back the place of a request or stream.
+// ended releases the slot of a request or stream.
 func (d *Payloads) ended(f *fetcher) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -246,9 +245,10 @@ func (d *Payloads) ended(f *fetcher) {
 	d.dispatchLocked()
 }
 
-// answered notes how the registry took a request for a range of p. Where
-// all of the blob came, and no other stream fills p, the answer is to go
-// on as one: stream is true, and next is the first unit that nobody fetches.
+// answered records how the registry answered a ranged request for p. If it
+// sent the whole blob, and no other stream fills p, stream is true: the
+// answer is used as a stream, and next is the first unit that no fetcher
+// has.
 func (d *Payloads) answered(p *part, whole bool) (next int, stream bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

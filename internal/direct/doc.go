@@ -1,24 +1,22 @@
-// Package direct reads the payloads of an artifact's files straight from
-// a registry, in order, over several connections, and has them kept where
-// there is a Keeper. It is what materialize reads from.
+// Package direct reads the payloads of an artifact's files straight from a
+// registry, in order and over several connections, and writes fetched bytes
+// to a Cache if there is one. The command materialize uses it.
 //
-// Why it is not the cache's engine: a mount's readers come in any order,
-// so the cache fetches what is asked for and has to keep it. Here the
-// order is known before the first byte moves: all parts of all files, one
-// after another. So what is fetched next is never a guess, memory can be
-// handed out in that order and taken back when a byte has been read, and
-// a slow reader holds the connections back instead of having what came for
-// him thrown away.
+// It differs from the cache, whose readers come in any order, so that the
+// cache fetches on demand and stores what it fetched. Here the order is
+// known before the first byte is requested: all parts of all files, one
+// after another. So the next request is never a guess, memory is assigned in
+// order and freed after a byte was read, and a slow reader slows the
+// connections down instead of losing what was fetched for it.
 //
-// What requests need is in package transport; here is when to make them.
+// Package transport sends the requests; this package decides when.
 //
-// Words. A unit is what one request fetches: a whole part where that is
-// small, for then its digest is looked at before a byte of it is used,
-// else a stretch of its stored bytes. Units are begun in order, as long
-// as there are connections and memory, and read in order. The head is the
-// part that is being read; a reserve of memory is for it alone, so that
-// what was fetched ahead can never stop it. Where the registry ignores
-// Range, a blob is one stream that fills its units as it passes them; it
-// is at most a few units ahead of what was read, and what memory is left
-// goes to the blobs after it.
+// A unit is what one request fetches: a whole part if that is small, so that
+// its digest is verified before a byte of it is used, else a range of its
+// stored bytes. Units are started in order, as connections and memory
+// permit, and read in order. The head is the part that is being read. A
+// reserve of memory belongs to the head alone, so that bytes fetched ahead
+// can never block it. If the registry ignores Range, a blob is one stream
+// that fills its units in turn; it may be a few units ahead of the reader,
+// and the rest of the memory is for the blobs after it.
 package direct

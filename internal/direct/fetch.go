@@ -7,21 +7,21 @@ import (
 	"github.com/cocoonstack/epochfs/internal/transport"
 )
 
-// fetcher fetches units of one part with one request: some in a row, or
-// as a stream all from some unit on.
+// fetcher fetches units of one part with one request: several consecutive
+// ones, or as a stream all from one unit on.
 type fetcher struct {
 	d      *Payloads
 	p      *part
 	stream bool
-	asks   bool // its request is to tell whether ranges are honoured
-	then   int  // the unit after the one it is at
-	end    int  // after the last of those in a row
+	asks   bool // its request finds out whether ranges are honoured
+	then   int  // the unit after the current one
+	end    int  // end of the consecutive units
 	next   int  // of a stream: the first unit after those
 
 	blob *transport.Reader // nil without a request
 }
 
-// run begins with unit i and goes on while there is something to fill.
+// run starts with unit i and continues while there are units to fill.
 func (f *fetcher) run(i int) {
 	defer f.d.ended(f)
 	defer f.hangUp()
@@ -44,14 +44,14 @@ func (f *fetcher) run(i int) {
 	}
 }
 
-// rest fails the units that were begun and will not come.
+// rest fails the started units that will not arrive.
 func (f *fetcher) rest(err error) {
 	for ; f.then < f.end; f.then++ {
 		f.d.arrived(f.p, f.then, nil, err)
 	}
 }
 
-// arrived hands unit i to its reader, or takes its memory back if that has
+// arrived passes unit i to its reader, or frees its memory if the reader has
 // left.
 func (d *Payloads) arrived(p *part, i int, data []byte, err error) {
 	d.mu.Lock()
@@ -65,7 +65,8 @@ func (d *Payloads) arrived(p *part, i int, data []byte, err error) {
 	}
 }
 
-// awaitBegun blocks until unit i may be filled; -1 if it never will.
+// awaitBegun blocks until a unit from i on may be filled and returns it, or
+// returns -1 if none ever may.
 func (d *Payloads) awaitBegun(p *part, i int) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -79,8 +80,8 @@ func (d *Payloads) awaitBegun(p *part, i int) int {
 	return -1
 }
 
-// unit gets one unit: from where it is kept, or else fetches it and keeps
-// it.
+// unit returns one unit: from the cache, or else fetched and written to the
+// cache.
 func (f *fetcher) unit(i int) ([]byte, error) {
 	release, err := f.p.claim(f.p.ctx, i)
 	if err != nil {
@@ -101,9 +102,9 @@ func (f *fetcher) unit(i int) ([]byte, error) {
 	return data, err
 }
 
-// fetch fetches one unit and checks it. Bytes may be damaged on the way
-// once; when the same unit is wrong a second time, and there is nowhere
-// else to get it from, that is the error.
+// fetch fetches and verifies one unit. It retries once if the bytes were
+// wrong, as they may have been damaged on the way, and again while another
+// mirror can be asked.
 func (f *fetcher) fetch(i int) ([]byte, error) {
 	off, n := f.p.extent(i)
 	stored := f.d.memory.get(n)
@@ -128,7 +129,7 @@ func (f *fetcher) fetch(i int) ([]byte, error) {
 	}
 }
 
-// read fills p with the blob's bytes from off on.
+// read fills p with the blob's bytes from offset off.
 func (f *fetcher) read(off int64, p []byte) error {
 	if f.blob == nil {
 		if err := f.connect(off, int64(len(p))); err != nil {
@@ -145,8 +146,8 @@ func (f *fetcher) read(off int64, p []byte) error {
 	return transport.NoEOF(err)
 }
 
-// connect asks for n bytes of the blob from off on and for the units in a
-// row after them, or for all of the blob if that is known to be what comes.
+// connect requests n bytes of the blob from offset off and the consecutive
+// units after them, or the whole blob if the registry sends that anyway.
 func (f *fetcher) connect(off, n int64) error {
 	r := transport.Range{Digest: f.p.Digest, Size: f.p.StoredSize, Off: off, N: n, Checked: !f.p.cut || f.p.sums}
 	switch {
@@ -164,13 +165,13 @@ func (f *fetcher) connect(off, n int64) error {
 	if r.N < f.p.StoredSize && f.p.partial() {
 		f.next, f.stream = f.d.answered(f.p, whole)
 	} else {
-		f.d.dispatch() // it is known now how long an answer takes
+		f.d.dispatch() // the time to an answer is known now
 	}
 	return nil
 }
 
-// blame tells a source with mirrors whose bytes were wrong, and reports
-// whether another is to be asked.
+// blame reports wrong bytes to a source with mirrors, and returns whether
+// another mirror is to be asked.
 func (f *fetcher) blame(err error) (more bool) {
 	var wrong *contentError
 	return errors.As(err, &wrong) && f.d.link.Blame(f.p.Digest, f.blob.Body())
@@ -179,7 +180,7 @@ func (f *fetcher) blame(err error) (more bool) {
 // hangUp ends the request.
 func (f *fetcher) hangUp() {
 	if f.blob != nil {
-		_ = f.blob.Close() // what was read was checked
+		_ = f.blob.Close() // the bytes read were verified
 		f.blob = nil
 	}
 }

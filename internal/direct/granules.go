@@ -15,8 +15,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
-// packsHeld bounds the packs that are held in memory because the registry
-// sends no less than all of one, in bytes; one is held however large it is.
+// packsHeld bounds the packs held in memory because the registry sends only
+// whole packs, in bytes; one pack is held whatever its size.
 const packsHeld = 32 << 20
 
 // planGranules cuts a packed file into units of about usual bytes.
@@ -33,8 +33,8 @@ func (p *part) granules(i int) (first, last int) {
 	return first, min(first+p.perUnit, p.packed.Granules()) - 1
 }
 
-// fetchGranules fetches the granules of unit i, with as many requests as
-// they have stretches in packs.
+// fetchGranules fetches the granules of unit i, with one request for each
+// range of a pack.
 func (f *fetcher) fetchGranules(i int) ([]byte, error) {
 	p := f.p
 	first, last := p.granules(i)
@@ -54,20 +54,20 @@ func (f *fetcher) fetchGranules(i int) ([]byte, error) {
 			return nil, err
 		}
 	}
-	f.d.dispatch() // it is known now how long an answer takes
+	f.d.dispatch() // the time to an answer is known now
 	return u.data, nil
 }
 
-// granuleUnit is a unit that is being filled.
+// granuleUnit is a unit that is being filled with granules.
 type granuleUnit struct {
 	f    *fetcher
 	off  int64 // of data in the payload
 	data []byte
 }
 
-// fetch fetches one range. Bytes may be damaged on the way once; when they
-// are wrong a second time, and there is nowhere else to get them from, that
-// is the error.
+// fetch fetches one range. It retries once if the bytes were wrong, as they
+// may have been damaged on the way, and again while another mirror can be
+// asked.
 func (u *granuleUnit) fetch(r packed.Range) error {
 	f := u.f
 	digest, size := f.p.packed.Pack(r.Pack)
@@ -110,13 +110,13 @@ func (u *granuleUnit) take(in *packBytes, r packed.Range) error {
 // packBytes reads a pack, or a range of it, in order.
 type packBytes struct {
 	r    io.Reader
-	at   int64 // offset in the pack of the first byte
+	at   int64 // offset of the first byte in the pack
 	body io.ReadCloser
 	blob *transport.Reader // nil for a pack in memory
 }
 
-// openPack asks for a range of a pack. If all of the pack comes, it is
-// held for those that want other granules of it.
+// openPack requests a range of a pack. If the registry sends the whole pack,
+// it is held for readers of its other granules.
 func (f *fetcher) openPack(digest string, size int64, r packed.Range) (*packBytes, error) {
 	known, served := f.d.link.Ranges()
 	if known && !served {
@@ -139,9 +139,9 @@ func (f *fetcher) openPack(digest string, size int64, r packed.Range) (*packByte
 	return &packBytes{r: blob, at: blob.Offset(), body: blob.Body(), blob: blob}, nil
 }
 
-// probePack asks for a range of a registry that may not serve ranges, as
-// often as it takes. It returns the answer, or all of the pack if that is
-// what comes.
+// probePack requests a range from a registry that may not honour ranges,
+// with retries. It returns the answer, or the whole pack if the registry
+// sends that.
 func (f *fetcher) probePack(ask transport.Range) (*packBytes, io.ReadCloser, error) {
 	for began := time.Now(); ; {
 		in, body, err := f.probeOnce(ask)
@@ -164,7 +164,7 @@ func (f *fetcher) probeOnce(ask transport.Range) (*packBytes, io.ReadCloser, err
 	var end func([]byte)
 	body, whole, err := f.d.link.Open(f.p.ctx, ask, func() { _, end = f.d.packs.claim(ask.Digest) })
 	switch {
-	case end != nil: // others wait for what comes
+	case end != nil: // others wait for the result
 		data, err := f.readPack(ask.Digest, ask.Size, body)
 		end(data)
 		if err != nil {
@@ -175,7 +175,7 @@ func (f *fetcher) probeOnce(ask transport.Range) (*packBytes, io.ReadCloser, err
 		return nil, nil, err
 	case whole:
 		if body != nil {
-			_ = body.Close() // another one brings it
+			_ = body.Close() // another fetcher reads the pack
 		}
 		in, err := f.wholePack(ask.Digest, ask.Size)
 		return in, nil, err
@@ -183,7 +183,7 @@ func (f *fetcher) probeOnce(ask transport.Range) (*packBytes, io.ReadCloser, err
 	return nil, body, nil
 }
 
-// readPack reads all of a pack, with as many requests as it takes. body is
+// readPack reads a whole pack, with as many requests as it takes. body is
 // the answer to the first, or nil.
 func (f *fetcher) readPack(digest string, size int64, body io.ReadCloser) ([]byte, error) {
 	all := transport.Range{Digest: digest, Size: size, N: size, Checked: true, Stream: true}
@@ -196,7 +196,7 @@ func (f *fetcher) readPack(digest string, size int64, body io.ReadCloser) ([]byt
 	return data, nil
 }
 
-// wholePack returns a pack in memory.
+// wholePack returns a pack from memory, after fetching it if necessary.
 func (f *fetcher) wholePack(digest string, size int64) (*packBytes, error) {
 	data, err := f.d.packs.get(f.p.ctx, digest, func() ([]byte, error) { return f.readPack(digest, size, nil) })
 	if err != nil {
@@ -214,11 +214,11 @@ func (b *packBytes) Read(p []byte) (int, error) {
 
 func (b *packBytes) close() {
 	if b.blob != nil {
-		_ = b.blob.Close() // what was read was checked
+		_ = b.blob.Close() // the bytes read were verified
 	}
 }
 
-// packs holds whole packs, the latest ones.
+// packs holds the most recent whole packs.
 type packs struct {
 	mu     sync.Mutex
 	held   []heldPack
@@ -230,8 +230,8 @@ type heldPack struct {
 	data   []byte
 }
 
-// get returns a pack that is held, or fetches it. One caller at a time
-// fetches a pack; the others wait for that.
+// get returns a held pack, or fetches it. One caller at a time fetches a
+// pack; the others wait for the result.
 func (h *packs) get(ctx context.Context, digest string, fetch func() ([]byte, error)) ([]byte, error) {
 	for {
 		if data := h.find(digest); data != nil {
@@ -239,7 +239,7 @@ func (h *packs) get(ctx context.Context, digest string, fetch func() ([]byte, er
 		}
 		other, end := h.claim(digest)
 		if end != nil {
-			data := h.find(digest) // since
+			data := h.find(digest) // it may have arrived since
 			var err error
 			if data == nil {
 				data, err = fetch()
@@ -255,7 +255,7 @@ func (h *packs) get(ctx context.Context, digest string, fetch func() ([]byte, er
 	}
 }
 
-// find returns a pack that is held, or nil.
+// find returns a held pack, or nil.
 func (h *packs) find(digest string) []byte {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -267,9 +267,9 @@ func (h *packs) find(digest string) []byte {
 	return nil
 }
 
-// claim returns end if the caller is to fetch a pack, and must call it with
-// the pack's bytes, or with nil; else other is closed when another caller
-// has.
+// claim returns end if the caller is to fetch a pack; it must call end with
+// the pack's bytes, or with nil. Else claim returns other, which is closed
+// when another caller has fetched the pack.
 func (h *packs) claim(digest string) (other <-chan struct{}, end func(data []byte)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -292,7 +292,7 @@ func (h *packs) claim(digest string) (other <-chan struct{}, end func(data []byt
 	}
 }
 
-// holdLocked holds a pack, and as many of those before it as fit.
+// holdLocked holds a pack, and as many of the earlier ones as fit.
 func (h *packs) holdLocked(p heldPack) {
 	h.held = slices.DeleteFunc(h.held, func(q heldPack) bool { return q.digest == p.digest })
 	h.held = append(h.held, p)
@@ -306,7 +306,7 @@ func (h *packs) holdLocked(p heldPack) {
 	}
 }
 
-// drop forgets a pack that was wrong.
+// drop forgets a wrong pack.
 func (h *packs) drop(digest string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

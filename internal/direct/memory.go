@@ -5,17 +5,17 @@ import (
 	"sync"
 )
 
-// memory is the buffers of units that were read, for those to come: the
-// garbage collector would let twice as many pile up. What is in use and
-// what is kept together stay within most.
+// memory holds the buffers of units that were read, for reuse: the garbage
+// collector would let twice as many accumulate. Used and free buffers
+// together stay within most.
 type memory struct {
 	mu   sync.Mutex
 	most int64
-	held int64 // bytes of all buffers, in use or kept
+	held int64 // bytes of all buffers, used or free
 	kept map[int64][][]byte
 }
 
-// get returns a buffer of n bytes whose content is anything.
+// get returns a buffer of n bytes with arbitrary contents.
 func (m *memory) get(n int64) []byte {
 	size := sizeClass(n)
 	m.mu.Lock()
@@ -29,7 +29,7 @@ func (m *memory) get(n int64) []byte {
 	return make([]byte, n, size)
 }
 
-// put takes back what get returned.
+// put returns a buffer from get.
 func (m *memory) put(b []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -41,7 +41,7 @@ func (m *memory) put(b []byte) {
 	m.trimLocked()
 }
 
-// trimLocked gives buffers of sizes that nobody asks for to the collector.
+// trimLocked drops buffers of sizes that are no longer requested.
 func (m *memory) trimLocked() {
 	for size, list := range m.kept {
 		for m.held > m.most && len(list) > 0 {
@@ -53,8 +53,8 @@ func (m *memory) trimLocked() {
 	}
 }
 
-// sizeClass rounds up to an eighth of a power of two, so that chunks of
-// about one size share their buffers.
+// sizeClass rounds n up to an eighth of a power of two, so that chunks of
+// similar sizes share buffers.
 func sizeClass(n int64) int64 {
 	if n <= 4096 {
 		return 4096

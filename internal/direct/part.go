@@ -11,46 +11,46 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// part is one part of a file on its way.
+// part is a part of a file that is being read.
 type part struct {
 	*layout.Part
 	name  string    // of the file, for errors
 	index int       // in the file
-	size  int64     // stored bytes a unit; the last may be shorter
-	count int       // units
-	cut   bool      // units are stored bytes, and not the payload of a part that was checked
-	sums  bool      // each unit is made of pieces that have digests
-	local io.Reader // all of its payload, where that is there
-	// instead is what is fetched when local fails.
+	size  int64     // stored bytes of a unit; the last may be shorter
+	count int       // number of units
+	cut   bool      // units are stored bytes, not the verified payload of a part
+	sums  bool      // each unit consists of pieces with digests
+	local io.Reader // the whole payload, if it is local
+	// instead is fetched if local fails.
 	instead *part
-	keep    Keeper // nil where nothing is kept
+	keep    Cache // nil if fetched bytes are not written to a cache
 
-	packed  *layout.Index // of a packed file, whose units are granules decoded
-	perUnit int           // granules a unit; the last may have fewer
+	packed  *layout.Index // of a packed file, whose units are decoded granules
+	perUnit int           // granules of a unit; the last may have fewer
 
 	// Under Payloads.mu.
 	next     int           // the first unit that was not begun
 	read     int           // the first unit that was not read
 	streamed bool          // one goroutine fills the units that were not begun yet
-	units    map[int]*unit // begun or waited for, and not yet read
-	left     bool          // its reader was closed before its end
+	units    map[int]*unit // begun or awaited, and not yet read
+	left     bool          // its reader was closed early
 	ctx      context.Context
 	stop     context.CancelFunc // ends ctx; nil until a unit was begun
 }
 
-// unit is a stretch of a part on its way. data and err may be read when
-// done is closed.
+// unit is a range of a part that is being fetched. data and err are final
+// once done is closed.
 type unit struct {
 	done chan struct{}
-	data []byte // payload where the part is one unit, else stored bytes
+	data []byte // payload if the part is one unit, else stored bytes
 	err  error
 	// Under Payloads.mu.
 	weight  int64 // memory, once it was begun
-	fetched bool  // a fetcher brings it, or has
+	fetched bool  // a fetcher fetches or has fetched it
 }
 
-// plan cuts a part into units. A frame that fits with what it decodes to
-// is one unit, so is a small raw part.
+// plan cuts a part into units. A frame that fits into memory together with
+// its decoded form is one unit, and so is a small raw part.
 func (d *Payloads) plan(f *layout.File, store Store, index int) *part {
 	lp := &f.Parts[index]
 	p := &part{Part: lp, name: f.Name, index: index, size: lp.StoredSize, count: 1, units: map[int]*unit{}}
@@ -66,11 +66,11 @@ func (d *Payloads) plan(f *layout.File, store Store, index int) *part {
 	}
 	usual := max(unitLeast, min(unitMost, d.opts.Memory/32))
 	if f.Index != nil {
-		p.keep, _ = store.(Keeper)
+		p.keep, _ = store.(Cache)
 		p.planGranules(f.Index, usual)
 		return p
 	}
-	if k, ok := store.(Keeper); ok {
+	if k, ok := store.(Cache); ok {
 		usual = p.keepIn(k, usual, d.opts.Memory)
 	}
 	most := usual
@@ -89,9 +89,9 @@ func (d *Payloads) plan(f *layout.File, store Store, index int) *part {
 	return p
 }
 
-// keepIn has p kept, in units that are usual bytes or what else can be
-// kept as one. Where memory does not hold that, p is not kept.
-func (p *part) keepIn(k Keeper, usual, memory int64) int64 {
+// keepIn sets the cache of p, if memory allows units of the size that the
+// cache can store. It returns that size, or usual.
+func (p *part) keepIn(k Cache, usual, memory int64) int64 {
 	grain := k.Grain(p.index)
 	unit := max(grain, usual/grain*grain)
 	if p.Encoding == layout.Raw && min(window*unit, p.StoredSize) > memory*3/4 {
@@ -104,10 +104,12 @@ func (p *part) keepIn(k Keeper, usual, memory int64) int64 {
 	return usual
 }
 
-// plain says that units are payload, once they are checked and decoded.
+// plain reports whether units are payload, once they are verified and
+// decoded.
 func (p *part) plain() bool { return !p.cut || p.Encoding == layout.Raw }
 
-// payload is where unit i, if it is payload, lies in the part's.
+// payload returns the range of unit i in the part's payload, if units are
+// payload.
 func (p *part) payload(i int) (off, n int64) {
 	switch {
 	case p.packed != nil:
@@ -121,7 +123,8 @@ func (p *part) payload(i int) (off, n int64) {
 	return p.extent(i)
 }
 
-// missing is how many units from the next on have to be fetched, up to n.
+// missing returns how many units from the next on have to be fetched, up to
+// n.
 func (p *part) missing(n int) int {
 	for i := 1; i < n; i++ {
 		if p.here(p.next + i) {
@@ -131,7 +134,7 @@ func (p *part) missing(n int) int {
 	return n
 }
 
-// partial says that a unit is less than the stored blob.
+// partial reports whether a unit is less than the stored blob.
 func (p *part) partial() bool { return p.count > 1 && p.packed == nil }
 
 // unitLocked returns unit i, which its reader may ask for before it was
@@ -145,13 +148,13 @@ func (p *part) unitLocked(i int) *unit {
 	return u
 }
 
-// extent is where unit i lies in the stored blob.
+// extent returns the range of unit i in the stored blob.
 func (p *part) extent(i int) (off, n int64) {
 	off = int64(i) * p.size
 	return off, min(p.size, p.StoredSize-off)
 }
 
-// weight is the memory that unit i takes.
+// weight returns the memory that unit i takes, in bytes.
 func (p *part) weight(i int) int64 {
 	if p.packed != nil {
 		_, n := p.payload(i)
@@ -164,8 +167,8 @@ func (p *part) weight(i int) int64 {
 	return n
 }
 
-// finish checks unit i and, where it is a whole frame, decodes it: then
-// the stored bytes go back to m.
+// finish verifies unit i. If it is a whole frame, finish decodes it and
+// returns the stored bytes to m.
 func (p *part) finish(i int, stored []byte, m *memory) ([]byte, error) {
 	if p.cut {
 		return stored, p.checkPieces(i, stored)
@@ -200,12 +203,12 @@ func (p *part) checkPieces(i int, stored []byte) error {
 	return nil
 }
 
-// wrong makes the error for bytes that the digest does not vouch for.
+// wrong returns the error for bytes that do not have their digest.
 func (p *part) wrong() error {
 	return &contentError{fmt.Errorf("%q, blob %s: digest does not agree: %w", p.name, p.Digest, layout.ErrContent)}
 }
 
-// contentError is an error of the bytes, not of the way to them.
+// contentError is an error of the bytes, not of the connection.
 type contentError struct{ error }
 
 func (e *contentError) Unwrap() error { return e.error }

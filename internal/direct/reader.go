@@ -13,11 +13,11 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// reader is one file's payload.
+// reader reads one file's payload.
 type reader struct {
 	d         *Payloads
 	ctx       context.Context
-	part, end int // the part that is being read, and where the file's parts end
+	part, end int // index of the part that is being read, and the end of the file's parts
 	open      *partReader
 	err       error // sticky
 }
@@ -36,8 +36,8 @@ func (r *reader) Read(p []byte) (int, error) {
 	return 0, r.err
 }
 
-// WriteTo writes what is left of the payload, all verified when it returns
-// nil, without a copy where units are payload.
+// WriteTo writes the rest of the payload, without a copy if units are
+// payload. If it returns nil, everything was verified.
 func (r *reader) WriteTo(w io.Writer) (n int64, err error) {
 	var buf []byte
 	for r.enter() {
@@ -66,8 +66,8 @@ func (r *reader) WriteTo(w io.Writer) (n int64, err error) {
 	return n, r.err
 }
 
-// enter opens the part to be read, if it is not open. It is false at the
-// payload's end, or where something failed: r.err says which.
+// enter opens the current part, unless it is open. It returns false at the
+// payload's end or after an error, which r.err holds.
 func (r *reader) enter() bool {
 	if r.err == nil && r.open == nil {
 		if r.part == r.end {
@@ -79,7 +79,7 @@ func (r *reader) enter() bool {
 	return r.err == nil
 }
 
-// left takes what a read of the open part ended with.
+// left handles the end of a read of the open part.
 func (r *reader) left(err error) {
 	if err == io.EOF {
 		err = r.endPart()
@@ -87,7 +87,7 @@ func (r *reader) left(err error) {
 	r.err = err
 }
 
-// endPart goes on to the next part when all of this one was right.
+// endPart goes on to the next part if all of this one was right.
 func (r *reader) endPart() error {
 	if err := r.open.finish(); err != nil {
 		return err
@@ -99,8 +99,8 @@ func (r *reader) endPart() error {
 	return nil
 }
 
-// Close does not end the requests: they are for the files after this one
-// too.
+// Close does not end the requests, which also serve the files after this
+// one.
 func (r *reader) Close() error {
 	if r.open != nil {
 		r.open.close()
@@ -114,8 +114,8 @@ func (r *reader) Close() error {
 	return nil
 }
 
-// leave gives up parts [from, to), which nobody will read: what was fetched
-// of them is thrown away, and the rest is not fetched.
+// leave abandons parts [from, to), which will not be read: it drops what was
+// fetched of them, and the rest is not fetched.
 func (d *Payloads) leave(from, to int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -140,7 +140,7 @@ func (d *Payloads) leave(from, to int) {
 	d.dispatchLocked()
 }
 
-// takeBackLocked takes back the memory of unit i, which is not read.
+// takeBackLocked frees the memory of unit i, which will not be read.
 func (d *Payloads) takeBackLocked(p *part, i int) {
 	u := p.units[i]
 	if u.data != nil {
@@ -155,22 +155,22 @@ func (d *Payloads) passed(i int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if p := d.parts[i-1]; p.stop != nil {
-		p.stop() // it only frees what belongs to the context
+		p.stop() // frees the context's resources
 	}
 	d.head = i
 	d.dispatchLocked()
 }
 
-// partReader is one part's payload.
+// partReader reads one part's payload.
 type partReader struct {
 	units   *unitReader
 	payload io.Reader
-	decoder io.Closer // nil where units are payload, or stored as they are
-	hash    hash.Hash // over the stored bytes; nil where each unit was checked
+	decoder io.Closer // nil if units are payload, or are stored raw
+	hash    hash.Hash // over the stored bytes; nil if each unit was verified
 	left    int64     // of the payload
 	index   int       // in Payloads.parts
-	release func()    // of a frame that is kept as it passes; may be nil
-	plain   bool      // units are payload: next gives them
+	release func()    // of a frame that is written to the cache as it is read; may be nil
+	plain   bool      // units are payload: next returns them
 }
 
 func (d *Payloads) openPart(ctx context.Context, i int) (*partReader, error) {
@@ -217,8 +217,8 @@ func (r *partReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// refetch goes on with what the registry has of a part, all of it, where
-// the disk does not give back what is there.
+// refetch reads the whole part from the registry after the local copy could
+// not be read.
 func (r *partReader) refetch() error {
 	d, done, ctx := r.units.d, r.units.p.Length-r.left, r.units.ctx
 	d.mu.Lock()
@@ -237,7 +237,7 @@ func (r *partReader) refetch() error {
 	return err
 }
 
-// next returns what is left of a unit, to be used before the next call.
+// next returns the rest of a unit, valid until the next call.
 func (r *partReader) next() ([]byte, error) {
 	if err := r.units.fill(); err != nil {
 		if err != io.EOF {
@@ -254,7 +254,7 @@ func (r *partReader) next() ([]byte, error) {
 	return data, nil
 }
 
-// finish says whether what was read to its end was all, and right.
+// finish returns an error unless the part was complete and right.
 func (r *partReader) finish() error {
 	p := r.units.p
 	wrong := r.left != 0 || r.hash != nil && digests.OfHash(r.hash) != p.Digest
@@ -273,7 +273,7 @@ func (r *partReader) finish() error {
 
 func (r *partReader) close() {
 	if r.decoder != nil {
-		_ = r.decoder.Close() // it only gives memory back
+		_ = r.decoder.Close() // frees memory
 	}
 	if r.release != nil {
 		r.release()
@@ -281,13 +281,13 @@ func (r *partReader) close() {
 	r.units.release()
 }
 
-// unitReader goes through the units of a part.
+// unitReader reads the units of a part.
 type unitReader struct {
 	d    *Payloads
 	p    *part
 	ctx  context.Context
 	i    int
-	unit *unit // unit i, when it has come
+	unit *unit // unit i, once it has arrived
 	data []byte
 }
 
@@ -300,7 +300,7 @@ func (u *unitReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill has some data, of the next unit where this one was read.
+// fill makes data available, from the next unit if this one was read.
 func (u *unitReader) fill() error {
 	for len(u.data) == 0 {
 		u.release()
@@ -331,7 +331,7 @@ func (d *Payloads) await(ctx context.Context, p *part, i int) (*unit, error) {
 	}
 }
 
-// release gives back the memory of the unit that was read.
+// release frees the memory of the unit that was read.
 func (u *unitReader) release() {
 	if u.unit == nil {
 		return
@@ -348,11 +348,11 @@ func (u *unitReader) release() {
 	d.dispatchLocked()
 }
 
-// blame says which blob it was, and that a bad frame is wrong content.
+// blame adds the blob to err, and makes a bad frame an ErrContent.
 func (u *unitReader) blame(err error) error {
 	var wrong *contentError
 	if errors.As(err, &wrong) {
-		return err // says so itself
+		return err // names the blob itself
 	}
 	if errors.Is(err, zstdframe.ErrFrame) {
 		err = fmt.Errorf("%w: %w", layout.ErrContent, err)

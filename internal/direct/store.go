@@ -5,49 +5,48 @@ import (
 	"io"
 )
 
-// Store has what need not be fetched of a file.
+// Store is a local copy of parts of a file.
 type Store interface {
-	// Part returns the payload of a part that is all there, verified
-	// already; nil where it is not.
+	// Part returns the payload of a part that is complete and verified, or
+	// nil.
 	Part(part int) io.Reader
 }
 
-// Keeper is a Store that keeps what is fetched. Offsets are in a part's
-// payload. Units begin at a multiple of the part's grain, and end at one
-// or with the part. Different units may be worked on at the same time.
-type Keeper interface {
+// Cache is a Store that stores fetched bytes. Offsets are in a part's
+// payload. Units begin at a multiple of the part's grain, and end at one or
+// with the part. Different units may be used concurrently.
+type Cache interface {
 	Store
-	// Grain is how many bytes of a part are kept as one.
+	// Grain returns the number of bytes of a part that are stored as one.
 	Grain(part int) int64
-	// Here says whether Load would succeed now, as far as can be told at
-	// once.
+	// Here reports whether Load would succeed now, without waiting.
 	Here(part int, off, n int64) bool
-	// Claim is called before n bytes are fetched. It waits while they come
-	// in some other way; then Load succeeds. release ends the claim.
+	// Claim is called before n bytes are fetched. It waits while they are
+	// fetched elsewhere; then Load succeeds. release ends the claim.
 	Claim(ctx context.Context, part int, off, n int64) (release func(), err error)
-	// Own claims all of a part without waiting.
+	// Own claims a whole part without waiting.
 	Own(part int) (release func(), ok bool)
-	// Load fills p, where all of it is there: verified already, or a
-	// stretch of a blob that is hashed as a whole here.
+	// Load fills p and reports whether all bytes were there: verified
+	// already, or part of a blob that this package hashes as a whole.
 	Load(part int, off int64, p []byte) bool
-	// Keep keeps p; verified says that a digest vouches for it.
+	// Keep stores p; verified means that a digest vouches for it.
 	Keep(part int, off int64, p []byte, verified bool)
-	// Vouch says that all of a part that has passed had its digest, Drop
-	// that it did not.
+	// Vouch confirms that a part, all of whose bytes have been stored, had
+	// its digest; Drop that it did not.
 	Vouch(part int)
 	Drop(part int)
 }
 
-// keptUnits says that units are kept as they come.
+// keptUnits reports whether units are stored in the cache as they arrive.
 func (p *part) keptUnits() bool { return p.keep != nil && p.plain() }
 
-// here says that unit i need not be fetched.
+// here reports whether unit i need not be fetched.
 func (p *part) here(i int) bool {
 	off, n := p.payload(i)
 	return p.keptUnits() && p.keep.Here(p.index, off, n)
 }
 
-// claim is Keeper.Claim for unit i.
+// claim is Cache.Claim for unit i.
 func (p *part) claim(ctx context.Context, i int) (release func(), err error) {
 	if !p.keptUnits() {
 		return func() {}, nil
@@ -56,7 +55,7 @@ func (p *part) claim(ctx context.Context, i int) (release func(), err error) {
 	return p.keep.Claim(ctx, p.index, off, n)
 }
 
-// load returns unit i where it need not be fetched, else nil.
+// load returns unit i if it need not be fetched, else nil.
 func (p *part) load(i int, m *memory) []byte {
 	off, n := p.payload(i)
 	if !p.here(i) {
@@ -70,7 +69,7 @@ func (p *part) load(i int, m *memory) []byte {
 	return data
 }
 
-// store keeps unit i.
+// store stores unit i in the cache.
 func (p *part) store(i int, data []byte) {
 	if p.keptUnits() {
 		off, _ := p.payload(i)
@@ -78,7 +77,7 @@ func (p *part) store(i int, data []byte) {
 	}
 }
 
-// passing keeps the payload of a frame as it is decoded.
+// passing writes the payload of a frame to the cache as it is decoded.
 type passing struct {
 	r   io.Reader
 	p   *part
@@ -86,7 +85,8 @@ type passing struct {
 	buf []byte // less than a grain
 }
 
-// keepPassing is r, kept as it is read, unless somebody else is at it.
+// keepPassing returns r, with its bytes written to the cache as they are
+// read, unless they are claimed elsewhere.
 func (p *part) keepPassing(r io.Reader) (io.Reader, func()) {
 	release, ok := p.keep.Own(p.index)
 	if !ok {

@@ -13,13 +13,11 @@ import (
 	"github.com/cocoonstack/epochfs/internal/mounting"
 )
 
-// littleSpace is how many bytes a cache should have at the least to be of
-// use.
+// littleSpace is the least space for a useful cache, in bytes.
 const littleSpace = 1 << 30
 
-// checkCache looks at the cache's directory, or at the one in which it
-// would be made. probe is a file without a name there; nil where none can
-// be made.
+// checkCache checks the cache's directory, or the one in which it would be
+// made. probe is an unnamed file there, or nil if none can be made.
 func checkCache(cfg *mounting.Config) (all []Check, probe *os.File) {
 	dir, err := existing(cfg.CacheDir)
 	if err != nil {
@@ -51,7 +49,7 @@ func checkCache(cfg *mounting.Config) (all []Check, probe *os.File) {
 	return append(all, on.check()...), probe
 }
 
-// existing is dir, or what of its path there is.
+// existing returns the longest existing prefix of dir's path.
 func existing(dir string) (string, error) {
 	for {
 		info, err := os.Stat(dir)
@@ -71,8 +69,8 @@ func cacheProblem(do string, err error) Check {
 	return problem("cache", do, &withKind{err, mounting.ErrCache})
 }
 
-// checkOwner looks who can write to the cache; nothing is returned where
-// that is as it should be.
+// checkOwner checks who can write to the cache. It returns nothing if that
+// is as it should be.
 func checkOwner(dir string) []Check {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
@@ -121,11 +119,11 @@ func checkSpace(cfg *mounting.Config, st *unix.Statfs_t) Check {
 	text := fmt.Sprintf("%s free of %s", humanize.IBytes(uint64(free)), humanize.IBytes(uint64(total)))
 	switch {
 	case free == 0:
-		return note("space", "epochfs cache prune --all; or use another file system: --cache-dir", "%s: what is fetched is not kept", text)
+		return note("space", "epochfs cache prune --all; or use another file system: --cache-dir", "%s: fetched bytes are not stored", text)
 	case cfg.CacheSize > free:
 		return note("space", "choose a smaller --cache-size", "%s, which is less than --cache-size %s", text, humanize.IBytes(uint64(cfg.CacheSize)))
 	case free < littleSpace || cfg.CacheSize == 0 && free < total/10:
-		return note("space", "epochfs cache prune --older 7d; or use another file system: --cache-dir", "%s: little of what is fetched can be kept", text)
+		return note("space", "epochfs cache prune --older 7d; or use another file system: --cache-dir", "%s: few of the fetched bytes can be stored", text)
 	}
 	return ok("space", "%s", text)
 }
@@ -138,12 +136,12 @@ func checkReflink(dir string, probe *os.File, kind string) Check {
 		err = unix.IoctlFileClone(int(to.Fd()), int(probe.Fd()))
 	}
 	if err != nil {
-		return note("reflink", "have the cache on xfs or btrfs: --cache-dir", "%s does not share blocks (%v): parts that two files have in common, and files of materialize --to-dir, are copied", kind, err)
+		return note("reflink", "put the cache on xfs or btrfs: --cache-dir", "%s does not share blocks (%v): parts that files have in common, and files of materialize --to-dir, are copied", kind, err)
 	}
-	return ok("reflink", "files that have bytes in common share them on disk")
+	return ok("reflink", "files share the blocks that they have in common")
 }
 
-// checkKeeping does in dir what a file of the cache needs besides.
+// checkKeeping tries the other operations that files of the cache need.
 func checkKeeping(dir, kind string) []Check {
 	f, err := nameless(dir)
 	if err == nil {
@@ -153,12 +151,12 @@ func checkKeeping(dir, kind string) []Check {
 	return keeping(kind, func() (bool, error) { return false, err })
 }
 
-// keeping is what try says of a file system.
+// keeping returns the checks of try on a file system.
 func keeping(kind string, try func() (zeros bool, err error)) []Check {
 	zeros, err := try()
 	switch {
 	case err != nil:
-		return []Check{note("keeping", "use a directory on ext4, xfs or btrfs: --cache-dir", "nothing of what is fetched can be kept on %s: %v", kind, err)}
+		return []Check{note("keeping", "use a directory on ext4, xfs or btrfs: --cache-dir", "fetched bytes cannot be stored on %s: %v", kind, err)}
 	case zeros:
 		return []Check{ok("keeping", "%s has no fallocate: zeros are written instead", kind)}
 	}

@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// caller is who runs the program, as far as advice depends on it.
+// caller describes the user who runs the program.
 type caller struct {
 	root      bool
 	caps      uint64 // effective capabilities, by number
-	namespace bool   // a user namespace other than the machine's
+	namespace bool   // in a user namespace other than the machine's
 }
 
 func thisCaller() caller {
@@ -28,7 +28,7 @@ func thisCaller() caller {
 	return c
 }
 
-// capability is one that something needs.
+// capability is a Linux capability that something needs.
 type capability struct {
 	number int
 	name   string
@@ -39,15 +39,15 @@ var (
 	sysResource = capability{unix.CAP_SYS_RESOURCE, "SYS_RESOURCE"}
 )
 
-// give is how root gets the capability.
+// give returns how root gets the capability.
 func (c capability) give() string {
 	return "give it CAP_" + c.name + ": in a container --cap-add " + c.name
 }
 
 func (c caller) has(want capability) bool { return c.caps&(1<<want.number) != 0 }
 
-// get is how the caller gets a capability that the kernel missed. It counts
-// only in the machine's own user namespace.
+// get returns how the caller gets a capability. It counts only in the
+// machine's own user namespace.
 func (c caller) get(want capability) string {
 	switch {
 	case !c.root:
@@ -60,28 +60,29 @@ func (c caller) get(want capability) string {
 	return "allow it: something other than capabilities forbids it, such as seccomp or AppArmor (in a container --security-opt seccomp=unconfined or apparmor=unconfined)"
 }
 
-// privileges notes what root's mounts have besides passthrough. readahead and
-// spared are why the kernel's settings for that could not be changed.
+// privileges returns notes about what only root's mounts have, apart from
+// passthrough. readahead and spared are the errors of changing the kernel's
+// settings for them.
 func (c caller) privileges(readahead, spared error) (all []Check) {
 	if readahead != nil {
 		do := "mount as root"
 		if c.root {
-			do = "have /sys writable: a container has it with --privileged"
+			do = "make /sys writable: in a container use --privileged"
 		}
-		all = append(all, note("readahead", do, "the kernel reads ahead 128 KiB at most of what is not complete: its setting cannot be changed (%v)", readahead))
+		all = append(all, note("readahead", do, "the kernel's read-ahead for incomplete files stays at 128 KiB: it cannot be changed (%v)", readahead))
 	}
 	if spared != nil {
 		do := c.get(sysResource)
 		if errors.Is(spared, unix.EROFS) && c.root {
-			do = "have /proc writable"
+			do = "make /proc writable"
 		}
-		all = append(all, note("memory", do, "when memory is short the kernel may kill the processes of a mount as any others (%v)", spared))
+		all = append(all, note("memory", do, "the kernel may kill the processes of a mount when memory is short (%v)", spared))
 	}
 	return all
 }
 
-// settable reports why the settings of block devices, and of mounts, in a
-// directory of /sys cannot be changed; nil where they can.
+// settable returns why the settings of block devices and mounts in a
+// directory of /sys cannot be changed, or nil.
 func settable(dir string) error {
 	err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK, unix.AT_EACCESS)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package doctor finds out whether a mount would work here, what it would
-// lack, and what to do about it. It tries things out and leaves nothing
-// behind.
+// Package doctor finds out whether a mount would work on this machine, what
+// it would lack, and what to do about it. It tries the operations and leaves
+// nothing behind.
 package doctor
 
 import (
@@ -12,34 +12,34 @@ import (
 	"github.com/cocoonstack/epochfs/internal/mounting"
 )
 
-// Level says how much a finding matters.
+// Level is the severity of a finding.
 type Level string
 
 // The levels.
 const (
 	OK      Level = "ok"
-	Note    Level = "note"    // a mount works, with less than there could be
+	Note    Level = "note"    // a mount works, with limitations
 	Problem Level = "problem" // a mount does not work
 )
 
-// Check is one thing that was looked at.
+// Check is one finding.
 type Check struct {
 	Name  string
 	Level Level
-	Found string // one sentence, which may hold text from elsewhere
-	Do    string // what to do about it, best a command; "" where there is nothing
-	Err   error  // of a problem: what kind of failure it would be
+	Found string // one sentence, which may contain text from elsewhere
+	Do    string // what to do about it, preferably a command; or ""
+	Err   error  // of a problem: its kind of failure
 }
 
-// Options tell what to look at.
+// Options select what to check.
 type Options struct {
 	Config    mounting.Config
 	Reference string // "" for no registry
 	Cocoon    string // value of the environment variable that names its binary
 }
 
-// Run makes all checks, those that matter most first. The error is about
-// a reference that cannot be one.
+// Run runs all checks and returns the most important ones first. It returns
+// an error for an invalid reference.
 func Run(ctx context.Context, opts Options) ([]Check, error) {
 	if opts.Reference != "" {
 		if _, err := opts.Config.Reference(opts.Reference); err != nil {
@@ -60,8 +60,8 @@ func Run(ctx context.Context, opts Options) ([]Check, error) {
 	return append(all, checkSandbox(ctx), checkCocoon(ctx, opts.Cocoon)), nil
 }
 
-// Err is what keeps a mount from working; nil where it would work. It has
-// the first problem's kind.
+// Err returns what keeps a mount from working, or nil. It has the first
+// problem's kind.
 func Err(all []Check) error {
 	var names []string
 	var first error
@@ -91,15 +91,15 @@ func note(name, do, format string, args ...any) Check {
 	return Check{Name: name, Level: Note, Found: fmt.Sprintf(format, args...), Do: do}
 }
 
-// problem needs the error that a mount would fail with.
+// problem returns a Problem with the error that a mount would fail with.
 func problem(name, do string, err error) Check {
 	return Check{Name: name, Level: Problem, Found: err.Error(), Do: do, Err: err}
 }
 
-// isRoot says whether this user may do what root may.
+// isRoot reports whether the user has root's user ID.
 func isRoot() bool { return os.Geteuid() == 0 }
 
-// withKind gives an error a kind without changing its words.
+// withKind adds a kind to an error without changing its text.
 type withKind struct {
 	error
 	kind error

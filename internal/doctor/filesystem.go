@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileSystem is what the cache's directory is on.
+// fileSystem is the file system of the cache's directory.
 type fileSystem struct {
-	kind    string // what people call it
+	kind    string // its usual name
 	network bool   // other hosts, or other machines on this one, may have it mounted
 }
 
-// magics are the file systems that statfs names.
+// magics are the file systems that statfs identifies.
 var magics = map[int64]fileSystem{
 	unix.EXT4_SUPER_MAGIC:      {kind: "ext4"}, // or ext2, or ext3
 	unix.XFS_SUPER_MAGIC:       {kind: "xfs"},
@@ -24,7 +24,7 @@ var magics = map[int64]fileSystem{
 	unix.OVERLAYFS_SUPER_MAGIC: {kind: "overlayfs"},
 	unix.F2FS_SUPER_MAGIC:      {kind: "f2fs"},
 	0x2fc12fc1:                 {kind: "zfs"},
-	unix.FUSE_SUPER_MAGIC:      {"fuse", true}, // whatever serves it
+	unix.FUSE_SUPER_MAGIC:      {"fuse", true}, // served by any program
 	unix.NFS_SUPER_MAGIC:       {"nfs", true},
 	unix.SMB_SUPER_MAGIC:       {"smb", true},
 	unix.CIFS_SUPER_MAGIC:      {"cifs", true},
@@ -42,13 +42,13 @@ var magics = map[int64]fileSystem{
 	0x786f4256:                 {"vboxsf", true},
 }
 
-// fileSystemOf returns the file system that f is on, whose magic statfs gave.
+// fileSystemOf returns the file system of f. magic is from statfs.
 func fileSystemOf(f *os.File, magic int64) fileSystem {
 	return named(magic, mountType(f))
 }
 
-// named returns the file system of a magic whose mount has a type in
-// mountinfo, such as fuse.sshfs; "" if that is not known.
+// named returns the file system with a magic whose mount has a type in
+// mountinfo, such as fuse.sshfs, or "" if that is not known.
 func named(magic int64, mounted string) fileSystem {
 	on, known := magics[int64(uint32(magic))]
 	switch {
@@ -66,7 +66,8 @@ func named(magic int64, mounted string) fileSystem {
 	return on
 }
 
-// mountType is the type of the mount that f is on; "" if it cannot be found.
+// mountType returns the type of the mount that f is on, or "" if it cannot
+// be found.
 func mountType(f *os.File) string {
 	var st unix.Statx_t
 	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil || st.Mask&unix.STATX_MNT_ID == 0 {
@@ -82,11 +83,11 @@ func mountType(f *os.File) string {
 	return found[0].FSType
 }
 
-// check warns of file systems that are odd places for a cache.
+// check warns of file systems that are unsuitable for a cache.
 func (s fileSystem) check() []Check {
 	switch {
 	case s.kind == "tmpfs":
-		return []Check{note("file system", "use a directory on a disk: --cache-dir", "the cache is in memory, and gone after a restart of the machine")}
+		return []Check{note("file system", "use a directory on a disk: --cache-dir", "the cache is in memory, and is lost when the machine restarts")}
 	case s.network:
 		return []Check{note("file system", "use a directory on a disk of this machine: --cache-dir",
 			"the cache is on %s, a network file system: only one host may use this directory, as maps and locks are not coherent between hosts", s.kind)}

@@ -22,14 +22,14 @@ const (
 	getDevice   = "modprobe fuse; in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
 )
 
-// checkFUSE mounts something and takes it away again. backing is a file in
-// the cache's directory, nil where there can be none.
+// checkFUSE mounts and unmounts a file system. backing is a file in the
+// cache's directory, or nil.
 func checkFUSE(backing *os.File) []Check {
 	dir, err := os.MkdirTemp("", "epochfs-doctor-")
 	if err != nil {
 		return []Check{problem("fuse", "set TMPDIR to a directory that can be written to", err)}
 	}
-	defer func() { _ = os.Remove(dir) }() // empty, unless the mount could not be taken away
+	defer func() { _ = os.Remove(dir) }() // empty, unless the unmount failed
 	if backing == nil {
 		if backing, err = os.CreateTemp("", "epochfs-doctor-"); err != nil {
 			return []Check{problem("fuse", "set TMPDIR to a directory that can be written to", err)}
@@ -47,20 +47,20 @@ func checkFUSE(backing *os.File) []Check {
 	if !isRoot() {
 		who = "a plain user, with " + helper
 	}
-	all := []Check{ok("fuse", "a mount was made and taken away as %s (kernel %s, FUSE %s)", who, unix.ByteSliceToString(name.Release[:]), s.Protocol)}
+	all := []Check{ok("fuse", "mounted and unmounted as %s (kernel %s, FUSE %s)", who, unix.ByteSliceToString(name.Release[:]), s.Protocol)}
 	c := thisCaller()
 	all = append(all, c.passthrough(s.Passthrough), takeover(s.Resend))
 	return append(all, c.privileges(settable("/sys/class/bdi"), keeper.SpareFromOOM())...)
 }
 
-// mendFUSE is what to do where a mount cannot be made.
+// mendFUSE returns what to do if a mount cannot be made.
 func (c caller) mendFUSE() string {
 	if _, err := os.Stat(device); err != nil {
 		return getDevice
 	}
 	path, err := exec.LookPath(helper)
 	switch info, statErr := os.Stat(path); {
-	case c.root && !c.has(sysAdmin): // that of a user namespace does
+	case c.root && !c.has(sysAdmin): // a user namespace's root has it
 		return sysAdmin.give() + " --device /dev/fuse"
 	case c.root:
 		return "allow it: something other than capabilities forbids mounts, such as AppArmor (in a container --security-opt apparmor=unconfined) or a user namespace that may not use " + device
@@ -75,26 +75,26 @@ func (c caller) mendFUSE() string {
 }
 
 func (c caller) passthrough(err error) Check {
-	const name, without = "passthrough", "files that are complete are read through this process, at some GB/s"
+	const name, without = "passthrough", "reads of complete files go through the mount's process, at some GB/s"
 	switch {
 	case err == nil:
-		return ok(name, "available: the kernel reads files that are complete and verified by itself")
+		return ok(name, "available: the kernel itself reads files that are complete and verified")
 	case errors.Is(err, fs.ErrNotOffered):
-		return note(name, "use Linux 6.9 or newer, with CONFIG_FUSE_PASSTHROUGH", "not available, the kernel does not offer it: %s", without)
+		return note(name, "use Linux 6.9 or newer, with CONFIG_FUSE_PASSTHROUGH", "not available, the kernel lacks it: %s", without)
 	case errors.Is(err, unix.EPERM):
 		return note(name, c.get(sysAdmin), "not available, only root of the machine (CAP_SYS_ADMIN) may hand files to the kernel: %s", without)
 	}
-	return note(name, "have the cache on ext4, xfs or btrfs: --cache-dir", "not available for files of the cache's file system (%v): %s", err, without)
+	return note(name, "put the cache on ext4, xfs or btrfs: --cache-dir", "not available for files of the cache's file system (%v): %s", err, without)
 }
 
 func takeover(resend bool) Check {
 	if resend {
-		return ok("takeover", "available: a mount can go on under another process")
+		return ok("takeover", "available: another process can take over a mount")
 	}
-	return note("takeover", "use Linux 6.9 or newer", "not available, the kernel cannot send requests again: a mount ends with its process")
+	return note("takeover", "use Linux 6.9 or newer", "not available, the kernel cannot repeat requests: a mount ends with its process")
 }
 
-// checkHelpers looks at what only some users, or mount(8), need.
+// checkHelpers checks the programs that only some users, or mount(8), need.
 func checkHelpers() []Check {
 	var all []Check
 	if path, err := exec.LookPath(helper); err == nil {
@@ -103,9 +103,9 @@ func checkHelpers() []Check {
 		all = append(all, note(helper, getHelper, "missing: users other than root cannot mount"))
 	}
 	if allowsOthers() {
-		all = append(all, ok("allow-other", "every user may let others look into a mount"))
+		all = append(all, ok("allow-other", "every user may open a mount to other users"))
 	} else {
-		all = append(all, note("allow-other", "echo user_allow_other >>"+fuseConf, "only root may let other users look into a mount"))
+		all = append(all, note("allow-other", "echo user_allow_other >>"+fuseConf, "only root may open a mount to other users"))
 	}
 	if _, err := os.Stat(mountHelper); err == nil {
 		return append(all, ok("mount(8)", "%s: mount -t fuse.epochfs and fstab work", mountHelper))

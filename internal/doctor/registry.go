@@ -19,11 +19,11 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// patience is how long a host is waited for.
+// patience bounds the wait for one host.
 const patience = 20 * time.Second
 
-// checkRegistry asks the reference's registry, and each of its mirrors,
-// for what a mount would ask them for.
+// checkRegistry asks the reference's registry and each of its mirrors for
+// what a mount would ask for.
 func checkRegistry(ctx context.Context, cfg *mounting.Config, reference string) []Check {
 	ref, err := cfg.Reference(reference)
 	if err != nil {
@@ -31,15 +31,15 @@ func checkRegistry(ctx context.Context, cfg *mounting.Config, reference string) 
 	}
 	conf, err := cfg.Hosts(ref)
 	if err != nil {
-		return []Check{problem("mirrors", "mend that file, or name another directory: --hosts-dir", err)}
+		return []Check{problem("mirrors", "correct that file, or use another directory: --hosts-dir", err)}
 	}
 	all, a := checkOwn(ctx, cfg, ref, conf.Server)
 	switch err := Err(all); {
 	case err == nil:
 	case len(conf.Mirrors) > 0 && opens(ctx, cfg, reference, true): // a mount asks them first
-		demote(all, "only a mirror lets a mount work")
+		demote(all, "a mount works only through a mirror")
 	case errors.Is(err, registry.ErrUnreachable) && opensCached(ctx, cfg, reference):
-		demote(all, "only the cache lets a mount work, with what is in it")
+		demote(all, "a mount works only with what is in the cache")
 	}
 	if conf.File == "" {
 		return append(all, ok("mirrors", "none are configured for %s", ref.Host))
@@ -56,8 +56,8 @@ func checkRegistry(ctx context.Context, cfg *mounting.Config, reference string) 
 	return all
 }
 
-// checkOwn asks the registry itself. The artifact is nil where it does not
-// have it.
+// checkOwn checks the registry itself. The artifact is nil if the registry
+// does not have it.
 func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference, server *hosts.Host) ([]Check, *snapshot.Artifact) {
 	if cfg.Offline {
 		if !opensCached(ctx, cfg, ref.String()) {
@@ -78,7 +78,7 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 		if a, used, err = load(ctx, cfg, ref, server, false); !errors.Is(err, registry.ErrDenied) {
 			keys = stored("the credentials are accepted", used.err)
 			if used.from != "" {
-				keys = stored("the credentials of "+used.from+" are accepted", used.err)
+				keys = stored("the credentials from "+used.from+" are accepted", used.err)
 			}
 			if errors.Is(open, registry.ErrNotFound) && err != nil {
 				keys = stored("it was asked with and without credentials", used.err)
@@ -91,7 +91,7 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 	case errors.Is(err, registry.ErrDenied):
 		return []Check{reached, problem("credentials", admit(err, ref.Host), err)}, nil
 	case errors.Is(err, registry.ErrNotFound):
-		return []Check{reached, keys, problem("reference", "name one that is there", cfg.WithTags(ctx, ref, server, err))}, nil
+		return []Check{reached, keys, problem("reference", "use an existing one", cfg.WithTags(ctx, ref, server, err))}, nil
 	case errors.Is(err, layout.ErrContent), errors.Is(err, registry.ErrContent), errors.Is(err, snapshot.ErrKind):
 		return []Check{reached, keys, problem("reference", "push it with epochfs push, or name a snapshot", err)}, nil
 	case err != nil:
@@ -105,7 +105,7 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 	return []Check{reached, keys, found, checkRange(ctx, cfg, ref, server, a)}, a
 }
 
-// demote makes notes of problems that keep no mount from working.
+// demote turns problems that keep no mount from working into notes.
 func demote(all []Check, why string) {
 	for i := range all {
 		if c := &all[i]; c.Level == Problem {
@@ -114,44 +114,45 @@ func demote(all []Check, why string) {
 	}
 }
 
-// keysUsed is where a client had its credentials from, and what it could not
-// read when it looked for them.
+// keysUsed is where a client found its credentials, and what it could not
+// read during the lookup.
 type keysUsed struct {
 	from string
 	err  error
 }
 
-// stored is the check of stored credentials with which a registry answers.
+// stored returns the check of the stored credentials for a registry that
+// answers.
 func stored(found string, err error) Check {
 	if err != nil {
-		return note("credentials", "mend it: a registry that wants credentials gets none from there", "%s; %v", found, err)
+		return note("credentials", "correct it: none of its credentials are used", "%s; %v", found, err)
 	}
 	return ok("credentials", "%s", found)
 }
 
-// reach is what to do about a registry that does not answer.
+// reach returns what to do about a registry that does not answer.
 func reach(err error) string {
 	var e *registry.Error
 	switch {
 	case errors.Is(err, registry.ErrRoots):
-		return "have EPOCH_CA_CERT, or ca in hosts.toml, name a PEM file that can be read"
+		return "set EPOCH_CA_CERT, or ca in hosts.toml, to a readable PEM file"
 	case errors.As(err, &e) && e.Hint != "":
 		return e.Hint
 	}
-	return "look at the network, the name, HTTPS_PROXY and NO_PROXY"
+	return "check the network, the name, HTTPS_PROXY and NO_PROXY"
 }
 
-// admit is what to do about a registry that refuses.
+// admit returns what to do about a registry that refuses.
 func admit(err error, host string) string {
 	var e *registry.Error
 	if errors.As(err, &e) && e.Helper != "" {
-		return "install " + e.Helper + ", or take it out of the file that names it"
+		return "install " + e.Helper + ", or remove it from the file that names it"
 	}
 	return "docker login " + host + "; for the epoch server set EPOCH_REGISTRY_TOKEN"
 }
 
-// opens says whether a mount would open the artifact, with what is in the
-// cache or with none, from wherever it gets it.
+// opens reports whether a mount would open the artifact from any host, with
+// or without the cache.
 func opens(ctx context.Context, cfg *mounting.Config, reference string, noCache bool) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
@@ -161,14 +162,14 @@ func opens(ctx context.Context, cfg *mounting.Config, reference string, noCache 
 	return err == nil && o.Close() == nil
 }
 
-// opensCached says whether one would without the registry. It makes no
-// cache.
+// opensCached reports whether a mount would open the artifact without the
+// registry. It makes no cache.
 func opensCached(ctx context.Context, cfg *mounting.Config, reference string) bool {
 	if _, err := os.Stat(cfg.CacheDir); err != nil {
 		return false
 	}
 	c := *cfg
-	c.Offline = true // whoever is not asked is not waited for
+	c.Offline = true // so that it need not wait
 	return opens(ctx, &c, reference, false) && (cfg.Offline || opens(ctx, cfg, reference, false))
 }
 
@@ -185,7 +186,7 @@ func load(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *
 	return a, used, err
 }
 
-// largest is the part with the most stored bytes; nil where there is none.
+// largest returns the part with the most stored bytes, or nil.
 func largest(a *snapshot.Artifact) (most *layout.Part) {
 	for _, f := range a.Files {
 		for i := range f.Parts {
@@ -197,8 +198,9 @@ func largest(a *snapshot.Artifact) (most *layout.Part) {
 	return most
 }
 
-// askRange asks for one byte in the middle of the largest blob. It reports
-// whether only that came, and whether who sent it has proved who it is.
+// askRange requests one byte in the middle of the largest blob. It reports
+// whether the answer was that byte alone, and whether the host has proved
+// its identity.
 func askRange(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, p *layout.Part) (honoured, proven bool, err error) {
 	client, err := cfg.Client(ref, h, false)
 	if err != nil {
@@ -217,27 +219,27 @@ const wholeBlobs = "the first read of a file fetches the file from its start"
 func checkRange(ctx context.Context, cfg *mounting.Config, ref registry.Reference, server *hosts.Host, a *snapshot.Artifact) Check {
 	p := largest(a)
 	if p == nil || p.StoredSize < 2 {
-		return ok("range", "there is nothing to fetch a part of")
+		return ok("range", "the artifact has no blobs")
 	}
 	switch honoured, proven, err := askRange(ctx, cfg, ref, server, p); {
 	case err != nil:
-		return problem("range", "look for the blob in the registry", fmt.Errorf("a blob cannot be read: %w", err))
+		return problem("range", "check the blob in the registry", fmt.Errorf("a blob cannot be read: %w", err))
 	case !honoured:
-		return note("range", "have a registry that serves ranges as a mirror of it: hosts.toml", "%s ignores Range: %s", ref.Host, wholeBlobs)
+		return note("range", "add a mirror that honours ranges: hosts.toml", "%s ignores Range: %s", ref.Host, wholeBlobs)
 	case !proven:
-		return note("range", "have it speak TLS with a certificate that can be verified", "%s serves parts of blobs, but does not prove who it is: what has no digest but its blob's is read when the blob is complete", ref.Host)
+		return note("range", "give it TLS with a certificate that can be verified", "%s honours Range, but does not prove its identity: bytes without a digest of their own are read only after the whole blob", ref.Host)
 	}
-	return ok("range", "%s serves parts of blobs", ref.Host)
+	return ok("range", "%s honours Range", ref.Host)
 }
 
 // checkMirror asks a mirror for the manifest by its digest, as a mount
-// would. What it lacks comes from the registry.
+// would. The registry serves what the mirror lacks.
 func checkMirror(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, a *snapshot.Artifact, file string) Check {
 	const name = "mirror"
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	where := h.Scheme + "://" + h.Host
-	do := "look at it, or take it out of " + file
+	do := "check it, or remove it from " + file
 	if a != nil {
 		ref = ref.WithDigest(a.Digest)
 	}
@@ -268,10 +270,10 @@ func checkMirror(ctx context.Context, cfg *mounting.Config, ref registry.Referen
 
 // checkCocoon looks for the program that some commands run.
 func checkCocoon(ctx context.Context, named string) Check {
-	const name, needed = "cocoon", "push SNAPSHOT and materialize need it, and nothing else"
+	const name, needed = "cocoon", "only push SNAPSHOT and materialize need it"
 	binary, err := cocoon.ResolveBinary(named)
 	if err != nil {
-		return note(name, "install cocoon, or have "+cocoon.BinaryEnv+" name it", "%v: %s", err, needed)
+		return note(name, "install cocoon, or set "+cocoon.BinaryEnv+" to its path", "%v: %s", err, needed)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

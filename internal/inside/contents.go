@@ -9,13 +9,13 @@ import (
 	"github.com/cocoonstack/epochfs/internal/inside/wire"
 )
 
-// directly is the size from which a file's bytes are not passed through the
-// child, which only tells where they lie.
+// directly is the size from which a file's bytes do not pass through the
+// child, which then only returns their place on the disk.
 const directly = 256 << 10
 
 // Contents visits the data of [off, off+n) of a regular file in ascending
-// order; what is left out is zeros. The bytes that visit gets are valid until
-// it returns.
+// order; what it leaves out is zeros. The bytes passed to visit are valid
+// until it returns.
 func (f *FS) Contents(file *File, off, n int64, visit func(off int64, p []byte) error) error {
 	switch {
 	case file.Metacopy:
@@ -23,8 +23,8 @@ func (f *FS) Contents(file *File, off, n int64, visit func(off int64, p []byte) 
 	case n <= directly:
 		return f.readTo(file.Inode, off, n, visit)
 	}
-	// A file of which only the metadata is in this layer reads as zeros: the
-	// child looks.
+	// A file of which this layer has only the metadata reads as zeros: the
+	// child checks that.
 	if err := f.readTo(file.Inode, off, 1, func(int64, []byte) error { return nil }); err != nil {
 		return err
 	}
@@ -85,8 +85,8 @@ func (w writerFunc) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// copyDisk visits n bytes of a raw disk, past the child, as a file's bytes
-// from off on.
+// copyDisk visits n bytes of a raw disk at offset at, without the child, as
+// a file's bytes from off on.
 func (s *Session) copyDisk(at, n, off int64, visit func(off int64, p []byte) error) error {
 	g := s.images[0]
 	if cap(s.copied) == 0 {

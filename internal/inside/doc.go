@@ -1,11 +1,12 @@
-// Package inside looks inside a guest's disk: a Session lists volumes, walks
-// directories and reads files of an image that its caller can read.
+// Package inside reads the contents of a guest's disk: a Session lists
+// volumes, walks directories and reads files of an image that its caller can
+// read.
 //
-// The guest's bytes are parsed in a child process (packages sandbox and
-// reader) that asks this package for them. This package parses none itself:
-// it serves the reads from a cache of pages, bounds what the child may ask
-// and answer, and believes nothing of it. What it hands on is still the
-// guest's word: names, sizes and times are to be treated as hostile text.
+// A child process (packages sandbox and reader) parses the guest's bytes and
+// requests them from this package. This package parses none itself: it
+// serves the reads from a cache of pages, bounds the child's requests and
+// answers, and trusts neither. The results still come from the guest: treat
+// names, sizes and times as hostile text.
 package inside
 
 import (
@@ -17,28 +18,28 @@ import (
 	"github.com/cocoonstack/epochfs/internal/sandbox"
 )
 
-// ErrMisbehaved is in the chain of an error about the child: it crashed, hung,
-// wanted too much or answered what cannot be.
+// ErrMisbehaved is wrapped by an error about the child: it crashed, hung,
+// asked for too much or sent an impossible answer.
 var ErrMisbehaved = sandbox.ErrMisbehaved
 
-// Forms of what is found in a disk.
+// Descriptions of what a disk contains.
 type (
 	File        = wire.File
 	Volume      = wire.Volume
 	Description = wire.Description
 )
 
-// Reader reads an image. ReadAt and ReadOn fill p or fail; ReadOn is for a
-// caller that will read on, so that more may be fetched. They are safe for
-// concurrent use.
+// Reader reads an image. ReadAt and ReadOn fill p or fail; ReadOn announces
+// that the caller will read on, so that more may be fetched. They are safe
+// for concurrent use.
 type Reader interface {
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 	ReadOn(ctx context.Context, p []byte, off int64) (int, error)
 	Size() int64
 }
 
-// Format is how an image holds a disk. It is the caller's decision, and never
-// that of the image's first bytes.
+// Format is the format of an image. The caller decides it, never the image's
+// first bytes.
 type Format = wire.Format
 
 // Formats.
@@ -47,14 +48,14 @@ const (
 	Qcow2 = wire.FormatQcow2
 )
 
-// Image is a disk's image and what it is on top of.
+// Image is the image of a disk, with the image it is based on.
 type Image struct {
 	Reader Reader
 	Format Format
-	Base   *Image // of a qcow2 file; nil: what the image lacks is unknown
+	Base   *Image // backing image of a qcow2 file; nil if unknown
 }
 
-// guestError is an error that the child has told.
+// guestError is an error that the child returned.
 type guestError struct {
 	text string
 	code wire.Code
@@ -62,7 +63,7 @@ type guestError struct {
 
 func (e *guestError) Error() string { return e.text }
 
-// Is makes the errors of package vfs and io/fs testable on this side.
+// Is makes errors of packages vfs and io/fs testable by the parent.
 func (e *guestError) Is(target error) bool {
 	return target != nil && target == map[wire.Code]error{
 		wire.NotFound:    fs.ErrNotExist,
@@ -74,7 +75,7 @@ func (e *guestError) Is(target error) bool {
 	}[e.code]
 }
 
-// endOfCall is the error of a Done frame.
+// endOfCall returns the error in a Done frame.
 func (s *Session) endOfCall(d *wire.Decoder) error {
 	if len(d.B) == 0 {
 		return s.child.Misbehaved("an end without a code")

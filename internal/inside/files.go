@@ -19,8 +19,8 @@ func (f *FS) args(more ...uint64) []byte {
 	return e.B
 }
 
-// Resolve returns the file that path leads to, with its path without symbolic
-// links as its name. A link at its end is followed if follow is set.
+// Resolve returns the file at path; its name is the path without symbolic
+// links. A link at the end is followed if follow is set.
 func (f *FS) Resolve(path string, follow bool) (*File, error) {
 	if len(path) > wire.MaxPath {
 		return nil, fmt.Errorf("a path of %d bytes: %w", len(path), fs.ErrNotExist)
@@ -40,7 +40,7 @@ func (f *FS) Resolve(path string, follow bool) (*File, error) {
 	return found, err
 }
 
-// validFile reports whether a file's fields make sense together.
+// validFile reports whether a file's fields are consistent.
 func validFile(f *File) bool {
 	return f.Type <= byte(vfs.Socket) && f.Size >= 0 && f.Blocks >= 0 && !strings.ContainsRune(f.Target, 0) && !strings.ContainsRune(f.Name, 0)
 }
@@ -50,8 +50,8 @@ func validName(name string) bool {
 	return name != "" && name != "." && name != ".." && len(name) <= wire.MaxName && !strings.ContainsAny(name, "/\x00")
 }
 
-// List visits a directory's entries in no particular order. stat asks for all
-// that there is to know about each.
+// List visits a directory's entries in no particular order. With stat, it
+// returns all metadata of each.
 func (f *FS) List(dir uint64, stat bool, visit func(File) error) error {
 	e := wire.Encoder{B: f.args(dir)}
 	e.Bool(stat)
@@ -64,14 +64,14 @@ func (f *FS) List(dir uint64, stat bool, visit func(File) error) error {
 	}})
 }
 
-// PrepareTree has the file system read what a walk below dir will need, where
-// it can.
+// PrepareTree lets the file system read in advance what a walk below dir
+// will need, if it can.
 func (f *FS) PrepareTree(dir uint64) error { return f.s.call(wire.Tree, f.args(dir), answers{}) }
 
-// Range is a run of bytes.
+// Range is a range of bytes.
 type Range struct{ Offset, Length int64 }
 
-// ReadRange writes n bytes of a regular file from off on. It is an error if
+// ReadRange writes n bytes of a regular file from offset off. It fails if
 // there are fewer.
 func (f *FS) ReadRange(inode uint64, w io.Writer, off, n int64) error {
 	want := off
@@ -89,10 +89,11 @@ func (f *FS) ReadRange(inode uint64, w io.Writer, off, n int64) error {
 	return err
 }
 
-// maxExtents bounds the stretches of data of one file.
+// maxExtents bounds the extents of one file.
 const maxExtents = 4 << 20
 
-// Extents returns where a file of the given size has data; between are holes.
+// Extents returns the ranges of a file of the given size that hold data;
+// between them are holes.
 func (f *FS) Extents(inode uint64, size int64) (all []Range, err error) {
 	end := int64(0)
 	err = f.s.call(wire.Extents, f.args(inode), answers{item: func(d *wire.Decoder) error {
@@ -107,14 +108,15 @@ func (f *FS) Extents(inode uint64, size int64) (all []Range, err error) {
 	return all, err
 }
 
-// Place is a run of a file's bytes, and where in the disk they lie.
+// Place is a range of a file's bytes and its offset on the disk.
 type Place struct {
 	Range
 	Disk int64
 }
 
-// Locate returns where a file's bytes lie in the disk, as far as they do as
-// they are. The error is vfs.ErrUnsupported if that cannot be told.
+// Locate returns the places of a file's bytes on the disk, as far as they
+// are stored there unencoded. It returns vfs.ErrUnsupported if that cannot
+// be determined.
 func (f *FS) Locate(inode uint64, size int64) (all []Place, err error) {
 	end := int64(0)
 	err = f.s.call(wire.Locate, f.args(inode), answers{item: func(d *wire.Decoder) error {
@@ -145,8 +147,8 @@ func (f *FS) Xattrs(inode uint64) (map[string]string, error) {
 	return all, err
 }
 
-// RawRange visits a stretch of the disk where it has other bytes than zeros,
-// in ascending order.
+// RawRange visits the parts of a range of the disk that are not zeros, in
+// ascending order.
 func (s *Session) RawRange(off, n int64, visit func(off int64, p []byte) error) error {
 	e := wire.Encoder{}
 	e.Num(uint64(off))

@@ -13,30 +13,30 @@ import (
 )
 
 const (
-	// PageSize is the unit in which an image is read: that of most file systems'
-	// blocks. A larger one would lie across more of the units in which an image
-	// is fetched.
+	// PageSize is the unit in which an image is read: most file systems'
+	// block size. A larger one would span more of the units in which an
+	// image is fetched.
 	PageSize = 4 << 10
 
 	cachedPages = 16384 // of an image: 64 MiB
-	leastAhead  = 4     // pages read beyond what was asked for, when a read follows another
-	mostAhead   = 256   // the same, when many did
+	leastAhead  = 4     // pages read ahead after a second sequential read
+	mostAhead   = 256   // the same after many
 	mostAtOnce  = 1024  // pages in one read of the image: 4 MiB
-	bridged     = 32    // pages that are read again rather than read around
-	prefetchers = 16    // reads of hints at a time
+	bridged     = 32    // present pages between missing ones that are read again to save a request
+	prefetchers = 16    // concurrent reads for hints
 )
 
-// Stats count what was read of an image.
+// Stats count the reads of an image.
 type Stats struct {
 	Asked   int64 // reads that the child asked for
 	Reads   int64 // reads of the image
-	Bytes   int64 // that these brought
-	Hinted  int64 // of Reads, those that a hint led to
-	Copied  int64 // bytes of files that were read past the child
-	Skipped int64 // bytes that need not be read, since digests agree
+	Bytes   int64 // bytes of those reads
+	Hinted  int64 // of Reads, those after a hint
+	Copied  int64 // bytes of files read without the child
+	Skipped int64 // bytes not read because digests agree
 }
 
-// pages is a cache of an image's pages that joins neighbours.
+// pages is a cache of an image's pages that joins reads of neighbours.
 type pages struct {
 	src   Reader
 	size  int64
@@ -44,8 +44,8 @@ type pages struct {
 
 	mu    sync.Mutex
 	have  map[int64]*list.Element
-	order *list.List // of *page, the most recently used first
-	next  int64      // page after the last one that was read from the image
+	order *list.List // of *page, most recently used first
+	next  int64      // page after the last one read from the image
 	ahead int64      // pages to read beyond the next miss, if it is that page
 	stats Stats
 }
@@ -75,7 +75,7 @@ func (g *pages) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// page returns page i. What is missing of [i, to) is read along with it.
+// page returns page i. It reads the missing pages of [i, to) along with it.
 func (g *pages) page(ctx context.Context, i, to int64) ([]byte, error) {
 	g.mu.Lock()
 	if e := g.have[i]; e != nil {
@@ -103,8 +103,9 @@ func (g *pages) page(ctx context.Context, i, to int64) ([]byte, error) {
 	return g.have[i].Value.(*page).data, nil
 }
 
-// lastMissing is the end of the last page of [i, to) that is missing, as long
-// as few are there in between. The caller holds the mutex.
+// lastMissing returns the end of the last missing page of [i, to) that is
+// worth reading along, with few present pages in between. The caller holds
+// the mutex.
 func (g *pages) lastMissing(i, to int64) int64 {
 	end, there := i, 0
 	for ; i < to && there <= bridged; i++ {
@@ -117,7 +118,7 @@ func (g *pages) lastMissing(i, to int64) int64 {
 	return end
 }
 
-// count is the number of pages.
+// count returns the number of pages.
 func (g *pages) count() int64 { return (g.size + PageSize - 1) / PageSize }
 
 // load reads pages [i, end).
@@ -137,15 +138,15 @@ func (g *pages) load(ctx context.Context, read func(context.Context, []byte, int
 	if hint {
 		g.stats.Hinted++
 	}
-	for k := end - 1; k >= i; k-- { // the first one is the most recent then
+	for k := end - 1; k >= i; k-- { // the first one becomes the most recent
 		from := k*PageSize - off
 		g.keep(k, buf[from:min(from+PageSize, int64(len(buf)))])
 	}
 	return nil
 }
 
-// keep stores a page, in place of the one that was used least recently. The
-// caller holds the mutex.
+// keep stores a page in place of the least recently used one. The caller
+// holds the mutex.
 func (g *pages) keep(number int64, data []byte) {
 	if e := g.have[number]; e != nil {
 		g.order.MoveToFront(e)
@@ -155,15 +156,15 @@ func (g *pages) keep(number int64, data []byte) {
 		last := g.order.Back()
 		delete(g.have, g.order.Remove(last).(*page).number)
 	}
-	// A page of a large read would keep all of it in memory.
+	// A subslice would keep all of a large read in memory.
 	g.have[number] = g.order.PushFront(&page{number, slices.Clone(data)})
 }
 
-// span is a run of pages.
+// span is a range of pages.
 type span struct{ from, to int64 }
 
-// Prefetch reads ranges that will be asked for, several at a time. It fills
-// half of the cache at most, and leaves errors to the reads that follow.
+// Prefetch reads ranges that will be requested, several at a time. It fills
+// at most half of the cache, and leaves errors to the reads that follow.
 func (g *pages) Prefetch(ctx context.Context, ranges []span) {
 	var group errgroup.Group
 	group.SetLimit(prefetchers)
@@ -176,7 +177,7 @@ func (g *pages) Prefetch(ctx context.Context, ranges []span) {
 	_ = group.Wait() // no error is returned above
 }
 
-// wanted turns ranges of bytes into runs of missing pages, joined where they
+// wanted turns ranges of bytes into spans of missing pages, joined if they
 // are near.
 func (g *pages) wanted(ranges []span) (runs []span) {
 	slices.SortFunc(ranges, func(a, b span) int { return cmp.Compare(a.from, b.from) })
@@ -205,7 +206,7 @@ func (g *pages) wanted(ranges []span) (runs []span) {
 	return runs
 }
 
-// Stats returns what was read so far.
+// Stats returns the counters.
 func (g *pages) Stats() Stats {
 	g.mu.Lock()
 	defer g.mu.Unlock()

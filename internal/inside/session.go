@@ -11,41 +11,41 @@ import (
 )
 
 // limits bound what a child may do between two results. A file system that
-// needs more is taken for a trap.
+// needs more is treated as a trap.
 type limits struct {
 	frames int           // reads and hints
 	bytes  int64         // of reads
-	time   time.Duration // that the child takes itself
+	time   time.Duration // time that the child itself takes
 	items  int           // results of one call
 }
 
 // usual limits. A file system of 16 TiB with a hundred million files has 25
-// GB of inodes, and is prepared for a walk without a result in between.
+// GB of inodes, and preparing a walk returns no result in between.
 var usual = limits{frames: 1 << 19, bytes: 64 << 30, time: 2 * time.Minute, items: 16 << 20}
 
-// Options say how a session's child is run. The zero value is right but for
+// Options configure a session's child. The zero value is right except for
 // tests.
 type Options struct {
 	Sandbox sandbox.Options
 	limits  limits
 }
 
-// Session is a disk that is open, with the child that parses it. One goroutine
-// may use it at a time.
+// Session is an open disk, with the child that parses it. It is not safe for
+// concurrent use.
 type Session struct {
 	child  *sandbox.Child
 	images []*pages
 	ctx    context.Context
 	limits limits
-	raw    bool   // the disk is the first image as it is
+	raw    bool   // the disk is the first image itself
 	copied []byte // for copyDisk
 	size   int64
-	wants  bool  // a base, and has none
+	wants  bool  // needs a base, and has none
 	failed error // why an image could not be read
 }
 
-// Open starts a child on an image. When ctx ends, every call does, with ctx's
-// error. The caller calls Close.
+// Open starts a child on an image. When ctx ends, every call fails with
+// ctx's error. The caller must call Close.
 func Open(ctx context.Context, image Image, opts Options) (*Session, error) {
 	child, err := sandbox.Start(ctx, opts.Sandbox)
 	if err != nil {
@@ -81,24 +81,25 @@ func Open(ctx context.Context, image Image, opts Options) (*Session, error) {
 	return s, nil
 }
 
-// maxDisk bounds a disk's size.
+// maxDisk bounds a disk's size, in bytes.
 const maxDisk = 1 << 60
 
-// Size is the disk's size in bytes, as its image says.
+// Size returns the disk's size in bytes, according to its image.
 func (s *Session) Size() int64 { return s.size }
 
 // WantsBase reports whether a qcow2 image names a backing file and has no
-// Base. What that name is does not matter: no file of the guest's choice is
-// ever opened.
+// Base. The name does not matter: no file of the guest's choice is ever
+// opened.
 func (s *Session) WantsBase() bool { return s.wants }
 
-// Level is how the child is confined.
+// Level returns how the child is confined.
 func (s *Session) Level() sandbox.Level { return s.child.Level }
 
-// Said is what a child that crashed wrote about it: text from elsewhere.
+// Said returns what a crashed child wrote to its stderr: text from
+// elsewhere.
 func (s *Session) Said() string { return s.child.Said() }
 
-// Stats returns what was read of all images.
+// Stats returns the counters of all images.
 func (s *Session) Stats() Stats {
 	var sum Stats
 	for _, g := range s.images {
@@ -115,13 +116,14 @@ func (s *Session) Stats() Stats {
 // Close ends the child.
 func (s *Session) Close() { s.child.Close() }
 
-// answers takes what a call brings. An error ends the call, and the session.
+// answers receives the results of a call. An error ends the call and the
+// session.
 type answers struct {
 	item func(d *wire.Decoder) error
 	data func(off int64, p []byte) error
 }
 
-// one accepts a single item.
+// one returns answers that accept a single item.
 func one(take func(d *wire.Decoder) bool) answers {
 	n := 0
 	return answers{item: func(d *wire.Decoder) error {
@@ -132,7 +134,7 @@ func one(take func(d *wire.Decoder) bool) answers {
 	}}
 }
 
-// errGarbage is the error of whoever gets an answer that cannot be.
+// errGarbage is the error of an impossible answer.
 var errGarbage = errors.New("garbage")
 
 // call runs an operation in the child.
@@ -140,7 +142,7 @@ func (s *Session) call(op wire.Op, args []byte, to answers) error {
 	err := s.run(op, args, to)
 	var told *guestError
 	if err != nil && !errors.As(err, &told) {
-		s.child.Kill() // it is in the middle of the call
+		s.child.Kill() // in the middle of the call
 	}
 	if err != nil && s.ctx.Err() != nil {
 		return s.ctx.Err()
@@ -190,7 +192,7 @@ func (s *Session) run(op wire.Op, args []byte, to answers) error {
 	}
 }
 
-// take hands a result on.
+// take passes a result on.
 func (s *Session) take(kind byte, d *wire.Decoder, to answers) error {
 	if kind == wire.Item {
 		if to.item == nil {

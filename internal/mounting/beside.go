@@ -8,18 +8,18 @@ import (
 	"github.com/cocoonstack/epochfs/registry"
 )
 
-// How long something small is waited for before it is asked for once more:
-// four times as long as the manifest took, within these bounds.
+// The wait for a small answer before a second request is sent: four times as
+// long as the manifest took, within these bounds.
 const (
 	lateLeast = 500 * time.Millisecond
-	lateFirst = time.Second // while no manifest came
+	lateFirst = time.Second // before the first manifest arrived
 	lateMost  = 2 * time.Second
 	lateTimes = 4
 )
 
-// beside runs get, and once more beside it if it takes longer than late. It
-// returns the first result that is good, or an error that waiting does not
-// mend, and cancels the other.
+// beside runs get, and a second time concurrently if it takes longer than
+// late. It returns the first good result, or the first permanent error, and
+// cancels the other.
 func beside[T any](ctx context.Context, late time.Duration, get func(context.Context) (T, error)) (T, error) {
 	type result struct {
 		value T
@@ -50,15 +50,15 @@ func beside[T any](ctx context.Context, late time.Duration, get func(context.Con
 	}
 }
 
-// took notes how long a manifest took to come.
+// took records how long a manifest took to arrive.
 func (d *downloader) took(t time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.late = min(max(lateTimes*t, lateLeast), lateMost)
 }
 
-// lateness returns how long something small is waited for before it is asked
-// for once more.
+// lateness returns how long to wait for a small answer before a second
+// request is sent.
 func (d *downloader) lateness() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()

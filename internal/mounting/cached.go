@@ -9,8 +9,8 @@ import (
 	"github.com/cocoonstack/epochfs/cache"
 )
 
-// OpenCache opens the cache by itself, to look at it. Nothing is made where
-// there is none: then the result is nil.
+// OpenCache opens the cache to inspect it. It returns nil if there is none,
+// and does not create it.
 func (c *Config) OpenCache() (*cache.Cache, error) {
 	if _, err := os.Stat(c.CacheDir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -20,7 +20,7 @@ func (c *Config) OpenCache() (*cache.Cache, error) {
 	return c.MakeCache()
 }
 
-// MakeCache opens the cache by itself, and makes it where there is none.
+// MakeCache opens the cache, and creates it if there is none.
 func (c *Config) MakeCache() (*cache.Cache, error) {
 	open, err := cache.Open(c.CacheDir, cache.Options{Size: c.CacheSize, Log: c.Log})
 	if err != nil {
@@ -29,7 +29,7 @@ func (c *Config) MakeCache() (*cache.Cache, error) {
 	return open, nil
 }
 
-// TryCache does with f, an empty file in a cache's directory, what the cache
-// does with its files. It reports whether zeros are written where others have
-// fallocate.
+// TryCache performs, on the empty file f in a cache's directory, the
+// operations that the cache needs. It reports whether the file system lacks
+// fallocate, so that the cache writes zeros instead.
 func TryCache(f *os.File) (zeros bool, err error) { return cache.Try(f) }

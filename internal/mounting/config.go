@@ -11,31 +11,31 @@ import (
 	"github.com/cocoonstack/epochfs/cache"
 )
 
-// Config is what opening a reference needs to know besides the reference.
+// Config is the configuration for opening a reference.
 type Config struct {
-	CacheDir    string        // created where it is missing
-	Offline     bool          // ask no registry; what is not in the cache is an error
+	CacheDir    string        // created if it does not exist
+	Offline     bool          // send no requests; what is not in the cache is an error
 	PlainHTTP   bool          // plain HTTP to hosts that are not loopback
-	Platform    string        // which child of an image index, "os/arch"; "" for the usual one
-	Concurrency int           // requests at a time; 0 for the usual number
-	CacheSize   int64         // bytes the cache may take; 0: all but a tenth of its file system
+	Platform    string        // child of an image index, "os/arch"; "" for the default
+	Concurrency int           // concurrent requests; 0 for the default
+	CacheSize   int64         // bytes the cache may take; 0 for all but a tenth of its file system
 	LimitRate   int64         // bytes fetched per second; 0 for no limit
 	ReadTimeout time.Duration // how long a fetch is tried; 0 for ever
-	NoCache     bool          // neither read a cache nor keep anything; files can only be read once, in order
-	OnlyRead    bool          // read what the cache has, and keep nothing in it; as with NoCache otherwise
-	Memory      int64         // bytes that the process may take, at least LeastMemory; 0 for the usual number
-	HostsDirs   []string      // where hosts.toml files are looked for, before the usual places
-	UserAgent   string        // what the registry is told; "" for the usual
-	Log         *slog.Logger  // nil for nobody
-	Known       []byte        // of Note, for who opens again what is mounted; nil for nothing
+	NoCache     bool          // do not use a cache; files can only be read once, in order
+	OnlyRead    bool          // read from the cache but store nothing in it; otherwise as with NoCache
+	Memory      int64         // bytes that the process may take, at least LeastMemory; 0 for the default
+	HostsDirs   []string      // directories with hosts.toml files, before the default ones
+	UserAgent   string        // for the registry; "" for the default
+	Log         *slog.Logger  // nil for no log
+	Known       []byte        // Note.Known of a live mount that is taken over; or nil
 
 	EpochServer string // EPOCH_SERVER: the registry of names without a host
 	EpochToken  string // EPOCH_REGISTRY_TOKEN: credentials for that registry
-	CACert      string // EPOCH_CA_CERT: a PEM file with one more root certificate
+	CACert      string // EPOCH_CA_CERT: a PEM file with an additional root certificate
 }
 
-// FromEnvironment sets what epoch's own client takes from the environment
-// as well. getenv is os.Getenv, or stands for it.
+// FromEnvironment sets the fields that epoch's own client takes from the
+// environment too. getenv is os.Getenv, or a substitute.
 func (c *Config) FromEnvironment(getenv func(string) string) {
 	c.EpochServer = getenv("EPOCH_SERVER")
 	c.EpochToken = getenv("EPOCH_REGISTRY_TOKEN")
@@ -52,8 +52,8 @@ const HostsDirEnv = "EPOCHFS_HOSTS_DIR"
 // CacheDirEnv names the environment variable for the cache directory.
 const CacheDirEnv = "EPOCHFS_CACHE_DIR"
 
-// DefaultCacheDir returns the cache directory where no flag names one:
-// the environment's, else the system's for root, else the user's.
+// DefaultCacheDir returns the cache directory if no flag names one: the
+// environment's, else the system's for root, else the user's.
 func DefaultCacheDir() (string, error) {
 	if dir := os.Getenv(CacheDirEnv); dir != "" {
 		return filepath.Abs(dir)
@@ -68,19 +68,18 @@ func DefaultCacheDir() (string, error) {
 	return filepath.Join(dir, "epochfs"), nil
 }
 
-// ErrOffline is in the chain of errors about what --offline forbids to
+// ErrOffline is wrapped by errors about content that --offline forbids to
 // fetch.
-var ErrOffline = errors.New("not in the cache, and --offline forbids to ask the registry")
+var ErrOffline = errors.New("not in the cache, and --offline forbids requests")
 
-// ErrTimeout is in the chain of errors about bytes that did not come
-// within Config.ReadTimeout.
+// ErrTimeout is wrapped by errors about bytes that did not arrive within
+// Config.ReadTimeout.
 var ErrTimeout = cache.ErrTimeout
 
-// ErrCache is in the chain of an error that says: the cache directory
-// cannot be used.
+// ErrCache is wrapped by errors about an unusable cache directory.
 var ErrCache = errors.New("no cache")
 
-// cacheError is an ErrCache with the cache's own words.
+// cacheError is an ErrCache with the text of the cache's error.
 type cacheError struct{ error }
 
 func (e *cacheError) Is(target error) bool { return target == ErrCache }

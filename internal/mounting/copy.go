@@ -10,7 +10,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// CopyFile makes a file of its own from the cache's, fetching what is
+// CopyFile makes a copy of a file from the cache's, fetching what is
 // missing: see snapshot.FileCopier.
 func (o *Opened) CopyFile(ctx context.Context, dst *os.File, f *layout.File, onBytes func(int64)) (bool, error) {
 	if o.Cache == nil {
@@ -34,16 +34,17 @@ func (o *Opened) CopyFile(ctx context.Context, dst *os.File, f *layout.File, onB
 	return o.fetchInto(ctx, open.NewCopy(dst), f, onBytes)
 }
 
-// fetches says that f is on its way already. Then it has to be read, even if
-// all of it has come: who leaves it out begins anew with the files after it.
+// fetches reports whether f is being fetched. Then it has to be read, even
+// if all of it has arrived: skipping it would restart the fetching of the
+// files after it.
 func (o *Opened) fetches(f *layout.File) bool {
 	o.reading.Lock()
 	defer o.reading.Unlock()
 	return o.ordered.payloads != nil && o.ordered.payloads.Fetches(f)
 }
 
-// fetchInto fetches what the cache lacks of a file, once, whether the cache
-// can keep it or not.
+// fetchInto fetches the missing bytes of a file once, whether or not the
+// cache can store them.
 func (o *Opened) fetchInto(ctx context.Context, to *cache.Copy, f *layout.File, onBytes func(int64)) (bool, error) {
 	payload, err := o.OpenPayload(ctx, f)
 	if err != nil {
@@ -56,7 +57,7 @@ func (o *Opened) fetchInto(ctx context.Context, to *cache.Copy, f *layout.File, 
 	return to.Finish(ctx)
 }
 
-// counted tells how much is written.
+// counted counts the bytes written.
 type counted struct {
 	io.Writer
 	onBytes func(int64)

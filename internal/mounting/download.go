@@ -19,38 +19,38 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// maxSmall bounds the blobs that are held in memory: configs. It is as
-// much as the newer tools read of one.
+// maxSmall bounds the blobs held in memory, in bytes: config blobs. The
+// newer tools read as much.
 const maxSmall = 64 << 20
 
-// downloader is what remembering makes a snapshot.Downloader of. It asks
-// the registry only for what the cache does not have. Manifests and config
-// blobs are kept by digest; for a tag only what it stands for is
-// remembered, in case the registry cannot be reached another day.
+// downloader implements snapshot.Downloader for remembering. It requests
+// only what the cache does not have. The cache stores manifests and config
+// blobs by digest; for a tag it stores only the digest, in case the registry
+// is unreachable later.
 type downloader struct {
 	reg     *registry.Mirrors
-	cache   keeper
+	cache   metadataStore
 	ref     registry.Reference
 	offline bool
-	timeout time.Duration // of one fetch; 0: none
+	timeout time.Duration // of one fetch; 0 for none
 	log     *slog.Logger
 
-	sizes map[string]int64 // of blobs, as manifests have named them
+	sizes map[string]int64 // of blobs, from manifests
 	notes []string
 
 	mu    sync.Mutex
-	blobs []string      // digests of what was read and is in the cache
-	late  time.Duration // 0 while no manifest came
+	blobs []string      // digests of blobs that were read and are in the cache
+	late  time.Duration // 0 before the first manifest
 }
 
-// read notes that a small blob belongs to the artifact.
+// read records that a small blob belongs to the artifact.
 func (d *downloader) read(digest string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.blobs = append(d.blobs, digest)
 }
 
-func newDownloader(reg *registry.Mirrors, c keeper, ref registry.Reference, cfg Config) *downloader {
+func newDownloader(reg *registry.Mirrors, c metadataStore, ref registry.Reference, cfg Config) *downloader {
 	log := cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -97,8 +97,8 @@ func (d *downloader) getManifest(ctx context.Context, name, tag string) ([]byte,
 	return raw, mediaType, nil
 }
 
-// tagPatience is how long a registry is asked what a tag stands for, where
-// it is known what it did.
+// tagPatience is how long a registry is asked for a tag whose last digest is
+// known.
 const tagPatience = 20 * time.Second
 
 func (d *downloader) ask(ctx context.Context, name, tag string) ([]byte, string, error) {
@@ -119,8 +119,8 @@ func (d *downloader) ask(ctx context.Context, name, tag string) ([]byte, string,
 	return doc.Raw, doc.MediaType, err
 }
 
-// within is the context of one fetch, with all its tries: it ends with the
-// read timeout, or after most, where there is either.
+// within returns the context of one fetch, including retries: it ends after
+// the read timeout or after most, if they are not 0.
 func (d *downloader) within(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
 	if d.timeout > 0 && (most == 0 || d.timeout < most) {
 		most = d.timeout
@@ -131,17 +131,17 @@ func (d *downloader) within(ctx context.Context, most time.Duration) (context.Co
 	return context.WithTimeoutCause(ctx, most, ErrTimeout)
 }
 
-// unreachable says that the registry was not heard, or asked to come again
-// later. One that says no, or that is not who it should be, is no reason
-// to take something older.
+// unreachable reports whether the registry did not answer, or asked to come
+// back later. A refusal, or a wrong identity, is no reason to use an older
+// digest.
 func unreachable(err error) bool {
 	var e *registry.Error
 	var cert *tls.CertificateVerificationError
 	return errors.Is(err, registry.ErrUnreachable) && errors.As(err, &e) && e.Temporary() && !errors.As(err, &cert)
 }
 
-// remembered returns what a tag stood for when it was last asked for; err
-// is why it cannot be asked for now.
+// remembered returns the manifest that a tag last stood for; err is why the
+// registry cannot be asked now.
 func (d *downloader) remembered(tag string, err error) ([]byte, string, error) {
 	digest, seen, refErr := d.cache.Ref(d.tagged(tag))
 	if refErr != nil {
@@ -158,8 +158,8 @@ func (d *downloader) remembered(tag string, err error) ([]byte, string, error) {
 	return raw, declaredType(raw), nil
 }
 
-// age prints how long ago something was, in the unit that tells most. What
-// is yet to be was noted by a clock that was set back since.
+// age formats how long ago something was, in the most suitable unit. A time
+// in the future was recorded before the clock was set back.
 func age(d time.Duration) string {
 	d = max(d, 0)
 	switch day := 24 * time.Hour; {
@@ -191,11 +191,11 @@ func (d *downloader) blob(ctx context.Context, name, digest string) ([]byte, err
 	return data, nil
 }
 
-// blobTries bounds the tries at a blob that does not come or breaks off. Of
-// wrong bytes each mirror that is to blame has one.
+// blobTries bounds the tries for a blob that does not arrive or breaks off.
+// For wrong bytes, each mirror has one try.
 const blobTries = 4
 
-// fetchBlob fetches a blob that fits into memory and compares its digest.
+// fetchBlob fetches a blob into memory and verifies it.
 func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte, error) {
 	size := d.sizes[digest]
 	ctx, cancel := d.within(ctx, 0)
@@ -217,14 +217,14 @@ func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte
 	}
 }
 
-// brought is what was read of a body that is closed.
+// brought is what was read of a closed body.
 type brought struct {
 	data []byte
-	body io.ReadCloser // tells which registry it came from
+	body io.ReadCloser // identifies the host it came from
 }
 
-// tries reads something small, again where that breaks off or the registry
-// asks to come later, blobTries times at most.
+// tries reads something small, with retries if it breaks off or the registry
+// asks to come back later, blobTries times at most.
 func tries[T any](ctx context.Context, late time.Duration, read func(context.Context) (T, error)) (T, error) {
 	pause := firstPause
 	for left := blobTries; ; left-- {
@@ -242,8 +242,8 @@ func tries[T any](ctx context.Context, late time.Duration, read func(context.Con
 	}
 }
 
-// firstPause is how long to wait before the second try, and longPause what
-// nobody waits for.
+// firstPause is the wait before the second try; pauses of longPause and more
+// are not waited for.
 const (
 	firstPause = 200 * time.Millisecond
 	longPause  = 5 * time.Second
@@ -262,8 +262,8 @@ func readBlob(body io.ReadCloser, err error, size int64) ([]byte, error) {
 	return data, nil
 }
 
-// openBlob asks for a blob of known size as a range, so that the answer
-// also tells whether this registry knows ranges.
+// openBlob requests a blob of known size as a range, so that the answer also
+// shows whether the registry honours ranges.
 func openBlob(ctx context.Context, reg *registry.Mirrors, name, digest string, size int64) (io.ReadCloser, error) {
 	if size > 0 && size <= maxSmall {
 		return reg.GetWhole(ctx, name, digest, size)
@@ -271,10 +271,10 @@ func openBlob(ctx context.Context, reg *registry.Mirrors, name, digest string, s
 	return reg.GetBlob(ctx, name, digest)
 }
 
-// blobRange returns [off, off+n) of a blob, which must be small: the
-// header of a zstd frame. No digest covers such a stretch, so it is kept
-// under its own, and the cache's references lead there. What is made of
-// it is only a hint until the blob itself was verified.
+// blobRange returns [off, off+n) of a blob: the header of a zstd frame. No
+// digest covers the range, so it is stored under its own digest, found
+// through the cache's references. It is used only as a hint until the blob
+// itself is verified.
 func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n int64) ([]byte, error) {
 	key := rangeKey(digest, off, n)
 	if own, _, err := d.cache.Ref(key); err == nil {
@@ -301,8 +301,8 @@ func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n 
 	return data, nil
 }
 
-// verified returns bytes [off, off+n) of a blob, which have the given sum:
-// the head or a section of an index. They are kept under that.
+// verified returns bytes [off, off+n) of a blob, verified with their digest
+// own: the head or a section of an index. They are stored under that digest.
 func (d *downloader) verified(ctx context.Context, name, digest string, off, n int64, own string) ([]byte, error) {
 	d.read(own)
 	if data, err := d.cache.Blob(own); err == nil {
@@ -331,11 +331,11 @@ func (d *downloader) verified(ctx context.Context, name, digest string, off, n i
 	}
 }
 
-// unsaid is an error that the cache has not logged by itself.
+// unsaid reports whether err is an error that the cache has not logged.
 func unsaid(err error) bool { return err != nil && !errors.Is(err, cache.ErrNotKept) }
 
-// keep and remember write to the cache. A cache that cannot be written
-// costs requests later, and nothing now.
+// keep and remember write to the cache. Their failure costs requests later,
+// and nothing now.
 func (d *downloader) keep(digest string, data []byte) {
 	if err := d.cache.PutBlob(digest, data); unsaid(err) {
 		d.log.Warn("blob is not kept", "digest", digest, "error", err)
@@ -348,14 +348,15 @@ func (d *downloader) remember(key, digest string) {
 	}
 }
 
-// loaded notes what the artifact consists of, whose files come from src.
+// loaded records what the artifact consists of; src is the source of its
+// files.
 func (d *downloader) loaded(reference string, a *snapshot.Artifact, src cache.Source) {
 	if err := d.cache.PutArtifact(reference, a.Digest, a.Files, src, d.blobs); unsaid(err) {
 		d.log.Warn("artifact is not kept in the list of what is cached", "reference", reference, "error", err)
 	}
 }
 
-// tagged names a tag of this repository in the cache.
+// tagged returns the cache's name of a tag of this repository.
 func (d *downloader) tagged(tag string) string {
 	ref := d.ref
 	ref.Tag, ref.Digest = tag, ""
@@ -374,8 +375,8 @@ func readAll(r io.ReadCloser, err error) ([]byte, error) {
 	return data, err
 }
 
-// declaredType is what a manifest says of itself; the registry's header
-// is not kept.
+// declaredType returns the media type in a manifest; the registry's header
+// is not stored.
 func declaredType(raw []byte) string {
 	m, err := manifest.Parse(raw)
 	if err != nil {

@@ -12,14 +12,14 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
-// known is all that was read to open an artifact: manifests, configs, and
-// what else small was asked for. With it the artifact is opened again
-// without registry or cache, whatever its tag names by then.
+// known is everything that was read to open an artifact: manifests, configs
+// and other small content. With it the artifact can be opened again without
+// registry or cache, even if its tag has moved.
 type known struct {
 	mu        sync.Mutex
-	complete  bool                // the artifact is open; what is read later is not noted
+	complete  bool                // the artifact is open; later reads are not recorded
 	Manifests map[string]document `json:"manifests"` // by tag or digest
-	Blobs     map[string][]byte   `json:"blobs"`     // by digest, or as rangeKey says
+	Blobs     map[string][]byte   `json:"blobs"`     // by digest or rangeKey
 }
 
 type document struct {
@@ -38,7 +38,8 @@ func newKnown(text []byte) (*known, error) {
 	return k, nil
 }
 
-// close ends the noting: all that is needed to open the artifact was read.
+// close ends the recording: all that is needed to open the artifact was
+// read.
 func (k *known) close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -56,7 +57,7 @@ func (k *known) blob(key string) ([]byte, bool) {
 	return data, ok
 }
 
-// remembering is a downloader that asks once and notes the answers.
+// remembering is a downloader that requests once and records the answers.
 type remembering struct {
 	*downloader
 	known *known
@@ -86,8 +87,8 @@ func (r remembering) GetBlobRange(ctx context.Context, name, digest string, off,
 	return r.note(rangeKey(digest, off, n), func() ([]byte, error) { return r.blobRange(ctx, name, digest, off, n) })
 }
 
-// GetVerified returns a head or a section of an index. Sections are not
-// noted: they are fetched while the mount is used, and are in the cache.
+// GetVerified returns the head or a section of an index. Sections are not
+// recorded: they are fetched while the mount is used, and are in the cache.
 func (r remembering) GetVerified(ctx context.Context, name, digest string, off, n int64, sum [sha256.Size]byte) ([]byte, error) {
 	own := digests.Format(sum)
 	body, err := r.note(own, func() ([]byte, error) { return r.verified(ctx, name, digest, off, n, own) })

@@ -15,9 +15,9 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// MountOptions say how a mount looks.
+// MountOptions configure a mount.
 type MountOptions struct {
-	AllowOther bool      // for other users than the one who mounts
+	AllowOther bool      // accessible to other users than the one who mounts
 	NoExec     bool      // no program is run from it
 	Contexts   []string  // see fs.Options
 	UID, GID   uint32    // owner of everything
@@ -26,8 +26,8 @@ type MountOptions struct {
 	Log        *slog.Logger
 }
 
-// Mount shows the artifact's files on a directory, the envelope first. It
-// returns when the mount is ready. o must stay open until it is gone.
+// Mount shows the artifact's files in a directory, the envelope first. It
+// returns when the mount is ready. o must stay open until the mount is gone.
 func (o *Opened) Mount(dir string, opts MountOptions) (*fs.Mounted, error) {
 	files, err := o.mountFiles()
 	if err != nil {
@@ -45,16 +45,16 @@ func (o *Opened) Mount(dir string, opts MountOptions) (*fs.Mounted, error) {
 	return m, nil
 }
 
-// Resume takes over the live mount on dir whose note o was opened with;
-// see fs.Resume. strict is for who has a choice: it fails also where some
-// file cannot be kept in the cache.
+// Resume takes over the live mount on dir whose note o was opened with; see
+// fs.Resume. With strict, for a caller that has an alternative, it also
+// fails if a file cannot be stored in the cache.
 func (o *Opened) Resume(kept fs.Kept, n *Note, dir string, opts MountOptions, strict bool, begin func() error) (*fs.Mounted, error) {
 	files, err := o.mountFiles()
 	if err != nil {
 		return nil, err
 	}
 	if names := shape(files); !slices.Equal(names, n.Files) {
-		return nil, errors.New("this binary would show other files than are mounted")
+		return nil, errors.New("this binary would show different files than the mount")
 	}
 	if strict {
 		for name, open := range o.opened() {
@@ -71,14 +71,14 @@ func (o *Opened) Resume(kept fs.Kept, n *Note, dir string, opts MountOptions, st
 	return m, nil
 }
 
-// Note is what a mount leaves for the process that takes over.
+// Note is what a mount passes to the process that takes over.
 type Note struct {
 	Since time.Time       `json:"since"` // when the mount began
-	Files []string        `json:"files"` // what is shown, in order
+	Files []string        `json:"files"` // the shown files, in order
 	Known json.RawMessage `json:"known"` // for Config.Known
 }
 
-// ReadNote reads the note in a mount's memory.
+// ReadNote reads the note from a mount's memory.
 func ReadNote(memory *os.File) (*Note, error) {
 	text, err := fs.Note(memory)
 	if err != nil {
@@ -101,7 +101,7 @@ func (o *Opened) note(files []fs.File, since time.Time) ([]byte, error) {
 	return json.Marshal(Note{Since: since, Files: shape(files), Known: text})
 }
 
-// shape is what must be the same for who goes on with a mount: inode
+// shape returns what must not change when a mount is taken over: inode
 // numbers are positions in it.
 func shape(files []fs.File) []string {
 	var all []string
@@ -112,7 +112,7 @@ func shape(files []fs.File) []string {
 }
 
 // Holds returns descriptors that keep the mounted files from being evicted
-// for as long as any process has them open.
+// while any process has them open.
 func (o *Opened) Holds() (holds []*os.File, err error) {
 	for _, open := range o.opened() {
 		hold, err := open.Hold()
@@ -143,7 +143,7 @@ func (o *Opened) options(opts MountOptions) fs.Options {
 	}
 }
 
-// mountFiles opens what a mount shows.
+// mountFiles opens the files of a mount.
 func (o *Opened) mountFiles() ([]fs.File, error) {
 	var files []fs.File
 	if text := o.Artifact.Envelope; text != nil {
@@ -173,9 +173,9 @@ func (o *Opened) mountFiles() ([]fs.File, error) {
 	return files, nil
 }
 
-// forgetWith has the mount drop pages of bytes that turn out to be wrong. What
-// the kernel reads by itself it would go on reading as it is on disk, and
-// nobody would ask for it: so that is fetched again at once.
+// forgetWith makes the mount drop pages with bytes that turn out to be
+// wrong. With passthrough, the kernel would read the file as it is on disk
+// and never ask for the bytes: they are fetched again at once.
 func (o *Opened) forgetWith(m *fs.Mounted) {
 	for name, open := range o.opened() {
 		open.OnDrop(func(off, n int64) {

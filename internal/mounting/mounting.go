@@ -1,6 +1,6 @@
 // Package mounting joins registry, snapshot, cache and fs: it turns a
 // reference into an open artifact whose files can be read, streamed or
-// mounted, with as little asked of the registry as can be.
+// mounted, with as few requests as possible.
 package mounting
 
 import (
@@ -18,16 +18,16 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// Opened is an artifact with a place where its bytes come from. It
-// implements snapshot.Payloads. Its methods are safe for concurrent use.
+// Opened is an open artifact with a source of its bytes. It implements
+// snapshot.Payloads. Its methods are safe for concurrent use.
 type Opened struct {
-	Reference registry.Reference // as it was given, with the digest it stands for
+	Reference registry.Reference // as given, with the digest it stands for
 	Artifact  *snapshot.Artifact
 	Registry  *registry.Mirrors
-	Cache     *cache.Cache // nil where nothing is kept
-	Notes     []string     // what a user should know, one line each; maybe none
+	Cache     *cache.Cache // nil without a cache
+	Notes     []string     // messages for the user, one line each
 
-	reader *cache.Reader // nil where nothing is read from a cache, or kept in one too
+	reader *cache.Reader // nil if no cache is read, or if it is also written
 	source cache.Source
 	known  *known
 	cfg    Config
@@ -40,8 +40,9 @@ type Opened struct {
 }
 
 // Open resolves a reference and reads its manifest and config, from the
-// cache where they are there. A tag is asked for at the registry; when it
-// cannot be reached, what the tag last stood for is used, with a note.
+// cache if they are there. It asks the registry for a tag; if the registry
+// is unreachable, it uses the digest that the tag last stood for, and adds a
+// note.
 func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 	ref, err := cfg.Reference(reference)
 	if err != nil {
@@ -76,7 +77,7 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 	return o, nil
 }
 
-func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, keep keeper) error {
+func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, keep metadataStore) error {
 	d := newDownloader(o.Registry, keep, ref, cfg)
 	var err error
 	if o.known, err = newKnown(cfg.Known); err != nil {
@@ -89,11 +90,11 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 	o.known.close()
 	o.Artifact = a
 	o.Reference = ref.WithDigest(a.Digest)
-	o.source = source{o.Registry.Source(ref.Repository)}
+	o.source = explained{o.Registry.Source(ref.Repository)}
 	if cfg.Offline {
 		o.source = offline{o.source.(cache.Origin)}
 	}
-	if cfg.Known == nil { // else the process before has noted it
+	if cfg.Known == nil { // else the process before has recorded it
 		d.loaded(o.Reference.String(), a, o.source)
 	}
 	o.Notes = d.notes
@@ -123,7 +124,7 @@ func (c *Config) Registry(ref registry.Reference) (*registry.Registry, error) {
 	return registry.New(ref, opts)
 }
 
-// mirrors returns a client that reads, from mirrors where there are some.
+// mirrors returns a client for reading, which uses mirrors if there are any.
 func (c *Config) mirrors(ref registry.Reference) (*registry.Mirrors, error) {
 	conf := &hosts.Config{}
 	if !c.Offline {
@@ -147,8 +148,8 @@ func (c *Config) options() registry.Options {
 	}
 }
 
-// File opens one of the artifact's files in the cache. It stays open
-// until o is closed; nothing is fetched yet.
+// File opens one of the artifact's files in the cache. It stays open until o
+// is closed. File fetches nothing.
 func (o *Opened) File(f *layout.File) (*cache.File, error) {
 	o.mu.Lock()
 	open, ok := o.files[f]
@@ -156,7 +157,7 @@ func (o *Opened) File(f *layout.File) (*cache.File, error) {
 	if ok {
 		return open, nil
 	}
-	// Without the mutex: it may have to wait, and others need not.
+	// Without the mutex, as this may wait.
 	mine, err := o.Cache.File(f, o.source)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name, err)
@@ -170,7 +171,7 @@ func (o *Opened) File(f *layout.File) (*cache.File, error) {
 	return mine, nil
 }
 
-// opened are the files that are open, by name.
+// opened returns the open files by name.
 func (o *Opened) opened() map[string]*cache.File {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -183,13 +184,13 @@ func (o *Opened) opened() map[string]*cache.File {
 
 // Sizes are sums over the files of an artifact, in bytes.
 type Sizes struct {
-	Apparent int64 // holes included
-	Data     int64 // what is not a hole
-	Stored   int64 // what the registry has
-	Local    int64 // of Data, what is in the cache
+	Apparent int64 // including holes
+	Data     int64 // without holes
+	Stored   int64 // in the registry
+	Local    int64 // part of Data that is in the cache
 }
 
-// Sizes opens all files in the cache and adds up.
+// Sizes opens all files in the cache and returns their total sizes.
 func (o *Opened) Sizes() (Sizes, error) {
 	var s Sizes
 	for i, f := range o.Artifact.Files {

@@ -14,8 +14,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// keeper is what a downloader keeps manifests, configs and references in.
-type keeper interface {
+// metadataStore stores a downloader's manifests, configs and references.
+type metadataStore interface {
 	Blob(digest string) ([]byte, error)
 	PutBlob(digest string, data []byte) error
 	Ref(reference string) (digest string, seen time.Time, err error)
@@ -23,26 +23,26 @@ type keeper interface {
 	PutArtifact(reference, digest string, files []*layout.File, src cache.Source, blobs []string) error
 }
 
-// nowhere is a keeper that keeps nothing.
-type nowhere struct{}
+// noStore is a metadataStore that stores nothing.
+type noStore struct{}
 
-func (nowhere) Blob(string) ([]byte, error)           { return nil, fs.ErrNotExist }
-func (nowhere) PutBlob(string, []byte) error          { return nil }
-func (nowhere) Ref(string) (string, time.Time, error) { return "", time.Time{}, fs.ErrNotExist }
-func (nowhere) PutRef(string, string) error           { return nil }
-func (nowhere) PutArtifact(string, string, []*layout.File, cache.Source, []string) error {
+func (noStore) Blob(string) ([]byte, error)           { return nil, fs.ErrNotExist }
+func (noStore) PutBlob(string, []byte) error          { return nil }
+func (noStore) Ref(string) (string, time.Time, error) { return "", time.Time{}, fs.ErrNotExist }
+func (noStore) PutRef(string, string) error           { return nil }
+func (noStore) PutArtifact(string, string, []*layout.File, cache.Source, []string) error {
 	return nil
 }
 
-// overhead is what a process takes beside the bytes that it holds for a
-// payload: the program, stacks, connections' buffers and decoders.
+// overhead is the memory that a process takes in addition to payload
+// buffers, in bytes: the program, stacks, connections' buffers and decoders.
 const overhead = 112 << 20
 
-// LeastMemory is the smallest Config.Memory that can be kept to.
+// LeastMemory is the smallest possible Config.Memory, in bytes.
 const LeastMemory = overhead + direct.LeastMemory
 
-// buffers is how much of Config.Memory is for bytes that are fetched; 0
-// for the usual number.
+// buffers returns the part of Config.Memory for fetched bytes; 0 for the
+// default.
 func (c *Config) buffers() int64 {
 	if c.Memory == 0 {
 		return 0
@@ -50,9 +50,9 @@ func (c *Config) buffers() int64 {
 	return max(c.Memory-overhead, direct.LeastMemory)
 }
 
-// onlyRead is a keeper that keeps nothing, and has what a cache has.
+// onlyRead is a metadataStore that reads from a cache and stores nothing.
 type onlyRead struct {
-	nowhere
+	noStore
 	*cache.Reader
 }
 
@@ -61,16 +61,16 @@ func (r onlyRead) Ref(reference string) (digest string, seen time.Time, err erro
 	return r.Reader.Ref(reference)
 }
 
-// ordered is what an artifact is read from in order: the registry, and
-// what the cache has. What is fetched is kept where Opened has a cache.
+// ordered reads an artifact in order, from the registry and the cache.
+// Fetched bytes are stored if Opened has a cache.
 type ordered struct {
 	payloads *direct.Payloads
-	local    []*cache.Local // by file, where the cache is only read; else empty
+	local    []*cache.Local // by file, if the cache is only read; else empty
 }
 
-// openInOrder opens an artifact whose bytes are kept nowhere.
+// openInOrder opens an artifact whose bytes are not stored.
 func (o *Opened) openInOrder(ctx context.Context, ref registry.Reference) error {
-	var keep keeper = nowhere{}
+	var keep metadataStore = noStore{}
 	if o.cfg.OnlyRead {
 		reader, err := cache.OpenReader(o.cfg.CacheDir, o.cfg.Log)
 		switch {
@@ -94,7 +94,8 @@ func (o *Opened) openInOrder(ctx context.Context, ref registry.Reference) error 
 	return nil
 }
 
-// localFile is what the cache has of a file, where it is only read; else nil.
+// localFile returns the cache's part of a file if the cache is only read,
+// else nil.
 func (d *ordered) localFile(i int) *cache.Local {
 	if i < 0 || i >= len(d.local) {
 		return nil
@@ -102,9 +103,9 @@ func (d *ordered) localFile(i int) *cache.Local {
 	return d.local[i]
 }
 
-// OpenPayload streams a file's data segments; io.EOF comes only when all
-// of them were verified. It is quick for who opens the files in their order
-// and one after another, and leaves none out but those that are all there.
+// OpenPayload streams a file's data segments; it returns io.EOF only after
+// all of them were verified. It is fast if the caller opens the files in
+// their order, one after another, and skips only those that are complete.
 func (o *Opened) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser, error) {
 	o.reading.Lock()
 	defer o.reading.Unlock()
@@ -122,7 +123,7 @@ func (o *Opened) OpenPayload(ctx context.Context, f *layout.File) (io.ReadCloser
 	return r, err
 }
 
-// readFrom begins to read file i and those after it.
+// readFrom starts reading file i and those after it.
 func (o *Opened) readFrom(i int) error {
 	stores, err := o.stores()
 	if err != nil {
@@ -141,7 +142,7 @@ func (o *Opened) readFrom(i int) error {
 	return nil
 }
 
-// stores are where bytes of each file may be found, and kept.
+// stores returns the local copies of all files, by file.
 func (o *Opened) stores() ([]direct.Store, error) {
 	stores := make([]direct.Store, len(o.Artifact.Files))
 	for i, f := range o.Artifact.Files {
@@ -160,8 +161,8 @@ func (o *Opened) stores() ([]direct.Store, error) {
 	return stores, nil
 }
 
-// has is how many bytes of the payload of file i need not be fetched,
-// where the cache is only read.
+// has returns how many bytes of the payload of file i need not be fetched,
+// if the cache is only read.
 func (d *ordered) has(i int) int64 {
 	if l := d.localFile(i); l != nil {
 		return l.Cached()

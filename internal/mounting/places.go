@@ -15,13 +15,13 @@ import (
 	"github.com/cocoonstack/epochfs/registry/hosts"
 )
 
-// Hosts returns what stands in for the reference's registry.
+// Hosts returns the mirrors and other settings of the reference's registry.
 func (c *Config) Hosts(ref registry.Reference) (*hosts.Config, error) {
 	return hosts.Lookup(slices.Concat(c.HostsDirs, hosts.Places()), ref.Host)
 }
 
-// Client makes a client of the one host that h says, instead of ref's own
-// where it is not nil; without credentials where it is to be anonymous.
+// Client returns a client of one host: h, or ref's own if h is nil; without
+// credentials if anonymous is set.
 func (c *Config) Client(ref registry.Reference, h *hosts.Host, anonymous bool) (*registry.Mirrors, error) {
 	opts := c.options()
 	if anonymous {
@@ -30,20 +30,20 @@ func (c *Config) Client(ref registry.Reference, h *hosts.Host, anonymous bool) (
 	return registry.NewMirrors(ref, &hosts.Config{Server: h}, opts)
 }
 
-// nobody is a keychain without keys.
+// nobody is a keychain without credentials.
 type nobody struct{}
 
 func (nobody) Resolve(authn.Resource) (authn.Authenticator, error) { return authn.Anonymous, nil }
 
 const (
-	// mostTags bounds how many tags an error names.
+	// mostTags bounds the tags that an error names.
 	mostTags = 8
-	// tagsPatience is how long a list of tags is waited for, where the
-	// answer was no anyway.
+	// tagsPatience bounds the wait for a list of tags, which is only for an
+	// error message.
 	tagsPatience = 5 * time.Second
 )
 
-// WithTags adds to the error of a tag that is not there the tags that are.
+// WithTags adds the existing tags to the error about a missing one.
 func (c *Config) WithTags(ctx context.Context, ref registry.Reference, h *hosts.Host, err error) error {
 	client, clientErr := c.Client(ref, h, false)
 	if clientErr != nil {
@@ -64,17 +64,17 @@ func withTags(ctx context.Context, reg *registry.Registry, ref registry.Referenc
 	if listErr != nil || len(tags) == 0 {
 		return err
 	}
-	slices.SortFunc(tags, func(a, b string) int { // the most alike first
+	slices.SortFunc(tags, func(a, b string) int { // most similar first
 		return cmp.Or(alike(b, ref.Tag)-alike(a, ref.Tag), strings.Compare(a, b))
 	})
 	text := strings.Join(tags[:min(len(tags), mostTags)], ", ")
 	if more := len(tags) - mostTags; more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}
-	return fmt.Errorf("%w; there are the tags %s", err, text)
+	return fmt.Errorf("%w; existing tags: %s", err, text)
 }
 
-// alike is how many bytes two names begin with in common.
+// alike returns the length of two names' common prefix.
 func alike(a, b string) (n int) {
 	for n < len(a) && n < len(b) && a[n] == b[n] {
 		n++

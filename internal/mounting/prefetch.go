@@ -9,7 +9,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// Prefetch is what is fetched before anybody reads it.
+// Prefetch selects what is fetched before it is read.
 type Prefetch string
 
 // The values of Prefetch.
@@ -26,7 +26,7 @@ func (p Prefetch) Replays() bool { return p == PrefetchAuto || p == PrefetchAll 
 // smallFile bounds the files of PrefetchSmall, in stored bytes.
 const smallFile = 1 << 20
 
-// Set makes Prefetch a flag's value.
+// Set implements pflag.Value.
 func (p *Prefetch) Set(s string) error {
 	switch v := Prefetch(s); v {
 	case PrefetchNone, PrefetchSmall, PrefetchAuto, PrefetchAll:
@@ -36,14 +36,14 @@ func (p *Prefetch) Set(s string) error {
 	return fmt.Errorf("it is none, small, auto or all")
 }
 
-// String returns the value as it is given on the command line.
+// String returns the value as on the command line.
 func (p *Prefetch) String() string { return string(*p) }
 
-// Type names the kind of value in help texts.
+// Type returns the placeholder in help texts.
 func (p *Prefetch) Type() string { return "none|small|auto|all" }
 
-// Prefetch begins to fetch whole files. It returns at once; readers, and the
-// replay of a working set, go first.
+// Prefetch starts fetching whole files. It returns at once; reads, and the
+// replay of a working set, have priority.
 func (o *Opened) Prefetch(which Prefetch) error {
 	for _, f := range prefetched(o.Artifact.Files, which) {
 		open, err := o.File(f)

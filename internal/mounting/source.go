@@ -10,28 +10,28 @@ import (
 	"github.com/cocoonstack/epochfs/registry"
 )
 
-// source is a repository as the cache wants it, and says in plain words
-// what no waiting mends.
-type source struct{ *registry.MirrorSource }
+// explained is a repository as a source for the cache. It explains permanent
+// errors in plain words.
+type explained struct{ *registry.MirrorSource }
 
 var (
-	_ cache.Mirrored = source{}
-	_ cache.Origin   = source{}
+	_ cache.Mirrored = explained{}
+	_ cache.Origin   = explained{}
 )
 
-// OpenBlob opens bytes that are compared with a digest before their use.
-func (s source) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
+// OpenBlob opens bytes whose digest is verified before they are used.
+func (s explained) OpenBlob(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
 	body, whole, err := s.MirrorSource.OpenBlob(ctx, digest, size, off, n)
 	return body, whole, plain(err)
 }
 
-// OpenTrusted opens all others.
-func (s source) OpenTrusted(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
+// OpenTrusted opens all other bytes.
+func (s explained) OpenTrusted(ctx context.Context, digest string, size, off, n int64) (io.ReadCloser, bool, error) {
 	body, whole, err := s.MirrorSource.OpenTrusted(ctx, digest, size, off, n)
 	return body, whole, plain(err)
 }
 
-// plain adds what it means for a mount that its registry says no.
+// plain adds to a refusal of the registry what it means for a mount.
 func plain(err error) error {
 	var e *registry.Error
 	switch {
@@ -40,19 +40,19 @@ func plain(err error) error {
 	case errors.Is(err, registry.ErrNotFound):
 		return fmt.Errorf("the registry no longer has this blob; what is in the cache stays readable: %w", err)
 	case errors.Is(err, registry.ErrDenied):
-		return fmt.Errorf("the registry does not allow to read this blob any more; what is in the cache stays readable: %w", err)
+		return fmt.Errorf("the registry no longer allows reading this blob; what is in the cache stays readable: %w", err)
 	}
 	return err
 }
 
-// offline is a source of bytes that has none.
+// offline is a source that returns only errors.
 type offline struct{ cache.Origin }
 
 func (offline) OpenBlob(context.Context, string, int64, int64, int64) (io.ReadCloser, bool, error) {
 	return nil, false, final{ErrOffline}
 }
 
-// final is an error that trying again does not mend.
+// final is a permanent error.
 type final struct{ error }
 
 func (final) Temporary() bool { return false }

@@ -13,7 +13,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// Status tells how the mount m of o, which began at since, is doing.
+// Status returns the state of the mount m of o, which began at since.
 func (o *Opened) Status(m *fs.Mounted, since time.Time) control.Mount {
 	s := control.Mount{
 		Reference: o.Reference.String(),
@@ -131,7 +131,7 @@ func waitStatus(file string, w cache.Wait) control.Wait {
 	return s
 }
 
-// brief is an error in a few words, where it has them.
+// brief returns the short form of an error, if it has one.
 func brief(err error) string {
 	var e *registry.Error
 	if errors.As(err, &e) {
@@ -140,7 +140,7 @@ func brief(err error) string {
 	return err.Error()
 }
 
-// setOpen says how the kernel reads a file.
+// setOpen records how the kernel reads a file.
 func setOpen(f *control.File, m *fs.Mounted) {
 	u := m.Usage(f.Name)
 	f.Open = u.Passthrough + u.Cached + u.Direct

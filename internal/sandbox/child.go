@@ -24,13 +24,13 @@ const (
 	toParent   = 4
 )
 
-// Is reports whether this process was started as a child. If so, main calls
-// Main before it sets up anything else.
+// Is reports whether this process was started as a child. If so, main must
+// call Main before it sets up anything else.
 func Is() bool { return os.Getenv(childEnv) != "" }
 
-// Main is a child's whole life: it gives up all that the child could do
-// besides, then serves until the parent closes the connection. It returns
-// the exit code.
+// Main runs a child: it gives up everything else that the process could do,
+// then serves until the parent closes the connection. It returns the exit
+// code.
 func Main(serve func(*Conn) error) int {
 	level, err := confine(os.Getenv(childEnv) == confined)
 	if err != nil {
@@ -49,7 +49,7 @@ func Main(serve func(*Conn) error) int {
 	return 0
 }
 
-// confine gives up everything but the two pipes, for good.
+// confine permanently gives up everything except the two pipes.
 func confine(filter bool) (Level, error) {
 	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT) // the parent ends the child
 	signal.Ignore(unix.SIGPIPE)
@@ -77,12 +77,11 @@ func confine(filter bool) (Level, error) {
 	return Limits, nil
 }
 
-// closeOthers closes what the caller of the program had open and left to be
-// inherited. What the runtime has opened for itself is marked to be closed on
-// exec, and stays.
+// closeOthers closes descriptors that were inherited from the program's
+// caller. The runtime's own are marked close-on-exec, and stay.
 func closeOthers() error {
 	dir, err := os.ReadDir("/proc/self/fd")
-	if err != nil { // no /proc: the descriptors that are likely
+	if err != nil { // no /proc: the likely descriptors
 		for fd := toParent + 1; fd < 1024; fd++ {
 			closeInherited(fd)
 		}
@@ -103,13 +102,13 @@ func closeInherited(fd int) {
 	}
 }
 
-// setLimits bounds what the kernel gives the child. Without a single free
-// descriptor nothing can be opened, filter or not.
+// setLimits sets the resource limits of the child. Without a free descriptor
+// nothing can be opened, filter or not.
 func setLimits() error {
 	limits := map[int]uint64{
 		unix.RLIMIT_NOFILE: 0,
 		unix.RLIMIT_FSIZE:  0, // pipes are no files
-		unix.RLIMIT_CORE:   0, // guests' bytes do not lie about
+		unix.RLIMIT_CORE:   0, // no core dumps with guests' bytes
 		unix.RLIMIT_DATA:   Memory,
 		unix.RLIMIT_AS:     addressSpace,
 	}
@@ -129,8 +128,8 @@ func setLimits() error {
 	return nil
 }
 
-// rawPipe is a descriptor that is read and written by system calls alone:
-// os.File would ask the runtime's poller for more of them.
+// rawPipe is a descriptor used with plain system calls: os.File would need
+// the runtime's poller, and more system calls.
 type rawPipe int
 
 func (fd rawPipe) Read(p []byte) (int, error) {

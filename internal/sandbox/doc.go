@@ -1,11 +1,11 @@
 // Package sandbox runs code that reads hostile bytes in a child process that
 // can do nothing else: no files, no network, no other processes, bounded
-// memory. The child is this program, started again with empty environment and
-// without descriptors but for two pipes.
+// memory. The child is this program, started again with an empty environment
+// and only two pipes.
 //
-// The package owns the process, its confinement and the frames on the pipes.
-// What the frames mean is its callers' business. It believes nothing that
-// comes from a child: frames are bounded, and every wait ends.
+// The package owns the process, its confinement and the frames on the pipes;
+// callers define what the frames mean. It trusts nothing that comes from a
+// child: frames are bounded, and every wait ends.
 package sandbox
 
 import (
@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Level is how a child is confined.
+// Level is the confinement of a child.
 type Level uint8
 
 // Levels of confinement.
@@ -23,7 +23,7 @@ const (
 	Seccomp              // resource limits, and a list of allowed system calls
 )
 
-// String names the level for people.
+// String returns the level's name.
 func (l Level) String() string {
 	if l == Seccomp {
 		return "resource limits and a system call filter"
@@ -32,24 +32,24 @@ func (l Level) String() string {
 }
 
 const (
-	// MaxFrame bounds what one frame carries.
+	// MaxFrame bounds the payload of a frame, in bytes.
 	MaxFrame = 1<<20 + 64
 
-	// Patience is how long a child may take until its next frame. The slowest
-	// honest step, a block of 1 MiB decompressed on a busy machine, takes less
-	// than a second.
+	// Patience bounds the time until a child's next frame. The slowest
+	// honest step, decompressing a block of 1 MiB on a busy machine, takes
+	// less than a second.
 	Patience = 30 * time.Second
 
-	// Memory is what a child may take: all that it maps for writing. Go maps
-	// its heap in steps of 64 MiB, so the heap's own limit is lower.
+	// Memory bounds the memory that a child maps for writing, in bytes. Go
+	// maps its heap in steps of 64 MiB, so the heap's own limit is lower.
 	Memory = 512 << 20
 
 	heapLimit    = 320 << 20
 	addressSpace = 4 << 30
-	maxStack     = 64 << 20 // of one goroutine: a recursion without end stops here
+	maxStack     = 64 << 20 // of one goroutine: ends an infinite recursion
 )
 
-// ErrMisbehaved is in the chain of every error that is a child's fault.
+// ErrMisbehaved is wrapped by every error that is a child's fault.
 var ErrMisbehaved = errors.New("the process that reads the guest's bytes failed")
 
 // misbehaved returns an ErrMisbehaved with its reason.

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allowedCalls are what the Go runtime needs to run, collect garbage, start
-// threads and die, and reads and writes of descriptors that are open.
-// Everything else ends the process.
+// allowedCalls are the system calls that the Go runtime needs to run,
+// collect garbage, start threads and die, and reads and writes of open
+// descriptors. Every other call ends the process.
 var allowedCalls = append([]uint32{
 	unix.SYS_READ, unix.SYS_WRITE,
 	unix.SYS_MUNMAP, unix.SYS_BRK,
@@ -69,7 +69,7 @@ func unlessBits(arg uint32, mask uint32, no uint32) []unix.SockFilter {
 	return []unix.SockFilter{load(dataArgs + 8*arg), test, returns(no)}
 }
 
-// program is the filter.
+// program returns the filter.
 func program() []unix.SockFilter {
 	const (
 		kill  = unix.SECCOMP_RET_KILL_PROCESS
@@ -80,22 +80,23 @@ func program() []unix.SockFilter {
 	for _, nr := range allowedCalls {
 		p = append(p, onCall(nr, returns(allow))...)
 	}
-	// Memory is private, anonymous and never executable: a limit counts nothing
-	// else. (The C library marks the stacks of its threads, which the kernel
-	// ignores.) Of madvise's advice that from 100 on is about the machine's memory.
+	// Memory is private, anonymous and never executable: the limit counts
+	// nothing else. (The C library marks the stacks of its threads, which
+	// the kernel ignores.) Values of madvise from 100 on concern the
+	// machine's memory.
 	const memory = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED | unix.MAP_NORESERVE | unix.MAP_STACK
 	p = append(p, onCall(unix.SYS_MPROTECT, ifBits(2, unix.PROT_EXEC, false, allow, kill)...)...)
 	p = append(p, onCall(unix.SYS_MMAP, slices.Concat(
 		unlessBits(2, unix.PROT_EXEC, kill), unlessBits(3, ^uint32(memory), kill),
 		ifBits(3, unix.MAP_ANONYMOUS, true, allow, kill))...)...)
 	p = append(p, onCall(unix.SYS_MADVISE, ifBits(2, ^uint32(31), false, allow, kill)...)...)
-	// The runtime interrupts its own threads, and nobody else's.
+	// The runtime interrupts only its own threads.
 	p = append(p, onCall(unix.SYS_TGKILL, load(dataArgs), equal(uint32(os.Getpid())), returns(allow), returns(kill))...)
-	// Threads, but no processes. Whoever tries clone3, whose flags are out of
-	// a filter's sight, goes on with clone.
+	// Threads, but no processes. A caller of clone3, whose flags a filter
+	// cannot see, falls back to clone.
 	p = append(p, onCall(unix.SYS_CLONE, ifBits(0, unix.CLONE_THREAD, true, allow, kill)...)...)
 	p = append(p, onCall(unix.SYS_CLONE3, returns(errno|uint32(unix.ENOSYS)))...)
-	// The runtime names its memory, and does not mind if it cannot.
+	// The runtime names its memory, and ignores failure.
 	p = append(p, onCall(unix.SYS_PRCTL, returns(errno|uint32(unix.EINVAL)))...)
 	return append(p, returns(kill))
 }

@@ -4,5 +4,5 @@ import "golang.org/x/sys/unix"
 
 const auditArch = unix.AUDIT_ARCH_AARCH64
 
-// moreCalls are allowed on this architecture alone.
+// moreCalls are allowed on this architecture only.
 var moreCalls []uint32

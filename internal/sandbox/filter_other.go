@@ -4,5 +4,5 @@ package sandbox
 
 import "errors"
 
-// installFilter fails: nobody has tried a filter on this architecture.
+// installFilter fails: no filter was tried on this architecture.
 func installFilter() error { return errors.ErrUnsupported }

@@ -18,7 +18,7 @@ const helloFrame = 0
 type Conn struct {
 	r   io.Reader
 	w   io.Writer
-	in  []byte // of the last frame read; grows to the largest, at most MaxFrame
+	in  []byte // of the last frame read; grows up to MaxFrame
 	out []byte
 }
 
@@ -40,7 +40,7 @@ func (c *Conn) Read() (kind byte, payload []byte, err error) {
 	return h[0], payload, err
 }
 
-// Buffer returns an empty payload to append to, for Write: it is valid until
+// Buffer returns an empty payload to append to, for Write. It is valid until
 // the next Buffer.
 func (c *Conn) Buffer() []byte {
 	if c.out == nil {
@@ -49,8 +49,8 @@ func (c *Conn) Buffer() []byte {
 	return c.out[headerSize:headerSize]
 }
 
-// Write sends a frame. It copies nothing if payload was appended to Buffer's
-// result.
+// Write sends a frame. It does not copy a payload that was appended to
+// Buffer's result.
 func (c *Conn) Write(kind byte, payload []byte) error {
 	if len(payload) > MaxFrame {
 		return fmt.Errorf("a frame of %d bytes", len(payload))

@@ -15,15 +15,15 @@ import (
 	"time"
 )
 
-// Options say how a child is started. The zero value is right but for tests.
+// Options configure a child. The zero value is right except for tests.
 type Options struct {
-	Patience time.Duration // until the next frame; 0: Patience
+	Patience time.Duration // until the next frame; 0 for Patience
 	NoFilter bool          // as on a kernel without seccomp
 }
 
-// Child is a running child. One goroutine may use it at a time.
+// Child is a running child. It is not safe for concurrent use.
 type Child struct {
-	Level Level // how it is confined
+	Level Level // its confinement
 
 	conn     *Conn
 	to, from *os.File
@@ -31,12 +31,12 @@ type Child struct {
 	patience time.Duration
 	said     *head
 	exited   chan struct{} // closed once state is final
-	state    error         // of Wait
-	undo     func() bool   // takes back what the context would do
+	state    error         // result of Wait
+	undo     func() bool   // detaches the child from the context
 }
 
-// Start starts a child and waits for it to be confined. When ctx ends, the
-// child is killed. The caller calls Close.
+// Start starts a child and waits until it is confined. When ctx ends, the
+// child is killed. The caller must call Close.
 func Start(ctx context.Context, opts Options) (*Child, error) {
 	c, err := start(opts)
 	if err != nil {
@@ -45,7 +45,7 @@ func Start(ctx context.Context, opts Options) (*Child, error) {
 	c.undo = context.AfterFunc(ctx, c.Kill)
 	kind, payload, err := c.Read()
 	if err == nil && (kind != helloFrame || len(payload) != 1 || Level(payload[0]) > Seccomp) {
-		err = misbehaved("it began with garbage")
+		err = misbehaved("it started with invalid data")
 	}
 	if err != nil {
 		c.Close()
@@ -80,7 +80,8 @@ func start(opts Options) (*Child, error) {
 	}
 	cmd.ExtraFiles = []*os.File{childIn, childOut}
 	cmd.Stderr = c.said
-	// A process group of its own: the terminal's signals are the parent's.
+	// In a process group of its own: the terminal's signals are for the
+	// parent.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := c.run(cmd); err != nil {
 		return nil, errors.Join(err, to.Close(), from.Close())
@@ -88,8 +89,9 @@ func start(opts Options) (*Child, error) {
 	return c, nil
 }
 
-// run starts the process and waits for its end in the background, on one
-// thread: the kernel kills the child when the thread that started it ends.
+// run starts the process and waits for its end in the background, on a
+// locked thread: the kernel kills the child when the thread that started it
+// ends.
 func (c *Child) run(cmd *exec.Cmd) error {
 	started := make(chan error)
 	go func() {
@@ -108,8 +110,8 @@ func (c *Child) run(cmd *exec.Cmd) error {
 	return <-started
 }
 
-// Read returns the next frame, or why there will be none. The payload is
-// valid until the next Read.
+// Read returns the next frame, or the reason why there is none. The payload
+// is valid until the next Read.
 func (c *Child) Read() (kind byte, payload []byte, err error) {
 	if err := c.from.SetReadDeadline(time.Now().Add(c.patience)); err != nil {
 		return 0, nil, err
@@ -121,7 +123,7 @@ func (c *Child) Read() (kind byte, payload []byte, err error) {
 	return kind, payload, nil
 }
 
-// Buffer is Conn's.
+// Buffer is Conn.Buffer.
 func (c *Child) Buffer() []byte { return c.conn.Buffer() }
 
 // Write sends a frame.
@@ -141,14 +143,15 @@ func (c *Child) Misbehaved(format string, args ...any) error {
 	return misbehaved(format, args...)
 }
 
-// failed ends the child and tells why a frame did not come or go.
+// failed ends the child and returns why a frame could not be read or
+// written.
 func (c *Child) failed(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return c.Misbehaved("no sign of life for %s", c.patience)
 	}
 	gone := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE)
 	if gone {
-		// It may have closed its pipes and live on.
+		// It may have closed its pipes and still run.
 		select {
 		case <-c.exited:
 		case <-time.After(c.patience):
@@ -162,7 +165,7 @@ func (c *Child) failed(err error) error {
 	return misbehaved("%s", c.death())
 }
 
-// death is how the child ended, in words.
+// death describes how the child ended.
 func (c *Child) death() string {
 	said := c.said.String()
 	var exit *exec.ExitError
@@ -185,28 +188,28 @@ func (c *Child) death() string {
 	return "it crashed"
 }
 
-// Said is what the child wrote to its stderr, cut to a few KiB: the trace of
-// a crash. It is text from elsewhere.
+// Said returns the first KiB of the child's stderr: the trace of a crash. It
+// is text from elsewhere.
 func (c *Child) Said() string { return c.said.String() }
 
-// PID is the child's process ID.
+// PID returns the child's process ID.
 func (c *Child) PID() int { return c.process.Pid }
 
-// Kill ends the child. Close must be called all the same.
+// Kill ends the child. Close must still be called.
 func (c *Child) Kill() { _ = c.process.Kill() } // fails if it has ended
 
-// Close ends the child and returns when it is gone.
+// Close ends the child and waits until it is gone.
 func (c *Child) Close() {
 	if c.undo != nil {
 		c.undo()
 	}
 	c.Kill()
 	<-c.exited
-	_ = c.to.Close() // pipes to nobody
+	_ = c.to.Close() // the child is gone
 	_ = c.from.Close()
 }
 
-// head keeps the first bytes that are written to it.
+// head keeps the first bytes written to it.
 type head struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

@@ -1,4 +1,4 @@
-// Package text makes text from elsewhere fit to be shown.
+// Package text makes text from elsewhere fit for display.
 package text
 
 import (
@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// Line is s as one line for a terminal or a log: what cannot be seen is
-// shown as an escape, line ends as spaces.
+// Line returns s as one line for a terminal or a log: invisible characters
+// become escapes, line ends become spaces.
 func Line(s string) string {
 	var b strings.Builder
 	for i, r := range s {

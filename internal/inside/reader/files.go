@@ -11,8 +11,8 @@ import (
 	"github.com/cocoonstack/epochfs/internal/inside/wire"
 )
 
-// statBatch is how many entries of a directory are sorted by their inodes
-// before these are read: neighbours lie in one block.
+// statBatch is the number of a directory's entries that are sorted by inode
+// before the inodes are read: neighbours share a block.
 const statBatch = 4096
 
 // list sends a directory's entries, in no particular order.
@@ -54,8 +54,8 @@ func compare(a, b uint64) int {
 	return 0
 }
 
-// describe fills in what stat shows. What is broken about one file is no
-// error: the others can still be shown.
+// describe sets the metadata of a file. A broken file is no error, because
+// the others can still be shown.
 func (s *server) describe(fsys system, f *wire.File, all bool) error {
 	err := s.stat(fsys, f, all)
 	switch {
@@ -98,7 +98,7 @@ func (s *server) stat(fsys system, f *wire.File, all bool) error {
 	return err
 }
 
-// readAt sends a stretch of a file.
+// readAt sends a range of a file.
 func (s *server) readAt(fsys system, d *wire.Decoder) error {
 	inode, off, n := d.Num(), int64(d.Num()), int64(d.Num())
 	if !d.Ok() || off < 0 || n < 0 {
@@ -132,7 +132,7 @@ func (s *server) data(off int64, p []byte) error {
 	return s.send(wire.Data, append(e.B, p...))
 }
 
-// raw sends a stretch of the disk, but for zeros.
+// raw sends a range of the disk, except zeros.
 func (s *server) raw(d *wire.Decoder) error {
 	off, n := int64(d.Num()), int64(d.Num())
 	if !d.Ok() || s.disk == nil || off < 0 || n < 0 || off > s.disk.Size() || n > s.disk.Size()-off {
@@ -152,7 +152,7 @@ func (s *server) raw(d *wire.Decoder) error {
 	return nil
 }
 
-// grain is the smallest run of zeros that is left out.
+// grain is the smallest run of zeros that is left out, in bytes.
 const grain = 64 << 10
 
 func (s *server) nonzero(off int64, p []byte) error {
@@ -209,7 +209,7 @@ func (s *server) xattrs(fsys system, d *wire.Decoder) error {
 	return nil
 }
 
-// tree prepares for a walk where the file system can.
+// tree prepares for a walk, if the file system can.
 func (s *server) tree(fsys system, d *wire.Decoder) error {
 	if t, ok := fsys.FS.(guestfs.TreePrefetcher); ok {
 		return t.PrefetchTree(d.Num())
@@ -217,7 +217,8 @@ func (s *server) tree(fsys system, d *wire.Decoder) error {
 	return nil
 }
 
-// locate sends where a file's data lies in the disk, if that can be told.
+// locate sends the places of a file's data on the disk, if they can be
+// determined.
 func (s *server) locate(fsys system, d *wire.Decoder) error {
 	l, ok := fsys.FS.(guestfs.Locator)
 	at := int64(-1)

@@ -11,11 +11,11 @@ import (
 	"github.com/cocoonstack/epochfs/internal/sandbox"
 )
 
-// errImage is the answer to a read that the parent could not serve.
+// errImage is the error of a read that the parent could not serve.
 var errImage = errors.New("the disk could not be read")
 
-// remote is an image that the parent reads. It keeps nothing: package guestfs
-// has a cache of its own, and the parent another.
+// remote is an image that the parent reads. It caches nothing: package
+// guestfs has a cache, and so has the parent.
 type remote struct {
 	conn   *sandbox.Conn
 	talk   *sync.Mutex // held over a question and its answer
@@ -41,7 +41,7 @@ func (r *remote) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// ask has the parent fill p.
+// ask requests p from the parent.
 func (r *remote) ask(p []byte, off int64) error {
 	r.talk.Lock()
 	defer r.talk.Unlock()
@@ -65,7 +65,7 @@ func (r *remote) ask(p []byte, off int64) error {
 	return fmt.Errorf("an answer of kind %d and %d bytes", kind, len(data))
 }
 
-// Prefetch passes the hint on.
+// Prefetch forwards the hint.
 func (r *remote) Prefetch(ranges []guestfs.Extent) {
 	r.talk.Lock()
 	defer r.talk.Unlock()

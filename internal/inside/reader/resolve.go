@@ -11,12 +11,12 @@ import (
 )
 
 const (
-	maxLinks = 40   // symbolic links in one path, as Linux has it
-	maxSteps = 4096 // names in one path, links followed
+	maxLinks = 40   // symbolic links in one path, as in Linux
+	maxSteps = 4096 // names in one path, including those of links
 )
 
-// resolve sends the file that a path leads to. Symbolic links lead within the
-// file system, as they do for the guest.
+// resolve sends the file at a path. Symbolic links are resolved within the
+// file system, as in the guest.
 func (s *server) resolve(fsys system, d *wire.Decoder) error {
 	path, follow := d.Text(wire.MaxPath), d.Bool()
 	if !d.Ok() {
@@ -33,13 +33,13 @@ func (s *server) resolve(fsys system, d *wire.Decoder) error {
 	return s.item(func(e *wire.Encoder) { e.File(&f) })
 }
 
-// step is a directory on the way, and what it is called.
+// step is a directory of the path so far, and its name.
 type step struct {
 	inode uint64
 	name  string
 }
 
-// walk returns the inode that path leads to, and its path without links.
+// walk returns the inode at path, and the path without links.
 func walk(fsys guestfs.FS, path string, follow bool) (uint64, string, error) {
 	way := []step{{fsys.Root(), ""}}
 	rest := split(path)
@@ -85,7 +85,7 @@ func walk(fsys guestfs.FS, path string, follow bool) (uint64, string, error) {
 	return way[len(way)-1].inode, pathOf(way), nil
 }
 
-// atStep is err with how far a path led.
+// atStep adds to err how far the path led.
 func atStep(way []step, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return missing("there is no " + pathOf(way))
@@ -93,7 +93,7 @@ func atStep(way []step, err error) error {
 	return fmt.Errorf("%s: %w", pathOf(way), err)
 }
 
-// missing is an fs.ErrNotExist in words of its own.
+// missing is an fs.ErrNotExist with a text of its own.
 type missing string
 
 func (e missing) Error() string        { return string(e) }

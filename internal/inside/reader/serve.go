@@ -1,7 +1,7 @@
-// Package reader is the child's half of looking inside a guest's disk: it
-// answers calls (package wire) with package guestfs, from images that the
-// parent reads for it. It runs in a sandbox, and nothing outside depends on
-// what it returns being true.
+// Package reader is the child's half of reading a guest's disk: it answers
+// calls (package wire) with package guestfs, from images that the parent
+// reads for it. It runs in a sandbox, and nothing outside relies on its
+// answers being true.
 package reader
 
 import (
@@ -15,13 +15,13 @@ import (
 	"github.com/cocoonstack/epochfs/internal/sandbox"
 )
 
-// Main is the life of a process for which sandbox.Is is true.
+// Main runs a process for which sandbox.Is is true.
 func Main() int { return sandbox.Main(Serve) }
 
-// server is what a child knows.
+// server is the state of a child.
 type server struct {
 	conn    *sandbox.Conn
-	talk    sync.Mutex // held over a frame, and a question and its answer
+	talk    sync.Mutex // held over a frame, or over a question and its answer
 	disk    guestfs.Image
 	volumes []guestfs.Volume
 	systems []system // by file system number
@@ -53,7 +53,7 @@ func Serve(conn *sandbox.Conn) error {
 	}
 }
 
-// answer runs one call.
+// answer executes one call.
 func (s *server) answer(op wire.Op, d *wire.Decoder) error {
 	calls := map[wire.Op]func(*wire.Decoder) error{
 		wire.Images: s.images, wire.Volumes: s.listVolumes, wire.OpenFS: s.openFS, wire.Raw: s.raw,
@@ -128,7 +128,8 @@ func codeOf(err error) wire.Code {
 // maxImages bounds a chain of backing files.
 const maxImages = 16
 
-// images opens the disk: the first image, on top of those that it names.
+// images opens the disk: the first image, on top of those that it is based
+// on.
 func (s *server) images(d *wire.Decoder) error {
 	type image struct {
 		file   guestfs.Image
@@ -145,7 +146,7 @@ func (s *server) images(d *wire.Decoder) error {
 		return fs.ErrInvalid
 	}
 	wants := false
-	// From the last on: a base comes after what is on top of it.
+	// In reverse order, because a base follows the image on top of it.
 	for i := len(all) - 1; i >= 0; i-- {
 		if all[i].format == wire.FormatRaw {
 			continue
@@ -207,7 +208,7 @@ func (s *server) openFS(d *wire.Decoder) error {
 	fsys := s.systems[n]
 	about := fsys.Describe()
 	_, upperErr := guestfs.Upper(s.plain(number))
-	switch { // nothing is found without the root directory
+	switch { // without the root directory nothing is found
 	case errors.Is(upperErr, fs.ErrInvalid):
 		return fmt.Errorf("%w: root directory: %v", guestfs.ErrDamaged, upperErr)
 	case errors.Is(upperErr, errImage), errors.Is(upperErr, guestfs.ErrDamaged):
@@ -258,7 +259,7 @@ func (s *server) system(volume int, upper bool) (int, error) {
 	return len(s.systems) - 1, nil
 }
 
-// plain returns a volume's file system that is open.
+// plain returns a volume's open file system.
 func (s *server) plain(volume int) guestfs.FS {
 	n, err := s.system(volume, false)
 	if err != nil {

@@ -10,7 +10,7 @@ func (e *Encoder) Volume(v Volume) {
 	e.Int(v.Size)
 }
 
-// Volume takes a volume.
+// Volume parses a volume.
 func (d *Decoder) Volume() Volume {
 	return Volume{
 		Number: int(d.NumBelow(1 << 16)),
@@ -28,7 +28,7 @@ func (e *Encoder) Description(v Description) {
 	e.Bool(v.HasUpper)
 }
 
-// Description takes a description.
+// Description parses a description.
 func (d *Decoder) Description() Description {
 	return Description{
 		Type: d.Text(MaxText), Label: d.Text(MaxText), UUID: d.Text(MaxText), State: d.Text(MaxText),
@@ -57,7 +57,7 @@ func (e *Encoder) File(f *File) {
 	e.Text(f.Broken, MaxText)
 }
 
-// File takes a file.
+// File parses a file.
 func (d *Decoder) File() File {
 	f := File{Name: d.Text(MaxPath), Inode: d.Num()}
 	if len(d.B) == 0 {

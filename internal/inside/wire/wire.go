@@ -1,7 +1,7 @@
-// Package wire has the messages between the process that looks inside a
-// guest's disk and the one that it asks: their numbers, and how their fields
-// are written. Both sides treat what they get as hostile: a Decoder is bounded
-// by its frame and fails for good on the first field that cannot be.
+// Package wire defines the messages between the process that reads a guest's
+// disk and its parent: their numbers, and the encoding of their fields. Both
+// sides treat their input as hostile: a Decoder is bounded by its frame and
+// fails permanently on the first invalid field.
 package wire
 
 import (
@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// Kinds of frames. The parent sends a Call, and answers each Read; everything
-// else is the child's. A Done ends the call.
+// Kinds of frames. The parent sends a Call, and answers each Read; all
+// others are the child's. A Done ends the call.
 const (
 	Call     = 1 + iota // an Op and its arguments
 	Bytes               // answers Read
-	Failed              // answers Read: the parent knows why
+	Failed              // answers Read: the parent knows the reason
 	Read                // image, offset, length
 	Prefetch            // image, then offset and length of each range; not answered
 	Item                // a result; its fields depend on the Op
 	Data                // offset, then bytes to the frame's end
-	Done                // a Code, and words
+	Done                // a Code and a text
 )
 
-// Op is what a Call asks for.
+// Op is the operation of a Call.
 type Op byte
 
 // The operations, with their arguments and the fields of their Items.
@@ -36,11 +36,11 @@ const (
 	Extents               // file system, inode. Items: offset, length
 	Locate                // file system, inode. Items: offset in the file, length, offset in the disk
 	Xattrs                // file system, inode. Items: name, value
-	Tree                  // file system, inode: a walk is about to begin
-	Raw                   // offset, length. Data of the disk where it is not zeros
+	Tree                  // file system, inode: prepares for a walk
+	Raw                   // offset, length. Data of the disk that is not zeros
 )
 
-// Format is how an image holds a disk.
+// Format is the format of an image.
 type Format byte
 
 // Formats.
@@ -49,7 +49,7 @@ const (
 	FormatQcow2
 )
 
-// Code is what kind of end a call came to.
+// Code is the result of a call.
 type Code byte
 
 // Codes.
@@ -87,19 +87,19 @@ type Volume struct {
 	Offset, Size int64
 }
 
-// Description is a file system as a whole.
+// Description describes a whole file system.
 type Description struct {
 	Type, Label, UUID, State string
 	Size                     int64
 	HasUpper                 bool // it has an overlay's upper layer
 }
 
-// File is a directory entry, or the file that a path leads to.
+// File is a directory entry, or the file at a path.
 type File struct {
 	Name   string // of an entry; of a file, its path without links
 	Inode  uint64
 	Type   byte // a vfs.Type
-	Stated bool // what follows is known
+	Stated bool // the fields below are known
 	Mode   uint16
 	Links  uint32
 	UID    uint32
@@ -112,10 +112,10 @@ type File struct {
 	Modified, Changed, Accessed time.Time
 
 	Target   string // of a symbolic link
-	Whiteout bool   // of an upper layer: stands for a deletion
+	Whiteout bool   // of an upper layer: marks a deletion
 	Opaque   bool   // of an upper layer: hides the directory below
 	Metacopy bool   // of an upper layer: its contents are elsewhere
-	Broken   string // why the rest could not be read
+	Broken   string // why the rest could not be read, or ""
 }
 
 // Encoder appends fields to B.
@@ -134,7 +134,7 @@ func (e *Encoder) Text(s string, most int) {
 	e.B = append(e.B, s...)
 }
 
-// Bool appends a truth.
+// Bool appends a boolean.
 func (e *Encoder) Bool(b bool) {
 	if b {
 		e.B = append(e.B, 1)
@@ -154,23 +154,23 @@ func (e *Encoder) Time(t time.Time) {
 	e.Num(uint64(t.Nanosecond()))
 }
 
-// Decoder takes fields from B.
+// Decoder parses fields from B.
 type Decoder struct {
 	B   []byte
 	bad bool
 }
 
-// Ok reports whether all fields were there, and nothing else was.
+// Ok reports whether all fields were present, and nothing else.
 func (d *Decoder) Ok() bool { return !d.bad && len(d.B) == 0 }
 
-// Good reports whether all fields so far were there.
+// Good reports whether all fields so far were present.
 func (d *Decoder) Good() bool { return !d.bad }
 
 func (d *Decoder) fail() {
 	d.bad, d.B = true, nil
 }
 
-// Num takes a number.
+// Num parses a number.
 func (d *Decoder) Num() uint64 {
 	n, size := binary.Uvarint(d.B)
 	if size <= 0 {
@@ -181,7 +181,7 @@ func (d *Decoder) Num() uint64 {
 	return n
 }
 
-// NumBelow takes a number that must be less than limit.
+// NumBelow parses a number that must be less than limit.
 func (d *Decoder) NumBelow(limit uint64) uint64 {
 	n := d.Num()
 	if n >= limit {
@@ -191,7 +191,7 @@ func (d *Decoder) NumBelow(limit uint64) uint64 {
 	return n
 }
 
-// Int takes a number that may be negative.
+// Int parses a number that may be negative.
 func (d *Decoder) Int() int64 {
 	n, size := binary.Varint(d.B)
 	if size <= 0 {
@@ -202,7 +202,7 @@ func (d *Decoder) Int() int64 {
 	return n
 }
 
-// Text takes a string of at most that many bytes.
+// Text parses a string of at most that many bytes.
 func (d *Decoder) Text(most int) string {
 	n := d.Num()
 	if n > uint64(most) || n > uint64(len(d.B)) {
@@ -214,7 +214,7 @@ func (d *Decoder) Text(most int) string {
 	return s
 }
 
-// Bool takes a truth.
+// Bool parses a boolean.
 func (d *Decoder) Bool() bool {
 	if len(d.B) == 0 || d.B[0] > 1 {
 		d.fail()
@@ -225,18 +225,17 @@ func (d *Decoder) Bool() bool {
 	return b
 }
 
-// maxSecond bounds times to those that have a year of four digits, as JSON
-// needs it.
+// maxSecond bounds times to years of four digits, as JSON requires.
 const maxSecond = 253402300799
 
-// Time takes a time.
+// Time parses a time.
 func (d *Decoder) Time() time.Time {
 	if !d.Bool() {
 		return time.Time{}
 	}
 	s, ns := d.Int(), d.NumBelow(1e9)
 	if s < -62135596800 || s > maxSecond {
-		return time.Time{} // a guest may write what it likes
+		return time.Time{} // the guest may have written any value
 	}
 	return time.Unix(s, int64(ns)).UTC()
 }
