@@ -22,15 +22,15 @@ import (
 	"github.com/cocoonstack/epochfs/internal/mounts"
 )
 
-// outcome is what goes over the pipe.
+// outcome is the message on the pipe from the process that mounts.
 type outcome struct {
 	Output string `json:"output"` // for stdout
 	Error  string `json:"error"`  // for stderr, when Code is not 0
-	Code   int    `json:"code"`   // to exit with
+	Code   int    `json:"code"`   // exit code
 }
 
-// startBehind starts a keeper, which starts the process that mounts, and
-// returns when that one says that the mount is ready.
+// startBehind starts a keeper, which starts the process that mounts. It
+// returns once the mount is ready.
 func (opts *mountOptions) startBehind(ctx context.Context) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -59,23 +59,23 @@ func (opts *mountOptions) startBehind(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start the process behind the mount: %w", err)
 	}
-	// Ctrl-C does not reach the other session by itself.
+	// Ctrl-C does not reach another session.
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
 	var got outcome
 	if err := json.NewDecoder(r).Decode(&got); err != nil {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // whom it mounts for is told that it has failed
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it reports the failure to this process
 		return fmt.Errorf("the process behind the mount ended before it was ready: %w", errors.Join(cmd.Wait(), ctx.Err()))
 	}
 	if got.Code != exitOK {
-		_ = cmd.Wait() // it ends with the code it has told
+		_ = cmd.Wait() // its exit code was already reported
 		return &exitError{text: got.Error, code: got.Code}
 	}
 	_, err = io.WriteString(opts.out, got.Output)
 	return errors.Join(err, cmd.Process.Release())
 }
 
-// keeperStart says how the keeper of this mount begins.
+// keeperStart returns what the keeper of this mount is started with.
 func (opts *mountOptions) keeperStart() (keeper.Start, error) {
 	args, err := workerArgs(opts.flags, opts.reference, opts.dir)
 	if err != nil {
@@ -93,12 +93,12 @@ func (opts *mountOptions) keeperStart() (keeper.Start, error) {
 	return s, nil
 }
 
-// pathFlags name files and directories that mean the same in every
-// directory only when they are absolute.
+// pathFlags take paths, which must be made absolute for a process with
+// another working directory.
 var pathFlags = []string{"cache-dir", "hosts-dir", "log-file"}
 
-// workerArgs is the command line of the processes that serve the mount,
-// now and after restarts: the flags that were given, in whatever way.
+// workerArgs returns the command line of the processes that serve the mount,
+// now and after restarts: all flags that were set.
 func workerArgs(flags *pflag.FlagSet, reference, dir string) ([]string, error) {
 	args := []string{"epochfs", "mount"}
 	var err error
@@ -119,15 +119,14 @@ func workerArgs(flags *pflag.FlagSet, reference, dir string) ([]string, error) {
 	return append(args, "--", reference, dir), err
 }
 
-// pathEnvs name files and directories that are looked at as long as the
-// mount is there.
+// pathEnvs contain paths that are used as long as the mount exists.
 var pathEnvs = []string{
 	"DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "EPOCH_CA_CERT", "SSL_CERT_FILE",
 	mounting.HostsDirEnv, mounting.CacheDirEnv, control.DirEnv,
 }
 
-// envFromAnywhere is an environment whose paths mean the same in every
-// directory: the process behind leaves the one that it was started in.
+// envFromAnywhere returns the environment with absolute paths, for a process
+// with another working directory.
 func envFromAnywhere(env []string) ([]string, error) {
 	env = slices.Clone(env)
 	for i, kv := range env {
@@ -144,12 +143,12 @@ func envFromAnywhere(env []string) ([]string, error) {
 	return env, nil
 }
 
-// readiness is the end of the pipe on which the first process tells, once,
-// that the mount is ready, or why it never will be.
+// readiness is the end of the pipe on which the serving process reports,
+// once, that the mount is ready or why it failed.
 type readiness struct{ f *os.File }
 
-// readyPipe returns the pipe this process reports on; nil when nobody
-// waits for a report.
+// readyPipe returns the pipe that this process reports on, or nil if no
+// process waits for a report.
 func readyPipe(link *keeper.Link) *readiness {
 	if link == nil {
 		return nil
@@ -164,35 +163,34 @@ func (r *readiness) send(o outcome) error {
 	return errors.Join(json.NewEncoder(r.f).Encode(o), r.f.Close())
 }
 
-// failed reports err and returns what makes this process end as silently
-// as it should: the other one prints.
+// failed reports err and returns an error without text, because the other
+// process prints it.
 func (r *readiness) failed(err error) error {
 	code := exitCode(err)
 	_ = r.send(outcome{Error: message(err), Code: code})
 	return &exitError{code: code}
 }
 
-// ready reports that the mount is, and cuts the ties to where the user
-// called from: the terminal. What would go there goes to the log file, if
-// there is one.
+// ready reports that the mount is ready, and detaches from the terminal.
+// What would be printed there goes to the log file, if there is one.
 func (r *readiness) ready(output, logFile string) error {
 	f, err := openLog(logFile)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	// The user may wait for the end of stderr: let go of it first.
+	// The user may wait for the end of stderr: close it first.
 	for _, fd := range []int{1, 2} {
 		if err := unix.Dup3(int(f.Fd()), fd, 0); err != nil {
 			return err
 		}
 	}
-	_, _ = unix.Setsid() // fails where that was done when it was started
+	_, _ = unix.Setsid() // fails if it was done at the start
 	return r.send(outcome{Output: output})
 }
 
-// openLog opens the log file, which exists, for what a process writes to
-// stderr; without one that leads nowhere.
+// openLog opens the existing log file for what a process writes to stderr,
+// or /dev/null if name is "".
 func openLog(name string) (*os.File, error) {
 	if name == "" {
 		name = os.DevNull

@@ -11,10 +11,10 @@ import (
 )
 
 // byteSize is a flag for a number of bytes, written as 50GiB, 100MB or a
-// plain number. Zero is not given.
+// plain number. Zero means not set.
 type byteSize int64
 
-// Set reads it.
+// Set implements pflag.Value.
 func (b *byteSize) Set(s string) error {
 	n, err := humanize.ParseBytes(s)
 	switch {
@@ -27,7 +27,7 @@ func (b *byteSize) Set(s string) error {
 	return nil
 }
 
-// String is empty where nothing was given.
+// String returns "" if the flag is not set.
 func (b *byteSize) String() string {
 	if *b == 0 {
 		return ""
@@ -35,16 +35,16 @@ func (b *byteSize) String() string {
 	return humanize.IBytes(uint64(*b))
 }
 
-// Type names the kind of value in help texts.
+// Type returns the placeholder in help texts.
 func (b *byteSize) Type() string { return "size" }
 
-// age is a flag for a time span, written as 7d, 2w or 12h30m. Zero is not
-// given.
+// age is a flag for a duration, written as 7d, 2w or 12h30m. Zero means not
+// set.
 type age time.Duration
 
 var ageForm = regexp.MustCompile(`^(?:(\d{1,5})w)?(?:(\d{1,5})d)?(.*)$`)
 
-// Set reads it.
+// Set implements pflag.Value.
 func (a *age) Set(s string) error {
 	parts := ageForm.FindStringSubmatch(s)
 	var sum time.Duration
@@ -69,7 +69,7 @@ func (a *age) Set(s string) error {
 
 func (a *age) duration() time.Duration { return time.Duration(*a) }
 
-// String is empty where nothing was given.
+// String returns "" if the flag is not set.
 func (a *age) String() string {
 	if *a == 0 {
 		return ""
@@ -77,5 +77,5 @@ func (a *age) String() string {
 	return a.duration().String()
 }
 
-// Type names the kind of value in help texts.
+// Type returns the placeholder in help texts.
 func (a *age) Type() string { return "span" }

@@ -17,7 +17,7 @@ type cacheOptions struct {
 	out    io.Writer
 	older  age
 	to     byteSize
-	toSet  bool // whether --to was given
+	toSet  bool // whether --to was set
 	all    bool
 	dryRun bool
 }
@@ -68,15 +68,15 @@ is 6.`, (*cacheOptions).verify)
 	return root
 }
 
-// with runs a command on the open cache. Where there is none, there is
-// nothing in it.
+// with runs a command on the open cache. If there is no cache, it runs on an
+// empty inventory.
 func (opts *cacheOptions) with(ctx context.Context, run func(*cacheOptions, context.Context, *cache.Cache) error) error {
 	cfg, err := opts.config(readTimeout)
 	if err != nil {
 		return err
 	}
 	opts.cacheDir = cfg.CacheDir
-	cfg.Log = nil // what is found is the result, and is printed once
+	cfg.Log = nil // findings are the result, and are printed once
 	c, err := cfg.OpenCache()
 	switch {
 	case err != nil:

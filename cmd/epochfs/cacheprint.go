@@ -31,21 +31,21 @@ func cachedFileOf(f cache.StoredFile) cachedFile {
 	return cachedFile{f.Name, f.Key, f.Size, f.Data, f.Local, f.Disk, f.Verified, f.InUse, f.Damaged, f.Used}
 }
 
-// cachedArtifact is what the cache has of an artifact. The one without a
-// reference has the files that belong to none.
+// cachedArtifact is the cached part of an artifact. The one without a
+// reference has the files of no artifact.
 type cachedArtifact struct {
 	Reference string       `json:"reference"`
 	Tags      []string     `json:"tags"`
 	Opened    time.Time    `json:"opened,omitzero"`
 	Local     int64        `json:"local"`
 	Disk      int64        `json:"disk"`
-	Alone     int64        `json:"alone"` // of disk, files that no other artifact has
+	Alone     int64        `json:"alone"` // of disk, files of no other artifact
 	InUse     bool         `json:"in_use"`
 	Files     []cachedFile `json:"files,omitempty"`
-	Count     int          `json:"count"` // of files
+	Count     int          `json:"count"` // number of files
 }
 
-// name is how people know it.
+// name returns the artifact's name for messages.
 func (a *cachedArtifact) name() string {
 	switch {
 	case len(a.Tags) > 0:
@@ -56,12 +56,12 @@ func (a *cachedArtifact) name() string {
 	return "(no reference)"
 }
 
-// cacheListing is what cache ls and cache du print.
+// cacheListing is the output of cache ls and cache du.
 type cacheListing struct {
 	Version    int              `json:"version"`
 	Dir        string           `json:"dir"`
 	Disk       int64            `json:"disk"`
-	Small      int64            `json:"small"` // of disk, manifests, config blobs and references
+	Small      int64            `json:"small"` // of disk: manifests, config blobs and references
 	Limit      int64            `json:"limit"`
 	Free       int64            `json:"free"`
 	References []cachedArtifact `json:"references"`
@@ -115,8 +115,8 @@ func usageOf(dir string, inv *cache.Inventory) cacheListing {
 	return l
 }
 
-// ownersOf are the artifacts that a file belongs to, by its key, as people
-// know them.
+// ownersOf returns the names of the artifacts that a file belongs to, by the
+// file's key.
 func ownersOf(inv *cache.Inventory) map[string][]string {
 	owners := map[string][]string{}
 	for _, a := range inv.Artifacts {
@@ -153,7 +153,7 @@ func printListing(out io.Writer, l cacheListing) error {
 	return w.Flush()
 }
 
-// shown is the file's name, or its key where that is lost.
+// shown returns the file's name, or its key if the name is lost.
 func (f *cachedFile) shown() string {
 	if f.Name == "" {
 		return f.Key
@@ -161,7 +161,7 @@ func (f *cachedFile) shown() string {
 	return f.Name
 }
 
-// state is what there is to say of a cached file, in words.
+// state describes a cached file.
 func (f *cachedFile) state() string {
 	var words []string
 	switch {
@@ -180,7 +180,7 @@ func (f *cachedFile) state() string {
 	return strings.Join(words, ", ")
 }
 
-// portion is a part of a whole, in bytes and in percent.
+// portion formats a part of a whole, in bytes and in percent.
 func portion(n, of int64) string {
 	if of <= 0 {
 		return size(n)
@@ -210,13 +210,13 @@ func printUsage(out io.Writer, l cacheListing) error {
 	return err
 }
 
-// prunedCache is what cache prune prints.
+// prunedCache is the output of cache prune.
 type prunedCache struct {
 	Version int          `json:"version"`
 	DryRun  bool         `json:"dry_run"`
 	Freed   int64        `json:"freed"`
 	Left    int64        `json:"left"`
-	InUse   int64        `json:"in_use"` // of left
+	InUse   int64        `json:"in_use"` // part of left
 	Files   []prunedFile `json:"files"`
 	Small   int          `json:"small"` // manifests, config blobs and references
 }
@@ -252,13 +252,13 @@ func printPruned(out io.Writer, p prunedCache) error {
 	return err
 }
 
-// verifiedCache is what cache verify prints.
+// verifiedCache is the output of cache verify.
 type verifiedCache struct {
 	Version  int            `json:"version"`
-	Complete bool           `json:"complete"` // all of the cache was looked at
+	Complete bool           `json:"complete"` // the whole cache was verified
 	Files    int            `json:"files"`
 	Bytes    int64          `json:"bytes"`
-	Hashed   int64          `json:"hashed"` // of bytes, compared with a digest
+	Hashed   int64          `json:"hashed"` // bytes compared with a digest
 	Lost     int64          `json:"lost"`   // in a crash of the machine
 	Wrong    []cacheFinding `json:"wrong"`
 }

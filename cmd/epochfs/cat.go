@@ -112,8 +112,7 @@ func (opts *catOptions) write(ctx context.Context, o *mounting.Opened, file show
 	return nil
 }
 
-// meter shows progress, but not on the terminal that the file itself goes
-// to.
+// meter shows progress, unless the file itself goes to the same terminal.
 func (opts *catOptions) meter(total int64) *meter {
 	g := *opts.globals
 	f, ok := opts.out.(*os.File)
@@ -121,8 +120,8 @@ func (opts *catOptions) meter(total int64) *meter {
 	return g.startMeter("cat "+opts.file, total)
 }
 
-// settle tells whether a file that was read to its end was right, for what
-// only the digest of all of it can vouch for.
+// settle verifies a file that was read to its end, if only the digest of all
+// of it can vouch for its bytes.
 func settle(ctx context.Context, o *mounting.Opened, f *layout.File) error {
 	open, err := o.File(f)
 	if err != nil {
@@ -131,7 +130,7 @@ func settle(ctx context.Context, o *mounting.Opened, f *layout.File) error {
 	return open.Settle(ctx)
 }
 
-// readerOf reads a file as a mount would show it.
+// readerOf returns a reader of a file as a mount would show it.
 func readerOf(ctx context.Context, o *mounting.Opened, f shown) (io.ReaderAt, error) {
 	if f.file == nil {
 		return bytes.NewReader(f.text), nil
@@ -147,8 +146,8 @@ type readerAt func(p []byte, off int64) (int, error)
 
 func (r readerAt) ReadAt(p []byte, off int64) (int, error) { return r(p, off) }
 
-// copyRange writes n bytes from off on, which lie within the file, in
-// steps that a reader of the pipe does not wait long for.
+// copyRange writes n bytes from offset off, which lie within the file, in
+// small steps, so that the reader of a pipe does not wait long.
 func copyRange(w io.Writer, src io.ReaderAt, off, n int64) error {
 	buf := make([]byte, min(n, 1<<20))
 	for n > 0 {

@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// completionTime is how long a shell waits for names.
+	// completionTime is how long a shell waits for completions.
 	completionTime = 5 * time.Second
-	// mostCompleted bounds the names that a shell is given.
+	// mostCompleted bounds the completions.
 	mostCompleted = 1000
 )
 
@@ -34,8 +34,8 @@ func (g *globals) completeFile(cmd *cobra.Command, args []string, typed string) 
 	})
 }
 
-// complete opens the reference in args for one look. A shell gets no names
-// rather than an error.
+// complete opens the reference in args for one completion. An error results
+// in no completions.
 func (g *globals) complete(cmd *cobra.Command, args []string, at int, names func(ctx context.Context, o *mounting.Opened) []string) ([]string, cobra.ShellCompDirective) {
 	if len(args) < at {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -57,7 +57,7 @@ func (g *globals) complete(cmd *cobra.Command, args []string, at int, names func
 	return names(ctx, o), cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
 }
 
-// titlesOf returns the snapshot's files that begin with what was typed.
+// titlesOf returns the snapshot's files with the typed prefix.
 func titlesOf(o *mounting.Opened, typed string, disksOnly bool) (names []string) {
 	all, err := list(o, "")
 	if err != nil {
@@ -94,7 +94,7 @@ func (g *globals) filesOf(ctx context.Context, o *mounting.Opened, typed string)
 		return nil
 	}
 	var names []string
-	_ = t.List(parent.Inode, false, func(f inside.File) error { // what came until an error helps, too
+	_ = t.List(parent.Inode, false, func(f inside.File) error { // names before an error help, too
 		if !strings.HasPrefix(f.Name, begun) || nameText(f.Name, true) != f.Name || len(names) >= mostCompleted {
 			return nil
 		}

@@ -109,7 +109,7 @@ func runConvert(ctx context.Context, opts convertOptions) error {
 	return done.print(ref.WithDigest(result.ManifestDigest), result)
 }
 
-// keepAnnotations has an artifact's annotations and time written again.
+// keepAnnotations copies an artifact's annotations and creation time.
 func keepAnnotations(p *snapshot.PushOptions, a *snapshot.Artifact) {
 	p.Annotations = map[string]string{}
 	for k, v := range a.Manifest.Annotations {

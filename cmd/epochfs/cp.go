@@ -26,12 +26,13 @@ type cpOptions struct {
 	allow     copyRules
 }
 
-// copyRules say what a copy may contain that could do harm where it is made.
+// copyRules are the things with possible side effects that a copy may
+// contain.
 type copyRules struct {
 	setuid  bool // setuid, setgid and sticky bits
 	devices bool // device files and FIFOs
 	links   bool // symbolic links that lead out of the copy
-	owners  bool // the guest's numbers
+	owners  bool // the guest's numeric owners
 }
 
 func newCpCmd(g *globals) *cobra.Command {
@@ -108,7 +109,7 @@ func runCp(ctx context.Context, opts cpOptions) error {
 	})
 }
 
-// into opens what is copied to.
+// into opens the target of the copy.
 func (opts *cpOptions) into(run func(to target) error) error {
 	switch opts.output {
 	case "":
@@ -135,9 +136,9 @@ func (opts *cpOptions) into(run func(to target) error) error {
 // contents visits a file's data in ascending order, without its holes.
 type contents func(visit func(off int64, p []byte) error) error
 
-// target is where a copy is made. Paths are relative, of names joined by
-// slashes; a directory comes before what is in it. Errors are about the
-// target or those of contents.
+// target is the destination of a copy. Paths are relative, of names joined
+// by slashes; a directory precedes its contents. Errors concern the target
+// or come from contents.
 type target interface {
 	dir(name string, f *inside.File) error
 	file(name string, f *inside.File, data contents) error
@@ -170,7 +171,7 @@ func (c *copier) snapshotFile(ctx context.Context, o *mounting.Opened, f shown) 
 	return err
 }
 
-// counted is data with progress.
+// counted returns data with progress.
 func (c *copier) counted(data contents) contents {
 	return func(visit func(off int64, p []byte) error) error {
 		return data(func(off int64, p []byte) error {
@@ -180,7 +181,7 @@ func (c *copier) counted(data contents) contents {
 	}
 }
 
-// inside copies what is at a path of a disk.
+// inside copies a path of a disk.
 func (c *copier) inside(ctx context.Context, o *mounting.Opened, disk shown, a address) error {
 	d, err := c.openGuest(ctx, o, disk.file, c.base)
 	if err != nil {
@@ -212,7 +213,7 @@ func (c *copier) inside(ctx context.Context, o *mounting.Opened, disk shown, a a
 	return nil
 }
 
-// tell notes what was left out, and which flag would have kept it.
+// tell reports what was left out, and which flag would have copied it.
 func (c *copier) tell() {
 	var all []string
 	for _, l := range []struct {
@@ -239,15 +240,15 @@ func (c *copier) tell() {
 	}
 }
 
-// leadsOut reports whether a symbolic link at name leads out of the directory
-// that the copy is made in, or might: what comes before a later ".." may be
-// another link, which leads nobody knows where.
+// leadsOut reports whether a symbolic link at name leads, or may lead, out
+// of the copy's directory. A name before a later ".." may be another link,
+// which leads anywhere.
 func leadsOut(name, target string) bool {
 	if target == "" || strings.HasPrefix(target, "/") {
 		return true
 	}
 	depth := strings.Count(name, "/")
-	up := true // so far
+	up := true // only ".." so far
 	for step := range strings.SplitSeq(target, "/") {
 		switch {
 		case step == "" || step == ".":
@@ -262,7 +263,7 @@ func leadsOut(name, target string) bool {
 	return depth < 0
 }
 
-// permissions are those of f that a copy has.
+// permissions returns f's permissions in the copy.
 func (c *copyRules) permissions(f *inside.File) os.FileMode {
 	mode := os.FileMode(f.Mode & 0o777)
 	if !c.setuid {

@@ -15,13 +15,13 @@ import (
 	"github.com/cocoonstack/epochfs/internal/inside"
 )
 
-// dirTarget makes a copy in a directory. os.Root keeps every step within it,
+// dirTarget makes a copy in a directory. os.Root keeps every step inside it,
 // whatever links are made meanwhile.
 type dirTarget struct {
 	name   string
 	root   *os.Root
 	allow  copyRules
-	closed []closedDir // directories get their modes and times when they are full
+	closed []closedDir // directories get their modes and times when they are complete
 }
 
 type closedDir struct {
@@ -43,7 +43,7 @@ func newDirTarget(dir string, allow copyRules) (*dirTarget, error) {
 
 func (t *dirTarget) close() { _ = t.root.Close() } // nothing is written by it
 
-// failed is err as one of a file in the directory.
+// failed returns err as an error of a file in the directory.
 func (t *dirTarget) failed(name string, err error) error {
 	return cannotWrite(path.Join(t.name, name), err)
 }
@@ -70,7 +70,7 @@ func (t *dirTarget) file(name string, f *inside.File, data contents) error {
 		wrong = out.Truncate(f.Size)
 	}
 	if wrong == nil && err == nil {
-		wrong = t.own(name, f) // before the mode: it takes setuid away
+		wrong = t.own(name, f) // before the mode: it clears setuid
 	}
 	if wrong == nil && err == nil {
 		wrong = out.Chmod(t.allow.permissions(f))
@@ -85,7 +85,7 @@ func (t *dirTarget) file(name string, f *inside.File, data contents) error {
 		err = t.failed(name, wrong)
 	}
 	if err != nil {
-		_ = t.root.Remove(name) // half a file is none
+		_ = t.root.Remove(name) // an incomplete file is removed
 	}
 	return err
 }
@@ -117,7 +117,7 @@ func (t *dirTarget) device(name string, f *inside.File) error {
 	return t.failed(name, t.root.Chmod(name, t.allow.permissions(f)))
 }
 
-// own gives a file the guest's owner, where that was asked for.
+// own sets a file's owner to the guest's, if requested.
 func (t *dirTarget) own(name string, f *inside.File) error {
 	if !t.allow.owners {
 		return nil
@@ -145,7 +145,7 @@ func newTarTarget(w io.Writer, allow copyRules) *tarTarget {
 	return &tarTarget{tar.NewWriter(w), allow}
 }
 
-// header begins an entry.
+// header starts an entry.
 func (t *tarTarget) header(kind byte, name string, f *inside.File, size int64) *tar.Header {
 	h := &tar.Header{Typeflag: kind, Name: name, Mode: int64(f.Mode), Size: size, ModTime: f.Modified, Format: tar.FormatPAX}
 	if t.allow.owners {
@@ -167,8 +167,8 @@ func (t *tarTarget) file(name string, f *inside.File, data contents) error {
 		begun = true
 		return t.w.WriteHeader(t.header(tar.TypeReg, name, f, f.Size))
 	}
-	// The header comes with the first bytes: a file that cannot be read at
-	// all is left out.
+	// The header is written with the first bytes, so that an unreadable file
+	// is left out.
 	err := fillGaps(writeAfter{t.w, begin}, 0, f.Size, data)
 	if err == nil {
 		err = begin()
@@ -182,7 +182,7 @@ func (t *tarTarget) file(name string, f *inside.File, data contents) error {
 	return err
 }
 
-// errBrokenTar is an error after which a tar cannot go on.
+// errBrokenTar is an error after which a tar cannot be continued.
 type errBrokenTar struct{ error }
 
 func (e errBrokenTar) Unwrap() error { return e.error }

@@ -8,14 +8,14 @@ import (
 	"github.com/cocoonstack/epochfs/internal/inside"
 )
 
-// copyWalk copies one tree of a guest's.
+// copyWalk copies one tree of a guest.
 type copyWalk struct {
 	*copier
 	tree  *guestTree
-	links map[uint64]string // first names of files that have several, by inode
+	links map[uint64]string // first names of files with several, by inode
 	seen  map[uint64]bool   // directories
 	walk  walkLimits
-	below bool // what is copied now is in a directory: the others are copied without it
+	below bool // the current file is in a directory: the others are copied without it
 }
 
 // pending is a directory whose entries are to be copied.
@@ -24,8 +24,7 @@ type pending struct {
 	inode uint64
 }
 
-// run copies what is at a path under its own name, and of the root what is in
-// it.
+// run copies a path under its own name, or the contents of the root.
 func (w *copyWalk) run(at *inside.File) error {
 	name := path.Base(path.Clean(w.tree.at.path))
 	if name == "/" {
@@ -58,8 +57,7 @@ func (w *copyWalk) run(at *inside.File) error {
 	return nil
 }
 
-// directory copies a directory's entries, and returns the directories among
-// them.
+// directory copies a directory's entries, and returns the subdirectories.
 func (w *copyWalk) directory(d pending) (below []pending, err error) {
 	if w.seen[d.inode] { // directories have one name
 		w.left.damaged++
@@ -101,7 +99,7 @@ func (w *copyWalk) read(d pending) ([]inside.File, error) {
 	return all, err
 }
 
-// one copies what is no directory.
+// one copies an entry that is no directory.
 func (w *copyWalk) one(name string, f *inside.File) error {
 	kind := vfs.Type(f.Type)
 	switch kind {
@@ -157,7 +155,7 @@ func (w *copyWalk) regular(name string, f *inside.File) error {
 	return nil
 }
 
-// ruled is f with the mode that the copy gets.
+// ruled returns f with its mode in the copy.
 func (w *copyWalk) ruled(f *inside.File) *inside.File {
 	if f.Mode&0o7000 == 0 || w.allow.setuid {
 		return f

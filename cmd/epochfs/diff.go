@@ -72,7 +72,7 @@ type differ struct {
 	*diffOptions
 	out   *bufio.Writer
 	sides [2]*mounting.Opened
-	found bool // a difference
+	found bool // a difference was found
 }
 
 func runDiff(ctx context.Context, opts diffOptions) error {
@@ -90,7 +90,7 @@ func runDiff(ctx context.Context, opts diffOptions) error {
 		return err
 	}
 	if opts.exitCode && d.found {
-		return &exitError{code: exitFailed} // without words: nothing failed
+		return &exitError{code: exitFailed} // without text: nothing failed
 	}
 	return nil
 }
@@ -107,7 +107,7 @@ func (d *differ) run(ctx context.Context) error {
 	}
 	_, a, err := find(d.sides[0], d.file)
 	if err != nil {
-		// A file that only REF2 has can still be compared as a whole.
+		// A file that exists only in REF2 can still be compared as a whole.
 		if _, b, other := find(d.sides[1], d.file); other != nil || b.path != "" {
 			return err
 		}

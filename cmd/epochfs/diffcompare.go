@@ -11,8 +11,8 @@ import (
 	"github.com/cocoonstack/epochfs/internal/inside"
 )
 
-// compare returns the letter of how two files of one name differ, "" if they
-// do not as far as was asked for.
+// compare returns the letter for the difference of two files of one name, or
+// "" if the requested properties are equal.
 func (t *treeDiffer) compare(a, b *inside.File) (string, error) {
 	if a.Type != b.Type || a.Whiteout != b.Whiteout {
 		return "T", nil
@@ -60,9 +60,9 @@ func (t *treeDiffer) contents(a, b *inside.File) (bool, error) {
 	return t.differentBytes(a, b)
 }
 
-// differentBytes compares two files of one size. Where they lie at the same
-// places of the disks, and digests show these places to be equal, nothing is
-// read.
+// differentBytes reports whether two files of one size differ. If they are
+// at the same places of the disks, and digests show those places to be
+// equal, it reads nothing.
 func (t *treeDiffer) differentBytes(a, b *inside.File) (bool, error) {
 	if t.known {
 		places, ok, err := t.places(a, b)
@@ -91,8 +91,8 @@ func (t *treeDiffer) differentBytes(a, b *inside.File) (bool, error) {
 	return !bytes.Equal(sums[0], sums[1]), nil
 }
 
-// places returns where the data of both files lies, if that is the same in
-// both disks, and the files have holes at the same places.
+// places returns the places of both files' data, if they are the same on
+// both disks and the files have the same holes.
 func (t *treeDiffer) places(a, b *inside.File) (_ []inside.Place, ok bool, err error) {
 	var places [2][]inside.Place
 	var extents [2][]inside.Range

@@ -87,8 +87,8 @@ func changeOf(had, has bool) string {
 	return "M"
 }
 
-// flatten returns the values of a JSON object that are no objects, by their
-// keys with dots between.
+// flatten returns the scalar values of a JSON object, by their keys joined
+// with dots.
 func flatten(text []byte) map[string]string {
 	all := map[string]string{}
 	var walk func(prefix string, raw json.RawMessage, depth int)
@@ -221,8 +221,8 @@ func differenceMap(a, b *layout.File, ranges []sparse.Segment) *control.Map {
 	return m
 }
 
-// differenceStrip is a map as width letters: what differs is seen however
-// little it is.
+// differenceStrip returns a map as width letters. Every difference is
+// visible, however small.
 func differenceStrip(m *control.Map, width int) string {
 	n := len(m.Cells)
 	if n == 0 {

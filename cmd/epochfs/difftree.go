@@ -15,7 +15,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
 
-// guestChange is a file of a guest's in the JSON output.
+// guestChange is a guest's file in the JSON output.
 type guestChange struct {
 	Change string     `json:"change"` // "+", "-", "M", "U" or "T"
 	Path   string     `json:"path"`
@@ -31,8 +31,8 @@ type treeDiffer struct {
 	guests  [2]*guest
 	trees   [2]*guestTree
 	disks   [2]inside.Reader
-	ranges  []sparse.Segment // in which the disks differ; nil unless both are raw
-	known   bool             // ranges are
+	ranges  []sparse.Segment // where the disks differ; nil unless both are raw
+	known   bool             // ranges is set
 	escape  bool
 	seen    [2]map[uint64]bool // directories
 	walk    walkLimits
@@ -40,7 +40,7 @@ type treeDiffer struct {
 	skipped int64 // bytes of files that need not be read
 }
 
-// inside compares what is at a path of a disk.
+// inside compares a path of a disk.
 func (d *differ) inside(ctx context.Context) error {
 	t := &treeDiffer{differ: d, ctx: ctx, escape: isTerminal(d.diffOptions.out), seen: [2]map[uint64]bool{{}, {}}}
 	at, err := t.open()
@@ -109,7 +109,7 @@ func (t *treeDiffer) open() (at [2]*inside.File, err error) {
 	return at, nil
 }
 
-// twin reads from another image what it has as well.
+// twin reads shared ranges from another image.
 type twin struct {
 	inside.Reader
 	other  inside.Reader
@@ -151,7 +151,7 @@ func firstAfter(ranges []sparse.Segment, at int64) int {
 	return sort.Search(len(ranges), func(i int) bool { return ranges[i].Offset+ranges[i].Length > at })
 }
 
-// compareTops compares what the path leads to.
+// compareTops compares the files at the path.
 func (t *treeDiffer) compareTops(at [2]*inside.File) error {
 	for i, f := range at {
 		if f == nil || vfs.Type(f.Type) != vfs.Directory {
@@ -194,7 +194,7 @@ func (t *treeDiffer) compareTops(at [2]*inside.File) error {
 	return nil
 }
 
-// explain adds to an error of one side where it happened.
+// explain adds the side to an error.
 func (t *treeDiffer) explain(side int, err error) error {
 	return t.guests[side].explain(t.trees[side].at, err)
 }
@@ -223,7 +223,7 @@ func (t *treeDiffer) read(side int, name string, dir uint64) (map[string]*inside
 	return all, nil
 }
 
-// directories compares two directories. Those that both have are left to
+// directories compares two directories. It passes subdirectories of both to
 // below.
 func (t *treeDiffer) directories(dir string, inodes [2]uint64, below func(name string, a, b uint64)) error {
 	var sides [2]map[string]*inside.File
@@ -254,7 +254,8 @@ func (t *treeDiffer) directories(dir string, inodes [2]uint64, below func(name s
 	return nil
 }
 
-// alone prints what one side alone has, with all that is below.
+// alone prints a file that exists on one side only, with everything below
+// it.
 func (t *treeDiffer) alone(side int, name string, f *inside.File) error {
 	type dir struct {
 		name string
@@ -291,7 +292,7 @@ func (t *treeDiffer) alone(side int, name string, f *inside.File) error {
 	return nil
 }
 
-// both compares what both sides have by a name.
+// both compares two files of one name.
 func (t *treeDiffer) both(name string, a, b *inside.File, below func(name string, a, b uint64)) error {
 	change, err := t.compare(a, b)
 	if err != nil {
@@ -315,8 +316,8 @@ func (t *treeDiffer) both(name string, a, b *inside.File, below func(name string
 	return nil
 }
 
-// onlyBelow prints what is in a directory that is something else on the other
-// side.
+// onlyBelow prints the contents of a directory that is something else on the
+// other side.
 func (t *treeDiffer) onlyBelow(side int, name string, f *inside.File) error {
 	all, err := t.read(side, name, f.Inode)
 	if err != nil {

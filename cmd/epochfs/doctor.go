@@ -43,7 +43,7 @@ code is 0 only if a mount would work, else that of the first problem.`,
 // diagnosis is the JSON output.
 type diagnosis struct {
 	Version int              `json:"version"`
-	Works   bool             `json:"works"` // a mount would
+	Works   bool             `json:"works"` // a mount would work
 	Checks  []diagnosedThing `json:"checks"`
 }
 
@@ -51,7 +51,7 @@ type diagnosedThing struct {
 	Name  string       `json:"name"`
 	Level doctor.Level `json:"level"` // "ok", "note" or "problem"
 	Found string       `json:"found"`
-	Do    string       `json:"do"` // "" where there is nothing to do
+	Do    string       `json:"do"` // "" if there is nothing to do
 }
 
 func runDoctor(ctx context.Context, opts doctorOptions) error {

@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// endGrace is how long a command may clean up after Ctrl-C.
+// endGrace is the time to clean up after Ctrl-C.
 const endGrace = 3 * time.Second
 
-// endSoon returns what work returns. When ctx ends and work does not return
-// within the grace, it is left behind: a system call on a disk that hangs
-// listens to nothing, and only the end of the process ends it.
+// endSoon returns the result of work. If ctx ends and work does not return
+// within the grace, endSoon abandons it: a system call on a hanging disk
+// cannot be interrupted, and ends only with the process.
 func endSoon(ctx context.Context, grace time.Duration, work func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- work() }()

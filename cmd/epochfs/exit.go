@@ -26,30 +26,30 @@ const (
 	exitNotFound    = 3 // no such reference, file, snapshot or mount
 	exitDenied      = 4 // credentials missing or refused
 	exitUnreachable = 5 // registry not reachable, or too slow
-	exitContent     = 6 // a digest, size, map or name that must not be
+	exitContent     = 6 // an invalid digest, size, map or name
 	exitCocoon      = 7 // cocoon failed
 	exitDisk        = 8 // local disk or cache: full, no permission
 	exitNoFUSE      = 9
 )
 
-// errNotFound is in the chain of errors about what is not there and that
-// no other package has a word for.
+// errNotFound is wrapped by errors about something that does not exist, if
+// no other package has an error for it.
 var errNotFound = errors.New("not found")
 
-// usageError is an error in how the command was called.
+// usageError is an error in the command line.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// fileError is an error of a file of the user's that is to be written.
+// fileError is an error of writing a file of the user's.
 type fileError struct{ error }
 
 func (e fileError) Unwrap() error { return e.error }
 
-// cannotWrite is err as one of the file that the user has named, where it
-// may name a temporary one beside it.
+// cannotWrite returns err with the name of the user's file instead of that
+// of a temporary file.
 func cannotWrite(name string, err error) error {
 	var path *fs.PathError
 	var link *os.LinkError
@@ -64,7 +64,7 @@ func cannotWrite(name string, err error) error {
 	return fileError{&fs.PathError{Op: "write", Path: name, Err: err}}
 }
 
-// exitError is an error that another process has told, with its code.
+// exitError is an error reported by another process, with its exit code.
 type exitError struct {
 	text string
 	code int
@@ -72,9 +72,8 @@ type exitError struct {
 
 func (e *exitError) Error() string { return e.text }
 
-// kinds are looked at in this order: content that is wrong is so however
-// it came about, and a disk's error says little when it is the cause of
-// another.
+// kinds are in order of precedence: wrong content counts however it came
+// about, and a disk's error counts little if it caused another.
 var kinds = []struct {
 	is   error
 	code int
@@ -103,7 +102,8 @@ var kinds = []struct {
 	{mounting.ErrCache, exitDisk},
 }
 
-// exitCode is the one place where errors become exit codes.
+// exitCode returns the exit code of an error. It is the only function that
+// does.
 func exitCode(err error) int {
 	var usage usageError
 	var told *exitError
@@ -132,18 +132,18 @@ func exitCode(err error) int {
 // interruptedError is the end of a command by a signal.
 type interruptedError struct {
 	error
-	done string // what was done until then
+	done string // what was done before
 }
 
 func (e *interruptedError) Unwrap() error { return e.error }
 
-// interrupted adds to the error of a context that a signal has ended what
-// was done until then.
+// interrupted adds what was done to the error of a context that a signal
+// ended.
 func interrupted(err error, format string, args ...any) error {
 	return &interruptedError{err, fmt.Sprintf(format, args...)}
 }
 
-// message is an error's text in one printable line.
+// message returns an error's text in one printable line.
 func message(err error) string {
 	var ended *interruptedError
 	switch {

@@ -60,14 +60,14 @@ const baseUsage = "the image that a qcow2 disk is on top of (default the artifac
 // fsRow is a volume in the output.
 type fsRow struct {
 	Disk    string `json:"disk"`
-	Volume  string `json:"volume"`  // "" where it need not be named
-	Address string `json:"address"` // what a path is added to
+	Volume  string `json:"volume"`  // "" if it need not be named
+	Address string `json:"address"` // prefix of a path in it
 	Type    string `json:"type"`
 	Size    int64  `json:"size"`
 	Label   string `json:"label"`
 	UUID    string `json:"uuid,omitempty"`
 	State   string `json:"state"`
-	Upper   bool   `json:"upper"` // it holds an overlay's upper layer
+	Upper   bool   `json:"upper"` // an overlay's upper layer
 	Error   string `json:"error,omitempty"`
 }
 
@@ -119,8 +119,8 @@ func runFs(ctx context.Context, opts fsOptions) error {
 	return errors.Join(failed...)
 }
 
-// look returns a disk's volumes. What cannot be read is named, and no error;
-// what is damaged is both.
+// look returns a disk's volumes. A volume that cannot be read is marked, and
+// is no error; a damaged one is marked and an error.
 func (opts *fsOptions) look(ctx context.Context, o *mounting.Opened, f *layout.File) ([]fsRow, error) {
 	d, err := opts.openGuest(ctx, o, f, opts.base)
 	if err != nil {
@@ -145,7 +145,7 @@ func (opts *fsOptions) look(ctx context.Context, o *mounting.Opened, f *layout.F
 	return rows, nil
 }
 
-// describe opens a volume to see its state.
+// describe opens a volume to find its state.
 func (opts *fsOptions) describe(d *guest, v inside.Volume, row *fsRow) error {
 	if containers[v.Type] {
 		row.State = "-"

@@ -16,7 +16,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// address is a place in a snapshot: a file, or with a path one in a disk.
+// address is a file in a snapshot, or with a path a file in one of its
+// disks.
 type address struct {
 	title  string
 	volume string // "" for the only one
@@ -27,9 +28,9 @@ type address struct {
 // upperName names the overlay view.
 const upperName = "upper"
 
-// parseAddress splits arg, whose title is one of titles. Titles are foreign
-// and may hold colons: an exact title wins, else the longest one that is
-// followed by a colon.
+// parseAddress splits arg, which begins with one of titles. Titles are
+// foreign and may contain colons: an exact title wins, else the longest one
+// that a colon follows.
 func parseAddress(titles []string, arg string) (address, bool) {
 	best := -1
 	for i, title := range titles {
@@ -59,7 +60,7 @@ func parseAddress(titles []string, arg string) (address, bool) {
 	return a, true
 }
 
-// String is the address as it is given on a command line.
+// String returns the address as on a command line.
 func (a address) String() string {
 	s := a.title
 	if a.volume != "" {
@@ -74,7 +75,8 @@ func (a address) String() string {
 	return s
 }
 
-// find returns what arg names: a file of the snapshot, and where in it.
+// find returns the file of the snapshot that arg names, and the address in
+// it.
 func find(o *mounting.Opened, arg string) (shown, address, error) {
 	all, err := list(o, "")
 	if err != nil {
@@ -102,9 +104,9 @@ func find(o *mounting.Opened, arg string) (shown, address, error) {
 	return files[0], a, nil
 }
 
-// diskFormat is how a file of the snapshot holds a disk, if it is one. It goes
-// by the media type and the name, and never by the file's bytes: a guest
-// writes these.
+// diskFormat returns the format of the disk in a snapshot's file, if it is a
+// disk. It decides by media type and name, never by the file's bytes, which
+// a guest writes.
 func diskFormat(f *layout.File) (inside.Format, bool) {
 	if f == nil {
 		return inside.Raw, false
@@ -147,19 +149,19 @@ func newDiskReader(o *mounting.Opened, f *layout.File) (inside.Reader, error) {
 	return diskReader{open, f.Size()}, nil
 }
 
-// guest is a disk that is open to be looked into.
+// guest is an open disk.
 type guest struct {
 	*inside.Session
 	g         *globals
 	reference string
 	title     string
-	notBase   error // why the base image that the artifact names is not there
+	notBase   error // why the base image in the artifact's config is not used
 	opened    *mounting.Opened
-	base      *mounting.Opened // of a qcow2 file; nil for none
+	base      *mounting.Opened // of a qcow2 file; nil if none
 }
 
-// openGuest opens a disk of the snapshot. base is --base, "" for the base
-// image that the artifact names.
+// openGuest opens a disk of the snapshot. base is --base, or "" for the base
+// image in the artifact's config.
 func (g *globals) openGuest(ctx context.Context, o *mounting.Opened, f *layout.File, base string) (*guest, error) {
 	r, err := newDiskReader(o, f)
 	if err != nil {
@@ -168,7 +170,7 @@ func (g *globals) openGuest(ctx context.Context, o *mounting.Opened, f *layout.F
 	return g.openGuestOn(ctx, o, f, base, r)
 }
 
-// openGuestOn is openGuest with what reads the disk.
+// openGuestOn is openGuest with a given reader of the disk.
 func (g *globals) openGuestOn(ctx context.Context, o *mounting.Opened, f *layout.File, base string, r inside.Reader) (*guest, error) {
 	format, _ := diskFormat(f)
 	d := &guest{g: g, reference: o.Reference.String(), title: f.Name, opened: o}
@@ -190,8 +192,9 @@ func (g *globals) openGuestOn(ctx context.Context, o *mounting.Opened, f *layout
 	return d, nil
 }
 
-// openBase starts again on top of a base image. What the artifact names need
-// not be there: most of what one looks for is in the disk itself.
+// openBase opens the disk again on top of a base image. A missing base image
+// in the artifact's config is no error: most of what users look for is in
+// the disk itself.
 func (d *guest) openBase(ctx context.Context, image inside.Image, given string) error {
 	reference := cmp.Or(given, d.opened.Artifact.Manifest.Annotations[manifest.AnnotationSnapshotBaseImage])
 	if reference == "" {
@@ -241,7 +244,7 @@ func (d *guest) baseImage(ctx context.Context, reference string) (*inside.Image,
 	return &inside.Image{Reader: r, Format: format}, o, nil
 }
 
-// Close ends the session, and tells with --verbose what it cost.
+// Close ends the session. With --verbose it reports the reads.
 func (d *guest) Close() {
 	d.Session.Close()
 	st, net := d.Stats(), d.opened.Registry.Stats()
@@ -264,7 +267,7 @@ type guestTree struct {
 	at address
 }
 
-// openTree opens the file system that an address names.
+// openTree opens the file system of an address.
 func (d *guest) openTree(a address) (*guestTree, error) {
 	v, err := d.choose(a)
 	if err != nil {
@@ -281,10 +284,10 @@ func (d *guest) openTree(a address) (*guestTree, error) {
 	return &guestTree{fsys, a}, nil
 }
 
-// containers are types of volumes that hold no file system themselves.
+// containers are types of volumes without a file system of their own.
 var containers = map[string]bool{"lvm": true, "swap": true, "extended": true, "": true}
 
-// choose returns the volume that an address names, or the only one.
+// choose returns the volume of an address, or the only one.
 func (d *guest) choose(a address) (inside.Volume, error) {
 	all, err := d.Volumes()
 	if err != nil {
@@ -312,7 +315,7 @@ func (d *guest) choose(a address) (inside.Volume, error) {
 	return with[0], nil
 }
 
-// volumeName is how a volume is named in an address.
+// volumeName returns the name of a volume in an address.
 func volumeName(v inside.Volume) string {
 	if v.Name == "" || v.Name == upperName {
 		return fmt.Sprint(v.Number)
@@ -335,8 +338,8 @@ func volumeList(all []inside.Volume) string {
 	return strings.Join(names, ", ")
 }
 
-// stale notes on stderr that the file system is not as an unmount leaves it. of
-// is the snapshot, "" for the only one.
+// stale prints on stderr that the file system was not cleanly unmounted. of
+// names the snapshot, or is "" if there is only one.
 func (t *guestTree) stale(g *globals, of string) {
 	if t.State == "" || t.State == "clean" {
 		return
@@ -353,7 +356,7 @@ func (t *guestTree) stale(g *globals, of string) {
 	g.note("%s%s: the guest was running; %s", of, disk, state)
 }
 
-// resolve returns the file that the address's path leads to.
+// resolve returns the file at the address's path.
 func (d *guest) resolve(t *guestTree, follow bool) (*inside.File, error) {
 	f, err := t.Resolve(t.at.path, follow)
 	if err == nil {
@@ -377,12 +380,13 @@ func (d *guest) resolve(t *guestTree, follow bool) (*inside.File, error) {
 	return nil, err
 }
 
-// missingInside is an error about what a guest's file system does not have.
+// missingInside is an error about something that a guest's file system
+// lacks.
 type missingInside struct{ error }
 
 func (e missingInside) Unwrap() []error { return []error{e.error, errNotFound} }
 
-// explain adds to an error where it happened and what to do about it.
+// explain adds the place of an error, and what to do about it.
 func (d *guest) explain(a address, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, inside.ErrMisbehaved):
@@ -405,7 +409,7 @@ func (d *guest) explain(a address, err error) error {
 	return &insideError{d.reference + ": " + a.String(), err}
 }
 
-// insideError is an error about a place in a snapshot.
+// insideError is an error about an address in a snapshot.
 type insideError struct {
 	where string
 	cause error

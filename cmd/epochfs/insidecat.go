@@ -14,7 +14,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// runCatInside writes a file of a guest's to stdout.
+// runCatInside writes a guest's file to stdout.
 func runCatInside(ctx context.Context, opts catOptions, o *mounting.Opened, f *layout.File, a address) error {
 	d, err := opts.openGuest(ctx, o, f, opts.base)
 	if err != nil {
@@ -48,7 +48,7 @@ func runCatInside(ctx context.Context, opts catOptions, o *mounting.Opened, f *l
 	return nil
 }
 
-// fillGaps writes what read visits of [off, off+n), with zeros between.
+// fillGaps writes [off, off+n) as visited by read, with zeros between.
 func fillGaps(w io.Writer, off, n int64, read func(visit func(off int64, p []byte) error) error) error {
 	next := off
 	err := read(func(at int64, p []byte) error {
@@ -78,7 +78,7 @@ func writeZeros(w io.Writer, n int64) error {
 	return nil
 }
 
-// rawStep is how much of a disk is asked for at a time: its progress is seen.
+// rawStep is the size of a disk's reads, small enough to show progress.
 const rawStep = 256 << 20
 
 // runCatRaw writes a disk as raw, whatever its format.
@@ -105,7 +105,7 @@ func runCatRaw(ctx context.Context, opts catOptions, o *mounting.Opened, f shown
 	return err
 }
 
-// until is where a read of --length bytes from off on ends.
+// until returns the end of a read of --length bytes from off.
 func (opts *catOptions) until(off, size int64) int64 {
 	if opts.length >= 0 {
 		return min(size, off+min(opts.length, size-off))
@@ -113,7 +113,7 @@ func (opts *catOptions) until(off, size int64) int64 {
 	return size
 }
 
-// writeRaw writes what read visits of [from, to), and shows progress.
+// writeRaw writes [from, to) as visited by read, and shows progress.
 func (opts *catOptions) writeRaw(ctx context.Context, from, to int64, read func(from, to int64, visit func(off int64, p []byte) error) error) error {
 	m := opts.meter(to - from)
 	steps := func(visit func(off int64, p []byte) error) error {
@@ -136,7 +136,7 @@ func (opts *catOptions) writeRaw(ctx context.Context, from, to int64, read func(
 	return m.interrupted(ctx, err, "what was fetched stays in the cache")
 }
 
-// writeSparse makes a file of what read visits of [off, off+n), with holes
+// writeSparse makes a file of [off, off+n) as visited by read, with holes
 // between, all or nothing.
 func writeSparse(name string, off, n int64, read func(visit func(off int64, p []byte) error) error) error {
 	file, err := whole.Create(name)
@@ -156,8 +156,7 @@ func writeSparse(name string, off, n int64, read func(visit func(off int64, p []
 	return cannotWrite(name, file.Commit())
 }
 
-// writeData writes p at off, but for blocks of zeros: the file has holes
-// there.
+// writeData writes p at off, except blocks of zeros, which become holes.
 func writeData(w io.WriterAt, p []byte, off int64) error {
 	for len(p) > 0 {
 		n := min(len(p), len(blankBytes)-int(off%int64(len(blankBytes))))
@@ -196,7 +195,8 @@ func readShown(ctx context.Context, o *mounting.Opened, f shown, off, n int64, v
 	return nil
 }
 
-// dataRanges yields where [off, off+n) of a snapshot's file has data.
+// dataRanges yields the ranges of [off, off+n) of a snapshot's file that
+// hold data.
 func dataRanges(f shown, off, n int64) func(yield func(from, to int64) bool) {
 	return func(yield func(from, to int64) bool) {
 		if f.file == nil {

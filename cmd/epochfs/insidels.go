@@ -16,11 +16,11 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// errDamaged is an error about a part of a guest's file system, when the rest
-// was shown.
+// errDamaged is an error about a damaged part of a guest's file system, when
+// the rest was shown.
 var errDamaged = fmt.Errorf("%w: what could not be read is marked", vfs.ErrDamaged)
 
-// lister prints what is in a guest's directories.
+// lister prints a guest's directories.
 type lister struct {
 	*lsOptions
 	out     *bufio.Writer
@@ -76,15 +76,15 @@ func (l *lister) list(at *inside.File) error {
 	return l.below(at.Name, at.Inode)
 }
 
-// calledBy is a file by another name.
+// calledBy returns a file under another name.
 func calledBy(f *inside.File, name string) inside.File {
 	g := *f
 	g.Name = name
 	return g
 }
 
-// below lists a directory and those in it, depth first. The stack is on the
-// heap: a guest decides how deep its directories go.
+// below lists a directory and its subdirectories, depth first. The stack is
+// on the heap, because the guest decides the depth.
 func (l *lister) below(name string, inode uint64) error {
 	type dir struct {
 		name  string
@@ -168,8 +168,8 @@ func (l *lister) print(dir string, all []inside.File) error {
 	return nil
 }
 
-// printLong aligns columns as ls -ln does: numbers to the right, those of
-// devices apart.
+// printLong aligns columns as ls -ln does: numbers to the right, device
+// numbers separately.
 func (l *lister) printLong(all []inside.File) error {
 	const links, uid, gid, size, date, major, minor = 0, 1, 2, 3, 4, 5, 6
 	rows := make([][7]string, len(all))
@@ -214,7 +214,7 @@ func isDevice(f *inside.File) bool {
 	return f.Stated && (t == vfs.CharDevice || t == vfs.BlockDevice)
 }
 
-// arrow is the target of a symbolic link.
+// arrow returns the suffix with a symbolic link's target.
 func (l *lister) arrow(f *inside.File) string {
 	if vfs.Type(f.Type) != vfs.Symlink {
 		return ""

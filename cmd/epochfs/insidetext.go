@@ -17,8 +17,8 @@ import (
 	"github.com/cocoonstack/epochfs/internal/inside"
 )
 
-// nameText is a guest's name as it is printed: escaped on a terminal, as it is
-// elsewhere, as ls has it.
+// nameText returns a guest's name for printing: escaped on a terminal, else
+// unchanged, as in ls.
 func nameText(name string, escape bool) string {
 	if !escape {
 		return name
@@ -43,13 +43,14 @@ func nameText(name string, escape bool) string {
 	return b.String()
 }
 
-// isTerminal reports whether w is one.
+// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// typeLetters are the first letters of ls -l, and typeNames those of --json.
+// typeLetters are the first letters of ls -l, and typeNames the types in
+// --json.
 var (
 	typeLetters = map[vfs.Type]byte{
 		vfs.Regular: '-', vfs.Directory: 'd', vfs.Symlink: 'l', vfs.CharDevice: 'c',
@@ -61,7 +62,7 @@ var (
 	}
 )
 
-// guestMode is a mode as ls -l prints it.
+// guestMode returns a mode as ls -l prints it.
 func guestMode(f *inside.File) string {
 	letter, ok := typeLetters[vfs.Type(f.Type)]
 	if !ok {
@@ -86,8 +87,8 @@ func guestMode(f *inside.File) string {
 	return string(b)
 }
 
-// lsTime is a time as ls -l prints it: the year instead of the clock where it
-// is more than half a year from now.
+// lsTime returns a time as ls -l prints it: with the year instead of the
+// clock if it is more than half a year from now.
 func lsTime(t, now time.Time) string {
 	const halfYear = 31556952 * time.Second / 2
 	if t.IsZero() {
@@ -99,7 +100,7 @@ func lsTime(t, now time.Time) string {
 	return t.Local().Format("Jan _2 15:04")
 }
 
-// mark is what ls adds to a name of an overlay's upper layer.
+// mark returns what ls adds to a name of an overlay's upper layer.
 func mark(f *inside.File) string {
 	switch {
 	case f.Broken != "":
@@ -114,7 +115,7 @@ func mark(f *inside.File) string {
 	return ""
 }
 
-// guestJSON is a guest's file in the JSON output, an object a line.
+// guestJSON is a guest's file in the JSON output, one object for each line.
 type guestJSON struct {
 	Path     string    `json:"path"`
 	Base64   string    `json:"path_base64,omitempty"` // of a path that is not UTF-8
@@ -147,7 +148,7 @@ func newGuestJSON(path string, f *inside.File) guestJSON {
 	return j
 }
 
-// notText is a name that JSON cannot hold, in base64; "" for any other.
+// notText returns a name that JSON cannot hold in base64, or "".
 func notText(name string) string {
 	if utf8.ValidString(name) {
 		return ""
@@ -155,7 +156,7 @@ func notText(name string) string {
 	return base64.StdEncoding.EncodeToString([]byte(name))
 }
 
-// printLine writes v as JSON on a line of its own.
+// printLine writes v as JSON on one line.
 func printLine(w io.Writer, v any) error {
 	var b strings.Builder
 	enc := json.NewEncoder(&b)

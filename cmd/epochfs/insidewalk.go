@@ -10,24 +10,24 @@ import (
 )
 
 // Bounds of a walk through a guest's directories: the guest decides how many
-// there are, and several of them can be the same blocks of its disk.
+// there are, and several can share blocks of its disk.
 const (
 	mostListed    = 1 << 25   // names in all
 	mostHeld      = 512 << 20 // bytes of a directory's entries, which are held to be sorted
-	mostPending   = 1 << 20   // directories that are still to be read
-	entryOverhead = 512       // bytes of an entry besides its texts, at least what inside.File takes
+	mostPending   = 1 << 20   // directories still to be read
+	entryOverhead = 512       // bytes of an entry without its texts, at least the size of inside.File
 )
 
-// walkLimits count what a walk has come across.
+// walkLimits count what a walk has visited.
 type walkLimits struct{ listed int }
 
-// errTooMuch is an error about a file system that no honest guest has.
+// errTooMuch is the error about a file system that no honest guest has.
 func errTooMuch(what string) error {
 	return fmt.Errorf("%w: more %s than a look takes", vfs.ErrDamaged, what)
 }
 
-// read returns a directory's entries, sorted by name; with an error, those
-// that came before.
+// read returns a directory's entries, sorted by name; on error, those read
+// before it.
 func (l *walkLimits) read(t *guestTree, dir uint64, stat bool) (all []inside.File, err error) {
 	held := 0
 	err = t.List(dir, stat, func(f inside.File) error {
@@ -43,7 +43,8 @@ func (l *walkLimits) read(t *guestTree, dir uint64, stat bool) (all []inside.Fil
 	return all, err
 }
 
-// pending refuses more directories than are remembered.
+// pending returns an error if more than mostPending directories are still to
+// be read.
 func (l *walkLimits) pending(n int) error {
 	if n > mostPending {
 		return errTooMuch("directories")

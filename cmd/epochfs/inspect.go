@@ -61,10 +61,10 @@ type inspectedFile struct {
 	Size      int64  `json:"size"`
 	Data      int64  `json:"data"`
 	Stored    int64  `json:"stored"`
-	Parts     int    `json:"parts"` // of a packed file its granules
+	Parts     int    `json:"parts"` // of a packed file: granules
 	Encoding  string `json:"encoding"`
 	Granule   int64  `json:"granule,omitempty"`
-	Digest    string `json:"digest,omitempty"` // of the stored blob; a split file has none
+	Digest    string `json:"digest,omitempty"` // of the stored blob; none for a split file
 }
 
 func runInspect(ctx context.Context, opts inspectOptions) error {
@@ -164,8 +164,8 @@ func printInspected(out io.Writer, all inspected) error {
 	return w.Flush()
 }
 
-// envelopeFields are the envelope's values that are no objects, in its
-// order, by their keys.
+// envelopeFields returns the envelope's scalar values with their keys, in
+// its order.
 func envelopeFields(envelope []byte) [][2]string {
 	var env struct {
 		Config json.RawMessage `json:"config"`
@@ -196,8 +196,8 @@ func envelopeFields(envelope []byte) [][2]string {
 	return fields
 }
 
-// fieldText is a value of the envelope for people: memory and storage are
-// in bytes.
+// fieldText formats a value of the envelope: memory and storage are in
+// bytes.
 func fieldText(key, value any) string {
 	if n, ok := value.(json.Number); ok && (key == "memory" || key == "storage") {
 		if bytes, err := n.Int64(); err == nil {

@@ -10,25 +10,25 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// Bounds of the indexes that inspect reads in full. They are fetched for it,
-// and those of a disk of 100 GiB have some 100 MB and 3 million granules.
+// Bounds of the indexes that inspect reads in full. It fetches them; those
+// of a disk of 100 GiB have some 100 MB and 3 million granules.
 const (
 	mostIndex    = 32 << 20 // bytes
 	mostGranules = 1 << 20
 )
 
-// inspectedPacks is what inspect says of a packed artifact. Sizes are in
+// inspectedPacks describes the packs of a packed artifact. Sizes are in
 // bytes.
 type inspectedPacks struct {
 	Base   string `json:"base,omitempty"` // digest of the base's manifest
 	Packs  int    `json:"packs"`
 	Stored int64  `json:"stored"`
-	Live   *int64 `json:"live,omitempty"`   // of Stored, in use; nil where the indexes are too large to be read
-	Shared *int64 `json:"shared,omitempty"` // of Stored, packs that the base has too; nil where the base is not known
+	Live   *int64 `json:"live,omitempty"`   // part of Stored in use; nil if the indexes are too large to be read
+	Shared *int64 `json:"shared,omitempty"` // part of Stored in packs of the base; nil if the base is not known
 }
 
-// inspectPacks adds up the packs of a packed artifact. It is nil for any
-// other.
+// inspectPacks returns the totals of a packed artifact's packs, or nil for
+// another artifact.
 func inspectPacks(ctx context.Context, o *mounting.Opened) (*inspectedPacks, error) {
 	a := o.Artifact
 	if a.Manifest.ArtifactType != manifest.ArtifactTypePacked {
@@ -62,7 +62,7 @@ func inspectPacks(ctx context.Context, o *mounting.Opened) (*inspectedPacks, err
 	return p, nil
 }
 
-// liveBytes returns the bytes of packs that granules of the files take.
+// liveBytes returns the bytes of packs that the files' granules take.
 func liveBytes(ctx context.Context, files []*layout.File) (n int64, err error) {
 	type frame struct {
 		pack   [32]byte
@@ -90,8 +90,8 @@ func liveBytes(ctx context.Context, files []*layout.File) (n int64, err error) {
 	return n, nil
 }
 
-// sharedPacks returns the bytes of packs that the base's manifest lists
-// too, or nil if the registry does not have it any more.
+// sharedPacks returns the bytes of packs that the base's manifest lists too,
+// or nil if the registry no longer has the base.
 func sharedPacks(ctx context.Context, o *mounting.Opened, packs map[string]int64) *int64 {
 	if o.Artifact.Config.Base == "" {
 		return new(int64)
@@ -115,7 +115,7 @@ func sharedPacks(ctx context.Context, o *mounting.Opened, packs map[string]int64
 	return &n
 }
 
-// rows are the lines that inspect prints.
+// rows returns the lines that inspect prints.
 func (p *inspectedPacks) rows() [][2]string {
 	text := fmt.Sprintf("%d, %s", p.Packs, size(p.Stored))
 	if p.Live != nil {

@@ -117,5 +117,5 @@ func (opts *lsOptions) print(created time.Time, files []shown) error {
 	return w.Flush()
 }
 
-// holes is the share of a file that has no data.
+// holes returns the share of holes in a file.
 func holes(size, data int64) string { return control.Percent(min(size-data, size), max(size, 1)) }

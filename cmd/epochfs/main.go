@@ -1,5 +1,5 @@
-// Command epochfs mounts VM snapshots that lie in an OCI registry, and
-// moves them between registries and cocoon.
+// Command epochfs mounts VM snapshots from an OCI registry, and moves them
+// between registries and cocoon.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 )
 
 func main() {
-	if keeper.Is() { // before anything is set up that it would not use
+	if keeper.Is() { // before anything that a keeper does not use is set up
 		os.Exit(keeper.Main(keeperLog))
 	}
 	if sandbox.Is() {
@@ -28,20 +28,20 @@ func main() {
 	os.Exit(run(os.Args))
 }
 
-// keeperLog is a keeper's log: where the workers' lines go as well.
+// keeperLog returns a keeper's log, which goes where the workers' lines go.
 func keeperLog(json bool) *slog.Logger {
 	l, err := logging.New(logging.Options{JSON: json, Level: slog.LevelWarn})
-	if err != nil { // only a file cannot be opened
+	if err != nil { // only opening a file can fail
 		return slog.Default()
 	}
 	return l.Logger
 }
 
-// run is the whole program but for the exit.
+// run is the whole program except for the exit.
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends what does not listen
+	context.AfterFunc(ctx, stop) // a second signal ends what ignores the first
 	root, finish := newRootCmd()
 	defer finish()
 	switch name := filepath.Base(args[0]); {
@@ -61,8 +61,8 @@ func run(args []string) int {
 	return exitOK
 }
 
-// report prints the one line of an error and returns its exit code. An
-// error without words has been told by another process.
+// report prints the one line of an error and returns its exit code. An error
+// without text was printed by another process.
 func report(err error) int {
 	code := exitCode(err)
 	if line := message(err); line != "" {

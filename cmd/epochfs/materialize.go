@@ -26,7 +26,7 @@ type materializeOptions struct {
 	out         io.Writer
 	reference   string
 	name        string
-	nameSet     bool // whether --name was given
+	nameSet     bool // whether --name was set
 	description string
 	output      string // "-" for stdout
 	dir         string
@@ -34,12 +34,12 @@ type materializeOptions struct {
 	memory      byteSize
 }
 
-// materializeMemory is the usual bound of what the process takes.
+// materializeMemory is the default bound of the process's memory.
 const materializeMemory = 256 << 20
 
 func newMaterializeCmd(g *globals) *cobra.Command {
 	opts := materializeOptions{globals: g, memory: materializeMemory}
-	var noCache bool // of scripts that were written when it was not the default
+	var noCache bool // for scripts from when it was not the default
 	cmd := &cobra.Command{
 		Use:   "materialize REF",
 		Short: "Import a snapshot into cocoon, or write it as a tar or a directory",
@@ -75,13 +75,13 @@ as well.`,
 	f.StringVar(&opts.dir, "to-dir", "", "make this directory of plain sparse files, and leave cocoon alone")
 	f.BoolVar(&opts.keep, "keep", false, "keep what is fetched in the cache")
 	f.BoolVar(&noCache, "no-cache", false, "keep nothing, which is what it does anyway")
-	_ = f.MarkHidden("no-cache") // fails for a flag that is not there
+	_ = f.MarkHidden("no-cache") // fails for an unknown flag
 	f.Var(&opts.memory, "memory", "how much memory to take")
 	return cmd
 }
 
-// check looks at flags that do not go together, and at what can be told
-// without the network.
+// check returns an error for flags that contradict each other, and for what
+// can be found wrong without the network.
 func (opts *materializeOptions) check() error {
 	switch {
 	case opts.memory < mounting.LeastMemory:
@@ -105,14 +105,14 @@ func (opts *materializeOptions) check() error {
 
 func runMaterialize(ctx context.Context, opts materializeOptions) error {
 	var runner *cocoon.Exec
-	if opts.output == "" && opts.dir == "" { // said before the network is asked for anything
+	if opts.output == "" && opts.dir == "" { // before the first request
 		binary, err := cocoon.ResolveBinary(os.Getenv(cocoon.BinaryEnv))
 		if err != nil {
 			return fmt.Errorf("%w; -o FILE and --to-dir DIR need no cocoon", err)
 		}
 		runner = &cocoon.Exec{Binary: binary, Stderr: os.Stderr}
 	}
-	debug.SetMemoryLimit(int64(opts.memory) * 7 / 8) // the rest is what the collector does not count
+	debug.SetMemoryLimit(int64(opts.memory) * 7 / 8) // the collector does not count the rest
 	o, err := opts.openWith(ctx, opts.reference, readTimeout, func(cfg *mounting.Config) {
 		cfg.OnlyRead, cfg.Memory = !opts.keep, int64(opts.memory)
 	})
@@ -139,7 +139,8 @@ func runMaterialize(ctx context.Context, opts materializeOptions) error {
 	return nil
 }
 
-// write writes the artifact as it goes into cocoon: a tar, or a disk.
+// write writes the artifact in the form that cocoon imports: a tar, or a
+// disk.
 func (opts *materializeOptions) write(ctx context.Context, o *mounting.Opened, w io.Writer) error {
 	m, err := opts.meter(o)
 	if err != nil {
@@ -153,7 +154,7 @@ func (opts *materializeOptions) write(ctx context.Context, o *mounting.Opened, w
 	return opts.ended(ctx, m, err, "written")
 }
 
-// meter begins to show progress.
+// meter starts showing progress.
 func (opts *materializeOptions) meter(o *mounting.Opened) (*meter, error) {
 	sum, err := o.Sizes()
 	if err != nil {
@@ -162,7 +163,7 @@ func (opts *materializeOptions) meter(o *mounting.Opened) (*meter, error) {
 	return opts.startLocalMeter("materialize "+o.Reference.Repository, sum.Data, sum.Local), nil
 }
 
-// ended takes the meter away and says what was done.
+// ended removes the meter and reports what was done.
 func (opts *materializeOptions) ended(ctx context.Context, m *meter, err error, format string, args ...any) error {
 	m.finish()
 	if err == nil {
@@ -197,10 +198,10 @@ func (opts *materializeOptions) tarOptions(m *meter) snapshot.TarOptions {
 	return snapshot.TarOptions{LocalName: opts.name, Description: opts.description, OnBytes: m.add}
 }
 
-// writeFile writes the output file, or the target of the symbolic link that
-// has its name. A regular file appears whole or not at all, and only its
-// owner may read it: a guest's memory holds secrets. A device, a pipe or an
-// open file's link in /proc is written to in place.
+// writeFile writes the output file, or the target of the symbolic link with
+// its name. A regular file appears complete or not at all, and only its
+// owner may read it, because a guest's memory holds secrets. A device, a
+// pipe or an open file's link in /proc is written to in place.
 func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opened) error {
 	target, err := whole.Follow(opts.output)
 	if err != nil {
@@ -209,7 +210,7 @@ func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opene
 	if st, err := os.Lstat(target); err == nil && !st.Mode().IsRegular() {
 		flags := os.O_WRONLY
 		if st, err := os.Stat(target); err == nil && st.Mode().IsRegular() {
-			flags |= os.O_APPEND // as the shell's >> has opened it; with > it is empty
+			flags |= os.O_APPEND // as with the shell's >>; with > the file is empty
 		}
 		f, err := os.OpenFile(target, flags, 0)
 		if err != nil {
@@ -228,8 +229,7 @@ func (opts *materializeOptions) writeFile(ctx context.Context, o *mounting.Opene
 	return cannotWrite(opts.output, f.Commit())
 }
 
-// intoCocoon imports the artifact under opts.name. Either all of it gets
-// there, or nothing.
+// intoCocoon imports the artifact under opts.name, completely or not at all.
 func (opts *materializeOptions) intoCocoon(ctx context.Context, o *mounting.Opened, runner *cocoon.Exec) error {
 	if o.Artifact.Kind == manifest.KindCloudImage {
 		return opts.imageIntoCocoon(ctx, o, runner)
@@ -245,8 +245,8 @@ func (opts *materializeOptions) intoCocoon(ctx context.Context, o *mounting.Open
 	return opts.ended(ctx, m, err, "imported into cocoon as %s", opts.name)
 }
 
-// imageIntoCocoon imports a disk. A stream that is cut short would be
-// taken for a disk, so cocoon is ended instead when something goes wrong.
+// imageIntoCocoon imports a disk. Cocoon would take a truncated stream for a
+// disk, so it is killed on error.
 func (opts *materializeOptions) imageIntoCocoon(ctx context.Context, o *mounting.Opened, runner *cocoon.Exec) error {
 	running, end := context.WithCancel(ctx)
 	defer end()
@@ -263,7 +263,7 @@ func (opts *materializeOptions) imageIntoCocoon(ctx context.Context, o *mounting
 	if err := opts.write(running, o, w); err != nil {
 		gone := running.Err() != nil && ctx.Err() == nil || errors.Is(err, syscall.EPIPE)
 		end()
-		if cocoonErr := wait(); gone { // cocoon was the first to go
+		if cocoonErr := wait(); gone { // cocoon ended first
 			return cocoonErr
 		}
 		return err
@@ -275,8 +275,8 @@ func (opts *materializeOptions) imageIntoCocoon(ctx context.Context, o *mounting
 	return nil
 }
 
-// writeImage writes a cloud image's disk. Its last byte comes when all of
-// it is verified.
+// writeImage writes a cloud image's disk. It withholds the last byte until
+// everything is verified.
 func writeImage(ctx context.Context, o *mounting.Opened, w io.Writer, onBytes func(int64)) error {
 	f := o.Artifact.Files[0]
 	payload, err := o.OpenPayload(ctx, f)
@@ -301,7 +301,7 @@ func writeImage(ctx context.Context, o *mounting.Opened, w io.Writer, onBytes fu
 	return err
 }
 
-// counting tells how much went through.
+// counting counts the bytes written.
 type counting struct {
 	io.Writer
 	count func(int64)

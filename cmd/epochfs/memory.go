@@ -3,17 +3,16 @@ package main
 import "runtime/debug"
 
 const (
-	// serveMemory is what the collector keeps the process of a mount to,
-	// in general: with what it does not count, less than 200 MiB are
-	// resident when readers and fetches are at their most.
+	// serveMemory is the collector's soft limit for the process of a mount:
+	// with what the collector does not count, at most 200 MiB are resident
+	// under full load.
 	serveMemory = 144 << 20
-	// serveGC trades a little time for memory: most of it is buffers that
-	// are used again.
+	// serveGC trades some time for memory: most of it is reused buffers.
 	serveGC = 50
 )
 
-// boundMemory makes the process of a mount a small neighbour of the VMs
-// that stand on it. What the environment says goes before.
+// boundMemory limits the memory of a mount's process, for the sake of the
+// VMs beside it. The environment has precedence.
 func boundMemory(getenv func(string) string) {
 	if getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(serveMemory)

@@ -33,7 +33,7 @@ type mountOptions struct {
 	uid, gid   uint32
 	prefetch   mounting.Prefetch
 	metrics    metrics.Address
-	sloppy     bool // ignore mount options nobody knows
+	sloppy     bool // ignore unknown mount options
 	fake       bool // check, but do not mount
 	noexec     bool
 	timeout    time.Duration // how long the mount may take to be ready; 0 for ever
@@ -91,13 +91,14 @@ func runMount(ctx context.Context, opts mountOptions) error {
 	return err
 }
 
-// mount does this process's part: link leads to who keeps what it needs,
-// where somebody does, and pipe to who waits for the mount to be ready.
+// mount mounts and serves in this process. link leads to the process that
+// keeps the mount's state, or is nil; pipe leads to the process that waits
+// for the mount to be ready, or is nil.
 func (opts *mountOptions) mount(ctx context.Context, link *keeper.Link, pipe *readiness) error {
 	if kept, ok := inherited(link); ok {
 		if err := opts.takeOver(ctx, link, kept); err != nil {
-			// Other codes mean that nothing is mounted yet, and that it can
-			// wait: the unit goes by them.
+			// Other codes mean that nothing is mounted yet and that a retry
+			// may help, which the unit does.
 			return &exitError{message(err), exitFailed}
 		}
 		return nil
@@ -136,8 +137,7 @@ func (opts *mountOptions) mount(ctx context.Context, link *keeper.Link, pipe *re
 	return start.Become()
 }
 
-// parse refuses a reference that cannot be one before a process is
-// started for it.
+// parse refuses an invalid reference before a process is started for it.
 func (opts *mountOptions) parse() (mounting.Config, error) {
 	cfg, err := opts.config(0)
 	if err == nil {
@@ -146,8 +146,8 @@ func (opts *mountOptions) parse() (mounting.Config, error) {
 	return cfg, err
 }
 
-// checkMountpoint returns the directory's path, if a mount can go there.
-// What a dead process of ours has left there is taken away.
+// checkMountpoint returns the directory's path, if it can be mounted on. It
+// unmounts a dead mount of epochfs.
 func (opts *mountOptions) checkMountpoint(name string) (string, error) {
 	if fs.Stale(name) {
 		if err := fs.CleanStale(name); err != nil {
@@ -179,8 +179,8 @@ func (opts *mountOptions) checkMountpoint(name string) (string, error) {
 	return dir, nil
 }
 
-// checkOutside refuses files of the mount's process that would be behind the
-// mount: opening one of them would wait for this very process.
+// checkOutside refuses paths of this process's files that the mount would
+// hide: opening one of them would wait for this very process.
 func (opts *mountOptions) checkOutside(cacheDir string, hostsDirs []string) error {
 	for _, path := range slices.Concat([]string{cacheDir, opts.logFile, control.Dir()}, hostsDirs) {
 		if path == "" {
@@ -204,8 +204,8 @@ func (opts *mountOptions) checkOutside(cacheDir string, hostsDirs []string) erro
 	return nil
 }
 
-// noteHidden says of a directory that is not empty what becomes of what is
-// in it.
+// noteHidden prints that the contents of a directory are hidden while it is
+// mounted on.
 func (opts *mountOptions) noteHidden() {
 	f, err := os.Open(opts.dir)
 	if err != nil {
@@ -217,7 +217,7 @@ func (opts *mountOptions) noteHidden() {
 	}
 }
 
-// realPath is a directory's path as the kernel lists it.
+// realPath returns a directory's path as in the kernel's table of mounts.
 func realPath(name string) (string, error) {
 	dir, err := filepath.Abs(name)
 	if err == nil {
@@ -226,7 +226,8 @@ func realPath(name string) (string, error) {
 	return dir, notThere(name, err)
 }
 
-// notThere is an error about a directory that the user has named.
+// notThere returns an error about a missing directory that the user has
+// named.
 func notThere(name string, err error) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("directory %s: %w", name, errNotFound)
@@ -234,8 +235,8 @@ func notThere(name string, err error) error {
 	return err
 }
 
-// serve mounts and stays until the mount is gone. Who waits for the mount
-// to be ready is told by pipe; without one, by stdout.
+// serve mounts and serves until the mount is gone. It reports on pipe that
+// the mount is ready, or on stdout if pipe is nil.
 func (opts *mountOptions) serve(ctx context.Context, link *keeper.Link, pipe *readiness) (err error) {
 	signals := opts.prepareToServe()
 	defer signal.Stop(signals)
@@ -270,7 +271,7 @@ func (opts *mountOptions) serve(ctx context.Context, link *keeper.Link, pipe *re
 		opts.logs.Detach()
 		err = pipe.ready(line.String(), opts.logFile)
 	}
-	if err != nil { // nobody is there to be told: nobody wants the mount
+	if err != nil { // no process waits any more
 		return errors.Join(err, fs.Unmount(opts.dir, true))
 	}
 	s.run(signals)

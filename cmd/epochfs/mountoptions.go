@@ -12,8 +12,8 @@ import (
 // helperPrefix begins the names under which mount(8) calls its helpers.
 const helperPrefix = "mount."
 
-// helperArgs turns a mount helper's arguments, REF DIR [-sfnv] [-N ns]
-// [-o options] [-t type], into those of the mount command.
+// helperArgs converts a mount helper's arguments, REF DIR [-sfnv] [-N ns]
+// [-o options] [-t type], to those of the mount command.
 func helperArgs(args []string) ([]string, error) {
 	var names, flags, lists []string
 	for len(args) > 0 {
@@ -44,13 +44,13 @@ func helperArgs(args []string) ([]string, error) {
 				flags = append(flags, "--fake")
 			case 'v':
 				flags = append(flags, "--verbose")
-			case 'n': // we write no /etc/mtab
+			case 'n': // epochfs writes no /etc/mtab
 			default:
 				return nil, usagef("a mount helper has no option -%c", arg[i])
 			}
 		}
 	}
-	// --sloppy must be known before the options are read.
+	// --sloppy must precede the options.
 	return slices.Concat([]string{"mount"}, flags, lists, []string{"--"}, names), nil
 }
 
@@ -59,11 +59,11 @@ type optionList struct {
 	flags     *pflag.FlagSet
 	sloppy    *bool
 	text      []string
-	powerless []string // options that were given and have no effect
+	powerless []string // options without effect
 }
 
-// alwaysSo are options of mount(8) that describe every mount of ours, or are
-// meant for others: mount(8) itself, systemd, umount(8).
+// alwaysSo are options of mount(8) that every mount of epochfs has, or that
+// are for mount(8) itself, systemd or umount(8).
 var alwaysSo = []string{
 	"ro", "rw", "defaults", "nosuid", "nodev", "auto", "noauto", "nofail", "_netdev",
 	"user", "nouser", "users", "nousers", "group", "nogroup", "owner", "noowner",
@@ -72,11 +72,11 @@ var alwaysSo = []string{
 	"default_permissions",
 }
 
-// forOthers are options with a value that are meant for others.
+// forOthers are options with a value for other programs.
 var forOthers = []string{"comment", "helper", "uhelper", "user"}
 
-// powerless are options that a mount of ours never follows: it is always
-// nosuid and nodev.
+// powerless are options without effect: a mount of epochfs is always nosuid
+// and nodev.
 var powerless = []string{"suid", "dev"}
 
 // Set reads name[=value],…
@@ -120,8 +120,8 @@ func (l *optionList) set(option string) error {
 	return l.flags.Set(flag.Name, value)
 }
 
-// splitOptions splits at commas that are not in double quotes, as those of an
-// SELinux context are. The quotes stay.
+// splitOptions splits at commas outside double quotes, which an SELinux
+// context may have. The quotes stay.
 func splitOptions(s string) []string {
 	quoted := false
 	return strings.FieldsFunc(s, func(r rune) bool {
@@ -132,21 +132,21 @@ func splitOptions(s string) []string {
 	})
 }
 
-// String returns the options as they were given.
+// String returns the options as given.
 func (l *optionList) String() string { return strings.Join(l.text, ",") }
 
-// Type names the value in the help.
+// Type returns the placeholder in help texts.
 func (l *optionList) Type() string { return "options" }
 
-// contextOptions are SELinux's options of a mount, which the kernel reads. All
-// of them are flags that only mount options set.
+// contextOptions are SELinux's mount options, which the kernel reads. They
+// are flags that can only be set as mount options.
 var contextOptions = []string{"context", "fscontext", "defcontext", "rootcontext"}
 
-// selinuxDir is where SELinux shows itself when it is enabled.
+// selinuxDir exists if SELinux is enabled.
 var selinuxDir = "/sys/fs/selinux"
 
-// contexts are the SELinux options that were given, for the kernel. Without
-// SELinux it refuses them, and they are left out, as mount(8) does.
+// contexts returns the given SELinux options for the kernel. Without SELinux
+// the kernel would refuse them, so they are ignored, as in mount(8).
 func (opts *mountOptions) contexts() (given []string, ignored bool) {
 	for _, name := range contextOptions {
 		if f := opts.flags.Lookup(name); f.Changed {
@@ -159,7 +159,7 @@ func (opts *mountOptions) contexts() (given []string, ignored bool) {
 	return given, false
 }
 
-// notePowerless says of options that were given that they have no effect.
+// notePowerless prints the given options that have no effect.
 func (opts *mountOptions) notePowerless() {
 	if list, ok := opts.flags.Lookup("options").Value.(*optionList); ok && len(list.powerless) > 0 {
 		opts.note("mount option %s has no effect: a mount is always nosuid and nodev", strings.Join(list.powerless, ","))

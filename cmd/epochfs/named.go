@@ -10,12 +10,12 @@ import (
 // named is the mount that a user has named by a directory: the mountpoint, a
 // symbolic link to it, "." in it, or a bind mount of it.
 type named struct {
-	dir    string   // as the kernel lists it
-	device string   // "" where nothing of ours is mounted
-	dirs   []string // all directories that the mount is on
+	dir    string   // as in the kernel's table of mounts
+	device string   // "" if no epochfs is mounted there
+	dirs   []string // all directories where it is mounted
 }
 
-// lookUp finds what is mounted on a directory. It asks nothing of the mount,
+// lookUp finds the mount on a directory. It sends no request to the mount,
 // which may not answer.
 func lookUp(name string) (named, error) {
 	dir, err := fs.Canonical(name)
@@ -37,9 +37,9 @@ func lookUp(name string) (named, error) {
 	return n, err
 }
 
-// is reports whether the mount is the one that was made on dir and has that
-// device number, "" if its process did not tell. Where the kernel lists none,
-// as in another mount namespace, only the directory counts.
+// is reports whether n is the mount that was made on dir and has that device
+// number, or "" if its process did not report one. If the kernel lists no
+// mount, as for another mount namespace, only the directory counts.
 func (n named) is(dir, device string) bool {
 	if n.device == "" || device == "" {
 		return dir == n.dir || slices.Contains(n.dirs, dir)

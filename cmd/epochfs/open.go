@@ -13,12 +13,12 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// open opens a reference and tells the user what there is to know.
+// open opens a reference and prints the notes about it.
 func (g *globals) open(ctx context.Context, reference string, timeout time.Duration) (*mounting.Opened, error) {
 	return g.openWith(ctx, reference, timeout, func(*mounting.Config) {})
 }
 
-// openWith is open with what only one command asks for.
+// openWith is open with additional settings of one command.
 func (g *globals) openWith(ctx context.Context, reference string, timeout time.Duration, more func(*mounting.Config)) (*mounting.Opened, error) {
 	cfg, err := g.config(timeout)
 	if err != nil {
@@ -37,8 +37,7 @@ func (g *globals) openWith(ctx context.Context, reference string, timeout time.D
 	return o, nil
 }
 
-// explainKind adds to an error about what the reference is instead what it
-// could be.
+// explainKind adds what a reference could be to an error about what it is.
 func explainKind(err error) error {
 	if !errors.Is(err, snapshot.ErrKind) {
 		return err
@@ -46,7 +45,7 @@ func explainKind(err error) error {
 	return fmt.Errorf("%w; docker and podman run container images, epochfs mounts VM snapshots and cloud images", err)
 }
 
-// note tells the user something that is neither result nor failure.
+// note prints a message that is neither result nor error.
 func (g *globals) note(format string, args ...any) {
 	if !g.quiet {
 		fmt.Fprintln(os.Stderr, "epochfs: "+printable(fmt.Sprintf(format, args...)))
@@ -64,8 +63,8 @@ type shown struct {
 	text []byte       // of the envelope
 }
 
-// list returns what a mount would show, in its order; with a name, that
-// file alone.
+// list returns the files of a mount in its order, or the file with the given
+// name.
 func list(o *mounting.Opened, name string) ([]shown, error) {
 	var all []shown
 	if text := o.Artifact.Envelope; text != nil {
@@ -91,10 +90,10 @@ func list(o *mounting.Opened, name string) ([]shown, error) {
 	return nil, fmt.Errorf("%s has no file %q: %w; it has %s", o.Reference, name, errNotFound, strings.Join(names, ", "))
 }
 
-// mostNames bounds how many files an error names.
+// mostNames bounds the files that an error names.
 const mostNames = 10
 
-// modeText is a file's mode as ls prints it.
+// modeText returns a file's mode as ls prints it.
 func modeText(mode uint32) string {
 	var b strings.Builder
 	b.WriteByte('-')

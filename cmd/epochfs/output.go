@@ -18,8 +18,7 @@ import (
 // printable makes text from elsewhere fit for one line of a terminal.
 func printable(s string) string { return text.Line(s) }
 
-// printJSON writes v as indented JSON. Whatever strings hold, no control
-// character reaches a terminal.
+// printJSON writes v as indented JSON, without control characters.
 func printJSON(w io.Writer, v any) error {
 	var raw bytes.Buffer
 	enc := json.NewEncoder(&raw)
@@ -32,8 +31,8 @@ func printJSON(w io.Writer, v any) error {
 	return err
 }
 
-// escapeJSON escapes what encoding/json leaves as it is: DEL, the C1
-// controls, and characters that change how a terminal shows the rest.
+// escapeJSON escapes what encoding/json does not: DEL, the C1 controls, and
+// characters that change how a terminal shows the rest.
 func escapeJSON(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -51,10 +50,10 @@ func escapeJSON(s string) string {
 	return b.String()
 }
 
-// size prints bytes for people.
+// size formats a number of bytes.
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
-// timeText is a time as a clock here shows it; unknown where it is zero.
+// timeText formats a local time, or returns unknown if it is zero.
 func timeText(t time.Time, layout, unknown string) string {
 	if t.IsZero() {
 		return unknown

@@ -14,23 +14,23 @@ import (
 
 const (
 	redrawEvery = 200 * time.Millisecond // of the bar on a terminal
-	showWaitIn  = time.Second            // on a terminal: most answers come sooner
+	showWaitIn  = time.Second            // on a terminal: most answers arrive sooner
 	barWidth    = 24                     // characters
 )
 
-// reportEvery is the time between lines where there is no terminal. Tests
-// have less of it.
+// reportEvery is the time between lines without a terminal. Tests shorten
+// it.
 var reportEvery = 5 * time.Second
 
-// meter shows how far long work has come: a bar on a terminal, now and
-// then a line elsewhere.
+// meter shows the progress of long work: a bar on a terminal, else a line
+// now and then.
 type meter struct {
 	out   io.Writer
 	label string
 	of    counted
-	total int64                    // of what is counted; 0 where it is not known
-	local int64                    // of total, what the cache has; not shown where it is 0
-	bar   *progressbar.ProgressBar // nil where there is no terminal
+	total int64                    // in units of of; 0 if not known
+	local int64                    // part of total that is in the cache; not shown if 0
+	bar   *progressbar.ProgressBar // nil without a terminal
 	begun time.Time
 
 	done atomic.Int64
@@ -38,7 +38,7 @@ type meter struct {
 	gone chan struct{}
 }
 
-// what a meter counts; the zero value is time alone.
+// counted is what a meter counts; the zero value is time alone.
 type counted int
 
 const (
@@ -47,8 +47,8 @@ const (
 	filesOfIt
 )
 
-// startMeter begins to show progress in bytes on stderr. The caller calls
-// finish.
+// startMeter starts showing progress in bytes on stderr. The caller must
+// call finish.
 func (g *globals) startMeter(label string, total int64) *meter {
 	return g.startLocalMeter(label, total, 0)
 }
@@ -58,7 +58,7 @@ func (g *globals) startLocalMeter(label string, total, local int64) *meter {
 	return g.start(&meter{label: label, of: bytesOfIt, total: total, local: local})
 }
 
-// start begins to show m, which has what there is to know of the work.
+// start starts showing m.
 func (g *globals) start(m *meter) *meter {
 	m.out, m.begun = os.Stderr, time.Now()
 	m.stop, m.gone = make(chan struct{}), make(chan struct{})
@@ -89,7 +89,7 @@ func (m *meter) newBar() *progressbar.ProgressBar {
 		progressbar.OptionUseIECUnits(true),
 		progressbar.OptionSetElapsedTime(m.total <= 0),
 		progressbar.OptionSetPredictTime(m.total > 0),
-		progressbar.OptionSetSpinnerChangeInterval(0), // drawn only when told to
+		progressbar.OptionSetSpinnerChangeInterval(0), // drawn only on request
 		progressbar.OptionClearOnFinish(),
 	}
 	if m.of != nothing {
@@ -103,14 +103,14 @@ func (m *meter) newBar() *progressbar.ProgressBar {
 // add counts what is done.
 func (m *meter) add(n int64) { m.done.Add(n) }
 
-// finish takes the bar away.
+// finish removes the bar.
 func (m *meter) finish() {
 	close(m.stop)
 	<-m.gone
 }
 
-// interrupted makes of the error that a signal has brought about one that
-// tells how far the work was, and what is left of it.
+// interrupted adds to the error after a signal how much was done and what is
+// left behind.
 func (m *meter) interrupted(ctx context.Context, err error, left string) error {
 	if err == nil || ctx.Err() == nil {
 		return err
@@ -130,7 +130,7 @@ func (m *meter) run() {
 		select {
 		case <-m.stop:
 			if m.bar != nil && m.drawn() {
-				_ = m.bar.Clear() // a terminal that is gone shows nothing anyway
+				_ = m.bar.Clear() // a closed terminal shows nothing anyway
 			}
 			return
 		case <-tick.C:
@@ -146,11 +146,11 @@ func (m *meter) run() {
 	}
 }
 
-// drawn says whether there is a bar: not at once where most answers come
-// before anybody could read it.
+// drawn reports whether there is a bar. At first there is none, because most
+// answers arrive before it could be read.
 func (m *meter) drawn() bool { return m.of != nothing || time.Since(m.begun) >= showWaitIn }
 
-// amount is n of what is counted, in words.
+// amount formats n in units of m.of.
 func (m *meter) amount(n int64) string {
 	if m.of == filesOfIt {
 		return fmt.Sprintf("%d files", n)
@@ -158,7 +158,7 @@ func (m *meter) amount(n int64) string {
 	return size(n)
 }
 
-// far is how much is done.
+// far formats how much is done.
 func (m *meter) far() string {
 	done := m.done.Load()
 	if m.total <= 0 {
@@ -167,8 +167,8 @@ func (m *meter) far() string {
 	return fmt.Sprintf("%s of %s (%d%%)", m.amount(done), m.amount(m.total), 100*done/m.total)
 }
 
-// line is how far it is, how fast it goes, how long it will take and what
-// of it is not fetched.
+// line formats the progress, the rate, the time left, and what is not
+// fetched.
 func (m *meter) line() string {
 	if m.of == nothing {
 		return fmt.Sprintf("%s, for %s", m.label, time.Since(m.begun).Round(time.Second))
@@ -189,12 +189,12 @@ func (m *meter) line() string {
 	return line
 }
 
-// rate is what was done per second so far.
+// rate returns the amount done per second so far.
 func (m *meter) rate() int64 {
 	return int64(float64(m.done.Load()) / time.Since(m.begun).Seconds())
 }
 
-// summary is what there is to say when it is done.
+// summary returns the text when the work is done.
 func (m *meter) summary() string {
 	took := time.Since(m.begun)
 	step := 100 * time.Millisecond

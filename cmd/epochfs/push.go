@@ -36,7 +36,7 @@ type pushOptions struct {
 	spool       bool
 }
 
-// pushMemory is the usual bound of what the process takes.
+// pushMemory is the default bound of the process's memory.
 const pushMemory = 256 << 20
 
 func newPushCmd(g *globals) *cobra.Command {
@@ -101,7 +101,7 @@ func runPush(ctx context.Context, opts pushOptions) error {
 		return err
 	}
 	if opts.spool {
-		// The copy shares the cache's room with what mounts keep.
+		// The copy shares the cache's room with mounts.
 		files, err := cfg.MakeCache()
 		if err != nil {
 			return err
@@ -126,8 +126,7 @@ func runPush(ctx context.Context, opts pushOptions) error {
 		return err
 	}
 	defer closeBase()
-	// Buffers take most of it; the garbage collector must not take as
-	// much again.
+	// Buffers take most of it; garbage must not take as much again.
 	debug.SetMemoryLimit(push.Memory / 8 * 7)
 	m := opts.startMeter("push "+ref.Repository, total)
 	push.OnBytes = m.add
@@ -142,13 +141,13 @@ func runPush(ctx context.Context, opts pushOptions) error {
 	return opts.print(ref.WithDigest(result.ManifestDigest), result)
 }
 
-// push turns flags into what the library wants.
+// push converts flags to the options of package snapshot.
 func (opts *pushOptions) push(ref registry.Reference) (snapshot.PushOptions, error) {
 	p := snapshot.PushOptions{
 		Name: ref.Repository, Tag: ref.Tag, Snapshot: opts.name,
 		BaseImage: opts.baseImage, Source: opts.source, Revision: opts.revision,
 		Concurrency: opts.concurrency, Spool: opts.spool, DryRun: opts.dryRun,
-		// Who mounts from a repository may have its whole name at hand.
+		// The user may give the full name of the repository.
 		MountFrom: strings.TrimPrefix(opts.mountFrom, ref.Host+"/"),
 		Warn:      func(s string) { opts.note("%s", s) },
 	}
@@ -175,8 +174,8 @@ func (opts *pushOptions) push(ref registry.Reference) (snapshot.PushOptions, err
 	return p, nil
 }
 
-// from finds what is to be pushed: a tar, whose size is told where it is
-// known and which stays open until the process ends, or a cocoon.
+// from returns the source of the push: a tar, which stays open until the
+// process ends, with its size if known; or a cocoon.
 func (opts *pushOptions) from(p *snapshot.Pusher) (in io.Reader, total int64, err error) {
 	switch opts.input {
 	case "":

@@ -12,10 +12,9 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// formatOptions say in which format an artifact is written. push and
-// convert have them.
+// formatOptions select the format of an artifact, for push and convert.
 type formatOptions struct {
-	format string // "" for what the other flags ask for
+	format string // "" to choose by the other flags
 	base   string // a reference, "none", or "" for what the tag names now
 	zstd   int
 	chunk  byteSize
@@ -36,7 +35,7 @@ func (o *formatOptions) addFlags(f *pflag.FlagSet) {
 	f.Var(&o.chunk, "chunk", "split files by this size, such as 4MiB (format v2; default with --zstd: as small as keeps the manifest small)")
 }
 
-// apply checks the flags, and tells the library what they ask for.
+// apply checks the flags, and sets p accordingly.
 func (o *formatOptions) apply(p *snapshot.PushOptions) error {
 	switch {
 	case o.zstd < 0 || o.zstd > 22:
@@ -68,8 +67,8 @@ func (o *formatOptions) apply(p *snapshot.PushOptions) error {
 	return nil
 }
 
-// openBase opens the base of a packed artifact that is to be written as
-// ref, or returns nil if there is none. The caller closes what is opened.
+// openBase opens the base of a packed artifact that is to be written as ref,
+// or returns nil if there is none. The caller must close it.
 func (o *formatOptions) openBase(ctx context.Context, cfg mounting.Config, ref registry.Reference) (*snapshot.PushBase, func(), error) {
 	nothing := func() {}
 	if o.format != formatPacked || o.base == noBase {
@@ -85,7 +84,7 @@ func (o *formatOptions) openBase(ctx context.Context, cfg mounting.Config, ref r
 	}
 	opened, err := mounting.Open(ctx, name, cfg)
 	if o.base == "" && (errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrDenied) || errors.Is(err, snapshot.ErrKind)) {
-		return nil, nothing, nil // the tag is free, or names something else
+		return nil, nothing, nil // the tag is free, or names another kind of artifact
 	}
 	if err != nil {
 		return nil, nothing, err

@@ -87,7 +87,7 @@ func runRestart(opts restartOptions) error {
 	return failed
 }
 
-// restartable are the mounts that answer in the user's directory of
+// restartable returns the mounts that answer in the user's directory of
 // sockets. Those that cannot change their process have neither worker nor
 // keeper.
 func restartable() ([]keeper.Mount, error) {
@@ -113,7 +113,8 @@ func restartable() ([]keeper.Mount, error) {
 	return slices.DeleteFunc(found, func(m keeper.Mount) bool { return m.Dir == "" }), nil
 }
 
-// fixed says why a mount's process cannot be changed by us.
+// fixed returns why a mount's process cannot be replaced by this user, or
+// "".
 func fixed(m control.Mount) string {
 	switch {
 	case m.KeeperPID != 0:
@@ -124,8 +125,8 @@ func fixed(m control.Mount) string {
 	return "it is dead, another user's, or nothing keeps the mount"
 }
 
-// restartableOn is the mount on a directory. One that the kernel alone
-// knows of cannot change its process.
+// restartableOn returns the mount on a directory. One that only the kernel
+// knows cannot change its process.
 func restartableOn(name string) ([]keeper.Mount, error) {
 	n, err := lookUp(name)
 	if err != nil {
@@ -145,7 +146,7 @@ func restartableOn(name string) ([]keeper.Mount, error) {
 	return []keeper.Mount{{Dir: n.dir, Fixed: fixed(control.Mount{})}}, nil
 }
 
-// restart has this binary take over one mount.
+// restart lets this binary take over one mount.
 func (opts *restartOptions) restart(m keeper.Mount) (keeper.Mount, error) {
 	if m.Fixed != "" {
 		return m, fmt.Errorf("its process cannot be changed: %s", m.Fixed)
@@ -168,7 +169,7 @@ func (opts *restartOptions) restart(m keeper.Mount) (keeper.Mount, error) {
 	return m.Restart()
 }
 
-// rekeep starts a new keeper. Its log lines go where the worker's do.
+// rekeep starts a new keeper, which logs where the worker does.
 func (opts *restartOptions) rekeep(m keeper.Mount) (keeper.Mount, error) {
 	log, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/2", m.Worker), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil { // such as a socket
@@ -198,10 +199,10 @@ func startedOn(m keeper.Mount) (keeper.Mount, error) {
 	return m, errors.New("systemd has not started another process for it")
 }
 
-// startTimeout bounds how long a service may take to start.
+// startTimeout bounds the start of a service.
 const startTimeout = 20 * time.Second
 
-// keptOn returns when a keeper knows the mount that it was started for.
+// keptOn returns when a keeper has the mount that it was started for.
 func keptOn(dir string, pid int) (keeper.Mount, error) {
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		all, err := keeper.List(control.Dir())

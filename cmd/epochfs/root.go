@@ -34,13 +34,13 @@ type globals struct {
 	logFormat   string
 	logFile     string
 
-	timeoutSet bool // whether --read-timeout was given
+	timeoutSet bool // whether --read-timeout was set
 	logs       *logging.Log
-	log        *slog.Logger // that of logs, maybe with what all of its lines have
+	log        *slog.Logger // the log of logs, maybe with fields for every line
 }
 
-// newRootCmd makes the command line. finish is called when a command has
-// ended.
+// newRootCmd returns the command line. finish must be called when a command
+// has ended.
 func newRootCmd() (root *cobra.Command, finish func()) {
 	g := &globals{}
 	root = &cobra.Command{
@@ -97,11 +97,11 @@ func (g *globals) addFlags(root *cobra.Command) {
 	f.StringVar(&g.logFile, "log-file", "", "append log lines to this file, not to stderr or, for mounts in the background, the journal")
 }
 
-// refuseWrongArgsBelow makes a wrong number of arguments, or a command
-// that there is not, wrong usage for all commands below parent.
+// refuseWrongArgsBelow makes a wrong number of arguments, or an unknown
+// command, a usage error for all commands below parent.
 func refuseWrongArgsBelow(parent *cobra.Command) {
 	for _, cmd := range parent.Commands() {
-		if !cmd.Runnable() { // cobra would show its help, and call that a success
+		if !cmd.Runnable() { // cobra would print its help and report success
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		}
 		if cmd.Name() == "help" {
@@ -125,7 +125,8 @@ func refuseWrongArgs(cmd *cobra.Command) {
 	}
 }
 
-// knownCommand refuses arguments that are not the path of a command.
+// knownCommand returns an error unless the arguments are the path of a
+// command.
 func knownCommand(cmd *cobra.Command, args []string) error {
 	_, rest, err := cmd.Root().Find(args)
 	if err == nil && len(rest) > 0 {
@@ -164,8 +165,8 @@ func (g *globals) prepare(cmd *cobra.Command) error {
 	return nil
 }
 
-// config is what mounting needs to know; timeout is the command's own
-// default for --read-timeout.
+// config returns the configuration for mounting; timeout is the command's
+// own default for --read-timeout.
 func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
 	cfg := mounting.Config{
 		Offline:     g.offline,
@@ -187,7 +188,7 @@ func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
 	cfg.FromEnvironment(os.Getenv)
 	var err error
 	if g.cacheDir != "" {
-		// The process that serves a mount leaves this directory.
+		// The process that serves a mount changes its directory.
 		cfg.CacheDir, err = filepath.Abs(g.cacheDir)
 	} else {
 		cfg.CacheDir, err = mounting.DefaultCacheDir()
@@ -195,8 +196,8 @@ func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
 	return cfg, err
 }
 
-// notEmpty refuses flags that were given without a value, as by a script
-// whose variable is not set: that is not the same as leaving them out.
+// notEmpty refuses flags that were set to "", as by a script with an unset
+// variable: that is not the same as leaving them out.
 func notEmpty(f *pflag.FlagSet, names ...string) error {
 	for _, name := range names {
 		if f.Changed(name) && f.Lookup(name).Value.String() == "" {

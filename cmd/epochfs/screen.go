@@ -11,11 +11,11 @@ import (
 	"golang.org/x/term"
 )
 
-// usualColumns is the width where there is no terminal.
+// usualColumns is the width without a terminal.
 const usualColumns = 80
 
-// columns is how wide the output is: as COLUMNS says, else as wide as the
-// terminal, else 80 characters.
+// columns returns the width of the output: COLUMNS, else the terminal's
+// width, else 80 characters.
 func columns(out io.Writer) int {
 	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && n > 0 && n <= 10_000 {
 		return n
@@ -26,7 +26,7 @@ func columns(out io.Writer) int {
 	return usualColumns
 }
 
-// terminalSize is that of the terminal that out is; not ok where it is none.
+// terminalSize returns the size of the terminal out, if it is one.
 func terminalSize(out io.Writer) (width, height int, ok bool) {
 	f, isFile := out.(*os.File)
 	if !isFile {
@@ -36,7 +36,7 @@ func terminalSize(out io.Writer) (width, height int, ok bool) {
 	return width, height, err == nil && width > 0 && height > 0
 }
 
-// utf8Terminal says that the locale has more than ASCII.
+// utf8Terminal reports whether the locale uses UTF-8.
 func utf8Terminal() bool {
 	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
 		if v := os.Getenv(name); v != "" {
@@ -48,7 +48,7 @@ func utf8Terminal() bool {
 }
 
 // screen shows one text after the other: in the same place of a terminal,
-// else with an empty line between them.
+// else separated by empty lines.
 type screen struct {
 	out   io.Writer
 	shown bool

@@ -23,17 +23,17 @@ type served struct {
 	o       *mounting.Opened
 	m       *fs.Mounted
 	since   time.Time // when the mount began, in whatever process
-	notKept string    // why nobody could take over; "" where somebody can
+	notKept string    // why no process could take over; "" if one can
 	scrapes *metrics.Server
 }
 
-// prepareToServe makes this process one that others stand on.
+// prepareToServe sets up this process to serve a mount.
 func (opts *mountOptions) prepareToServe() chan os.Signal {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	keeper.SurviveBrokenPipes()
-	_ = os.WriteFile("/proc/self/comm", []byte("epochfs"), 0) // for ps: we were run by a descriptor
-	if err := keeper.SpareFromOOM(); err != nil {             // systemd starts us without a keeper
+	_ = os.WriteFile("/proc/self/comm", []byte("epochfs"), 0) // for ps: it was started by a descriptor
+	if err := keeper.SpareFromOOM(); err != nil {             // systemd starts it without a keeper
 		opts.log.Debug("oom_score_adj stays as it is", "error", err)
 	}
 	boundMemory(os.Getenv)
@@ -48,7 +48,8 @@ func (opts *mountOptions) look() mounting.MountOptions {
 	}
 }
 
-// inherited is a live mount that this process was started to take over.
+// inherited returns the live mount that this process was started to take
+// over.
 func inherited(link *keeper.Link) (kept fs.Kept, ok bool) {
 	if link == nil {
 		return kept, false
@@ -57,13 +58,13 @@ func inherited(link *keeper.Link) (kept fs.Kept, ok bool) {
 	return kept, kept.Device != nil && kept.Memory != nil
 }
 
-// takeOver prepares all that can be, waits until nobody else serves the
-// mount, and serves it until it is gone.
+// takeOver prepares everything, waits until no process serves the mount, and
+// serves it until it is gone.
 func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept fs.Kept) (err error) {
 	opts.log = opts.log.With("mount", opts.dir)
 	signals := opts.prepareToServe()
 	defer signal.Stop(signals)
-	if link.Systemd() && kept.Ended() { // while nobody served it
+	if link.Systemd() && kept.Ended() { // while no process served it
 		letGo(link)
 		return nil
 	}
@@ -87,10 +88,10 @@ func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept 
 	defer func() { err = errors.Join(err, o.Close()) }()
 	m, err := o.Resume(kept, n, opts.dir, opts.look(), link.Chosen(), func() error {
 		n = nil
-		debug.FreeOSMemory() // it may be long
+		debug.FreeOSMemory() // the wait may be long
 		return link.Standby()
 	})
-	if errors.Is(err, keeper.ErrGone) { // then it is for others to serve the mount
+	if errors.Is(err, keeper.ErrGone) { // then others serve the mount
 		return nil
 	}
 	if err != nil {
@@ -99,7 +100,7 @@ func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept 
 	}
 	defer m.Wait()
 	s := &served{opts: opts, link: link, o: o, m: m, since: since}
-	// Not before: who served until now had the port.
+	// Not before: the previous process had the port.
 	if s.scrapes, err = metrics.Listen(opts.metrics); err != nil {
 		opts.log.Warn("metrics are no longer served", "error", err)
 	}
@@ -110,7 +111,7 @@ func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept 
 	return nil
 }
 
-// keep hands over what the next process will need, where one can come.
+// keep stores what the next process will need, if there can be one.
 func (s *served) keep() {
 	kept, ok := s.m.Kept()
 	if !ok {
@@ -127,7 +128,7 @@ func (s *served) keep() {
 		}
 		err = errors.Join(err, h.Close())
 	}
-	// The last one makes the mount one that is kept.
+	// The last one makes the mount a kept one.
 	for name, f := range map[string]*os.File{keeper.Device: kept.Device, keeper.Memory: kept.Memory} {
 		if err == nil {
 			err = s.link.Store(name, f)
@@ -139,14 +140,15 @@ func (s *served) keep() {
 	}
 }
 
-// tell says that requests are being answered.
+// tell reports that requests are being answered.
 func (s *served) tell() {
 	if err := s.link.Serving(s.m.Dir(), s.m.Connection()); err != nil {
 		s.opts.log.Warn("the keeper does not listen", "error", err)
 	}
 }
 
-// keeperPID is 0 where nobody could take over.
+// keeperPID returns the keeper's process ID, or 0 if no process could take
+// over.
 func (s *served) keeperPID() int {
 	if s.notKept != "" {
 		return 0
@@ -154,8 +156,8 @@ func (s *served) keeperPID() int {
 	return s.link.KeeperPID()
 }
 
-// answerStatus begins to answer status. Without its socket a mount is as
-// good, but cannot be asked.
+// answerStatus starts answering status. A mount works without its socket,
+// but cannot be queried.
 func (s *served) answerStatus() (done func()) {
 	status := func() control.Mount {
 		st := s.o.Status(s.m, s.since)
@@ -184,8 +186,8 @@ func (s *served) run(signals <-chan os.Signal) {
 	letGo(s.link)
 }
 
-// letGo empties systemd's store: its next start is another mount's. A
-// keeper ends with the mount.
+// letGo empties systemd's descriptor store, because the unit's next start
+// makes another mount. A keeper ends with the mount.
 func letGo(link *keeper.Link) {
 	if !link.Systemd() {
 		return
@@ -195,8 +197,8 @@ func letGo(link *keeper.Link) {
 	}
 }
 
-// stayAlive gives signs of life, and looks for another keeper when the one
-// there was has ended.
+// stayAlive sends signs of life, and finds another keeper when the present
+// one has ended.
 func (s *served) stayAlive() {
 	tick := time.NewTicker(keeper.Beat)
 	defer tick.Stop()
@@ -223,9 +225,9 @@ func (s *served) stayAlive() {
 	}
 }
 
-// untilGone returns when the mount has ended. A signal asks for that, and
-// is not obeyed while somebody uses the mount; a second one takes the mount
-// out of the tree all the same, and its users keep what they have open.
+// untilGone returns when the mount has ended. A signal unmounts it, unless
+// it is in use; a second signal detaches it anyway, and its users keep what
+// they have open.
 func (s *served) untilGone(signals <-chan os.Signal) {
 	opts := s.opts
 	for asked := 0; ; {

@@ -20,11 +20,11 @@ type statusOptions struct {
 	*globals
 	out   io.Writer
 	dir   string        // "" for all mounts
-	watch time.Duration // between two looks; 0 for one look
+	watch time.Duration // time between two updates; 0 for one output
 	strip bool          // draw the files
 }
 
-// watchEvery is what --watch means without a time.
+// watchEvery is --watch without a time.
 const watchEvery = time.Second
 
 func newStatusCmd(g *globals) *cobra.Command {
@@ -72,7 +72,7 @@ func runStatus(ctx context.Context, opts statusOptions) error {
 	return err
 }
 
-// render is the whole output for these mounts.
+// render returns the whole output for these mounts.
 func (opts *statusOptions) render(all []control.Mount, now time.Time) (string, error) {
 	var b strings.Builder
 	if opts.json {
@@ -92,7 +92,7 @@ func (opts *statusOptions) render(all []control.Mount, now time.Time) (string, e
 	return b.String(), nil
 }
 
-// mounts are those that were asked for.
+// mounts returns the requested mounts.
 func (opts *statusOptions) mounts() ([]control.Mount, error) {
 	all, err := allMounts()
 	if err != nil {
@@ -120,8 +120,8 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 	return all, nil
 }
 
-// allMounts are those whose processes answer, and those that the kernel
-// alone knows of.
+// allMounts returns the mounts whose processes answer, and those that only
+// the kernel knows.
 func allMounts() ([]control.Mount, error) {
 	answered, err := control.List(control.Dir())
 	if err != nil {
@@ -152,17 +152,17 @@ func allMounts() ([]control.Mount, error) {
 	slices.SortFunc(all, func(a, b control.Mount) int {
 		return cmp.Or(strings.Compare(a.Dir, b.Dir), b.PID-a.PID)
 	})
-	// While one process takes over from another, both may answer.
+	// During a takeover, both processes may answer.
 	return slices.CompactFunc(all, func(a, b control.Mount) bool {
 		return a.Dir == b.Dir && (a.Device == b.Device || a.Device == "" || b.Device == "")
 	}), nil
 }
 
-// noAnswer is the trouble of a mount that the kernel alone knows of.
+// noAnswer is the trouble of a mount that only the kernel knows.
 const noAnswer = "no process answers for it: it is dead, stopped, another user's, or has another " + control.DirEnv + "; its log says more"
 
-// othersMounts asks the processes of other users. They are believed about
-// their own mounts only.
+// othersMounts asks the processes of other users, which are trusted only
+// about their own mounts.
 func othersMounts(known []*mounts.Mount) (all []control.Mount) {
 	asked := map[int]bool{0: true}
 	for _, k := range known {
@@ -181,8 +181,8 @@ func othersMounts(known []*mounts.Mount) (all []control.Mount) {
 	return all
 }
 
-// watchMounts looks until it is interrupted, or until the mount that it
-// looks at is gone.
+// watchMounts prints updates until it is interrupted, or until the requested
+// mount is gone.
 func (opts *statusOptions) watchMounts(ctx context.Context) error {
 	screen := newScreen(opts.out)
 	tick := time.NewTicker(opts.watch)
@@ -205,7 +205,7 @@ func (opts *statusOptions) watchMounts(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil // it is how looking ends
+			return nil // an interrupt is the normal end
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/control"
 )
 
-// printStatus prints a mount for people.
+// printStatus prints a mount as text.
 func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 	fmt.Fprintf(b, "%s: %s\n", printable(m.Dir), printable(m.Reference))
 	fmt.Fprintf(b, "  %s\n", printable(m.Summary))
@@ -41,7 +41,7 @@ func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 	}
 }
 
-// causes says why requests were made again.
+// causes formats why requests were repeated.
 func causes(counts map[string]int64) string {
 	var all []string
 	for _, why := range sortedKeys(counts) {
@@ -53,7 +53,7 @@ func causes(counts map[string]int64) string {
 	return " (" + printable(strings.Join(all, ", ")) + ")"
 }
 
-// linkLine is what was learned about the way to the bytes.
+// linkLine formats what was learned about the path to the registry.
 func linkLine(m control.Mount) string {
 	var known []string
 	if trip := m.Link.RoundTrip; trip > 0 {
@@ -109,16 +109,16 @@ func printFiles(b *strings.Builder, files []control.File) {
 		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(f.Name), size(f.Size), size(f.Data), size(f.Local),
 			control.Percent(f.Local, f.Data), mode, verified)
 	}
-	_ = tw.Flush() // a Builder takes everything
+	_ = tw.Flush() // a Builder cannot fail
 }
 
-// glyphs are what letters of a map look like where the terminal has them.
+// glyphs replace letters of a map if the terminal has them.
 var glyphs = strings.NewReplacer(
 	string(control.Hole), "·", string(control.Missing), "░", string(control.Partly), "▒",
 	string(control.Present), "▓", string(control.Verified), "█",
 )
 
-// printMaps draws each file as a strip, and says what its blocks mean.
+// printMaps draws each file as a strip, and explains the blocks.
 func printMaps(b *strings.Builder, files []control.File, width int) {
 	drawn := func(strip string) string { return strip }
 	if utf8Terminal() {
@@ -144,7 +144,7 @@ func printMaps(b *strings.Builder, files []control.File, width int) {
 	fmt.Fprintln(b, strings.Join(all, "   "))
 }
 
-// keptLine says what becomes of the mount should its process die.
+// keptLine describes what happens to the mount if its process dies.
 func keptLine(m control.Mount) string {
 	switch {
 	case m.KeeperPID != 0:

@@ -13,7 +13,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/mounts"
 )
 
-// mostUsers bounds how many users of a busy mount one line names.
+// mostUsers bounds the users of a busy mount in one line.
 const mostUsers = 5
 
 func newUmountCmd() *cobra.Command {
@@ -52,7 +52,7 @@ func runUmount(name string, lazy bool) error {
 	return explainBusy(dir, fs.Unmount(dir, lazy))
 }
 
-// explainBusy adds to an error of unmounting who keeps the mount busy.
+// explainBusy adds the users of a busy mount to an unmount error.
 func explainBusy(dir string, err error) error {
 	if !errors.Is(err, syscall.EBUSY) {
 		return err

@@ -11,8 +11,8 @@ import (
 // version is set by the linker.
 var version string
 
-// buildVersion is the version of this binary: the linker's, else what the
-// Go tool knows.
+// buildVersion returns the version of this binary: the linker's, else what
+// the Go tool recorded.
 func buildVersion() string {
 	if version != "" {
 		return version
