@@ -13,19 +13,13 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
+	"github.com/cocoonstack/epochfs/cache/internal/quota"
 	"github.com/cocoonstack/epochfs/internal/transport"
-	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
-)
-
-// Directories below the cache's own, all 0700, files in them 0600.
-const (
-	dirFiles = "files" // KEY.data, KEY.state, KEY.meta
-	dirBlobs = "blobs" // manifests and config blobs, by digest
-	dirRefs  = "refs"  // what a reference was last seen as
 )
 
 const (
@@ -39,10 +33,13 @@ const (
 	// defaultPatience is how long a fetch that another process has claimed
 	// may stand still before it is done here.
 	defaultPatience = 3 * time.Second
-	// defaultDonorIdle is how long a file that another copies from stays open,
+	// defaultPeerIdle is how long a file that another copies from stays open,
 	// and so cannot be evicted, after the last copy. Opening it again costs
 	// less than a millisecond.
-	defaultDonorIdle = 5 * time.Second
+	defaultPeerIdle = 5 * time.Second
+	// watchPause is between two looks at the counters of files that nobody
+	// reads.
+	watchPause = time.Second
 	// defaultGrace is how long a fetch is held up by what is read from the
 	// disk for all: how much room there is, which file holds what. It is
 	// less than most requests take, and more than most disks do.
@@ -59,78 +56,106 @@ type Options struct {
 	Log         *slog.Logger  // nil: nothing is logged
 
 	// Tests have others.
-	patience  time.Duration
-	grace     time.Duration
-	donorIdle time.Duration
-	watch     time.Duration // between looks at what other processes have changed
-	tardy     time.Duration // transport.Options.Tardy
-	readDisk  func(f *os.File, p []byte, off int64) (int, error)
-	before    func(work string) // called before work that reads the disk at length, and between the steps of a write
+	patience time.Duration
+	grace    time.Duration
+	peerIdle time.Duration
+	watch    time.Duration // between looks at what other processes have changed
+	tardy    time.Duration // transport.Options.Tardy
+	readDisk func(f *os.File, p []byte, off int64) (int, error)
+	before   func(work string) // called before work that reads the disk at length, and between the steps of a write
 }
 
 // Cache is a directory of cached files. Several processes may have it open.
 type Cache struct {
-	opts    Options
-	root    *os.Root
-	log     *slog.Logger
-	ctx     context.Context // ends at Close
-	stop    context.CancelFunc
-	queue   *queue
-	buffers *semaphore.Weighted
-	windows *semaphore.Weighted // of frames that are decoded as streams, beside the buffers
-	rate    *rate.Limiter       // nil without a limit
-	work    sync.WaitGroup      // all goroutines but the queue's jobs
-	checks  chan *entry         // files that may have become complete
-	noticed chan struct{}       // another process may have taken pieces back
-	index   index
-	room    room
+	opts Options
+	log  *slog.Logger
+	ctx  context.Context // ends at Close
+	stop context.CancelFunc
+	work sync.WaitGroup // all goroutines but the queue's jobs
 
-	measured measured // what Space tells of
-	spare    spare
-	said     said
+	// On disk.
+	dir     *disk.Dir
+	quota   *quota.Quota // nil in a Reader's: nothing in the directory is changed
+	index   index
+	checks  chan *entry   // files that may have become complete
+	noticed chan struct{} // another process may have taken pieces back
+
+	// In memory.
+	memory  *overlay.Memory     // pieces that are not on disk; nil in a Reader's
+	buffers *semaphore.Weighted // bytes that fetches hold
+	windows windows
+
+	// From elsewhere.
+	queue    *queue
+	rate     *rate.Limiter // nil without a limit
+	fetching once
+
+	measured measured // what Space returns
+	report   report
 	counts   counts
 
-	late *semaphore.Weighted // bytes of pieces that are still to be kept
-
-	onlyRead bool // a Reader's: nothing in the directory is changed
-
-	mu       sync.Mutex // never held over I/O: fetches take it
-	closed   bool
-	opening  map[string]chan struct{} // files that are being opened, by key
-	entries  map[string]*entry        // open files by key
-	links    map[Source]*transport.Link
-	fetching map[string]chan struct{} // whole parts on their way, by digest
+	mu      sync.Mutex // never held over I/O: fetches take it
+	closed  bool
+	opening map[string]chan struct{} // files that are being opened, by key
+	entries map[string]*entry        // open files by key
+	links   map[Source]*transport.Link
 }
 
-// Open opens the cache in dir and makes it where there is none. A
-// directory that other users can write is refused.
+// Open opens the cache in dir and makes it if there is none. A directory that
+// other users can write is refused.
 func Open(dir string, opts Options) (*Cache, error) {
-	opts = opts.withDefaults()
-	root, err := openRoot(dir)
+	c := newCache(opts)
+	d, err := disk.Open(dir, c.hooks())
 	if err != nil {
 		return nil, fmt.Errorf("cache %s: %w", dir, err)
 	}
-	c := &Cache{
-		opts:     opts,
-		root:     root,
-		log:      opts.Log,
-		buffers:  semaphore.NewWeighted(opts.Memory),
-		windows:  semaphore.NewWeighted(zstdframe.MaxWindow),
-		checks:   make(chan *entry, 1024),
-		noticed:  make(chan struct{}, 1),
-		late:     semaphore.NewWeighted(lateMost),
-		opening:  map[string]chan struct{}{},
-		entries:  map[string]*entry{},
-		links:    map[Source]*transport.Link{},
-		fetching: map[string]chan struct{}{},
+	c.setDir(d)
+	c.memory = overlay.New()
+	c.quota = quota.New(quota.Options{
+		Dir: d, Size: c.opts.Size, Grace: c.opts.grace, Evict: c.evict,
+		Before: func() { c.opts.before("measure") },
+		After:  func() { c.queue.dispatch() }, // what was held while it took long
+	})
+	c.queue = &queue{
+		limit: c.opts.Concurrency,
+		carve: func(s span, p priority, idle int) (*job, span) { return s.entry.flights.carve(s, p, idle) },
+		run:   (*job).run,
+		hold:  c.quota.Measuring,
 	}
-	c.sweep()
-	c.ctx, c.stop = context.WithCancel(context.Background())
-	c.rate = transport.NewLimiter(opts.LimitRate)
-	c.queue = newQueue(opts.Concurrency, c.run, c.measuring)
-	c.work.Go(c.verifyLoop)
+	d.Sweep()
+	c.work.Go(c.checkLoop)
 	c.work.Go(c.watchLoop)
 	return c, nil
+}
+
+// newCache returns a cache without a directory.
+func newCache(opts Options) *Cache {
+	opts = opts.withDefaults()
+	c := &Cache{
+		opts:    opts,
+		log:     opts.Log,
+		buffers: semaphore.NewWeighted(opts.Memory),
+		windows: newWindows(),
+		rate:    transport.NewLimiter(opts.LimitRate),
+		checks:  make(chan *entry, 1024),
+		noticed: make(chan struct{}, 1),
+		opening: map[string]chan struct{}{},
+		entries: map[string]*entry{},
+		links:   map[Source]*transport.Link{},
+	}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return c
+}
+
+// hooks returns what the directory calls.
+func (c *Cache) hooks() disk.Hooks {
+	return disk.Hooks{Log: c.log, Wrong: c.counts.foundWrong, Shown: c.shown, Read: c.opts.readDisk, Before: c.opts.before}
+}
+
+func (c *Cache) setDir(d *disk.Dir) {
+	c.dir = d
+	c.index.ctx, c.index.dir, c.index.before = c.ctx, d, c.opts.before
+	c.report.log, c.report.dir = c.log, d.Name()
 }
 
 // withDefaults returns opts with what was left out.
@@ -147,8 +172,8 @@ func (opts Options) withDefaults() Options {
 	if opts.grace <= 0 {
 		opts.grace = defaultGrace
 	}
-	if opts.donorIdle <= 0 {
-		opts.donorIdle = defaultDonorIdle
+	if opts.peerIdle <= 0 {
+		opts.peerIdle = defaultPeerIdle
 	}
 	if opts.watch <= 0 {
 		opts.watch = watchPause
@@ -156,48 +181,10 @@ func (opts Options) withDefaults() Options {
 	if opts.before == nil {
 		opts.before = func(string) {}
 	}
-	if opts.readDisk == nil {
-		opts.readDisk = (*os.File).ReadAt
-	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	return opts
-}
-
-// checkRoot fails if dir is no directory that other users cannot write.
-func checkRoot(dir string) error {
-	info, err := os.Stat(dir)
-	switch {
-	case err != nil:
-		return err
-	case !info.IsDir():
-		return &fs.PathError{Op: "open", Path: dir, Err: unix.ENOTDIR}
-	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("others can write to it (mode %04o): chmod 0700 it, or use another: %w", info.Mode().Perm(), fs.ErrPermission)
-	}
-	return nil
-}
-
-func openRoot(dir string) (*os.Root, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	if err := checkRoot(dir); err != nil {
-		return nil, err
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range []string{dirFiles, dirBlobs, dirRefs} {
-		// Where one cannot be made nothing is found, and nothing kept.
-		if err := root.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) && !readOnly(err) {
-			_ = root.Close()
-			return nil, err
-		}
-	}
-	return root, nil
 }
 
 // Close ends all fetches and waits for them. Files still open fail their
@@ -225,15 +212,16 @@ func (c *Cache) Close() error {
 	for _, l := range c.allLinks() {
 		l.Close()
 	}
-	c.index.end()
-	c.room.end()
-	return c.root.Close()
+	c.index.close()
+	c.quota.Close()
+	return c.dir.Close()
 }
 
-// File opens the cached form of f, and makes it where there is none. What
-// is missing comes from src. Files with the same content share one form.
+// File opens the cached form of f, and makes it if there is none. What is
+// missing comes from src. Files with the same content share one form.
 func (c *Cache) File(f *layout.File, src Source) (*File, error) {
-	key := keyOf(f, newGrid(f), src)
+	g := disk.NewGrid(f)
+	key := keyOf(f, g, src)
 	for {
 		e, opens, opened, err := c.use(key)
 		switch {
@@ -245,7 +233,7 @@ func (c *Cache) File(f *layout.File, src Source) (*File, error) {
 			<-opened
 			continue
 		}
-		if e, err = c.openEntry(key, f, c.linkTo(src)); err != nil {
+		if e, err = c.openEntry(key, f, g, c.linkTo(src)); err != nil {
 			err = fmt.Errorf("cache: file %q: %w", f.Name, err)
 		}
 		c.mu.Lock()
@@ -263,8 +251,9 @@ func (c *Cache) File(f *layout.File, src Source) (*File, error) {
 	}
 }
 
-// use is one more use of a file that is open. One that is not is opened by
-// the caller, or by somebody else just now; opened is closed after that.
+// use returns the entry of a file that is open, with one more use. One that is
+// not is opened by the caller, or by somebody else just now; opened is closed
+// after that.
 func (c *Cache) use(key string) (e *entry, opens bool, opened chan struct{}, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -283,7 +272,7 @@ func (c *Cache) use(key string) (e *entry, opens bool, opened chan struct{}, err
 	return nil, opens, opened, nil
 }
 
-// linkTo is what was learned about a source.
+// linkTo returns the link to a source.
 func (c *Cache) linkTo(src Source) *transport.Link {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -307,7 +296,7 @@ func (c *Cache) release(e *entry) {
 	e.users--
 	last := e.users == 0
 	if last {
-		delete(c.entries, e.key)
+		delete(c.entries, e.disk.Key)
 	}
 	c.mu.Unlock()
 	if last {
@@ -315,5 +304,129 @@ func (c *Cache) release(e *entry) {
 	}
 }
 
-// openFlags never follow a symbolic link that somebody put in the cache.
-const openFlags = unix.O_NOFOLLOW | unix.O_CLOEXEC
+// openEntry opens or makes the files of an entry. What is damaged is removed
+// and made anew, once.
+func (c *Cache) openEntry(key string, f *layout.File, g *disk.Grid, l *transport.Link) (*entry, error) {
+	e := newEntry(c, f, g, l)
+	err := e.openSafe(key, disk.Keep)
+	if errors.Is(err, disk.ErrDamaged) || errors.Is(err, disk.ErrUnsafe) {
+		c.log.Warn("cached file is made anew", "file", f.Name, "cause", err)
+		gone := c.dir.Remove(key)
+		if gone == nil || errors.Is(gone, disk.ErrInUse) && errors.Is(err, disk.ErrUnsafe) {
+			err = e.open(key, disk.Keep)
+		} else {
+			err = gone
+		}
+	}
+	if err != nil && mayDoWithout(err) {
+		e.refused = err
+		if !disk.IsReadOnly(err) { // else it is logged when something is fetched
+			c.report.notKept(f.Name, err)
+		}
+		if !disk.IsReadOnly(err) || e.open(key, disk.Read) != nil {
+			err = e.open(key, disk.InMemory)
+		} else {
+			err = nil
+		}
+	}
+	if err != nil {
+		e.stop()
+		return nil, err
+	}
+	if e.disk.OnDisk() {
+		r := disk.RecordOf(f, g)
+		c.index.add(key, &r, time.Now())
+	}
+	e.checkComplete()
+	return e, nil
+}
+
+// openSafe is open for a file that is believed. The error of one that the disk
+// has failed to take is disk.ErrUnsafe.
+func (e *entry) openSafe(key string, mode disk.Mode) error {
+	err := e.open(key, mode)
+	if err == nil && e.state.Unsafe() {
+		e.disk.Close()
+		err = disk.ErrUnsafe
+	}
+	return err
+}
+
+// mayDoWithout reports whether a file is served although it cannot be kept,
+// because of err. A directory that is missing could not be made.
+func mayDoWithout(err error) bool {
+	return disk.Refuses(err) || errors.Is(err, disk.ErrInUse) || errors.Is(err, disk.ErrHeld) || errors.Is(err, disk.ErrDamaged) || errors.Is(err, fs.ErrNotExist)
+}
+
+// shut ends the entry's fetches. From now on only what is present is read.
+func (e *entry) shut() {
+	e.flights.shut()
+	e.disk.Quiet()
+	e.stop()
+}
+
+// close waits for the entry's users and closes its files.
+func (e *entry) close() {
+	e.shut()
+	e.flights.users.Wait()
+	if e.held != nil {
+		e.held.Close()
+	}
+	if e.disk.OnDisk() && (e.disk.Keeps() || e.held == nil) {
+		e.disk.Touch() // reading counts as use, for the order of eviction
+	}
+	e.peers.giveAllBack()
+	e.disk.Close()
+}
+
+// shown returns the open file that readers use, for the directory.
+func (c *Cache) shown(key string) (f *disk.File, done func()) {
+	c.mu.Lock()
+	e := c.entries[key]
+	c.mu.Unlock()
+	if e == nil || !e.flights.use() {
+		return nil, nil
+	}
+	return e.disk, e.flights.unuse
+}
+
+// watchLoop compares now and then what others have changed of open files, and
+// at once when a reader has noticed something.
+func (c *Cache) watchLoop() {
+	t := time.NewTicker(c.opts.watch)
+	defer t.Stop()
+	for {
+		all := false
+		select {
+		case <-t.C:
+			all = true
+		case <-c.noticed:
+		case <-c.ctx.Done():
+			return
+		}
+		for _, e := range c.openEntries() {
+			e.disk.Compare(all)
+			e.flights.unuse()
+		}
+	}
+}
+
+// openEntries returns the open files. The caller ends its use of each.
+func (c *Cache) openEntries() (all []*entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		if e.flights.use() {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// notice has the open files compared soon.
+func (c *Cache) notice() {
+	select {
+	case c.noticed <- struct{}{}:
+	default: // somebody has said so already
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -30,7 +31,7 @@ func readsEqualFlatCopy(t *testing.T, kinds []kind) {
 				src := &fakeSource{noRange: noRange}
 				size := 3<<20 + 12345
 				if k.name == "large frame" {
-					size = wholeLimit + 54321
+					size = disk.WholeLimit + 54321
 				}
 				a := makeFile(t, rng, src, k, size)
 				h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
@@ -124,9 +125,9 @@ func TestManyReadersOneFetch(t *testing.T) {
 }
 
 func waiters(h *File) (n int) {
-	h.entry.mu.Lock()
-	defer h.entry.mu.Unlock()
-	for _, fl := range h.entry.flights {
+	h.entry.flights.mu.Lock()
+	defer h.entry.flights.mu.Unlock()
+	for _, fl := range h.entry.flights.byPiece {
 		n = max(n, fl.waiters)
 	}
 	return n
@@ -137,10 +138,10 @@ func waiters(h *File) (n int) {
 func TestStoppedPeerBlocksNobody(t *testing.T) {
 	for _, k := range []kind{kinds[0], kinds[4]} {
 		src := &fakeSource{}
-		a := makeFile(t, newRand(t), src, k, wholeLimit+1<<20)
+		a := makeFile(t, newRand(t), src, k, disk.WholeLimit+1<<20)
 		dir := t.TempDir()
 		stopped := openFile(t, openCache(t, dir, Options{}), a.file, src)
-		if ok, err := stopped.entry.state.tryLockPieces(0, stopped.entry.grid.pieces()); !ok || err != nil {
+		if ok, err := stopped.entry.state.TryLockPieces(0, stopped.entry.grid.Pieces()); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 		h := openFile(t, openCache(t, dir, Options{patience: 50 * time.Millisecond}), a.file, src)
@@ -239,9 +240,9 @@ func TestFinalErrorEndsRead(t *testing.T) {
 // of a file: blobs that are one piece, pieces with digests, and chunks of
 // all sizes. Another file does not notice.
 func TestWrongBytesAreNotHandedOut(t *testing.T) {
-	large := kind{name: "largest chunks", chunk: wholeLimit}
+	large := kind{name: "largest chunks", chunk: disk.WholeLimit}
 	for _, k := range append(kinds[1:4:4], large) {
-		for _, size := range []int{256 << 10, smallBlob, 3 << 20, wholeLimit + 1<<20} {
+		for _, size := range []int{256 << 10, 1 << 20, 3 << 20, disk.WholeLimit + 1<<20} {
 			if (size > 3<<20) != (k.name == large.name) {
 				continue
 			}
@@ -287,7 +288,7 @@ func TestWrongWhole(t *testing.T) {
 	for _, k := range []kind{kinds[0], kinds[4]} {
 		t.Run(k.name, func(t *testing.T) {
 			src := &fakeSource{}
-			size := wholeLimit + 1<<20
+			size := disk.WholeLimit + 1<<20
 			a := makeFile(t, newRand(t), src, k, size)
 			for _, b := range src.blobs {
 				b[0] ^= 1 // a raw byte, or the frame's magic
@@ -302,7 +303,7 @@ func TestWrongWhole(t *testing.T) {
 			}
 			// It may be found out while the reader is half through: what he
 			// reads after that comes anew, and is not complete.
-			eventually(t, "what is wrong is gone from the cache", func() bool { return !h.entry.state.has(0) })
+			eventually(t, "what is wrong is gone from the cache", func() bool { return !h.entry.state.Has(0) })
 			if _, ok := h.Backing(); ok {
 				t.Error("handed to the kernel")
 			}

@@ -1,9 +1,14 @@
 package cache
 
 import (
+	"encoding/binary"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 )
 
 // TestOthersAreTold has one process take pieces back that another shows: that
@@ -17,18 +22,18 @@ func TestOthersAreTold(t *testing.T) {
 	checkRead(t, f.h, a.flat, 0, len(a.flat))
 	e := f.h.entry
 
-	other.takeBack(5, 7, 0, false) // nobody knows that they were wrong
-	eventually(t, "copies are dropped", func() bool { return slices.Equal(f.copies.all(), []stretch{e.stretch(5, 7)}) })
-	if n := e.cache.Counts().Wrong[byElsewhere]; n != 0 {
+	other.disk.TakeBack(5, 7) // nobody knows that they were wrong
+	eventually(t, "copies are dropped", func() bool { return slices.Equal(f.copies.all(), []disk.Stretch{e.disk.Stretch(5, 7)}) })
+	if n := e.cache.Counts().Wrong[disk.ByElsewhere]; n != 0 {
 		t.Errorf("%d pieces are counted as wrong", n)
 	}
 	checkRead(t, f.h, a.flat, 0, len(a.flat)) // what is put there again is nothing to be told
-	other.discard(9, 10, found{by: byDigest})
+	other.disk.Discard(9, 10, disk.Found{By: disk.ByDigest})
 	eventually(t, "copies are dropped", func() bool { return len(f.copies.all()) == 2 })
-	if told := f.copies.all(); told[1] != e.stretch(9, 10) {
+	if told := f.copies.all(); told[1] != e.disk.Stretch(9, 10) {
 		t.Errorf("copies of %v are dropped", told)
 	}
-	if n := e.cache.Counts().Wrong[byElsewhere]; n != 1 {
+	if n := e.cache.Counts().Wrong[disk.ByElsewhere]; n != 1 {
 		t.Errorf("%d pieces are counted as wrong, not 1", n)
 	}
 	checkRead(t, f.h, a.flat, 0, len(a.flat))
@@ -42,7 +47,7 @@ func TestReaderNotices(t *testing.T) {
 	f := find(t, dir, a, src, Options{watch: time.Hour})
 	other := openFile(t, openCache(t, dir, Options{}), a.file, src).entry
 	checkRead(t, f.h, a.flat, 0, len(a.flat))
-	other.discard(1, 2, found{by: byDigest})
+	other.disk.Discard(1, 2, disk.Found{By: disk.ByDigest})
 	f.read(t, f.place(0))
 	eventually(t, "copies are dropped", func() bool { return len(f.copies.all()) == 1 })
 }
@@ -55,12 +60,12 @@ func TestTakenBackBefore(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kinds[0], 1<<20+1)
 	other := openFile(t, openCache(t, dir, Options{}), a.file, src)
 	checkRead(t, other, a.flat, 0, len(a.flat))
-	other.entry.discard(2, 3, found{by: byDigest})
+	other.entry.disk.Discard(2, 3, disk.Found{By: disk.ByDigest})
 	f := find(t, dir, a, src, Options{watch: time.Hour})
 	eventually(t, "copies are dropped", func() bool {
-		return slices.Equal(f.copies.all(), []stretch{f.h.entry.stretch(2, 3)})
+		return slices.Equal(f.copies.all(), []disk.Stretch{f.h.entry.disk.Stretch(2, 3)})
 	})
-	if n := f.h.entry.cache.Counts().Wrong[byElsewhere]; n != 0 {
+	if n := f.h.entry.cache.Counts().Wrong[disk.ByElsewhere]; n != 0 {
 		t.Errorf("%d pieces are counted that were wrong before", n)
 	}
 }
@@ -74,11 +79,12 @@ func TestDiedWhileTaking(t *testing.T) {
 	f := find(t, dir, a, src, Options{watch: time.Millisecond})
 	checkRead(t, f.h, a.flat, 0, len(a.flat))
 	other := openFile(t, openCache(t, dir, Options{}), a.file, src).entry
-	other.state.taking()
-	eventually(t, "it was looked at", f.h.entry.noticed)
-	other.state.clear(3)
+	const begun = 96 // in the state: how often pieces were about to be taken back
+	editState(t, other, begun, func(n uint64) uint64 { return n + 1 })
+	eventually(t, "it was looked at", func() bool { return !f.h.entry.disk.Changed() })
+	other.state.Clear(3)
 	eventually(t, "copies are dropped", func() bool {
-		return slices.Equal(f.copies.all(), []stretch{f.h.entry.stretch(3, 4)})
+		return slices.Equal(f.copies.all(), []disk.Stretch{f.h.entry.disk.Stretch(3, 4)})
 	})
 }
 
@@ -91,46 +97,16 @@ func TestManyTurns(t *testing.T) {
 	f := find(t, dir, a, src, Options{watch: time.Hour})
 	other := openFile(t, openCache(t, dir, Options{}), a.file, src).entry
 	checkRead(t, f.h, a.flat, 0, len(a.flat))
-	before := other.state.word(2) & wordTurn
-	for range turns {
-		other.takeBack(2, 3, 0, false)
-		other.state.set(2, 1, false)
-		other.state.words[2] |= before
+	before := other.state.Word(2) & disk.WordTurn
+	for range disk.Turns {
+		other.disk.TakeBack(2, 3)
+		setWord(t, other, 2, disk.WordPresent|1|before)
 	}
-	for range turns - 1 {
-		other.takeBack(2, 3, 0, false)
+	for range disk.Turns - 1 {
+		other.disk.TakeBack(2, 3)
 	}
-	f.h.entry.compareTurns(true)
-	eventually(t, "all copies are dropped", func() bool { return slices.Contains(f.copies.all(), stretch{}) })
-}
-
-// TestTurns changes a word back and forth: who looked at it before does not
-// take it for what it was.
-func TestTurns(t *testing.T) {
-	t.Parallel()
-	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kinds[0], 1<<20+1)
-	s := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src).entry.state
-	must(t, s.reserve(1))
-	for range 2 * turns {
-		old := s.word(1)
-		if !s.put(1, old, 7, true) || !s.verified(1) || s.word(1)&wordSum != 7 {
-			t.Fatalf("the word is %#x", s.word(1))
-		}
-		if s.put(1, old, 8, false) {
-			t.Fatal("a piece was put where another had been put meanwhile")
-		}
-		if !s.clear(1) || s.has(1) || s.word(1)&wordTurn == old&wordTurn {
-			t.Fatalf("the word is %#x, and was %#x", s.word(1), old)
-		}
-		if s.put(1, old, 7, true) {
-			t.Fatal("a piece was put where one had been taken back meanwhile")
-		}
-	}
-	before := s.word(1)
-	if s.clear(1) || s.word(1) == before {
-		t.Error("who is just about to put it there does not learn of that")
-	}
+	f.h.entry.disk.Compare(true)
+	eventually(t, "all copies are dropped", func() bool { return slices.Contains(f.copies.all(), disk.Stretch{}) })
 }
 
 // TestManyOfOnes: a process that takes many pieces back has copies of these
@@ -142,22 +118,42 @@ func TestManyOfOnes(t *testing.T) {
 	f := find(t, t.TempDir(), a, src, Options{watch: time.Hour})
 	checkRead(t, f.h, a.flat, 0, len(a.flat))
 	e := f.h.entry
-	for i := range turns + 3 {
-		e.discard(i, i+1, found{by: byDigest})
+	for i := range disk.Turns + 3 {
+		e.disk.Discard(i, i+1, disk.Found{By: disk.ByDigest})
 	}
-	if !e.noticed() {
+	if e.disk.Changed() {
 		t.Error("what this process did is something to be noticed")
 	}
-	e.compareTurns(true)
-	want := e.stretch(0, turns+3)
+	e.disk.Compare(true)
+	want := e.disk.Stretch(0, disk.Turns+3)
 	eventually(t, "copies are dropped", func() bool {
 		told := f.copies.all()
-		return len(told) > 0 && told[len(told)-1].off+told[len(told)-1].n == want.off+want.n
+		return len(told) > 0 && told[len(told)-1].Off+told[len(told)-1].N == want.Off+want.N
 	})
-	if slices.Contains(f.copies.all(), stretch{}) {
+	if slices.Contains(f.copies.all(), disk.Stretch{}) {
 		t.Error("copies of the whole file are dropped")
 	}
-	if n := e.cache.Counts().Wrong; n[byElsewhere] != 0 || n[byDigest] != turns+3 {
+	if n := e.cache.Counts().Wrong; n[disk.ByElsewhere] != 0 || n[disk.ByDigest] != disk.Turns+3 {
 		t.Errorf("counted are %v", n)
 	}
+}
+
+// setWord stores a word, whatever it is.
+func setWord(t *testing.T, e *entry, i int, w disk.Word) {
+	t.Helper()
+	editState(t, e, disk.StateHeader+8*int64(i), func(uint64) uint64 { return uint64(w) })
+}
+
+// editState changes a number in the state of a file that is open.
+func editState(t *testing.T, e *entry, off int64, change func(n uint64) uint64) {
+	t.Helper()
+	f, err := e.cache.dir.OpenFile(filepath.Join(disk.Files, e.disk.Key+".state"), os.O_RDWR)
+	must(t, err)
+	defer f.Close()
+	var b [8]byte
+	_, err = f.ReadAt(b[:], off)
+	must(t, err)
+	binary.LittleEndian.PutUint64(b[:], change(binary.LittleEndian.Uint64(b[:])))
+	_, err = f.WriteAt(b[:], off)
+	must(t, err)
 }

@@ -3,6 +3,8 @@ package cache
 import (
 	"context"
 	"os"
+
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 )
 
 // Copy makes a file of its own while all of its payload passes, of which
@@ -25,7 +27,7 @@ type run struct{ from, to int64 }
 
 // mostHeld is the largest piece that is held until all of it has passed; a
 // larger one that comes in parts is written unless it was there before.
-const mostHeld = framePiece
+const mostHeld = disk.FramePiece
 
 // NewCopy begins a copy into dst, which is empty and has the file's size.
 func (f *File) NewCopy(dst *os.File) *Copy { return &Copy{entry: f.entry, file: f, dst: dst} }
@@ -34,7 +36,7 @@ func (f *File) NewCopy(dst *os.File) *Copy { return &Copy{entry: f.entry, file: 
 // could be.
 func (c *Copy) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
-		off, size := c.entry.grid.extent(c.piece)
+		off, size := c.entry.grid.Extent(c.piece)
 		n := min(off+size-c.at, int64(len(rest)))
 		if err := c.pass(rest[:n], off, size); err != nil {
 			return len(p) - len(rest), err
@@ -55,7 +57,7 @@ func (c *Copy) pass(p []byte, off, size int64) error {
 	case !begun && whole:
 	case size > mostHeld:
 		if !begun {
-			c.kept = c.entry.state.verified(c.piece)
+			c.kept = c.entry.state.Verified(c.piece)
 		}
 		if c.kept {
 			return nil
@@ -67,7 +69,7 @@ func (c *Copy) pass(p []byte, off, size int64) error {
 		}
 		p, c.held = c.held, c.held[:0]
 	}
-	if c.entry.state.has(c.piece) {
+	if c.entry.state.Has(c.piece) {
 		return nil
 	}
 	return c.write(p, off)
@@ -91,8 +93,8 @@ func (c *Copy) write(p []byte, off int64) error {
 }
 
 // Finish completes the copy when all of the payload has passed and was
-// verified. ok is false where the cache has lost something meanwhile; then
-// the copy is not complete, and has nothing in it that the file has not.
+// verified. ok is false if the cache has lost something meanwhile; then the
+// copy is not complete, and has nothing in it that the file has not.
 func (c *Copy) Finish(ctx context.Context) (ok bool, err error) {
 	if len(c.wrote) == 0 {
 		return c.file.CopyTo(ctx, c.dst, func(int64) {})
@@ -106,17 +108,13 @@ func (c *Copy) Finish(ctx context.Context) (ok bool, err error) {
 		at = w.to
 	}
 	for _, k := range kept {
-		for i, last := c.entry.grid.at(k.from), c.entry.grid.at(k.to-1); i <= last; i++ {
-			if c.entry.state.unsafe() || !c.entry.state.verified(i) {
-				return false, nil
-			}
+		if c.entry.state.Unsafe() || !c.entry.state.AllVerified(c.entry.pieces(k.from, k.to)) {
+			return false, nil
 		}
 	}
 	for _, k := range kept {
-		for r := range c.entry.file.Map.Payload(k.from, k.to-k.from) {
-			if err := copyRun(ctx, c.dst, c.entry.data, r.Offset, r.Offset+r.Length, func(int64) {}); err != nil {
-				return true, err
-			}
+		if err := c.entry.disk.CopyPayload(ctx, c.dst, k.from, k.to, func(int64) {}); err != nil {
+			return true, err
 		}
 	}
 	return true, nil

@@ -32,29 +32,7 @@ type Counts struct {
 	Wrong map[string]int64
 }
 
-// Counts returns the counts.
-func (c *Cache) Counts() Counts {
-	n := &c.counts
-	all := Counts{
-		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Waiting: n.waiting.Load(), Copied: n.copied.Load(),
-		Retries: map[string]int64{}, Wrong: map[string]int64{},
-	}
-	n.mu.Lock()
-	for why, times := range n.retries {
-		all.Retries[why] = times
-	}
-	for _, by := range foundBy {
-		all.Wrong[by] = n.wrong[by]
-	}
-	n.mu.Unlock()
-	for _, l := range c.allLinks() {
-		if slow := l.Stats().Slow; slow > 0 {
-			all.Retries["slow"] += slow
-		}
-	}
-	return all
-}
-
+// counts are what Counts are made of.
 type counts struct {
 	reads, bytes, misses, failed, waiting, copied atomic.Int64
 
@@ -94,7 +72,7 @@ func (n *counts) foundWrong(by string, pieces int64) {
 	n.wrong[by] += pieces
 }
 
-// reason names an error for counting.
+// reason returns the name of an error for counting.
 func reason(err error) string {
 	var wrong *contentError
 	var told interface{ Reason() string }

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,13 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/internal/crashpoint"
 	"github.com/cocoonstack/epochfs/test/tier"
 )
@@ -52,7 +51,7 @@ func crashingProcess(dir string) {
 		}
 		t.must(h.Close())
 	}
-	t.must(c.remove(files[0].file.Key()))
+	t.must(c.dir.Remove(files[0].file.Key()))
 	t.must(c.Close())
 }
 
@@ -161,7 +160,7 @@ func TestPowerCut(t *testing.T) {
 		}
 		_ = h.Close()
 		_ = c.Close()
-		sealed := cutPower(t, rng, filepath.Join(dir, dirFiles, a.file.Key()))
+		sealed := cutPower(t, rng, filepath.Join(dir, disk.Files, a.file.Key()))
 		h = openFile(t, openCache(t, dir, Options{}), a.file, src)
 		src.reset()
 		checkRead(t, h, a.flat, 0, len(a.flat))
@@ -179,8 +178,8 @@ func cutPower(t *testing.T, rng *rand.Rand, name string) (sealed bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	state[offBoot]++
-	sealed = state[offFlags]&flagSealed != 0
+	state[disk.OffBoot]++
+	sealed = state[disk.OffFlags]&disk.FlagSealed != 0
 	if !sealed {
 		data, err := os.OpenFile(name+".data", os.O_RDWR, 0)
 		if err != nil {
@@ -198,7 +197,7 @@ func cutPower(t *testing.T, rng *rand.Rand, name string) (sealed bool) {
 				}
 			}
 		}
-		for off := stateHeader; off < len(state); off += 8 {
+		for off := disk.StateHeader; off < len(state); off += 8 {
 			if rng.IntN(8) == 0 {
 				clear(state[off : off+8])
 			}
@@ -214,14 +213,14 @@ func cutPower(t *testing.T, rng *rand.Rand, name string) (sealed bool) {
 func TestSweep(t *testing.T) {
 	dir := t.TempDir()
 	_ = openCache(t, dir, Options{}).Close()
-	old, young := filepath.Join(dir, dirBlobs, "x"+tmpMark+"1"), filepath.Join(dir, dirFiles, "y"+tmpMark+"2")
-	future := filepath.Join(dir, dirRefs, "z"+tmpMark+"3")
+	old, young := filepath.Join(dir, disk.Blobs, "x"+disk.TmpMark+"1"), filepath.Join(dir, disk.Files, "y"+disk.TmpMark+"2")
+	future := filepath.Join(dir, disk.Refs, "z"+disk.TmpMark+"3")
 	for _, name := range []string{old, young, future} {
 		if err := os.WriteFile(name, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for name, by := range map[string]time.Duration{old: -2 * tmpAge, future: 2 * tmpAge} {
+	for name, by := range map[string]time.Duration{old: -2 * time.Hour, future: 2 * time.Hour} {
 		then := time.Now().Add(by)
 		if err := os.Chtimes(name, then, then); err != nil {
 			t.Fatal(err)
@@ -236,106 +235,4 @@ func TestSweep(t *testing.T) {
 	if _, err := os.Stat(young); err != nil {
 		t.Error("what another process is writing is gone")
 	}
-}
-
-// FuzzState opens any bytes as a state file. Who can only read it sees in it
-// what others do, and changes nothing.
-func FuzzState(f *testing.F) {
-	key := strings.Repeat("ab", 32)
-	good := make([]byte, stateHeader+8*5)
-	copy(good, header(key, 5))
-	f.Add(good, 5)
-	f.Add([]byte{}, 0)
-	f.Add(good[:100], 5)
-	f.Fuzz(func(t *testing.T, b []byte, pieces int) {
-		if pieces < 0 || pieces > 1000 || len(b) > 1<<20 {
-			return
-		}
-		name := filepath.Join(t.TempDir(), "state")
-		if err := os.WriteFile(name, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		file, err := os.OpenFile(name, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer file.Close()
-		seen := seenReadOnly(t, name, key, pieces)
-		if after, err := os.ReadFile(name); err != nil || !bytes.Equal(after, b) {
-			t.Fatalf("it was changed: %v", err)
-		}
-		s, err := openState(file, key, pieces)
-		if err != nil {
-			if !errors.Is(err, errDamaged) || seen != "" {
-				t.Fatal(seen, err)
-			}
-			return
-		}
-		defer s.unmap()
-		if seen != "" && seen != stateText(s, pieces) {
-			t.Fatalf("read-only it is\n%s\nand else\n%s", seen, stateText(s, pieces))
-		}
-		for i := range pieces {
-			if err := s.reserve(i); err != nil {
-				t.Fatal(err)
-			}
-			s.set(i, uint64(i), i%2 == 0)
-			if !s.has(i) || s.verified(i) != (i%2 == 0) {
-				t.Fatalf("piece %d is not as it was set", i)
-			}
-		}
-	})
-}
-
-// seenReadOnly is what a state file says to who can only read it; "" where
-// it is damaged.
-func seenReadOnly(t *testing.T, name, key string, pieces int) string {
-	f, err := os.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	s, err := openStateReadOnly(f, key, pieces)
-	if err != nil {
-		if !errors.Is(err, errDamaged) {
-			t.Fatal(err)
-		}
-		return ""
-	}
-	defer s.unmap()
-	text := stateText(s, pieces)
-	s.unseal()
-	for i := range pieces {
-		s.settle(i, 0)
-		s.setVerifiedAs(i, s.word(i))
-		s.clear(i)
-	}
-	if s.sealed() {
-		t.Fatal("a piece was wrong, and the file is sealed")
-	}
-	return text
-}
-
-func stateText(s *state, pieces int) string {
-	text := fmt.Sprintln(s.sealed(), s.unsafe())
-	for i := range pieces {
-		text += fmt.Sprintln(i, s.has(i), s.suspect(i), s.verified(i))
-	}
-	return text
-}
-
-// FuzzRecord reads any bytes as KEY.meta.
-func FuzzRecord(f *testing.F) {
-	f.Add(`{"version":1,"name":"a","size":9,"parts":[{"digest":"x","length":9,"pieceSize":3}]}` + "\n[]\n")
-	f.Add("{}\n")
-	f.Add(`{"version":1,"parts":[{"length":-1,"pieceSize":1}]}` + "\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		r, rest, err := parseRecord(strings.NewReader(text))
-		if err != nil {
-			return
-		}
-		if m, err := readMap(rest, r.Size); err == nil {
-			_ = r.layout(m).PayloadSize()
-		}
-	})
 }

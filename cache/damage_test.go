@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -26,10 +27,10 @@ func TestAfterReboot(t *testing.T) {
 	h := openFile(t, c, a.file, src)
 	checkRead(t, h, a.flat, 0, len(a.flat)*3/4)
 	lost := a.file.Map.Segments()[1]
-	if _, err := h.entry.data.WriteAt(make([]byte, lost.Length), lost.Offset); err != nil {
+	if _, err := h.entry.disk.Data.WriteAt(make([]byte, lost.Length), lost.Offset); err != nil {
 		t.Fatal(err)
 	}
-	h.entry.state.mem[offBoot] ^= 1
+	editState(t, h.entry, disk.OffBoot, func(id uint64) uint64 { return id ^ 1 })
 	_ = h.Close()
 	_ = c.Close()
 	_, before := src.reset()
@@ -63,7 +64,7 @@ func TestDamagedState(t *testing.T) {
 			checkRead(t, h, a.flat, 0, len(a.flat)/2)
 			_ = h.Close()
 			_ = c.Close()
-			if err := do(filepath.Join(dir, dirFiles, a.file.Key())); err != nil {
+			if err := do(filepath.Join(dir, disk.Files, a.file.Key())); err != nil {
 				t.Fatal(err)
 			}
 			h = openFile(t, openCache(t, dir, Options{}), a.file, src)
@@ -93,10 +94,10 @@ func TestUnkeptPieces(t *testing.T) {
 		src := &fakeSource{}
 		a := makeFile(t, newRand(t), src, k, 2<<20+99)
 		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
-		name := h.entry.data.Name()
-		_ = h.entry.data.Close()
+		name := h.entry.disk.Data.Name()
+		_ = h.entry.disk.Data.Close()
 		var err error
-		if h.entry.data, err = os.Open(name); err != nil {
+		if h.entry.disk.Data, err = os.Open(name); err != nil {
 			t.Fatal(err)
 		}
 		checkRead(t, h, a.flat, 0, len(a.flat))
@@ -145,8 +146,8 @@ func TestNoSymlinkIsFollowed(t *testing.T) {
 	digest := src.put(blob)
 	for _, there := range []bool{false, true} {
 		for _, name := range []string{
-			dirFiles + "/" + a.file.Key() + ".data", dirFiles + "/" + a.file.Key() + ".state", dirFiles + "/" + a.file.Key() + ".meta",
-			dirBlobs + "/" + strings.TrimPrefix(digest, "sha256:"), refPath("host/vm:latest"), dirFiles, dirBlobs, dirRefs,
+			disk.Files + "/" + a.file.Key() + ".data", disk.Files + "/" + a.file.Key() + ".state", disk.Files + "/" + a.file.Key() + ".meta",
+			disk.Blobs + "/" + strings.TrimPrefix(digest, "sha256:"), refPath("host/vm:latest"), disk.Files, disk.Blobs, disk.Refs,
 		} {
 			dir, victim := t.TempDir(), filepath.Join(t.TempDir(), "victim")
 			c := openCache(t, dir, Options{})
@@ -163,7 +164,7 @@ func TestNoSymlinkIsFollowed(t *testing.T) {
 			if h, err := c.File(a.file, src); err == nil {
 				checkRead(t, h, a.flat, 0, len(a.flat))
 				_ = h.Close()
-			} else if !strings.HasPrefix(name, dirFiles) {
+			} else if !strings.HasPrefix(name, disk.Files) {
 				t.Errorf("%s: a file: %v", name, err)
 			}
 			if _, err := c.Blob(digest); err == nil {
@@ -201,7 +202,7 @@ func TestBlobsAndRefs(t *testing.T) {
 	if b, err := c.Blob(digest); err != nil || string(b) != "manifest" {
 		t.Errorf("blob %q, %v", b, err)
 	}
-	if err := flip(filepath.Join(dir, dirBlobs, digest[len("sha256:"):]), 0); err != nil {
+	if err := flip(filepath.Join(dir, disk.Blobs, digest[len("sha256:"):]), 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Blob(digest); !errors.Is(err, fs.ErrNotExist) {
@@ -229,16 +230,16 @@ func TestInUseLock(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kinds[0], 1000)
 	dir := t.TempDir()
 	h := openFile(t, openCache(t, dir, Options{}), a.file, src)
-	f, err := os.OpenFile(filepath.Join(dir, dirFiles, a.file.Key()+".state"), os.O_RDWR, 0)
+	f, err := os.OpenFile(filepath.Join(dir, disk.Files, a.file.Key()+".state"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if ok, err := tryLock(f, unix.F_WRLCK, lockInUse, 1); ok || err != nil {
+	if ok, err := disk.TryLock(f, unix.F_WRLCK, disk.LockInUse, 1); ok || err != nil {
 		t.Errorf("locked while in use: %v, %v", ok, err)
 	}
 	_ = h.Close()
-	if ok, err := tryLock(f, unix.F_WRLCK, lockInUse, 1); !ok || err != nil {
+	if ok, err := disk.TryLock(f, unix.F_WRLCK, disk.LockInUse, 1); !ok || err != nil {
 		t.Errorf("not free after use: %v, %v", ok, err)
 	}
 }
@@ -249,7 +250,7 @@ func TestSteadyReadsDoNotAllocate(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 	checkRead(t, h, a.flat, 0, len(a.flat))
-	h.entry.state.unseal() // as if one piece far away were missing
+	h.entry.state.Unseal() // as if one piece far away were missing
 	p := make([]byte, 64<<10)
 	var off int64
 	if n := testing.AllocsPerRun(100, func() {
@@ -312,7 +313,7 @@ func TestDamagedDonor(t *testing.T) {
 	c := openCache(t, dir, Options{})
 	h := openFile(t, c, a.file, src)
 	checkRead(t, h, a.flat, 0, len(a.flat))
-	if err := flip(h.entry.data.Name(), a.file.Map.Segments()[0].Offset); err != nil {
+	if err := flip(h.entry.disk.Data.Name(), a.file.Map.Segments()[0].Offset); err != nil {
 		t.Fatal(err)
 	}
 	m, flat := spread(t, rng, a.data)

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/test/faultdisk"
 	"github.com/cocoonstack/epochfs/test/tier"
 )
@@ -327,7 +328,7 @@ func (o outcome) wants(t *testing.T, dir string, src *fakeSource, files []artifa
 		t.Fatalf("without a fault: %q, %s", o.told, o.end)
 	}
 	for i, a := range files {
-		_, err := os.Stat(filepath.Join(dir, dirFiles, a.file.Key()+".data"))
+		_, err := os.Stat(filepath.Join(dir, disk.Files, a.file.Key()+".data"))
 		w.there[i] = err == nil
 	}
 	return w
@@ -353,7 +354,7 @@ func (w wants) check(t *testing.T, name string, o outcome, dir string, src *fake
 			continue
 		}
 		left := h.Cached()
-		lost := hit.Name == "fdatasync" && hit.Path == h.entry.data.Name() // it may be in memory alone, and was made anew
+		lost := hit.Name == "fdatasync" && hit.Path == h.entry.disk.Data.Name() // it may be in memory alone, and was made anew
 		if w.there[i] && left < o.kept[i] && len(o.told) == 0 && !lost {
 			t.Errorf("%s: %d bytes of file %d were kept, %d are there", name, o.kept[i], i, left)
 		}

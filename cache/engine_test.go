@@ -45,7 +45,7 @@ func TestDemandOvertakes(t *testing.T) {
 	h.Prefetch()
 	eventually(t, "the prefetch runs", func() bool { return src.furthest() > 0 })
 	last := a.file.Map.Segments()[a.file.Map.Len()-1]
-	piece, _ := h.entry.grid.extent(h.entry.grid.at(a.file.Map.PayloadAt(last.Offset)))
+	piece, _ := h.entry.grid.Extent(h.entry.grid.At(a.file.Map.PayloadAt(last.Offset)))
 	if src.furthest() >= piece {
 		t.Fatal("the prefetch is at the end already")
 	}
@@ -130,114 +130,6 @@ func TestSequentialReadIsFetchedOnce(t *testing.T) {
 	}
 }
 
-func TestTracker(t *testing.T) {
-	const size = 1 << 30
-	// dense is a read of a file without holes.
-	dense := func(off, n int64, missing bool) look { return look{off, n, off, off + n, missing, 0} }
-	k := tracker{}
-	var fetched int64
-	for i := range int64(500) { // random reads, a page each
-		off := (i*7_919 + 13) * 104_729 % size / 4096 * 4096
-		r := k.saw(dense(off, 4096, true), size, 0)
-		fetched += r.to - r.from + int64(r.count)*r.n
-	}
-	if fetched > 32<<20 {
-		t.Errorf("random reads: %d bytes were to be fetched ahead", fetched)
-	}
-	k = tracker{}
-	var upTo int64
-	for off := int64(0); off < 256<<20; off += 128 << 10 {
-		if r := k.saw(dense(off, 128<<10, true), size, 0); r.from < r.to {
-			if r.from < upTo {
-				t.Fatalf("[%d,%d) after %d", r.from, r.to, upTo)
-			}
-			upTo = r.to
-		}
-		if off > 2*steady && upTo < off+steady {
-			t.Fatalf("at %d only fetched ahead up to %d", off, upTo)
-		}
-	}
-	if upTo < 256<<20+aheadMost/2 {
-		t.Errorf("sequential: fetched ahead up to %d", upTo)
-	}
-	k = tracker{}
-	for off := int64(0); off < 256<<20; off += 128 << 10 {
-		if r := k.saw(dense(off, 128<<10, false), size, 0); r != (reach{}) {
-			t.Fatalf("fetches %+v for a reader of what is here", r)
-		}
-	}
-}
-
-// TestTrackerFromTheStart reads 2 MiB from a file's start, and from its
-// middle: who begins where the file begins will probably read all of it,
-// and has 4 MiB ahead of it after the first; who reads a bit of the middle
-// does not pay for more than the third part of it again.
-func TestTrackerFromTheStart(t *testing.T) {
-	const size, n = 1 << 30, 128 << 10
-	for _, first := range []int64{0, size / 2} {
-		k := tracker{}
-		upTo := first
-		for off := first; off < first+2<<20; off += n {
-			upTo = max(upTo, k.saw(look{off, n, off, off + n, true, 0}, size, 0).to)
-		}
-		ahead := upTo - (first + 2<<20)
-		if first == 0 && ahead < 4<<20 || first > 0 && ahead > 1<<20 {
-			t.Errorf("read from %d on: %d bytes were fetched ahead", first, ahead)
-		}
-	}
-}
-
-// TestTrackerAcrossHoles has a sequential reader whose reads the kernel
-// swaps, in a file that is mostly holes: a few data in every megabyte. It
-// must stay the one reader it is.
-func TestTrackerAcrossHoles(t *testing.T) {
-	const mib, data = 1 << 20, 20 << 10
-	k := tracker{}
-	var upTo int64
-	for i := int64(0); i < 4096; i++ {
-		at := i ^ 1 // every two are swapped
-		r := k.saw(look{at * mib, mib, at * data, (at + 1) * data, true, 0}, 4096*data, 0)
-		upTo = max(upTo, r.to)
-		if read := i * data; read > 2*steady && upTo < min(read+steady, 4000*data) {
-			t.Fatalf("after %d bytes only fetched ahead up to %d", read, upTo)
-		}
-	}
-}
-
-// TestTrackerSteps reads at equal distances, forwards and backwards.
-func TestTrackerSteps(t *testing.T) {
-	const size, n = 1 << 30, 64 << 10
-	for _, step := range []int64{8 << 20, -8 << 20, -n} {
-		k := tracker{}
-		want := map[int64]bool{}
-		first := int64(size) / 2
-		late := 0
-		for i := range int64(40) {
-			off := first + i*step
-			if i > strideSteps && !want[off] {
-				late++
-			}
-			r := k.saw(look{off, n, off, off + n, !want[off], 0}, size, 0)
-			if r.from < r.to {
-				t.Fatalf("step %d: fetches %+v", step, r)
-			}
-			for j := range int64(r.count) {
-				if at := r.off + j*r.step; want[at] {
-					t.Fatalf("step %d: %d is fetched twice", step, at)
-				} else {
-					want[at] = true
-				}
-			}
-		}
-		if late > 1 {
-			t.Errorf("step %d: %d of 40 reads were not foreseen", step, late)
-		}
-		if len(want) > 40+strideAhead {
-			t.Errorf("step %d: %d steps were fetched ahead", step, len(want))
-		}
-	}
-}
-
 // TestLargeMapReads reads through a map of 30,000 segments.
 func TestLargeMapReads(t *testing.T) {
 	src := &fakeSource{}
@@ -271,25 +163,4 @@ func TestOneProcessor(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	t.Run("many readers", TestManyReadersOneFetch)
 	t.Run("raw pieces and chunks", func(t *testing.T) { readsEqualFlatCopy(t, kinds[:4]) })
-}
-
-// TestTrackerWithoutRoom reads on from the start where what is fetched is
-// held in memory: no more is fetched ahead than that holds, and not less
-// often.
-func TestTrackerWithoutRoom(t *testing.T) {
-	const most, size, step = 8 << 20, 1 << 30, 1 << 20
-	var k tracker
-	ahead := int64(0)
-	for off := int64(0); off < size/2; off += step {
-		r := k.saw(look{off, step, off, off + step, true, most}, size, 0)
-		if r.from < r.to {
-			if r.to > off+step+most {
-				t.Fatalf("at %d it is fetched up to %d", off, r.to)
-			}
-			ahead = r.to
-		}
-		if off > 64<<20 && ahead < off+most/2 {
-			t.Fatalf("at %d it is fetched up to %d only", off, ahead)
-		}
-	}
 }

@@ -22,7 +22,7 @@ func TestReadExactly(t *testing.T) {
 		g := h.entry.grid
 		from, to := a.file.Map.PayloadAt(off), a.file.Map.PayloadAt(off+4096)
 		if from < to {
-			for i := g.at(from); i <= g.at(to-1); i++ {
+			for i := g.At(from); i <= g.At(to-1); i++ {
 				wanted[i] = true
 			}
 		}
@@ -36,7 +36,7 @@ func TestReadExactly(t *testing.T) {
 	}
 	var want int64
 	for i := range wanted {
-		_, n := h.entry.grid.extent(i)
+		_, n := h.entry.grid.Extent(i)
 		want += n
 	}
 	if _, fetched := src.reset(); fetched > want {

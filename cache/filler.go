@@ -3,21 +3,18 @@ package cache
 import (
 	"context"
 	"io"
-	"io/fs"
 	"sync"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
-
-	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 )
 
-// Filler keeps what somebody else fetches of a file, and gives him what is
-// there: who wants all of it in order knows better what to ask for next
-// than readers do who come as they like. Offsets are in a part's payload;
-// what is kept or looked for begins at a multiple of the part's grain and
-// ends at one, or at the part's end. It is safe for concurrent use, on
-// different stretches.
+// Filler is the cached form of a file for a caller that fetches all of it
+// itself, in order: such a caller knows better what to ask for next than
+// readers do who come as they like. Offsets are in a part's payload. What is
+// kept or loaded begins at a multiple of the part's grain and ends at one, or
+// at the part's end. Filler is safe for concurrent use, on different
+// stretches.
 type Filler struct {
 	entry *entry
 
@@ -25,27 +22,49 @@ type Filler struct {
 	sums map[int][]uint64 // by part without digests of pieces: checksums of what passed, by piece
 }
 
-// Filler returns what fills f, which must stay open meanwhile.
+// Filler returns the Filler of f, which must stay open meanwhile.
 func (f *File) Filler() *Filler { return &Filler{entry: f.entry, sums: map[int][]uint64{}} }
 
-// Part returns the payload of a part when all of it is there and was
-// verified, else nil.
-func (k *Filler) Part(part int) io.Reader { return k.entry.verifiedPart(part) }
+// Part returns the payload of a part if all of it is there and verified, else
+// nil.
+func (k *Filler) Part(part int) io.Reader {
+	e := k.entry
+	if e.state.Unsafe() || !e.disk.PartVerified(part) {
+		return nil
+	}
+	p := &e.file.Parts[part]
+	return io.NewSectionReader(payloadAt{e}, p.Offset, p.Length)
+}
 
-// Grain is how many bytes of a part are kept as one.
-func (k *Filler) Grain(part int) int64 { return k.entry.grid.size[part] }
+// payloadAt reads a file's payload that is all there.
+type payloadAt struct{ entry *entry }
+
+// ReadAt never reports the payload's end: its callers know it.
+func (r payloadAt) ReadAt(p []byte, off int64) (int, error) {
+	if n := r.entry.file.PayloadSize() - off; n < int64(len(p)) {
+		return 0, io.ErrUnexpectedEOF
+	}
+	if err := r.entry.disk.LoadPayload(off, p); err != nil {
+		r.entry.loseWithin(off, int64(len(p)), err)
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Grain returns how many bytes of a part are kept as one.
+func (k *Filler) Grain(part int) int64 { return k.entry.grid.Size[part] }
 
 // pieces returns the pieces of a stretch.
 func (k *Filler) pieces(part int, off, n int64) (from, to int) {
 	g := k.entry.grid
 	if k.entry.file.Index != nil {
-		return g.at(off), g.at(off+n-1) + 1
+		return g.At(off), g.At(off+n-1) + 1
 	}
-	from = g.first[part] + int(off/g.size[part])
-	return from, min(from+int((n+g.size[part]-1)/g.size[part]), g.first[part+1])
+	from = g.First[part] + int(off/g.Size[part])
+	return from, min(from+int((n+g.Size[part]-1)/g.Size[part]), g.First[part+1])
 }
 
-// Here says that a stretch need not be fetched.
+// Here reports whether a stretch need not be fetched.
 func (k *Filler) Here(part int, off, n int64) bool {
 	for i, to := k.pieces(part, off, n); i < to; i++ {
 		if !k.usable(part, i) {
@@ -55,22 +74,16 @@ func (k *Filler) Here(part int, off, n int64) bool {
 	return true
 }
 
-// usable says that piece i is there and was checked, or will be, with all
+// usable reports whether piece i is there and was checked, or will be, with all
 // of its part.
 func (k *Filler) usable(part, i int) bool {
 	e := k.entry
-	return !e.state.unsafe() && (e.state.verified(i) || e.state.has(i) && e.hashedOnRead(part))
+	return !e.state.Unsafe() && (e.state.Verified(i) || e.state.Has(i) && e.hashedOnRead(part))
 }
 
-// hashedOnRead says that a part's stored bytes are its payload, with no
-// digest for its pieces.
-func (e *entry) hashedOnRead(part int) bool {
-	return e.file.Parts[part].Encoding == layout.Raw && !e.grid.checked(part)
-}
-
-// Claim is called before a stretch is fetched. Where another process
-// fetches it, it waits for that; where another file has it, that is copied.
-// So Load may succeed after it. release ends the claim. When ctx ends, Claim
+// Claim is called before a stretch is fetched. If another process fetches it,
+// Claim blocks until that has ended; if another file has it, Claim copies it. So
+// Load may succeed after it. release ends the claim. When ctx ends, Claim
 // returns at once, even if the disk does not answer.
 func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
 	from, to := k.pieces(part, off, n)
@@ -84,8 +97,8 @@ func (k *Filler) Claim(ctx context.Context, part int, off, n int64) (release fun
 // what is claimed after that is released.
 func (k *Filler) within(ctx context.Context, claim func() (release func(), err error)) (release func(), err error) {
 	e := k.entry
-	if !e.use() {
-		return nil, fs.ErrClosed
+	if !e.flights.use() {
+		return nil, errClosed
 	}
 	type result struct {
 		release func()
@@ -93,7 +106,7 @@ func (k *Filler) within(ctx context.Context, claim func() (release func(), err e
 	}
 	claimed := make(chan result)
 	go func() {
-		defer e.unuse()
+		defer e.flights.unuse()
 		release, err := claim()
 		select {
 		case claimed <- result{release, err}:
@@ -115,8 +128,8 @@ func (k *Filler) within(ctx context.Context, claim func() (release func(), err e
 func (k *Filler) claim(ctx context.Context, part, from, to int) (release func(), err error) {
 	e := k.entry
 	turn := func() {}
-	if e.grid.whole(part) {
-		if turn = e.cache.alone(ctx, e, part); turn == nil {
+	if e.grid.Whole(part) {
+		if turn = e.cache.fetching.begin(ctx, e.file.Parts[part].Digest); turn == nil {
 			return nil, context.Cause(ctx)
 		}
 	}
@@ -125,20 +138,16 @@ func (k *Filler) claim(ctx context.Context, part, from, to int) (release func(),
 		turn()
 		return nil, err
 	}
-	for i := from; i < to; i++ {
-		if e.state.suspect(i) {
-			e.recheck(i)
-		}
-	}
-	drops := e.drops.Load()
-	e.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool, from *clone) {
-		if e.storeWaiting(ctx, &incoming{piece: i, payload: payload, verified: verified, by: byCopy, drops: drops, from: from}) == nil {
-			e.land(i, nil)
+	e.recheck(from, to)
+	drops := e.disk.Drops()
+	e.peers.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool, from *disk.Clone) {
+		if e.storeWaiting(ctx, &disk.Incoming{Piece: i, Payload: payload, Verified: verified, By: disk.ByCopy, Drops: drops, Clone: from}) == nil {
+			e.flights.land(i, nil)
 		}
 	})
 	return func() {
 		if locked {
-			e.state.unlockPieces(from, to)
+			e.state.UnlockPieces(from, to)
 		}
 		turn()
 	}, nil
@@ -147,16 +156,16 @@ func (k *Filler) claim(ctx context.Context, part, from, to int) (release func(),
 // patient is longer than anything takes.
 const patient = time.Hour
 
-// lockTries bounds how often others are waited for who let go of pieces
-// that they have not brought.
+// lockTries bounds how often others are waited for that give up pieces which
+// they have not brought.
 const lockTries = 3
 
-// lock claims pieces among processes, or waits until others have brought
-// them. Who stands still is not waited for.
+// lock claims pieces among processes, or blocks until others have brought them.
+// A process that stands still is not waited for.
 func (k *Filler) lock(ctx context.Context, from, to int) (locked bool, err error) {
 	e := k.entry
 	for range lockTries {
-		if locked, err = e.state.tryLockPieces(from, to); locked || err != nil {
+		if locked, err = e.state.TryLockPieces(from, to); locked || err != nil {
 			return locked, nil // without locks the fetch goes on: the bytes are the same
 		}
 		for i := from; i < to; i++ {
@@ -164,7 +173,7 @@ func (k *Filler) lock(ctx context.Context, from, to int) (locked bool, err error
 			if err != nil {
 				return false, err
 			}
-			if !came && e.state.heldElsewhere(i) {
+			if !came && e.state.HeldElsewhere(i) {
 				return false, nil
 			}
 		}
@@ -172,29 +181,30 @@ func (k *Filler) lock(ctx context.Context, from, to int) (locked bool, err error
 	return false, nil
 }
 
-// Own claims all of a part, without waiting.
+// Own claims all of a part, without waiting. ok is false if somebody else has
+// any of it.
 func (k *Filler) Own(part int) (release func(), ok bool) {
 	e := k.entry
-	from, to := e.grid.first[part], e.grid.first[part+1]
-	if ok, err := e.state.tryLockPieces(from, to); from == to || !ok || err != nil {
+	from, to := e.partPieces(part)
+	if ok, err := e.state.TryLockPieces(from, to); from == to || !ok || err != nil {
 		return nil, false
 	}
-	return func() { e.state.unlockPieces(from, to) }, true
+	return func() { e.state.UnlockPieces(from, to) }, true
 }
 
-// Load fills p, if all of that stretch is there. Where no digest has
-// vouched for it yet, the caller hashes the part.
+// Load fills p and reports true, if all of that stretch is there. If no digest
+// has vouched for it yet, the caller hashes the part.
 func (k *Filler) Load(part int, off int64, p []byte) bool {
 	e := k.entry
 	from, to := k.pieces(part, off, int64(len(p)))
-	if !k.Here(part, off, int64(len(p))) || e.loadPayload(e.file.Parts[part].Offset+off, p) != nil {
+	if !k.Here(part, off, int64(len(p))) || e.disk.LoadPayload(e.file.Parts[part].Offset+off, p) != nil {
 		return false
 	}
 	for i := from; i < to; i++ {
-		_, n := e.grid.extent(i)
-		if !e.state.verified(i) {
-			sum := xxhash.Sum64(p[:n])
-			if e.state.word(i)&wordSum != sum&wordSum {
+		_, n := e.grid.Extent(i)
+		if !e.state.Verified(i) {
+			sum := disk.Sum(p[:n])
+			if !e.state.Word(i).HasSum(sum) {
 				e.compareKept(i)
 				return false
 			}
@@ -205,39 +215,40 @@ func (k *Filler) Load(part int, off int64, p []byte) bool {
 	return true
 }
 
-// Keep keeps a stretch. verified says that a digest of the artifact
-// vouches for it.
+// Keep keeps a stretch. verified is true if a digest of the artifact vouches
+// for it.
 func (k *Filler) Keep(part int, off int64, p []byte, verified bool) {
 	e := k.entry
-	drops := e.drops.Load()
+	drops := e.disk.Drops()
 	for i, to := k.pieces(part, off, int64(len(p))); i < to; i++ {
-		_, n := e.grid.extent(i)
+		_, n := e.grid.Extent(i)
 		piece, checked := p[:n], verified
 		p = p[n:]
 		if !checked {
 			var err error
 			if checked, err = e.checkPiece(i, piece); err != nil {
-				return // the part's digest will tell
+				return // the part will not have its digest
 			}
 		}
 		if !checked {
-			k.passed(part, i, xxhash.Sum64(piece))
-			if e.keptAs(i, piece) {
+			sum := disk.Sum(piece)
+			k.passed(part, i, sum)
+			if e.state.HasSum(i, sum) {
 				continue
 			}
 		}
-		if e.storeWaiting(e.ctx, &incoming{piece: i, payload: piece, verified: checked, by: byFetch, drops: drops}) != nil {
-			return // it has said so
+		if e.storeWaiting(e.ctx, &disk.Incoming{Piece: i, Payload: piece, Verified: checked, By: disk.ByFetch, Drops: drops}) != nil {
+			return // it was logged
 		}
 	}
-	if e.grid.whole(part) {
+	if e.grid.Whole(part) {
 		e.cache.index.note(e, part)
 	}
 }
 
 // passed notes what will have been hashed when all of a part has passed.
 func (k *Filler) passed(part, piece int, sum uint64) {
-	first, end := k.entry.grid.first[part], k.entry.grid.first[part+1]
+	first, end := k.entry.partPieces(part)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.sums[part] == nil {
@@ -250,18 +261,20 @@ func (k *Filler) passed(part, piece int, sum uint64) {
 // is kept of it as it passed is verified.
 func (k *Filler) Vouch(part int) {
 	s := k.entry.state
-	first := k.entry.grid.first[part]
+	first := k.entry.grid.First[part]
 	for i, sum := range k.take(part) {
-		s.setVerifiedAs(first+i, sum)
+		s.SetVerified(first+i, sum)
 	}
 }
 
-// Drop is called when it did not: nothing of the part is believed.
+// Drop is called when it did not have its digest: nothing of the part is
+// believed.
 func (k *Filler) Drop(part int) {
 	k.take(part)
-	_ = k.entry.drop(part, nil, "whole") // the caller has an error of his own
+	_ = k.entry.drop(part, nil, "whole") // the caller has an error of its own
 }
 
+// take returns what passed has noted of a part, and forgets it.
 func (k *Filler) take(part int) []uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()

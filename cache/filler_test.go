@@ -6,6 +6,7 @@ import (
 	"io"
 	"testing"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -92,14 +93,14 @@ func TestFillerVouchesForWhatPassed(t *testing.T) {
 	k := h.Filler()
 	fill(t, k, &a.file.Parts[0], 0, a.data, false)
 	other := bytes.Repeat([]byte{7}, int(k.Grain(0)))
-	if _, err := h.entry.store(&incoming{piece: 2, payload: other, drops: h.entry.drops.Load()}); err != nil {
+	if _, err := h.entry.store(&disk.Incoming{Piece: 2, Payload: other, Drops: h.entry.disk.Drops()}); err != nil {
 		t.Fatal(err)
 	}
 	k.Vouch(0)
-	if h.entry.state.verified(2) {
+	if h.entry.state.Verified(2) {
 		t.Error("bytes that did not pass were vouched for")
 	}
-	if !h.entry.state.verified(1) {
+	if !h.entry.state.Verified(1) {
 		t.Error("bytes that passed were not")
 	}
 }
@@ -119,7 +120,7 @@ func TestFillerDrops(t *testing.T) {
 	}
 	b := makeFile(t, newRand(t), src, kinds[1], 2<<20)
 	h = openFile(t, openCache(t, t.TempDir(), Options{}), b.file, src)
-	if _, ok := h.entry.grid.sum(0); !ok {
+	if _, ok := h.entry.grid.Sum(0); !ok {
 		t.Fatalf("%s has no digests of pieces", kinds[1].name)
 	}
 	k = h.Filler()

@@ -1,25 +1,51 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"sync"
 	"time"
+
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// ErrTimeout says that missing bytes did not come within the read timeout.
+// ErrTimeout is the error of a read whose bytes did not come within the read
+// timeout.
 var ErrTimeout = errors.New("registry did not answer in time")
 
-// flight is one piece on its way. All fields but done are under entry.mu
+// flights are the pieces of a file that are on their way or queued, and the
+// users of its entry. Jobs, streams and proofs are users; the entry is closed
+// when the last of them has ended.
+type flights struct {
+	entry *entry
+	queue *queue
+	users sync.WaitGroup
+
+	mu      sync.Mutex // never held over I/O
+	closing bool
+	byPiece map[int]*flight
+	streams map[int]bool // parts that are being streamed
+	bad     map[int]int  // pieces whose bytes were wrong, how often
+}
+
+func (f *flights) init(e *entry) {
+	f.entry, f.queue = e, e.cache.queue
+	f.byPiece, f.streams, f.bad = map[int]*flight{}, map[int]bool{}, map[int]int{}
+}
+
+// flight is one piece on its way. All fields but done are under flights.mu
 // until done is closed; err and data may be read after that.
 type flight struct {
 	done    chan struct{}
 	err     error
-	data    []byte // the payload, when it could not be kept on disk
+	data    []byte // the payload, if it is not on disk
 	waiters int
 	since   time.Time // when the first of them came
-	job     *job      // the last that worked on it
 	running bool      // a job, a stream or a peer works on it; else it is queued
 	urgent  bool      // queued as demand
 	paused  bool      // queued only after a pause, because a try failed
@@ -35,77 +61,76 @@ type pending struct {
 	flight *flight
 }
 
-// demand waits until pieces [from, to) are present. What could not be kept
-// on disk is returned, by piece. It ends early with ctx; the fetch goes on
-// for others.
-func (e *entry) demand(ctx context.Context, from, to int) (unkept map[int][]byte, err error) {
-	if t := e.cache.opts.ReadTimeout; t > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, t, ErrTimeout)
-		defer cancel()
-	}
-	return e.obtain(ctx, from, to)
+// landing is the end of a piece's flight.
+type landing struct {
+	piece int
+	err   error
 }
 
-// obtain is demand for as long as ctx lives.
-func (e *entry) obtain(ctx context.Context, from, to int) (unkept map[int][]byte, err error) {
-	for {
-		for i := from; i < to; i++ {
-			if e.state.suspect(i) {
-				e.recheck(i)
-			}
-		}
-		var waits []pending
-		waits, unkept, err = e.join(from, to, unkept)
-		if err != nil || len(waits) == 0 {
-			return unkept, err
-		}
-		for n, w := range waits {
-			if err := e.wait(ctx, w); err != nil {
-				e.leave(waits[n+1:])
-				return unkept, err
-			}
-			if w.flight.data != nil {
-				if unkept == nil {
-					unkept = map[int][]byte{}
-				}
-				unkept[w.piece] = w.flight.data
-			}
+// use adds a user of the entry. It reports false if the entry is being closed.
+func (f *flights) use() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.useLocked()
+}
+
+func (f *flights) useLocked() bool {
+	if f.closing {
+		return false
+	}
+	f.users.Add(1)
+	return true
+}
+
+// unuse ends a use.
+func (f *flights) unuse() { f.users.Done() }
+
+// shut ends the flights that are queued. Nobody becomes a user after it.
+func (f *flights) shut() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closing = true
+	for i, fl := range f.byPiece {
+		if !fl.running {
+			f.landLocked(i, errClosed, nil)
 		}
 	}
 }
 
-// join finds or starts the flights of what is missing of [from, to) and
-// counts the caller among those who wait. What is held in memory only is
-// added to unkept.
-func (e *entry) join(from, to int, unkept map[int][]byte) ([]pending, map[int][]byte, error) {
+// errClosed is the error of whoever waits for pieces of an entry that is closed.
+var errClosed = fs.ErrClosed
+
+// flightLocked returns the flight of piece i, and begins it if there is none.
+func (f *flights) flightLocked(i int) *flight {
+	fl := f.byPiece[i]
+	if fl == nil {
+		fl = &flight{done: make(chan struct{})}
+		f.byPiece[i] = fl
+	}
+	return fl
+}
+
+// join finds or begins the flights of what is missing of pieces [from, to),
+// and counts the caller among those who wait. What is held in memory is added
+// to held.
+func (f *flights) join(from, to int, held overlay.Pieces) ([]pending, overlay.Pieces, error) {
 	var waits []pending
 	var want []span
-	e.mu.Lock()
-	if e.closing {
-		e.mu.Unlock()
-		return nil, unkept, fs.ErrClosed
-	}
-	if err := e.condemnedLocked(from, to); err != nil {
-		e.mu.Unlock()
-		return nil, unkept, err
+	e := f.entry
+	f.mu.Lock()
+	if f.closing {
+		f.mu.Unlock()
+		return nil, held, errClosed
 	}
 	for i := from; i < to; i++ {
-		if _, have := unkept[i]; have || e.state.has(i) {
+		if _, have := held[i]; have || e.state.Has(i) {
 			continue
 		}
-		if data := e.cache.spare.get(e, i); data != nil {
-			if unkept == nil {
-				unkept = map[int][]byte{}
-			}
-			unkept[i] = data
+		if data := e.held.Get(i); data != nil {
+			held = held.With(i, data)
 			continue
 		}
-		fl := e.flights[i]
-		if fl == nil {
-			fl = &flight{done: make(chan struct{})}
-			e.flights[i] = fl
-		}
+		fl := f.flightLocked(i)
 		if fl.waiters++; fl.waiters == 1 {
 			fl.since = time.Now()
 		}
@@ -116,13 +141,13 @@ func (e *entry) join(from, to int, unkept map[int][]byte) ([]pending, map[int][]
 			want = appendPiece(want, e, i)
 		}
 	}
-	e.mu.Unlock()
-	e.cache.queue.push(demanded, want...)
-	return waits, unkept, nil
+	f.mu.Unlock()
+	f.queue.push(demanded, want...)
+	return waits, held, nil
 }
 
-// appendPiece adds piece i to the last span where it follows it, else a
-// span of its own.
+// appendPiece adds piece i to the last span if it follows that, else as a span
+// of its own.
 func appendPiece(spans []span, e *entry, i int) []span {
 	if n := len(spans); n > 0 && spans[n-1].to == i {
 		spans[n-1].to++
@@ -131,7 +156,13 @@ func appendPiece(spans []span, e *entry, i int) []span {
 	return append(spans, span{entry: e, from: i, to: i + 1})
 }
 
-func (e *entry) wait(ctx context.Context, w pending) error {
+// elsewhere is how often a reader looks whether another process has brought
+// what a request of this one still waits for.
+const elsewhere = time.Second
+
+// wait blocks until a flight has ended, and returns its error, or until ctx
+// ends.
+func (f *flights) wait(ctx context.Context, w pending) error {
 	select {
 	case <-w.flight.done:
 		return w.flight.err
@@ -144,33 +175,24 @@ func (e *entry) wait(ctx context.Context, w pending) error {
 		case <-w.flight.done:
 			return w.flight.err
 		case <-look.C:
-			if e.state.has(w.piece) {
-				e.land(w.piece, nil)
+			if f.entry.state.Has(w.piece) {
+				f.land(w.piece, nil)
 			}
 		case <-ctx.Done():
-			return e.gaveUp(ctx, w)
+			f.mu.Lock()
+			w.flight.waiters--
+			last := w.flight.cause
+			f.mu.Unlock()
+			return f.ended(ctx, last)
 		}
 	}
 }
 
-// elsewhere is how often a reader looks whether another process has brought
-// what a request of this one still waits for.
-const elsewhere = time.Second
-
-// gaveUp takes a reader whose ctx has ended from those who wait.
-func (e *entry) gaveUp(ctx context.Context, w pending) error {
-	e.mu.Lock()
-	w.flight.waiters--
-	last := w.flight.cause
-	e.mu.Unlock()
-	return e.ended(ctx, last)
-}
-
-// ended is the error of a read whose ctx has ended; last is why what it
-// waits for did not come, where that is known.
-func (e *entry) ended(ctx context.Context, last error) error {
+// ended returns the error of a read whose ctx has ended. last is why what it
+// waits for did not come, if that is known.
+func (f *flights) ended(ctx context.Context, last error) error {
 	if last == nil {
-		last = e.link.Trouble()
+		last = f.entry.link.Trouble()
 	}
 	err := context.Cause(ctx)
 	if errors.Is(err, ErrTimeout) && last != nil {
@@ -180,21 +202,78 @@ func (e *entry) ended(ctx context.Context, last error) error {
 }
 
 // leave takes the caller from those who wait.
-func (e *entry) leave(waits []pending) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+func (f *flights) leave(waits []pending) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, w := range waits {
 		w.flight.waiters--
 	}
 }
 
+// watch has the ends of the flights of pieces sent to w, which must have room
+// for them. It returns the pieces that are still to be queued. A watcher does
+// not count as one who waits: a reader that joins the flight has the piece
+// queued as demand.
+func (f *flights) watch(pieces []int, w chan<- landing) (want []int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closing {
+		return nil, errClosed
+	}
+	for _, i := range pieces {
+		if f.entry.state.Has(i) { // since it was looked for
+			w <- landing{piece: i}
+			continue
+		}
+		fl := f.flightLocked(i)
+		fl.watchers = append(fl.watchers, w)
+		if !fl.running && !fl.urgent {
+			want = append(want, i)
+		}
+	}
+	return want, nil
+}
+
+// waitingFor is a piece that readers wait for.
+type waitingFor struct {
+	piece   int
+	waiters int
+	since   time.Time
+	cause   error // why the last try failed
+}
+
+// waiting returns the pieces that readers wait for, in order.
+func (f *flights) waiting() (all []waitingFor) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, fl := range f.byPiece {
+		if fl.waiters > 0 {
+			all = append(all, waitingFor{i, fl.waiters, fl.since, fl.cause})
+		}
+	}
+	slices.SortFunc(all, func(a, b waitingFor) int { return cmp.Compare(a.piece, b.piece) })
+	return all
+}
+
+// running reports whether anything is being fetched.
+func (f *flights) running() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fl := range f.byPiece {
+		if fl.running {
+			return true
+		}
+	}
+	return len(f.streams) > 0
+}
+
 // landLocked ends the flight of piece i, if there is one.
-func (e *entry) landLocked(i int, err error, data []byte) {
-	fl := e.flights[i]
+func (f *flights) landLocked(i int, err error, data []byte) {
+	fl := f.byPiece[i]
 	if fl == nil {
 		return
 	}
-	delete(e.flights, i)
+	delete(f.byPiece, i)
 	fl.err, fl.data = err, data
 	close(fl.done)
 	for _, w := range fl.watchers {
@@ -202,42 +281,226 @@ func (e *entry) landLocked(i int, err error, data []byte) {
 	}
 }
 
-// land ends the flight of piece i well. data is its payload if it could
-// not be kept.
-func (e *entry) land(i int, data []byte) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.landLocked(i, nil, data)
+// land ends the flight of piece i well. data is its payload if that is not on
+// disk.
+func (f *flights) land(i int, data []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.landLocked(i, nil, data)
+}
+
+// landed reports whether nobody waits for a job to bring piece i: it is
+// present, or was handed over.
+func (f *flights) landed(i int) bool {
+	if f.entry.state.Has(i) {
+		f.land(i, nil)
+	}
+	return !f.flying(i, i+1)
+}
+
+// flying reports whether any of pieces [from, to) is on its way, or queued.
+func (f *flights) flying(from, to int) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if to-from == 1 {
+		return f.byPiece[from] != nil
+	}
+	for i := range f.byPiece {
+		if i >= from && i < to {
+			return true
+		}
+	}
+	return false
+}
+
+// goAlone has piece i fetched without the lock among processes.
+func (f *flights) goAlone(i int) {
+	f.mu.Lock()
+	if fl := f.byPiece[i]; fl != nil {
+		fl.alone = true
+	}
+	f.mu.Unlock()
+	f.requeue(i, i+1)
 }
 
 // requeue gives up the running flights of pieces [from, to): those that
 // somebody waits for are queued again, at once.
-func (e *entry) requeue(from, to int) {
-	e.mu.Lock()
-	want := e.looseLocked(from, to, nil)
-	e.mu.Unlock()
-	e.cache.queue.push(demanded, want...)
+func (f *flights) requeue(from, to int) {
+	f.mu.Lock()
+	want := f.looseLocked(from, to, nil)
+	f.mu.Unlock()
+	f.queue.push(demanded, want...)
+}
+
+// fail ends the running flights of pieces [from, end) with err, and gives up
+// those of [end, to). It returns what is to be queued again.
+func (f *flights) fail(from, to int, err error, lastTry func(bad map[int]int) (end int)) []span {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for end := lastTry(f.bad); from < end; from++ {
+		f.landLocked(from, err, nil)
+	}
+	return f.looseLocked(from, to, err)
 }
 
 // looseLocked ends those of the running flights of [from, to) for which
 // nobody waits and returns the rest as spans to be queued as demand.
-func (e *entry) looseLocked(from, to int, cause error) []span {
+func (f *flights) looseLocked(from, to int, cause error) []span {
 	var want []span
 	for i := from; i < to; i++ {
-		fl := e.flights[i]
+		fl := f.byPiece[i]
 		switch {
 		case fl == nil || !fl.running:
-		case e.closing:
-			e.landLocked(i, fs.ErrClosed, nil)
+		case f.closing:
+			f.landLocked(i, errClosed, nil)
 		case fl.waiters == 0:
-			e.landLocked(i, cause, nil)
+			f.landLocked(i, cause, nil)
 		default:
 			fl.running, fl.urgent, fl.paused = false, true, cause != nil
 			if cause != nil {
 				fl.cause = cause
 			}
-			want = appendPiece(want, e, i)
+			want = appendPiece(want, f.entry, i)
 		}
 	}
 	return want
+}
+
+// queueMissing queues what is missing of pieces [from, to), to be asked for in
+// requests of that many bytes; 0: as it suits the link.
+func (f *flights) queueMissing(p priority, from, to int, request int64) {
+	var want []span
+	for i := from; i < to; i++ {
+		if w := f.entry.state.Word(i); !w.Present() {
+			want = appendPiece(want, f.entry, i)
+		}
+	}
+	for k := range want {
+		want[k].request = request
+	}
+	f.queue.push(p, want...)
+}
+
+// queueLater queues spans after a pause.
+func (f *flights) queueLater(p priority, pause time.Duration, want []span) {
+	if len(want) == 0 || !f.use() {
+		return
+	}
+	go func() {
+		defer f.unuse()
+		t := time.NewTimer(pause)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			f.queue.push(p, want...)
+		case <-f.entry.ctx.Done():
+		}
+	}()
+}
+
+// carve takes one job from the beginning of a span; nil if nothing of it is to
+// be done. idle is the number of requests that could start now: a span is
+// shared among them. The job is a user of the entry.
+func (f *flights) carve(s span, p priority, idle int) (j *job, rest span) {
+	e := f.entry
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closing {
+		return nil, span{}
+	}
+	i := s.from
+	for i < s.to && !f.wantedLocked(i) {
+		i++
+	}
+	if i == s.to {
+		return nil, span{}
+	}
+	j = &job{entry: e, part: e.grid.Part(i), from: i, to: i, priority: p}
+	end := min(s.to, e.grid.First[j.part+1])
+	j.stream = f.streamed(j.part)
+	most := end - i
+	if !j.stream {
+		most = f.requestSize(most, j.part, s.request, p, idle)
+	}
+	for j.to < end && j.to-i < most && (j.stream || f.wantedLocked(j.to)) {
+		if f.wantedLocked(j.to) {
+			fl := f.flightLocked(j.to)
+			fl.running = true
+			j.alone = j.alone || fl.alone
+		}
+		j.to++
+	}
+	rest = s
+	rest.from = j.to
+	if j.stream {
+		if f.streams[j.part] {
+			return nil, rest // it will pass them
+		}
+		f.streams[j.part] = true
+	}
+	j.ctx, j.cancel = context.WithCancelCause(e.ctx)
+	f.useLocked()
+	return j, rest
+}
+
+// wantedLocked reports whether piece i is neither present nor on its way.
+func (f *flights) wantedLocked(i int) bool {
+	if f.entry.state.Has(i) {
+		f.landLocked(i, nil, nil)
+		return false
+	}
+	if data := f.entry.held.Peek(i); data != nil {
+		f.landLocked(i, nil, data)
+		return false
+	}
+	fl := f.byPiece[i]
+	return fl == nil || !fl.running
+}
+
+// streamed reports whether the part can only be had from its start: a large
+// frame, or a blob in pieces at a registry that ignores ranges.
+func (f *flights) streamed(part int) bool {
+	e := f.entry
+	return e.file.Index == nil && !e.grid.Whole(part) && (e.file.Parts[part].Encoding != layout.Raw || e.link.IgnoresRanges())
+}
+
+// requestSize returns how many of n wanted pieces of a part one request takes:
+// asked bytes, or an even share for each connection that is idle, but enough
+// that the time to the first byte does not dominate.
+func (f *flights) requestSize(n, part int, asked int64, p priority, idle int) int {
+	size := f.entry.grid.Size[part]
+	if asked > 0 {
+		return int(max(1, asked/size))
+	}
+	most := int64(requestMost)
+	if p >= replayed {
+		most = prefetchMost
+	}
+	least := max(requestLeast, min(f.entry.link.BandwidthDelay(), most))
+	share := (int64(n)*size + int64(idle) - 1) / int64(idle)
+	return int(max(1, min(max(share, least), most)/size))
+}
+
+// beginStream claims the stream of a part. It reports false if that runs
+// already, or the entry is being closed. The stream is a user of the entry.
+func (f *flights) beginStream(part int) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.streams[part] || !f.useLocked() {
+		return false
+	}
+	f.streams[part] = true
+	return true
+}
+
+func (f *flights) streaming(part int) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.streams[part]
+}
+
+func (f *flights) streamEnded(part int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.streams, part)
 }

@@ -57,7 +57,12 @@ func TestClaimsTakeNoRoom(t *testing.T) {
 			if _, err := h.ReadAt(context.Background(), p, off); err != nil || p[0] != byte(off>>12) || p[4096] != byte(off>>12)+1 {
 				t.Fatalf("read at %d: %d, %d, %v", off, p[0], p[4096], err)
 			}
-			info, err := h.entry.state.file.Stat()
+			state, err := h.entry.disk.Hold()
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, err := state.Stat()
+			_ = state.Close()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -68,7 +68,7 @@ func TestClaimIsInterrupted(t *testing.T) {
 		}
 		release()
 		eventually(t, "nothing is claimed", func() bool {
-			ok, err := h.entry.state.tryLockPieces(0, h.entry.grid.pieces())
+			ok, err := h.entry.state.TryLockPieces(0, h.entry.grid.Pieces())
 			return ok && err == nil
 		})
 	}

@@ -3,7 +3,9 @@ package cache
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -40,7 +42,7 @@ func keep(t *testing.T, dir, reference string, a artifact, src *fakeSource, n in
 	_ = h.Close()
 	_ = c.Close()
 	old := time.Now().Add(-age)
-	for _, pattern := range []string{dirFiles + "/" + a.file.Key() + ".*", filepath.Join(dirBlobs, strings.TrimPrefix(digest, "sha256:")), refPath(reference + ":v1"), refPath(reference + "@" + digest)} {
+	for _, pattern := range []string{disk.Files + "/" + a.file.Key() + ".*", filepath.Join(disk.Blobs, strings.TrimPrefix(digest, "sha256:")), refPath(reference + ":v1"), refPath(reference + "@" + digest)} {
 		names, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil || len(names) == 0 {
 			t.Fatalf("%s: %v, %v", pattern, names, err)
@@ -75,11 +77,11 @@ func TestInventory(t *testing.T) {
 		t.Errorf("sums: %+v, on disk %d", inv, diskUse(t, dir))
 	}
 	art := inv.Artifacts[0]
-	if !slices.Equal(art.Tags, []string{"reg/one:v1"}) || !slices.Equal(art.Files, []ArtifactFile{{a.file.Key(), a.file.Name}}) {
+	if !slices.Equal(art.Tags, []string{"reg/one:v1"}) || !slices.Equal(art.Files, []ArtifactFile{{Key: a.file.Key(), Name: a.file.Name}}) {
 		t.Errorf("artifact: %+v", art)
 	}
 	_ = user.Close()
-	if err := flip(filepath.Join(dir, dirFiles, b.file.Key()+".state"), 3); err != nil {
+	if err := flip(filepath.Join(dir, disk.Files, b.file.Key()+".state"), 3); err != nil {
 		t.Fatal(err)
 	}
 	if inv, err = c.Inventory(); err != nil || !slices.ContainsFunc(inv.Files, func(f StoredFile) bool { return f.Damaged && f.Key == b.file.Key() }) {
@@ -154,7 +156,7 @@ func TestPrune(t *testing.T) {
 			}
 			var left []int
 			for i, a := range files {
-				if _, err := os.Stat(filepath.Join(dir, dirFiles, a.file.Key()+".data")); err == nil {
+				if _, err := os.Stat(filepath.Join(dir, disk.Files, a.file.Key()+".data")); err == nil {
 					left = append(left, i)
 				}
 			}
@@ -206,7 +208,7 @@ func TestVerify(t *testing.T) {
 			if raw := test.kind.name == kinds[0].name; raw != (v.Hashed > 3<<20) {
 				t.Errorf("%d bytes hashed", v.Hashed)
 			}
-			test.damage(t, filepath.Join(dir, dirFiles, a.file.Key()), a)
+			test.damage(t, filepath.Join(dir, disk.Files, a.file.Key()), a)
 			v, err = c.Verify(t.Context(), func(int64) {})
 			if err != nil || len(v.Wrong) != 1 {
 				t.Fatalf("after: %+v, %v", v, err)
@@ -252,15 +254,14 @@ func flipData(t *testing.T, path string, a artifact) {
 func forge(t *testing.T, path string, a artifact) {
 	flipData(t, path, a)
 	c := openCache(t, filepath.Dir(filepath.Dir(path)), Options{})
-	d, err := c.openStored(a.file.Key())
-	must(t, err)
-	defer d.closeFiles()
-	for i := range d.grid.pieces() {
-		_, n := d.grid.extent(i)
-		buf := getBuffer(n)
-		must(t, d.load(i, buf))
-		d.state.set(i, xxhash.Sum64(buf), true)
-		putBuffer(buf)
+	h := openFile(t, c, a.file, &fakeSource{})
+	defer h.Close()
+	e := h.entry
+	for i := range e.grid.Pieces() {
+		_, n := e.grid.Extent(i)
+		buf := make([]byte, n)
+		must(t, e.disk.Load(i, buf))
+		setWord(t, e, i, disk.WordPresent|disk.WordVerified|disk.Word(disk.Sum(buf))&disk.WordSum)
 	}
 }
 
@@ -283,7 +284,7 @@ func TestVerifyBesideAMount(t *testing.T) {
 	}
 	<-done
 	eventually(t, "it is sealed", func() bool { _, ok := user.Backing(); return ok })
-	flipData(t, filepath.Join(dir, dirFiles, a.file.Key()), a)
+	flipData(t, filepath.Join(dir, disk.Files, a.file.Key()), a)
 	v, err := c.Verify(t.Context(), func(int64) {})
 	if err != nil || len(v.Wrong) != 1 || !v.Wrong[0].InUse {
 		t.Fatalf("%+v, %v", v, err)
@@ -300,9 +301,9 @@ func TestVerifyAfterReboot(t *testing.T) {
 	h := openFile(t, c, a.file, src)
 	checkRead(t, h, a.flat, 0, len(a.flat)/2)
 	flipData := a.file.Map.Segments()[0]
-	h.entry.state.mem[offBoot] ^= 1
+	editState(t, h.entry, disk.OffBoot, func(id uint64) uint64 { return id ^ 1 })
 	_ = h.Close()
-	must(t, flip(filepath.Join(dir, dirFiles, a.file.Key()+".data"), flipData.Offset))
+	must(t, flip(filepath.Join(dir, disk.Files, a.file.Key()+".data"), flipData.Offset))
 	v, err := c.Verify(t.Context(), func(int64) {})
 	if err != nil || len(v.Wrong) != 0 || v.Lost != 128<<10 || v.Bytes == 0 {
 		t.Errorf("%+v, %v", v, err)
@@ -319,7 +320,7 @@ func TestVerifySmall(t *testing.T) {
 	if v, err := c.Verify(t.Context(), func(int64) {}); err != nil || len(v.Wrong) != 0 {
 		t.Fatalf("%+v, %v", v, err)
 	}
-	must(t, flip(filepath.Join(dir, dirBlobs, strings.TrimPrefix(digest, "sha256:")), 2))
+	must(t, flip(filepath.Join(dir, disk.Blobs, strings.TrimPrefix(digest, "sha256:")), 2))
 	must(t, flip(filepath.Join(dir, refPath("reg/vm:v1")), 0))
 	v, err := c.Verify(t.Context(), func(int64) {})
 	if err != nil || len(v.Wrong) != 2 {
@@ -334,7 +335,7 @@ func TestVerifySmall(t *testing.T) {
 func TestHalfMadeIsNothing(t *testing.T) {
 	dir := t.TempDir()
 	c := openCache(t, dir, Options{})
-	name := filepath.Join(dir, dirFiles, strings.Repeat("ab", 32))
+	name := filepath.Join(dir, disk.Files, strings.Repeat("ab", 32))
 	must(t, os.WriteFile(name+".state", bytes.Repeat([]byte{0}, 8192), 0o600))
 	must(t, os.WriteFile(name+".data", nil, 0o600))
 	v, err := c.Verify(t.Context(), func(int64) {})
@@ -349,7 +350,7 @@ func TestHalfMadeIsNothing(t *testing.T) {
 	f, err := os.OpenFile(name+".state", os.O_RDWR, 0)
 	must(t, err)
 	defer f.Close()
-	must(t, lock(f, unix.F_RDLCK, lockInUse, 1))
+	must(t, disk.Lock(f, unix.F_RDLCK, disk.LockInUse, 1))
 	if v, err := c.Verify(t.Context(), func(int64) {}); err != nil || len(v.Wrong) != 0 {
 		t.Errorf("%+v, %v", v, err)
 	}
@@ -380,4 +381,9 @@ func TestPruneEnds(t *testing.T) {
 	if !errors.Is(err, context.Canceled) || invErr != nil || len(p.Files) != 2 || len(inv.Files) != 1 || looked != 2 {
 		t.Errorf("%d files gone, %d left, %d looked at: %v, %v", len(p.Files), len(inv.Files), looked, err, invErr)
 	}
+}
+
+// refPath returns where a reference is noted.
+func refPath(reference string) string {
+	return fmt.Sprintf("%s/%x.json", disk.Refs, sha256.Sum256([]byte(reference)))
 }

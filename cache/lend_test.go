@@ -44,7 +44,7 @@ func pruned(t *testing.T, c *Cache, old artifact) bool {
 // without copying: the other can be evicted.
 func TestIdleDonorIsReturned(t *testing.T) {
 	t.Parallel()
-	_, other, old, h, flat := borrowing(t, Options{donorIdle: time.Millisecond})
+	_, other, old, h, flat := borrowing(t, Options{peerIdle: time.Millisecond})
 	eventually(t, "the donor can be removed", func() bool { return pruned(t, other, old) })
 	checkRead(t, h, flat, 0, len(flat)) // the rest comes from the source
 }
@@ -53,7 +53,7 @@ func TestIdleDonorIsReturned(t *testing.T) {
 // of it is in use then.
 func TestDonorOfCompleteFileIsReturned(t *testing.T) {
 	t.Parallel()
-	_, other, old, h, flat := borrowing(t, Options{donorIdle: time.Hour})
+	_, other, old, h, flat := borrowing(t, Options{peerIdle: time.Hour})
 	if pruned(t, other, old) {
 		t.Error("the donor was removed while more of it may be copied")
 	}
@@ -66,7 +66,7 @@ func TestDonorOfCompleteFileIsReturned(t *testing.T) {
 func TestDonorMakesRoom(t *testing.T) {
 	t.Parallel()
 	const quota = 20 << 20
-	c, other, old, _, _ := borrowing(t, Options{Size: quota, donorIdle: time.Hour})
+	c, other, old, _, _ := borrowing(t, Options{Size: quota, peerIdle: time.Hour})
 	src := &fakeSource{}
 	a := makeFile(t, newRand(t), src, kinds[0], 13<<20)
 	h := openFile(t, c, a.file, src)
@@ -83,7 +83,7 @@ func TestDonorMakesRoom(t *testing.T) {
 			t.Errorf("the donor is still there, and in use: %v", f.InUse)
 		}
 	}
-	if n := diskUse(t, c.root.Name()); n > quota {
+	if n := diskUse(t, c.dir.Name()); n > quota {
 		t.Errorf("%d bytes on disk, %d allowed", n, quota)
 	}
 }
@@ -91,29 +91,29 @@ func TestDonorMakesRoom(t *testing.T) {
 // TestDonorInUseStays closes no donor under a job that copies from it.
 func TestDonorInUseStays(t *testing.T) {
 	t.Parallel()
-	c, other, old, h, _ := borrowing(t, Options{donorIdle: time.Nanosecond})
+	c, other, old, h, _ := borrowing(t, Options{peerIdle: time.Nanosecond})
 	e := h.entry
-	d, back := e.borrow(old.file.Key(), math.MaxInt64)
+	d, back := e.peers.borrow(old.file.Key(), math.MaxInt64)
 	if d == nil {
 		t.Fatal("no donor")
 	}
-	again, backAgain := e.borrow(old.file.Key(), math.MaxInt64)
+	again, backAgain := e.peers.borrow(old.file.Key(), math.MaxInt64)
 	if again != d {
 		t.Error("it was opened twice")
 	}
 	backAgain()
-	e.returnDonors()
-	c.returnedFrom(nil)
+	e.peers.giveAllBack()
+	c.givenBack(nil)
 	if pruned(t, other, old) {
 		t.Error("it was removed")
 	}
 	buf := make([]byte, 1<<20)
-	if err := d.load(0, buf); err != nil {
+	if err := d.file.Load(0, buf); err != nil {
 		t.Errorf("it cannot be read: %v", err)
 	}
 	back()
 	eventually(t, "the donor can be removed", func() bool { return pruned(t, other, old) })
-	if d, _ := e.borrow(old.file.Key(), math.MaxInt64); d != nil {
+	if d, _ := e.peers.borrow(old.file.Key(), math.MaxInt64); d != nil {
 		t.Error("one that is gone was opened")
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/cocoonstack/epochfs/cache/internal/buffers"
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -25,24 +25,20 @@ type Reader struct {
 // the error is fs.ErrNotExist. A directory that other users can write is
 // refused, as by Open.
 func OpenReader(dir string, log *slog.Logger) (*Reader, error) {
-	if err := checkRoot(dir); err != nil {
-		return nil, fmt.Errorf("cache %s: %w", dir, err)
-	}
-	root, err := os.OpenRoot(dir)
+	c := newCache(Options{Log: log})
+	d, err := disk.OpenToRead(dir, c.hooks())
 	if err != nil {
 		return nil, fmt.Errorf("cache %s: %w", dir, err)
 	}
-	c := &Cache{opts: Options{Log: log}.withDefaults(), root: root, onlyRead: true}
-	c.log = c.opts.Log
-	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.setDir(d)
 	return &Reader{c}, nil
 }
 
-// Close lets go of the directory. The files must have been closed.
+// Close closes the directory. The files must have been closed.
 func (r *Reader) Close() error {
 	r.cache.stop()
-	r.cache.index.end()
-	return r.cache.root.Close()
+	r.cache.index.close()
+	return r.cache.dir.Close()
 }
 
 // Blob is Cache.Blob. One that is damaged stays.
@@ -53,8 +49,8 @@ func (r *Reader) Ref(reference string) (digest string, seen time.Time, err error
 	return r.cache.Ref(reference)
 }
 
-// Local is what a cache has of a file, and of its parts in other files. It is
-// a Filler that keeps nothing.
+// Local is what a cache has of a file, and of its parts in other files. It is a
+// Filler that keeps nothing.
 type Local struct {
 	Filler
 
@@ -65,16 +61,12 @@ type Local struct {
 // File returns what the cache has of f, whose bytes come from src. It must be
 // closed.
 func (r *Reader) File(f *layout.File, src Source) (*Local, error) {
-	g := newGrid(f)
-	e := &entry{cache: r.cache, key: keyOf(f, g, src), file: f, grid: g}
-	e.ctx, e.stop = context.WithCancel(r.cache.ctx)
-	err := e.openReadOnly()
-	if err == nil && e.state.unsafe() {
-		e.closeFiles()
-		err = errUnsafe
-	}
+	g := disk.NewGrid(f)
+	key := keyOf(f, g, src)
+	e := newEntry(r.cache, f, g, nil)
+	err := e.openSafe(key, disk.Read)
 	if err != nil {
-		err = e.openUnkept() // as if the cache had nothing of it
+		err = e.open(key, disk.InMemory) // as if the cache had nothing of it
 	}
 	if err != nil {
 		e.stop()
@@ -83,62 +75,55 @@ func (r *Reader) File(f *layout.File, src Source) (*Local, error) {
 	return &Local{Filler: Filler{entry: e, sums: map[int][]uint64{}}}, nil
 }
 
-// Part returns the payload of a part when all of it was verified, in the file
+// Part returns the payload of a part if all of it was verified, in the file
 // itself or in another, else nil.
 func (l *Local) Part(part int) io.Reader {
-	e := l.entry
-	if r := e.verifiedPart(part); r != nil {
+	if r := l.Filler.Part(part); r != nil {
 		return r
 	}
-	for _, p := range e.cache.places(e, part, patient) {
-		b := borrowed{e, p}
-		if d, back := e.borrow(p.key, patient); d != nil {
-			ok := b.verified(d, 0, p.length)
+	e := l.entry
+	for _, p := range e.cache.index.find(e, part, patient) {
+		r := elsewherePart{e, p}
+		if b, back := e.peers.borrow(p.key, patient); b != nil {
+			ok := r.verified(b.file, 0, p.length)
 			back()
 			if ok {
-				return io.NewSectionReader(b, 0, p.length)
+				return io.NewSectionReader(r, 0, p.length)
 			}
 		}
 	}
 	return nil
 }
 
-// borrowed reads a part that another file has, which is open only for as long
-// as something is read.
-type borrowed struct {
+// elsewherePart reads a part that another file has, which is open only for as
+// long as something is read.
+type elsewherePart struct {
 	entry *entry
-	place place
+	at    partOf
 }
 
 var errReturned = errors.New("the file that had it is gone from the cache")
 
-func (b borrowed) ReadAt(p []byte, off int64) (int, error) {
-	d, back := b.entry.borrow(b.place.key, patient)
-	if d == nil {
+func (r elsewherePart) ReadAt(p []byte, off int64) (int, error) {
+	b, back := r.entry.peers.borrow(r.at.key, patient)
+	if b == nil {
 		return 0, errReturned
 	}
 	defer back()
-	if !b.verified(d, off, int64(len(p))) {
+	if !r.verified(b.file, off, int64(len(p))) {
 		return 0, errReturned
 	}
-	if err := d.loadPayload(d.partAt(b.place).Offset+off, p); err != nil {
+	if err := b.file.LoadPayload(b.file.Layout.Parts[r.at.part].Offset+off, p); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// verified reports whether n bytes of the part from off on are verified in d.
-func (b borrowed) verified(d *entry, off, n int64) bool {
-	start := d.partAt(b.place).Offset + off
-	for i, last := d.grid.at(start), d.grid.at(start+n-1); i <= last; i++ {
-		if !d.state.verified(i) {
-			return false
-		}
-	}
-	return !d.state.unsafe()
+// verified reports whether n bytes of the part from off on are verified in f.
+func (r elsewherePart) verified(f *disk.File, off, n int64) bool {
+	start := f.Layout.Parts[r.at.part].Offset + off
+	return f.State.AllVerified(f.Grid.At(start), f.Grid.At(start+n-1)+1) && !f.State.Unsafe()
 }
-
-func (e *entry) partAt(p place) *layout.Part { return &e.file.Parts[e.grid.part(p.first)] }
 
 // Here reports whether Load would succeed now.
 func (l *Local) Here(part int, off, n int64) bool {
@@ -151,7 +136,7 @@ func (l *Local) Here(part int, off, n int64) bool {
 }
 
 func (l *Local) has(part, i int) bool {
-	return !l.entry.inMemory() && l.usable(part, i) || l.heldPiece(i) != nil
+	return l.entry.disk.OnDisk() && l.usable(part, i) || l.heldPiece(i) != nil
 }
 
 // heldPiece returns a piece that was copied, or nil.
@@ -164,10 +149,10 @@ func (l *Local) heldPiece(i int) []byte {
 // Load fills p, if all of that stretch is there.
 func (l *Local) Load(part int, off int64, p []byte) bool {
 	for i, to := l.pieces(part, off, int64(len(p))); i < to; i++ {
-		start, n := l.entry.grid.extent(i)
+		start, n := l.entry.grid.Extent(i)
 		if data := l.heldPiece(i); data != nil {
 			copy(p[:n], data)
-		} else if l.entry.inMemory() || !l.Filler.Load(part, start-l.entry.file.Parts[part].Offset, p[:n]) {
+		} else if !l.entry.disk.OnDisk() || !l.Filler.Load(part, start-l.entry.file.Parts[part].Offset, p[:n]) {
 			return false
 		}
 		p = p[n:]
@@ -175,23 +160,17 @@ func (l *Local) Load(part int, off int64, p []byte) bool {
 	return true
 }
 
-// Claim looks at what is there from before the last boot, and copies what
-// other files have, if with that the stretch is complete, to be loaded until
-// release is called. It locks nothing: others who fetch the same would wait
-// for what is not kept.
+// Claim rechecks what is there from before the last boot, and copies what other
+// files have, if with that the stretch is complete, to be loaded until release
+// is called. It locks nothing: others who fetch the same would wait for what is
+// not kept.
 func (l *Local) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
 	if l.Here(part, off, n) {
 		return func() {}, nil
 	}
 	from, to := l.pieces(part, off, n)
 	return l.within(ctx, func() (func(), error) {
-		if e := l.entry; !e.inMemory() {
-			for i := from; i < to; i++ {
-				if e.state.suspect(i) {
-					e.recheck(i)
-				}
-			}
-		}
+		l.entry.recheck(from, to)
 		return l.copyHere(part, from, to), nil
 	})
 }
@@ -200,13 +179,13 @@ func (l *Local) Claim(ctx context.Context, part int, off, n int64) (release func
 func (l *Local) copyHere(part, from, to int) (release func()) {
 	l.copying.Lock()
 	missing := false
-	l.entry.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool, _ *clone) {
+	l.entry.peers.copyPieces(part, from, to, patient, func(i int, payload []byte, verified bool, _ *disk.Clone) {
 		if verified && !l.has(part, i) {
 			l.mu.Lock()
 			if l.held == nil {
 				l.held = map[int][]byte{}
 			}
-			l.held[i] = append(getBuffer(int64(len(payload)))[:0], payload...)
+			l.held[i] = append(buffers.Get(int64(len(payload)))[:0], payload...)
 			l.mu.Unlock()
 		}
 	})
@@ -216,7 +195,7 @@ func (l *Local) copyHere(part, from, to int) (release func()) {
 	release = func() {
 		l.mu.Lock()
 		for _, data := range l.held {
-			putBuffer(data)
+			buffers.Put(data)
 		}
 		clear(l.held)
 		l.mu.Unlock()
@@ -240,35 +219,29 @@ func (l *Local) Keep(int, int64, []byte, bool) {}
 // discarded: else it would be loaded, and wrong, the next time too.
 func (l *Local) Drop(part int) {
 	e := l.entry
-	if l.take(part) == nil || e.inMemory() {
+	if l.take(part) == nil || !e.disk.OnDisk() {
 		return // nothing was loaded
 	}
-	f, err := e.cache.root.OpenFile(e.path(".state"), os.O_RDWR|openFlags, 0)
+	f, err := e.cache.dir.Open(e.disk.Key, e.file, e.grid, disk.Inspect, nil)
 	if err != nil {
-		return // it can only be read
+		return
 	}
 	defer f.Close()
-	if err := lock(f, unix.F_RDLCK, lockInUse, 1); err != nil {
-		return
+	if first, end := e.partPieces(part); !f.ReadOnly() {
+		f.Discard(first, end, disk.Found{By: disk.ByDigest})
 	}
-	w := &entry{cache: e.cache, key: e.key, file: e.file, grid: e.grid, ctx: e.ctx}
-	if w.state, err = openState(f, e.key, e.grid.pieces()); err != nil {
-		return
-	}
-	defer w.state.unmap()
-	w.discard(e.grid.first[part], e.grid.first[part+1], found{by: byDigest})
 }
 
-// Cached is how many bytes of the payload need not be fetched.
+// Cached returns how many bytes of the payload need not be fetched.
 func (l *Local) Cached() (n int64) {
 	for part := range l.entry.file.Parts {
 		if l.Part(part) != nil {
 			n += l.entry.file.Parts[part].Length
 			continue
 		}
-		for i := l.entry.grid.first[part]; i < l.entry.grid.first[part+1] && !l.entry.inMemory(); i++ {
+		for i, end := l.entry.partPieces(part); i < end && l.entry.disk.OnDisk(); i++ {
 			if l.usable(part, i) {
-				_, size := l.entry.grid.extent(i)
+				_, size := l.entry.grid.Extent(i)
 				n += size
 			}
 		}
@@ -276,39 +249,13 @@ func (l *Local) Cached() (n int64) {
 	return n
 }
 
-func (e *entry) verifiedPart(part int) io.Reader {
-	if e.state.unsafe() || !e.partVerified(part) {
-		return nil
-	}
-	p := &e.file.Parts[part]
-	return io.NewSectionReader(payloadAt{e}, p.Offset, p.Length)
+// CopyTo is File.CopyTo for a file as it was found.
+func (l *Local) CopyTo(ctx context.Context, dst *os.File, onBytes func(int64)) (ok bool, err error) {
+	return l.entry.copyTo(ctx, dst, onBytes)
 }
 
-// payloadAt reads a file's payload that is all there.
-type payloadAt struct{ entry *entry }
-
-// ReadAt never has to tell the payload's end: who asks knows it.
-func (r payloadAt) ReadAt(p []byte, off int64) (int, error) {
-	if n := r.entry.file.PayloadSize() - off; n < int64(len(p)) {
-		return 0, io.ErrUnexpectedEOF
-	}
-	if err := r.entry.loadPayload(off, p); err != nil {
-		r.entry.loseWithin(off, int64(len(p)), err)
-		return 0, err
-	}
-	return len(p), nil
-}
-
-// Close lets go of the file. Reading counts as use, for the order of
-// eviction.
+// Close closes the file.
 func (l *Local) Close() error {
-	e := l.entry
-	e.shut()
-	e.jobs.Wait()
-	e.returnDonors()
-	if !e.inMemory() {
-		e.touch()
-	}
-	e.closeFiles()
+	l.entry.close()
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
@@ -76,8 +77,8 @@ func loaded(t *testing.T, l *Local, a artifact) (n int64) {
 			n += int64(len(got))
 			continue
 		}
-		for piece := l.entry.grid.first[i]; piece < l.entry.grid.first[i+1]; piece++ {
-			start, size := l.entry.grid.extent(piece)
+		for piece := l.entry.grid.First[i]; piece < l.entry.grid.First[i+1]; piece++ {
+			start, size := l.entry.grid.Extent(piece)
 			off, buf := start-p.Offset, make([]byte, size)
 			release, err := l.Claim(t.Context(), i, off, int64(len(buf)))
 			if err != nil {
@@ -159,7 +160,7 @@ func TestReaderBorrows(t *testing.T) {
 		f.Map, _ = spread(t, rng, a.data)
 		before := contents(t, dir)
 		r := openReader(t, dir)
-		r.cache.opts.donorIdle = time.Millisecond
+		r.cache.opts.peerIdle = time.Millisecond
 		l := localFile(t, r, &f, src)
 		if l.Cached() != int64(len(a.data)) || loaded(t, l, artifact{&f, nil, a.data}) != int64(len(a.data)) {
 			t.Errorf("%s: %d bytes of %d", k.name, l.Cached(), len(a.data))
@@ -168,7 +169,7 @@ func TestReaderBorrows(t *testing.T) {
 			t.Errorf("%s: something was written", k.name)
 		}
 		late := l.Part(0)
-		eventually(t, "the other file can be removed", func() bool { return c.remove(a.file.Key()) == nil })
+		eventually(t, "the other file can be removed", func() bool { return c.dir.Remove(a.file.Key()) == nil })
 		eventually(t, "what it had is gone", func() bool { return l.Cached() == 0 })
 		if n, err := late.Read(make([]byte, 1)); n != 0 || err == nil {
 			t.Errorf("%s: %d bytes of a file that is gone, %v", k.name, n, err)
@@ -208,7 +209,7 @@ func TestReaderAfterReboot(t *testing.T) {
 	dir := t.TempDir()
 	half, _, _ := fillCache(t, dir, src)
 	for n, a := range half[:4] {
-		name := filepath.Join(dir, dirFiles, a.file.Key())
+		name := filepath.Join(dir, disk.Files, a.file.Key())
 		otherBoot(t, name+".state")
 		l := openLocal(t, dir, a.file, src)
 		right := loaded(t, l, a)

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/test/tier"
 )
 
@@ -25,7 +26,7 @@ func stoppingProcess(name string) {
 	t := &quiet{}
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	t.must(err)
-	t.must(lock(f, unix.F_WRLCK, lockSetup, 1))
+	t.must(disk.Lock(f, unix.F_WRLCK, disk.LockSetup, 1))
 	t.must(syscall.Kill(os.Getpid(), syscall.SIGSTOP))
 	select {}
 }
@@ -39,11 +40,11 @@ func TestStoppedInSetup(t *testing.T) {
 	dir := t.TempDir()
 	var log bytes.Buffer // written to by c.File alone
 	c := openCache(t, dir, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
-	name := filepath.Join(dir, dirFiles, a.file.Key()+".state")
+	name := filepath.Join(dir, disk.Files, a.file.Key()+".state")
 	stopped := stopWithLock(t, name)
 	began := time.Now()
 	h := openFile(t, c, a.file, src)
-	if took := time.Since(began); took > lockPatience+9*time.Second {
+	if took := time.Since(began); took > disk.LockPatience+9*time.Second {
 		t.Errorf("waited for %v", took)
 	}
 	checkRead(t, h, a.flat, 0, len(a.flat))
@@ -80,7 +81,7 @@ func TestOpenKeepsNoReaderWaiting(t *testing.T) {
 	dir := t.TempDir()
 	c := openCache(t, dir, Options{})
 	h := openFile(t, c, b.file, src)
-	stopWithLock(t, filepath.Join(dir, dirFiles, a.file.Key()+".state"))
+	stopWithLock(t, filepath.Join(dir, disk.Files, a.file.Key()+".state"))
 	opened := make(chan error, 1)
 	go func() {
 		f, err := c.File(a.file, src)
@@ -104,43 +105,4 @@ func TestOpenKeepsNoReaderWaiting(t *testing.T) {
 		t.Error(err)
 	}
 	_ = h.Close()
-}
-
-// TestHoldersAskNoFiles has a process with a file open on a file system
-// that never answers: whoever looks for the holder of a lock does not wait
-// for it.
-func TestHoldersAskNoFiles(t *testing.T) {
-	dir := t.TempDir()
-	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Skip(err)
-	}
-	defer unix.Close(dev)
-	if err := unix.Mount("silent", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", dev)); err != nil {
-		t.Skip(err)
-	}
-	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
-	silent, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(silent)
-	f, err := os.Create(filepath.Join(t.TempDir(), "state"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := lock(f, unix.F_WRLCK, lockSetup, 1); err != nil {
-		t.Fatal(err)
-	}
-	told := make(chan string, 1)
-	go func() { told <- holders(f, lockSetup, 1) }()
-	select {
-	case who := <-told:
-		if want := fmt.Sprintf("process %d", os.Getpid()); who != want {
-			t.Errorf("%q, not %q", who, want)
-		}
-	case <-time.After(time.Minute):
-		t.Error("it waits")
-	}
 }

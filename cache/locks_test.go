@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 	"github.com/cocoonstack/epochfs/test/tier"
 )
 
@@ -144,10 +146,10 @@ func TestHeldDonor(t *testing.T) {
 	m, flat := spread(t, rng, a.data)
 	f.Map = m
 	h = openFile(t, c, &f, src)
-	stopWithLock(t, filepath.Join(dir, dirFiles, a.file.Key()+".state"))
+	stopWithLock(t, filepath.Join(dir, disk.Files, a.file.Key()+".state"))
 	began := time.Now()
 	checkRead(t, h, flat, 0, len(flat))
-	if took := time.Since(began); took >= lockPatience {
+	if took := time.Since(began); took >= disk.LockPatience {
 		t.Errorf("it took %v", took)
 	}
 }
@@ -161,7 +163,7 @@ func TestOpensKeepNoOpenWaiting(t *testing.T) {
 	a, b := makeFile(t, rng, src, kinds[0], 1<<20), makeFile(t, rng, src, kinds[2], 2<<20)
 	dir := t.TempDir()
 	c := openCache(t, dir, Options{})
-	stopWithLock(t, filepath.Join(dir, dirFiles, a.file.Key()+".state"))
+	stopWithLock(t, filepath.Join(dir, disk.Files, a.file.Key()+".state"))
 	opened := make(chan error, 2)
 	for range 2 { // of the same file, which is opened once
 		go func() {
@@ -241,20 +243,18 @@ func TestWrongBytesAreNotKeptLate(t *testing.T) {
 	at := a.file.Map.Segments()[0].Offset
 	_, _ = h.ReadAt(t.Context(), make([]byte, 10), at) // what comes of it may be wrong
 	eventually(t, "the blob is found wrong", func() bool {
-		h.entry.mu.Lock()
-		defer h.entry.mu.Unlock()
-		return h.entry.strikes[0] > 0
+		return h.entry.verdicts.struck(0)
 	})
 	src.mu.Lock()
 	src.mangle = nil
 	src.mu.Unlock()
 	disk.release()
 	eventually(t, "nothing waits to be kept", func() bool {
-		if !c.late.TryAcquire(lateMost) {
-			return false
+		done, ok := h.entry.held.BeginLater(overlay.Size) // all that may wait
+		if ok {
+			done()
 		}
-		c.late.Release(lateMost)
-		return true
+		return ok
 	})
 	checkRead(t, h, a.flat, int(at), 10)
 	checkRead(t, h, a.flat, 0, len(a.flat))
@@ -301,13 +301,13 @@ func TestTightWhileMeasuring(t *testing.T) {
 	disk := newStuckDisk("measure")
 	c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
 	h := openFile(t, c, a.file, src)
-	if c.tight() {
+	if c.quota.Tight() {
 		t.Error("before it began")
 	}
 	unhurried(t, h, a, disk)
-	eventually(t, "it takes long", c.tight)
+	eventually(t, "it takes long", c.quota.Tight)
 	disk.release()
-	eventually(t, "it has ended", func() bool { return !c.tight() })
+	eventually(t, "it has ended", func() bool { return !c.quota.Tight() })
 }
 
 // TestPrefetchWaitsForMeasuring has the measuring take long while a file is
@@ -338,7 +338,7 @@ func TestPrefetchWaitsForMeasuring(t *testing.T) {
 			}})
 			h := openFile(t, c, a.file, src)
 			h.Prefetch()
-			eventually(t, "it takes long, and nothing runs", func() bool { return c.tight() && !c.queue.busy() })
+			eventually(t, "it takes long, and nothing runs", func() bool { return c.quota.Tight() && !c.queue.busy() })
 			_, before := src.reset()
 			if size := a.file.StoredSize(); before == 0 || before >= size {
 				t.Errorf("%d bytes of %d fetched before it ended", before, size)

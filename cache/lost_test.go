@@ -100,10 +100,10 @@ func TestDiskThatForgets(t *testing.T) {
 		h := openFile(t, openCache(t, dir, Options{}), a.file, src)
 		checkRead(t, h, a.flat, 0, len(a.flat))
 		eventually(t, "the file is sealed", func() bool { _, ok := h.Backing(); return ok })
-		h.entry.state.unseal()
-		h.entry.state.setUnsafe()
+		h.entry.state.Unseal()
+		h.entry.state.SetUnsafe()
 		for run := range a.file.Map.Payload(1<<20, 100_000) {
-			if _, err := h.entry.data.WriteAt(make([]byte, run.Length), run.Offset); err != nil {
+			if _, err := h.entry.disk.Data.WriteAt(make([]byte, run.Length), run.Offset); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -81,7 +81,7 @@ func TestWrongBytesComeFromElsewhere(t *testing.T) {
 				if src.blind {
 					t.Error("a body was not the one the source had made")
 				}
-				if unchecked := !f.entry.grid.checked(0); unchecked != (src.anyhow == 0) || unchecked != (src.trusted > 0) {
+				if unchecked := !f.entry.grid.Checked(0); unchecked != (src.anyhow == 0) || unchecked != (src.trusted > 0) {
 					t.Errorf("%d requests for the trusted place, %d for any", src.trusted, src.anyhow)
 				}
 			})

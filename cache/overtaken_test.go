@@ -6,24 +6,26 @@ import (
 	"io"
 	"testing"
 	"time"
+
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 )
 
 // stoppedAt has a process fetch wrong bytes of a file's first piece and stop
 // at a step of writing them.
-func stoppedAt(t *testing.T, dir string, a artifact, blobs map[string][]byte, step string) (stopped *File, disk *stuckDisk, done chan error) {
+func stoppedAt(t *testing.T, dir string, a artifact, blobs map[string][]byte, step string) (stopped *File, stuck *stuckDisk, done chan error) {
 	t.Helper()
 	liar := &fakeSource{blobs: blobs, mangle: wrongIn(5)}
-	disk = newStuckDisk(step)
-	stopped = openFile(t, openCache(t, dir, Options{before: disk.before}), a.file, liar)
+	stuck = newStuckDisk(step)
+	stopped = openFile(t, openCache(t, dir, Options{before: stuck.before}), a.file, liar)
 	done = make(chan error, 1)
 	go func() {
-		_, err := stopped.ReadAt(context.Background(), make([]byte, 1), stopped.entry.stretch(0, 1).off)
+		_, err := stopped.ReadAt(context.Background(), make([]byte, 1), stopped.entry.disk.Stretch(0, 1).Off)
 		done <- err
 	}()
-	<-disk.began
+	<-stuck.began
 	liar.heal(false)
-	t.Cleanup(disk.release)
-	return stopped, disk, done
+	t.Cleanup(stuck.release)
+	return stopped, stuck, done
 }
 
 // TestOvertaken has a process that fetched wrong bytes be stopped while it
@@ -37,19 +39,19 @@ func TestOvertaken(t *testing.T) {
 			t.Parallel()
 			src, dir := &fakeSource{}, t.TempDir()
 			a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
-			stopped, disk, done := stoppedAt(t, dir, a, src.blobs, step)
+			stopped, stuck, done := stoppedAt(t, dir, a, src.blobs, step)
 			f := find(t, dir, a, src, Options{patience: 20 * time.Millisecond, watch: time.Millisecond})
 			checkRead(t, f.h, a.flat, 0, len(a.flat))
 			eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
-			disk.release()
+			stuck.release()
 			if err := <-done; err != nil {
 				t.Fatal(err)
 			}
 			if step == "write" {
-				if !f.h.entry.state.sealed() {
+				if !f.h.entry.state.Sealed() {
 					t.Error("nothing was written, and the file is not sealed any more")
 				}
-			} else if step == "write data" && stopped.entry.cache.Counts().Wrong[byFetch] != 1 {
+			} else if step == "write data" && stopped.entry.cache.Counts().Wrong[disk.ByFetch] != 1 {
 				t.Errorf("counted are %v", stopped.entry.cache.Counts().Wrong)
 			}
 			checkRead(t, stopped, a.flat, 0, len(a.flat))
@@ -75,19 +77,19 @@ func TestWrongTransferCountsOnce(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
 	h := openFile(t, openCache(t, dir, Options{}), a.file, src)
 	e := h.entry
-	pieces := e.grid.pieces()
-	checkRead(t, h, a.flat, 0, int(e.stretch(pieces-1, pieces).off))
-	disk := newStuckDisk("mark")
-	other := openFile(t, openCache(t, dir, Options{before: disk.before}), a.file, src).entry
+	pieces := e.grid.Pieces()
+	checkRead(t, h, a.flat, 0, int(e.disk.Stretch(pieces-1, pieces).Off))
+	stuck := newStuckDisk("mark")
+	other := openFile(t, openCache(t, dir, Options{before: stuck.before}), a.file, src).entry
 	stored := make(chan error, 1)
 	go func() {
-		_, err := other.store(&incoming{payload: make([]byte, rawPiece)})
+		_, err := other.store(&disk.Incoming{Payload: make([]byte, 128<<10)})
 		stored <- err
 	}()
-	<-disk.began
-	checkRead(t, h, a.flat, int(e.stretch(pieces-1, pieces).off), 1)
-	eventually(t, "it was found", func() bool { return !e.state.has(0) })
-	disk.release()
+	<-stuck.began
+	checkRead(t, h, a.flat, int(e.disk.Stretch(pieces-1, pieces).Off), 1)
+	eventually(t, "it was found", func() bool { return !e.state.Has(0) })
+	stuck.release()
 	if err := <-stored; err != nil {
 		t.Fatal(err)
 	}
@@ -101,9 +103,9 @@ func TestWrongTransferCountsOnce(t *testing.T) {
 		return ok
 	})
 	checkRead(t, h, a.flat, 0, len(a.flat))
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if n := e.strikes[0]; n != 1 {
+	e.verdicts.mu.Lock()
+	defer e.verdicts.mu.Unlock()
+	if n := e.verdicts.strikes[0]; n != 1 {
 		t.Errorf("the source is blamed %d times", n)
 	}
 }

@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
@@ -99,21 +101,17 @@ func TestPeersThatAreNoHelp(t *testing.T) {
 		wrong int64
 	}{
 		"rotten": {func(t *testing.T, c *Cache, a artifact) {
-			f, err := c.root.OpenFile("files/"+a.file.Key()+".data", 1, 0)
+			f, err := c.dir.OpenFile("files/"+a.file.Key()+".data", 1)
 			must(t, err)
 			_, err = f.WriteAt([]byte{^a.flat[7*g]}, 7*g)
 			must(t, err)
 			must(t, f.Close())
 		}, 1},
 		"without its head": {func(t *testing.T, c *Cache, a artifact) {
-			name, err := blobPath(a.file.Index.HeadDigest)
-			must(t, err)
-			must(t, c.root.Remove(name))
+			removeBlob(t, c, a.file.Index.HeadDigest)
 		}, 0},
 		"without a section": {func(t *testing.T, c *Cache, a artifact) {
-			name, err := blobPath(layout.DigestOf(a.file.Index.Head.Sections[0].Sum))
-			must(t, err)
-			must(t, c.root.Remove(name))
+			removeBlob(t, c, layout.DigestOf(a.file.Index.Head.Sections[0].Sum))
 		}, 0},
 	} {
 		src := &fakeSource{}
@@ -126,7 +124,7 @@ func TestPeersThatAreNoHelp(t *testing.T) {
 		b := packedArtifact(t, rng, src, cache, "cow.raw", changed)
 		h = openFile(t, cache, b.file, src)
 		checkRead(t, h, b.flat, 0, len(b.flat))
-		if n := cache.Counts().Wrong[byCopy]; n != c.wrong {
+		if n := cache.Counts().Wrong[disk.ByCopy]; n != c.wrong {
 			t.Errorf("%s: %d pieces found wrong", name, n)
 		}
 	}
@@ -206,11 +204,17 @@ func TestPeersComeInOrder(t *testing.T) {
 	fillRandom(rng, data)
 	b := packedArtifact(t, rng, src, c, "cow.raw", data)
 	h := openFile(t, c, b.file, src)
-	got := c.peers(h.entry, patient)
+	got := c.index.findPacked(h.entry, patient)
 	if want := []string{keys[5], keys[3], keys[1], keys[4]}; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v, not %v", got, want)
 	}
 	if _, err := h.ReadAt(context.Background(), make([]byte, 1), 0); err != nil {
 		t.Error(err)
 	}
+}
+
+// removeBlob removes a small blob that is there.
+func removeBlob(t *testing.T, c *Cache, digest string) {
+	t.Helper()
+	must(t, os.Remove(filepath.Join(c.Dir(), disk.Blobs, strings.TrimPrefix(digest, "sha256:"))))
 }

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 )
@@ -45,7 +47,7 @@ func TestUnprovenSource(t *testing.T) {
 	for _, k := range unchecked {
 		t.Run(k.name, func(t *testing.T) {
 			src := &named{fakeSource: &fakeSource{}, origin: "plain"}
-			a := makeFile(t, newRand(t), src.fakeSource, k, wholeLimit+1<<20)
+			a := makeFile(t, newRand(t), src.fakeSource, k, disk.WholeLimit+1<<20)
 			stored := a.file.Parts[0].StoredSize
 			src.mangle = wrongIn(stored - 5)
 			h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
@@ -93,7 +95,7 @@ func TestUnprovenWithoutRoom(t *testing.T) {
 			for off := range 4 {
 				checkRead(t, h, a.flat, off*len(a.flat)/4, 100_000)
 			}
-			if held := c.spare.held(); held > spareSize {
+			if held := c.memory.Held(); held > overlay.Size {
 				t.Errorf("%s: %d bytes are held in memory", k.name, held)
 			}
 			_ = h.Close()
@@ -133,7 +135,7 @@ func TestProofNotGivenBack(t *testing.T) {
 		}
 
 		// What comes in their place is compared with what was right.
-		h.entry.cache.spare.drop(h.entry, 0, h.entry.grid.pieces())
+		h.entry.held.Close()
 		src.mu.Lock()
 		src.mangle = wrongIn(0)
 		src.mu.Unlock()
@@ -181,7 +183,7 @@ func TestProofOfWhatWasHashed(t *testing.T) {
 		a := makeFile(t, newRand(t), src.fakeSource, kinds[0], 2<<20)
 		dir := t.TempDir()
 		other := openFile(t, openCache(t, dir, Options{}), a.file, src).entry
-		off, _ := other.grid.extent(other.grid.pieces() - 1)
+		off, _ := other.grid.Extent(other.grid.Pieces() - 1)
 		var last int64
 		for run := range a.file.Map.Payload(off, 1) {
 			last = run.Offset
@@ -190,7 +192,7 @@ func TestProofOfWhatWasHashed(t *testing.T) {
 		late := func(f *os.File, p []byte, off int64) (int, error) {
 			if off >= last {
 				wrote.Do(func() {
-					if _, err := other.store(&incoming{payload: make([]byte, rawPiece)}); err != nil && !errors.Is(err, errOvertaken) {
+					if _, err := other.store(&disk.Incoming{Payload: make([]byte, 128<<10)}); err != nil && !errors.Is(err, disk.ErrOvertaken) {
 						t.Error(err)
 					}
 				})
@@ -202,9 +204,7 @@ func TestProofOfWhatWasHashed(t *testing.T) {
 		if proven {
 			eventually(t, "it was compared", func() bool {
 				_, sealed := h.Backing()
-				h.entry.mu.Lock()
-				defer h.entry.mu.Unlock()
-				return sealed || h.entry.strikes[0] > 0
+				return sealed || h.entry.verdicts.struck(0)
 			})
 		}
 		p := make([]byte, len(a.flat))

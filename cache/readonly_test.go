@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 	"github.com/cocoonstack/epochfs/test/tier"
 )
 
@@ -137,7 +139,7 @@ func TestReadOnlyCache(t *testing.T) {
 	if _, fetched := src.reset(); fetched > fresh.file.StoredSize()*21/20 {
 		t.Errorf("fetched %d bytes of %d", fetched, fresh.file.StoredSize())
 	}
-	if held := c.spare.held(); held > spareSize {
+	if held := c.memory.Held(); held > overlay.Size {
 		t.Errorf("%d bytes are held in memory", held)
 	}
 	if err := c.PutBlob(src.put([]byte("x")), []byte("x")); !errors.Is(err, ErrNotKept) {
@@ -184,8 +186,8 @@ func TestReadOnlyAfterReboot(t *testing.T) {
 	dir := t.TempDir()
 	half, _, _ := fillCache(t, dir, src)
 	for _, a := range half {
-		otherBoot(t, filepath.Join(dir, dirFiles, a.file.Key()+".state"))
-		data, err := os.OpenFile(filepath.Join(dir, dirFiles, a.file.Key()+".data"), os.O_RDWR, 0)
+		otherBoot(t, filepath.Join(dir, disk.Files, a.file.Key()+".state"))
+		data, err := os.OpenFile(filepath.Join(dir, disk.Files, a.file.Key()+".data"), os.O_RDWR, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +219,7 @@ func otherBoot(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := f.WriteAt(append(bytes.Repeat([]byte{7}, 16), 0, 0, 0, 0), offBoot); err != nil {
+	if _, err := f.WriteAt(append(bytes.Repeat([]byte{7}, 16), 0, 0, 0, 0), disk.OffBoot); err != nil {
 		t.Fatal(err)
 	}
 }

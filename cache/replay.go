@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"slices"
 	"time"
 
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 	"github.com/cocoonstack/epochfs/internal/transport"
 )
 
@@ -35,10 +35,10 @@ type Extent struct{ Off, N int64 }
 // beyond the end of the file.
 func (f *File) Replay(ctx context.Context, extents []Extent, onPresent func(x Extent, fetched bool)) error {
 	e := f.entry
-	if !e.use() {
-		return fs.ErrClosed
+	if !e.flights.use() {
+		return errClosed
 	}
-	defer e.unuse()
+	defer e.flights.unuse()
 	r := replay{e: e, wants: e.dataIn(extents), tries: map[int]int{}, onPresent: onPresent}
 	r.came = make(chan landing, len(r.wants))
 	pieces := make([]int, 0, len(r.wants))
@@ -73,20 +73,14 @@ func (e *entry) dataIn(extents []Extent) map[int][]Extent {
 // addWants adds payload [from, to) to wants.
 func (e *entry) addWants(wants map[int][]Extent, from, to int64) {
 	for from < to {
-		i := e.grid.at(from)
-		start, n := e.grid.extent(i)
+		i := e.grid.At(from)
+		start, n := e.grid.Extent(i)
 		end := min(start+n, to)
 		for run := range e.file.Map.Payload(from, end-from) {
 			wants[i] = append(wants[i], Extent{run.Offset, run.Length})
 		}
 		from = end
 	}
-}
-
-// landing is the end of a piece's flight.
-type landing struct {
-	piece int
-	err   error
 }
 
 // replay is one call of Replay.
@@ -122,7 +116,7 @@ func (r *replay) run(ctx context.Context, pieces []int) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-r.e.ctx.Done():
-			return fs.ErrClosed
+			return errClosed
 		}
 	}
 	return nil
@@ -162,40 +156,31 @@ func (r *replay) landed(l landing) {
 // fetched.
 func (r *replay) ask(pieces []int) error {
 	e := r.e
-	var missing, want []int
+	var missing []int
 	for _, i := range pieces {
 		if r.wants[i] == nil {
 			continue // given up
 		}
-		if e.state.suspect(i) {
-			e.recheck(i)
-		}
+		e.recheck(i, i+1)
 		if e.readable(i) {
 			r.give(i, false)
 		} else {
 			missing = append(missing, i)
 		}
 	}
-	e.mu.Lock()
-	if e.closing {
-		e.mu.Unlock()
-		return fs.ErrClosed
-	}
-	for _, i := range missing {
-		if err := e.condemnedLocked(i, i+1); err != nil {
+	missing = slices.DeleteFunc(missing, func(i int) bool {
+		err := e.verdicts.against(e.grid, i, i+1)
+		if err != nil {
 			r.came <- landing{i, err}
-			continue
 		}
-		if e.watchLocked(i, r.came) {
-			want = append(want, i)
-		}
-	}
-	e.mu.Unlock()
+		return err != nil
+	})
+	want, err := e.flights.watch(missing, r.came)
 	e.cache.queue.push(replayed, e.nearby(want)...)
-	return nil
+	return err
 }
 
-// give tells of a piece that is present.
+// give calls onPresent with a piece that is present.
 func (r *replay) give(piece int, fetched bool) {
 	for _, x := range r.wants[piece] {
 		r.onPresent(x, fetched)
@@ -205,25 +190,7 @@ func (r *replay) give(piece int, fetched bool) {
 
 // readable reports whether piece i can be read without the network.
 func (e *entry) readable(i int) bool {
-	return e.state.has(i) || e.cache.spare.peek(e, i) != nil
-}
-
-// watchLocked has the end of piece i's flight told to w, which must have room
-// for it. It reports whether the piece is still to be queued. The watcher does
-// not count as one who waits: a reader that joins the flight has the piece
-// queued as demand.
-func (e *entry) watchLocked(i int, w chan<- landing) (queue bool) {
-	if e.state.has(i) { // since it was looked for
-		w <- landing{piece: i}
-		return false
-	}
-	fl := e.flights[i]
-	if fl == nil {
-		fl = &flight{done: make(chan struct{})}
-		e.flights[i] = fl
-	}
-	fl.watchers = append(fl.watchers, w)
-	return !fl.running && !fl.urgent
+	return e.state.Has(i) || e.held.Peek(i) != nil
 }
 
 // nearby returns the ascending pieces as spans, with the pieces between those
@@ -231,7 +198,7 @@ func (e *entry) watchLocked(i int, w chan<- landing) (queue bool) {
 func (e *entry) nearby(pieces []int) (spans []span) {
 	end := int64(0) // of the last span, in the payload
 	for _, i := range pieces {
-		off, n := e.grid.extent(i)
+		off, n := e.grid.Extent(i)
 		if k := len(spans); k > 0 && off-end <= replayGap {
 			spans[k-1].to = i + 1
 		} else {
@@ -248,7 +215,7 @@ func (f *File) Present(off, n int64) bool {
 	e := f.entry
 	off, n = e.within(off, n)
 	from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+n)
-	return from == to || e.state.hasAll(e.grid.at(from), e.grid.at(to-1)+1)
+	return from == to || e.state.HasAll(e.pieces(from, to))
 }
 
 // within returns the part of [off, off+n) that lies within the file.
@@ -266,31 +233,28 @@ func (f *File) ReadPresent(p []byte, off int64) bool {
 	if off < 0 || off > e.file.Size()-int64(len(p)) {
 		return false
 	}
-	l := look{off: off, n: int64(len(p)), from: e.file.Map.PayloadAt(off), to: e.file.Map.PayloadAt(off + int64(len(p)))}
-	var unkept map[int][]byte
-	if l.from < l.to {
-		for i, end := e.grid.at(l.from), e.grid.at(l.to-1)+1; i < end; i++ {
-			if e.state.has(i) {
+	a := e.access(off, int64(len(p)))
+	var held overlay.Pieces
+	if a.From < a.To {
+		for i, end := e.pieces(a.From, a.To); i < end; i++ {
+			if e.state.Has(i) {
 				continue
 			}
-			data := e.cache.spare.peek(e, i)
+			data := e.held.Peek(i)
 			if data == nil {
 				return false
 			}
-			if unkept == nil {
-				unkept = map[int][]byte{}
-			}
-			unkept[i] = data
+			held = held.With(i, data)
 		}
-		if !e.proved(l.from, l.to, unkept) {
+		if !e.proofs.proved(a.From, a.To, held) {
 			return false
 		}
 	}
-	if e.state.unsafe() || e.readData(p, l) != nil {
+	if e.state.Unsafe() || e.disk.ReadAt(p, a.Off, a.From, a.To) != nil {
 		return false
 	}
-	for i, payload := range unkept {
-		e.overlay(p, off, i, payload)
+	for i, payload := range held {
+		e.disk.Spread(p, off, i, payload)
 	}
 	return true
 }

@@ -144,7 +144,7 @@ func TestDemandOvertakesReplay(t *testing.T) {
 	}()
 	eventually(t, "the replay runs", func() bool { return src.furthest() > 0 })
 	last := a.file.Map.Segments()[a.file.Map.Len()-1]
-	piece, _ := h.entry.grid.extent(h.entry.grid.at(a.file.Map.PayloadAt(last.Offset)))
+	piece, _ := h.entry.grid.Extent(h.entry.grid.At(a.file.Map.PayloadAt(last.Offset)))
 	if src.furthest() >= piece {
 		t.Fatal("the replay is at the end already")
 	}

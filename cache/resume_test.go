@@ -9,6 +9,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
@@ -25,7 +26,7 @@ func TestStreamGoesOn(t *testing.T) {
 		}
 		return b, nil
 	}
-	a := makeFile(t, newRand(t), src, kinds[4], wholeLimit+1<<20)
+	a := makeFile(t, newRand(t), src, kinds[4], disk.WholeLimit+1<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 	checkRead(t, h, a.flat, 0, len(a.flat))
 	stored := a.file.Parts[0].StoredSize
@@ -49,7 +50,7 @@ func TestStreamBreaksWithoutRange(t *testing.T) {
 			}
 			return b, nil
 		}
-		a := makeFile(t, newRand(t), src, kinds[4], wholeLimit+1<<20)
+		a := makeFile(t, newRand(t), src, kinds[4], disk.WholeLimit+1<<20)
 		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 		checkRead(t, h, a.flat, 0, len(a.flat))
 	}
@@ -59,7 +60,7 @@ func TestStreamBreaksWithoutRange(t *testing.T) {
 // memory as they may: they go one after the other.
 func TestWindowsAreBounded(t *testing.T) {
 	src := &fakeSource{gate: make(chan struct{}, 100)}
-	data := make([]byte, wholeLimit+1<<20)
+	data := make([]byte, disk.WholeLimit+1<<20)
 	c := openCache(t, t.TempDir(), Options{})
 	var files []*File
 	var flats [][]byte
@@ -83,7 +84,7 @@ func TestWindowsAreBounded(t *testing.T) {
 		}
 		files, flats = append(files, openFile(t, c, f, src)), append(flats, bytes.Clone(data))
 	}
-	if !c.windows.TryAcquire(1) { // somebody's decoder
+	if !c.windows.bytes.TryAcquire(1) { // somebody's decoder
 		t.Fatal("a window is in use")
 	}
 	for range 3 {
@@ -96,7 +97,7 @@ func TestWindowsAreBounded(t *testing.T) {
 			t.Error("a frame is decoded although there is no room for its window")
 		}
 	}
-	c.windows.Release(1)
+	c.windows.bytes.Release(1)
 	for i, f := range files {
 		checkRead(t, f, flats[i], 0, len(data))
 	}

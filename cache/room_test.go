@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/test/tier"
 )
 
@@ -91,7 +92,7 @@ func TestLeastRecentlyUsedGoes(t *testing.T) {
 			_ = h.Close()
 			old := time.Now().Add(time.Duration(i-10) * time.Hour)
 			for _, suffix := range []string{".state", ".data", ".meta"} {
-				if err := os.Chtimes(filepath.Join(dir, dirFiles, a.file.Key()+suffix), old, old); err != nil {
+				if err := os.Chtimes(filepath.Join(dir, disk.Files, a.file.Key()+suffix), old, old); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -99,7 +100,7 @@ func TestLeastRecentlyUsedGoes(t *testing.T) {
 	}
 	checkRead(t, handles[3], files[3].flat, 0, len(files[3].flat))
 	for i, want := range []bool{true, false, true, true} {
-		_, err := os.Stat(filepath.Join(dir, dirFiles, files[i].file.Key()+".state"))
+		_, err := os.Stat(filepath.Join(dir, disk.Files, files[i].file.Key()+".state"))
 		if got := err == nil; got != want {
 			t.Errorf("file %d there: %v, want %v (%v)", i, got, want, err)
 		}
@@ -170,7 +171,7 @@ func TestLeftovers(t *testing.T) {
 		_ = h.Close()
 		_ = c.Close()
 		for suffix := range strings.FieldsSeq(gone) {
-			if err := os.Remove(filepath.Join(dir, dirFiles, a.file.Key()+suffix)); err != nil {
+			if err := os.Remove(filepath.Join(dir, disk.Files, a.file.Key()+suffix)); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/test/faultdisk"
 )
@@ -26,7 +27,7 @@ func makeRotten(t testing.TB, rng *rand.Rand, dir string, k kind, sealed bool) *
 	t.Helper()
 	r := &rotten{dir: dir, src: &fakeSource{}}
 	r.a = makeFile(t, rng, r.src, k, 1<<20+70_000)
-	r.name = filepath.Join(dir, dirFiles, r.a.file.Key())
+	r.name = filepath.Join(dir, disk.Files, r.a.file.Key())
 	c := openCache(t, dir, Options{})
 	h := openFile(t, c, r.a.file, r.src)
 	n := len(r.a.flat)
@@ -55,7 +56,7 @@ func (r *rotten) change(t testing.TB, suffix string, do func(b []byte) []byte) {
 }
 
 func (r *rotten) reboot(t testing.TB) {
-	r.change(t, ".state", func(b []byte) []byte { b[offBoot] ^= 0x55; return b })
+	r.change(t, ".state", func(b []byte) []byte { b[disk.OffBoot] ^= 0x55; return b })
 }
 
 // check reads the file.
@@ -86,14 +87,14 @@ func (r *rotten) checkFile(t testing.TB, a artifact) {
 func TestRotAfterCrash(t *testing.T) {
 	word := func(i int, change func(w uint64) uint64) func(b []byte) []byte {
 		return func(b []byte) []byte {
-			at := b[stateHeader+8*i:]
+			at := b[disk.StateHeader+8*i:]
 			binary.LittleEndian.PutUint64(at, change(binary.LittleEndian.Uint64(at)))
 			return b
 		}
 	}
 	xor := func(bits uint64) func(uint64) uint64 { return func(w uint64) uint64 { return w ^ bits } }
 	flag := func(bits byte) func([]byte) []byte {
-		return func(b []byte) []byte { b[offFlags] ^= bits; return b }
+		return func(b []byte) []byte { b[disk.OffFlags] ^= bits; return b }
 	}
 	for name, c := range map[string]struct {
 		sealed bool
@@ -105,15 +106,15 @@ func TestRotAfterCrash(t *testing.T) {
 		"nothing":                       {false, ".state", func(b []byte) []byte { return b }, 0},
 		"checksum of a sealed piece":    {true, ".state", word(2, xor(1)), 1},
 		"checksum of a piece":           {false, ".state", word(2, xor(1<<40)), 1},
-		"a sealed piece is not present": {true, ".state", word(3, xor(wordPresent)), 1},
-		"a piece is not present":        {false, ".state", word(3, xor(wordPresent)), 1},
-		"a missing piece is present":    {false, ".state", word(8, func(uint64) uint64 { return wordPresent | wordVerified | 77 }), 1},
-		"a piece is suspect":            {true, ".state", word(1, xor(wordSuspect)), 0},
-		"not sealed any more":           {true, ".state", flag(flagSealed), 0},
-		"sealed by mistake":             {false, ".state", flag(flagSealed), 0},
-		"unsafe by mistake":             {false, ".state", flag(flagUnsafe), 0},
+		"a sealed piece is not present": {true, ".state", word(3, xor(uint64(disk.WordPresent))), 1},
+		"a piece is not present":        {false, ".state", word(3, xor(uint64(disk.WordPresent))), 1},
+		"a missing piece is present":    {false, ".state", word(8, func(uint64) uint64 { return uint64(disk.WordPresent | disk.WordVerified | 77) }), 1},
+		"a piece is suspect":            {true, ".state", word(1, xor(uint64(disk.WordSuspect))), 0},
+		"not sealed any more":           {true, ".state", flag(disk.FlagSealed), 0},
+		"sealed by mistake":             {false, ".state", flag(disk.FlagSealed), 0},
+		"unsafe by mistake":             {false, ".state", flag(disk.FlagUnsafe), 0},
 		"all flags":                     {false, ".state", flag(0xff), 0},
-		"the seal's checksum":           {true, ".state", func(b []byte) []byte { b[offSeal] ^= 1; return b }, 0},
+		"the seal's checksum":           {true, ".state", func(b []byte) []byte { b[disk.OffSeal] ^= 1; return b }, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rng := newRand(t)
@@ -126,7 +127,7 @@ func TestRotAfterCrash(t *testing.T) {
 			}
 			r.src.reset()
 			r.check(t)
-			if _, n := r.src.reset(); n > missing+int64(c.pieces)*rawPiece {
+			if _, n := r.src.reset(); n > missing+int64(c.pieces)*128<<10 {
 				t.Errorf("fetched %d bytes, %d were missing", n, missing)
 			}
 			r.checkCopy(t, rng)
@@ -135,7 +136,7 @@ func TestRotAfterCrash(t *testing.T) {
 	t.Run("sealed by mistake, and the data lost", func(t *testing.T) {
 		rng := newRand(t)
 		r := makeRotten(t, rng, t.TempDir(), kinds[0], false)
-		r.change(t, ".state", flag(flagSealed))
+		r.change(t, ".state", flag(disk.FlagSealed))
 		r.change(t, ".data", func(b []byte) []byte { clear(b); return b })
 		r.reboot(t)
 		r.check(t)
@@ -150,10 +151,10 @@ func (r *rotten) present(t testing.TB) (n int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := newGrid(r.a.file)
-	for i := range g.pieces() {
-		if binary.LittleEndian.Uint64(b[stateHeader+8*i:])&wordPresent != 0 {
-			_, size := g.extent(i)
+	g := disk.NewGrid(r.a.file)
+	for i := range g.Pieces() {
+		if disk.Word(binary.LittleEndian.Uint64(b[disk.StateHeader+8*i:])).Present() {
+			_, size := g.Extent(i)
 			n += size
 		}
 	}
@@ -182,14 +183,14 @@ func TestDiskThatDidNotTakeIt(t *testing.T) {
 	}
 	c := openCache(t, dir, Options{Size: 1 << 30})
 	h := openFile(t, c, files[0].file, src) // the last that the scenario has read
-	if h.entry.state.unsafe() || h.Cached() != 0 {
+	if h.entry.state.Unsafe() || h.Cached() != 0 {
 		t.Errorf("the file is as it was: %d bytes present", h.Cached())
 	}
 	checkRead(t, h, files[0].flat, 0, len(files[0].flat))
 	eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
 	// Who has it open beside a first reader reads on, and neither seals it.
-	h.entry.state.unseal()
-	h.entry.state.setUnsafe()
+	h.entry.state.Unseal()
+	h.entry.state.SetUnsafe()
 	other := openFile(t, openCache(t, dir, Options{Size: 1 << 30}), files[0].file, src)
 	src.reset()
 	checkRead(t, other, files[0].flat, 0, len(files[0].flat))
@@ -228,7 +229,7 @@ func FuzzRot(f *testing.F) {
 				switch {
 				case which == 3: // cut
 					return b[:min(len(b), at)]
-				case len(b) == 0, which == 0 && at%len(b) >= offBoot && at%len(b) < offBoot+16:
+				case len(b) == 0, which == 0 && at%len(b) >= disk.OffBoot && at%len(b) < disk.OffBoot+16:
 					return b
 				case which == 1:
 					at *= 64 // all over it
@@ -237,7 +238,7 @@ func FuzzRot(f *testing.F) {
 				return b
 			})
 		}
-		if info, err := os.Stat(r.name + ".state"); err == nil && info.Size() > offBoot {
+		if info, err := os.Stat(r.name + ".state"); err == nil && info.Size() > disk.OffBoot {
 			r.reboot(t)
 		}
 		r.checkCopy(t, rng) // before anything was mended

@@ -40,7 +40,7 @@ func TestSectionsGoWithTheirFiles(t *testing.T) {
 			t.Fatalf("sections of %s are gone", of.file.Name)
 		}
 	}
-	files, _ := c.usage()
+	files, _ := c.dir.Usage()
 	c.evict(files, 1) // the least recently used
 	if there(first) || !there(second) {
 		t.Errorf("after the eviction of the first: %v and %v", there(first), there(second))
@@ -54,7 +54,7 @@ func TestSectionsGoWithTheirFiles(t *testing.T) {
 	eventually(t, "the file is closed", func() bool {
 		_, err := c.Prune(t.Context(), PruneOptions{To: 0})
 		must(t, err)
-		files, _ := c.usage()
+		files, _ := c.dir.Usage()
 		return len(files) == 0
 	})
 	if there(second) {

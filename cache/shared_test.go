@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/tier"
@@ -49,7 +50,7 @@ func (d *dripBody) Read(p []byte) (int, error) {
 // another read it in many places: nobody waits for a stream that is not.
 func TestTwoProcessesOneStream(t *testing.T) {
 	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kinds[4], wholeLimit+8<<20)
+	a := makeFile(t, newRand(t), src, kinds[4], disk.WholeLimit+8<<20)
 	dir := t.TempDir()
 	first := openFile(t, openCache(t, dir, Options{}), a.file, &dripping{src, 5 * time.Millisecond, 0})
 	second := openFile(t, openCache(t, dir, Options{}), a.file, src)
@@ -88,7 +89,7 @@ func TestSmallBudget(t *testing.T) {
 // nothing of it is vouched for.
 func TestFrameHoldsMore(t *testing.T) {
 	src := &fakeSource{}
-	data := make([]byte, wholeLimit+4<<20)
+	data := make([]byte, disk.WholeLimit+4<<20)
 	fillRandom(newRand(t), data)
 	stored := encoder().EncodeAll(data, nil)
 	n := int64(len(data) - 1<<20)
@@ -107,7 +108,7 @@ func TestFrameHoldsMore(t *testing.T) {
 // TestFrameLargerThanCache streams a frame that cannot be kept.
 func TestFrameLargerThanCache(t *testing.T) {
 	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kinds[4], wholeLimit+2<<20)
+	a := makeFile(t, newRand(t), src, kinds[4], disk.WholeLimit+2<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{Size: 8 << 20}), a.file, src)
 	got, err := readPayload(h)
 	if err != nil || !bytes.Equal(got, a.data) {
@@ -154,27 +155,28 @@ func TestTwoEvictors(t *testing.T) {
 	dir := t.TempDir()
 	c := openCache(t, dir, Options{})
 	h := openFile(t, c, a.file, src)
-	key := h.entry.key
+	key := h.entry.disk.Key
 	_ = h.Close()
-	late, err := os.OpenFile(filepath.Join(dir, dirFiles, key+".state"), os.O_RDWR, 0)
+	late, err := os.OpenFile(filepath.Join(dir, disk.Files, key+".state"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer late.Close()
-	if err := c.remove(key); err != nil {
+	if err := c.dir.Remove(key); err != nil {
 		t.Fatal(err)
 	}
 	h = openFile(t, c, a.file, src)
-	if ok, err := tryLock(late, unix.F_WRLCK, lockInUse, 1); !ok || err != nil {
+	if ok, err := disk.TryLock(late, unix.F_WRLCK, disk.LockInUse, 1); !ok || err != nil {
 		t.Fatalf("the old file is locked: %v", err)
 	}
-	if gone, err := unlinked(late); !gone || err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(late.Fd()), &st); st.Nlink != 0 || err != nil {
 		t.Errorf("the second evictor takes a file in use for the one it found: %v", err)
 	}
 	// Whatever becomes of the name, the kernel gets what readers get.
 	checkRead(t, h, a.flat, 0, len(a.flat))
-	eventually(t, "it is sealed", func() bool { return h.entry.state.sealed() })
-	if err := os.Remove(filepath.Join(dir, dirFiles, key+".data")); err != nil {
+	eventually(t, "it is sealed", func() bool { return h.entry.state.Sealed() })
+	if err := os.Remove(filepath.Join(dir, disk.Files, key+".data")); err != nil {
 		t.Fatal(err)
 	}
 	b, ok := h.Backing()
@@ -194,12 +196,12 @@ func TestPrefetchOutlivesAPeer(t *testing.T) {
 	dir := t.TempDir()
 	peer := openFile(t, openCache(t, dir, Options{}), a.file, src)
 	h := openFile(t, openCache(t, dir, Options{}), a.file, src)
-	if ok, err := peer.entry.state.tryLockPieces(0, 1); !ok || err != nil {
+	if ok, err := peer.entry.state.TryLockPieces(0, 1); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	h.Prefetch()
 	eventually(t, "what is free comes", func() bool { return h.Cached() > 4<<20 })
-	peer.entry.state.unlockPieces(0, 1)
+	peer.entry.state.UnlockPieces(0, 1)
 	eventually(t, "the rest comes", h.Complete)
 }
 
@@ -225,8 +227,8 @@ func TestSlowLinkIsLeftAlone(t *testing.T) {
 // TestHostileStoredSize has a part of a few bytes that is said to take a
 // tebibyte in the registry.
 func TestHostileStoredSize(t *testing.T) {
-	g := newGrid(&layout.File{Map: sparse.Dense(1000), Parts: []layout.Part{{Encoding: layout.Zstd, StoredSize: 1 << 40, Length: 1000}}})
-	if g.whole(0) {
+	g := disk.NewGrid(&layout.File{Map: sparse.Dense(1000), Parts: []layout.Part{{Encoding: layout.Zstd, StoredSize: 1 << 40, Length: 1000}}})
+	if g.Whole(0) {
 		t.Error("it would be fetched into memory as a whole")
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"io"
 	"sync"
+
+	"github.com/cocoonstack/epochfs/cache/internal/buffers"
 )
 
 // sideHash hashes what passes a reader in a goroutine of its own, so that
@@ -32,7 +34,7 @@ func newSideHash(on bool) *sideHash {
 		hash := sha256.New()
 		for b := range h.blocks {
 			hash.Write(b)
-			putBuffer(b)
+			buffers.Put(b)
 		}
 		h.sum <- [sha256.Size]byte(hash.Sum(nil))
 	}()
@@ -74,7 +76,7 @@ func (s *sideReader) Read(p []byte) (int, error) {
 	p = p[:min(len(p), sideBlock)]
 	n, err := s.r.Read(p)
 	if n > 0 {
-		b := getBuffer(int64(n))
+		b := buffers.Get(int64(n))
 		copy(b, p[:n])
 		s.h.blocks <- b
 	}

@@ -1,12 +1,6 @@
 package cache
 
-import (
-	"errors"
-	"io"
-
-	"github.com/cocoonstack/epochfs/internal/transport"
-	"github.com/cocoonstack/epochfs/snapshot/layout"
-)
+import "github.com/cocoonstack/epochfs/internal/transport"
 
 // What a cache fetches from.
 type (
@@ -21,18 +15,3 @@ type (
 	// Histogram counts durations, in seconds.
 	Histogram = transport.Histogram
 )
-
-// stored is the range of a part's blob from off on, n bytes long.
-func (e *entry) stored(part int, off, n int64) transport.Range {
-	p := &e.file.Parts[part]
-	return transport.Range{Digest: p.Digest, Size: p.StoredSize, Off: off, N: n, Checked: e.grid.checked(part)}
-}
-
-// blame reports to the source that it sent wrong bytes, if err says that
-// they were. body is what they came in, or nil.
-func (e *entry) blame(p *layout.Part, body io.ReadCloser, err error) {
-	var wrong *contentError
-	if errors.As(err, &wrong) {
-		wrong.elsewhere = e.link.Blame(p.Digest, body)
-	}
-}

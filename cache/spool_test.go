@@ -8,13 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"golang.org/x/sys/unix"
 )
 
 // spools are the names of spools in a cache's directory.
 func spools(t *testing.T, dir string) []string {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, dirFiles, spoolMark+"*"))
+	names, err := filepath.Glob(filepath.Join(dir, disk.Files, "spool.tmp-*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +46,7 @@ func TestSpoolCounts(t *testing.T) {
 			t.Fatalf("at %d: %v", off, err)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(dir, dirFiles, idle.file.Key()+".data")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, disk.Files, idle.file.Key()+".data")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a file that nobody uses stays: %v", err)
 	}
 	h = openFile(t, mount, busy.file, src)

@@ -1,10 +1,10 @@
 package cache
 
 import (
-	"slices"
 	"sync"
 	"time"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/internal/transport"
 )
 
@@ -18,25 +18,17 @@ type Wait struct {
 	Err     error     // why it did not come when it was last tried; nil at the first try
 }
 
-// Waiting tells what readers of the file wait for just now, in the file's
+// Waiting returns what readers of the file wait for just now, in the file's
 // order. Neighbouring pieces of one blob are one Wait.
 func (f *File) Waiting() []Wait {
 	e := f.entry
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var pieces []int
-	for i, fl := range e.flights {
-		if fl.waiters > 0 {
-			pieces = append(pieces, i)
-		}
-	}
-	slices.Sort(pieces)
 	var all []Wait
-	for n, i := range pieces {
-		fl := e.flights[i]
-		off, length := e.grid.extent(i)
-		part := e.grid.part(i)
-		if n > 0 && pieces[n-1] == i-1 && e.grid.part(i-1) == part {
+	waits := e.flights.waiting()
+	for n, fl := range waits {
+		i := fl.piece
+		off, length := e.grid.Extent(i)
+		part := e.grid.Part(i)
+		if n > 0 && waits[n-1].piece == i-1 && e.grid.Part(i-1) == part {
 			w := &all[len(all)-1]
 			w.Length += length
 			w.Readers = max(w.Readers, fl.waiters)
@@ -64,8 +56,8 @@ func (f *File) Waiting() []Wait {
 	return all
 }
 
-// Cell says what a stretch of a file holds: several of these at once, or
-// none of them where it is a hole.
+// Cell is what a stretch of a file holds: several of these at once, or none of
+// them if it is a hole.
 type Cell uint8
 
 // The values of Cell.
@@ -76,7 +68,7 @@ const (
 )
 
 // Cells cuts the file into stretches of size bytes, of which the last may
-// be shorter, and tells what each holds.
+// be shorter, and returns what each holds.
 func (f *File) Cells(size int64) []Cell {
 	e := f.entry
 	cells := make([]Cell, (e.file.Size()+size-1)/size)
@@ -86,7 +78,7 @@ func (f *File) Cells(size int64) []Cell {
 		for off, left := run.Offset, run.Length; left > 0; {
 			for at >= end {
 				piece++
-				first, n := e.grid.extent(piece)
+				first, n := e.grid.Extent(piece)
 				end, kind = first+n, e.cell(piece)
 			}
 			n := min(left, end-at)
@@ -101,26 +93,16 @@ func (f *File) Cells(size int64) []Cell {
 
 func (e *entry) cell(piece int) Cell {
 	switch {
-	case !e.state.has(piece):
+	case !e.state.Has(piece):
 		return CellMissing
-	case e.state.verified(piece):
+	case e.state.Verified(piece):
 		return CellVerified
 	}
 	return CellPresent
 }
 
-// Fetching says that bytes of the file are on their way.
-func (f *File) Fetching() bool {
-	e := f.entry
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, fl := range e.flights {
-		if fl.running {
-			return true
-		}
-	}
-	return len(e.streams) > 0
-}
+// Fetching reports whether bytes of the file are on their way.
+func (f *File) Fetching() bool { return f.entry.flights.running() }
 
 // Link returns what was learned about src.
 func (c *Cache) Link(src Source) Link {
@@ -133,8 +115,31 @@ func (c *Cache) Link(src Source) Link {
 	return l.Stats()
 }
 
-// Dir is the cache's directory.
-func (c *Cache) Dir() string { return c.root.Name() }
+// Counts returns the counts.
+func (c *Cache) Counts() Counts {
+	n := &c.counts
+	all := Counts{
+		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Waiting: n.waiting.Load(), Copied: n.copied.Load(),
+		Retries: map[string]int64{}, Wrong: map[string]int64{},
+	}
+	n.mu.Lock()
+	for why, times := range n.retries {
+		all.Retries[why] = times
+	}
+	for _, by := range disk.Finders {
+		all.Wrong[by] = n.wrong[by]
+	}
+	n.mu.Unlock()
+	for _, l := range c.allLinks() {
+		if slow := l.Stats().Slow; slow > 0 {
+			all.Retries["slow"] += slow
+		}
+	}
+	return all
+}
+
+// Dir returns the name of the cache's directory.
+func (c *Cache) Dir() string { return c.dir.Name() }
 
 // Space is what the cache takes on disk, in bytes.
 type Space struct {
@@ -143,14 +148,14 @@ type Space struct {
 	Full  bool  // nothing more could be kept when it was last tried
 }
 
-// Space measures what the cache takes. It looks at each of its files, but
-// spends little of its time on that: what takes long is not done often.
+// Space returns what the cache takes. It measures each of its files, but spends
+// little of its time on that: what takes long is not done often.
 func (c *Cache) Space() Space {
 	used := c.measured.get(func() int64 {
-		_, used := c.usage()
+		_, used := c.dir.Usage()
 		return used
 	})
-	return Space{Used: used, Limit: c.limit(used), Full: c.full()}
+	return Space{Used: used, Limit: c.quota.Limit(used), Full: c.quota.Full()}
 }
 
 // measured is a number, and for how long it is good enough.

@@ -1,138 +1,95 @@
 package cache
 
 import (
-	"bufio"
-	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"runtime"
 	"sync"
 
-	"github.com/cespare/xxhash/v2"
-
+	"github.com/cocoonstack/epochfs/cache/internal/buffers"
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// beginStream claims the stream of a part for the caller, who must adopt a
-// body for it. It reports whether that was free.
-func (e *entry) beginStream(part int) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.streams[part] || e.closing {
-		return false
-	}
-	e.streams[part] = true
-	e.jobs.Add(1)
-	return true
-}
-
-// adopt goes on with a body that turned out to be a whole blob. The
-// flights of the job that asked for a range wait for it to pass.
-func (e *entry) adopt(asked *job, body io.ReadCloser) {
-	part := asked.part
-	j := &job{
-		entry: e, part: part, from: e.grid.first[part], to: e.grid.first[part+1],
-		priority: asked.priority, stream: true, alone: true, ctx: asked.ctx, cancel: asked.cancel,
-	}
+// adopt goes on with a body that turned out to be a whole blob, as a stream
+// that was begun for it. The flights of the job wait for it to pass.
+func (j *job) adopt(body io.ReadCloser) {
+	e := j.entry
+	s := &job{entry: e, part: j.part, priority: j.priority, stream: true, alone: true, ctx: j.ctx, cancel: j.cancel}
+	s.from, s.to = e.partPieces(j.part)
 	go func() {
-		defer e.unuse()
-		defer j.cancel(nil)
-		e.stream(j, body)
+		defer e.flights.unuse()
+		defer s.cancel(nil)
+		s.passBlob(body)
 	}()
 }
 
-// stream fetches a part from its first byte to its last and fills its
-// pieces as it passes them. It goes on when nobody waits any more:
-// stopping would mean to begin again. body is nil unless it is there
-// already.
-func (e *entry) stream(j *job, body io.ReadCloser) {
-	defer e.prefetchOn(j)
-	first, end := e.grid.first[j.part], e.grid.first[j.part+1]
+// passBlob fetches a part from its first byte to its last and fills its pieces
+// as it passes them. It goes on when nobody waits any more: stopping would mean
+// to begin again. body is nil unless it is there already.
+func (j *job) passBlob(body io.ReadCloser) {
+	e := j.entry
+	defer j.prefetchOn()
+	first, end := e.partPieces(j.part)
 	locked := false
 	if !j.alone {
 		var err error
-		if locked, err = e.state.tryLockPieces(first, end); !locked && err == nil {
-			e.streamEnded(j.part)
+		if locked, err = e.state.TryLockPieces(first, end); !locked && err == nil {
+			e.flights.streamEnded(j.part)
 			// Also those that were left to this stream meanwhile.
-			e.requeue(first, j.from)
-			e.requeue(j.from+1, end)
-			e.follow(j.from)
+			e.flights.requeue(first, j.from)
+			e.flights.requeue(j.from+1, end)
+			j.follow(j.from)
 			return
 		}
 	}
 	if body == nil {
-		e.copyPieces(j.part, first, end, e.cache.opts.grace, e.copied)
+		e.peers.copyPieces(j.part, first, end, e.cache.opts.grace, j.copied)
 	}
 	var next int
 	var err error
-	elsewhere := e.unkept && !e.anyFlying(first, end) // all that was asked for was found there
-	if body != nil || e.undecided(j.part) || !e.state.hasAll(first, end) && !elsewhere {
-		next, err = e.passThrough(j.ctx, j.part, body)
+	foundElsewhere := e.unkept() && !e.flights.flying(first, end) // all that was asked for
+	if body != nil || e.undecided(j.part) || !e.state.HasAll(first, end) && !foundElsewhere {
+		next, err = j.readBlob(body)
 	}
 	if locked {
-		e.state.unlockPieces(first, end)
+		e.state.UnlockPieces(first, end)
 	}
-	e.streamEnded(j.part)
+	e.flights.streamEnded(j.part)
 	if err != nil {
-		e.failed(j, next, end, err)
+		j.failed(next, end, err)
 	}
-	e.requeue(first, end) // nothing, unless a piece was dropped behind the stream
+	e.flights.requeue(first, end) // nothing, unless a piece was dropped behind the stream
 	e.checkComplete()
 }
 
-// anyFlying says that somebody still waits for one of pieces [from, to).
-func (e *entry) anyFlying(from, to int) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for i := range e.flights {
-		if i >= from && i < to {
-			return true
-		}
-	}
-	return false
-}
-
-// undecided says that only the stored bytes can tell whether the part is
+// undecided reports whether only the stored bytes can show if the part is
 // right: a frame that nothing has vouched for.
 func (e *entry) undecided(part int) bool {
-	return e.file.Parts[part].Encoding != layout.Raw && !e.partVerified(part)
+	return e.file.Parts[part].Encoding != layout.Raw && !e.disk.PartVerified(part)
 }
 
-func (e *entry) streaming(part int) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.streams[part]
-}
-
-func (e *entry) streamEnded(part int) {
-	e.mu.Lock()
-	delete(e.streams, part)
-	e.mu.Unlock()
-}
-
-// passThrough reads all of a blob, keeps its pieces and compares its
-// digest at the end. It returns the first piece that was not reached.
-func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (next int, err error) {
+// readBlob reads all of a blob, keeps its pieces and compares its digest at the
+// end. It returns the first piece that was not reached.
+func (j *job) readBlob(body io.ReadCloser) (next int, err error) {
+	e, part := j.entry, j.part
 	p := &e.file.Parts[part]
-	r := e.stored(part, 0, p.StoredSize)
+	r := j.blobRange(0, p.StoredSize)
 	r.Stream = true
-	next = e.grid.first[part]
-	weight, err := e.reserve(ctx, e.grid.size[part])
+	first := e.grid.First[part]
+	release, err := j.memory(e.grid.Size[part])
 	if err != nil {
-		return next, err
+		return first, err
 	}
-	defer e.cache.buffers.Release(weight)
+	defer release()
 	if body == nil {
-		if body, _, err = e.link.Open(ctx, r, nil); err != nil {
-			return next, err
+		if body, _, err = e.link.Open(j.ctx, r, nil); err != nil {
+			return first, err
 		}
 	}
-	whole := e.link.NewReader(ctx, r, transport.ReaderOptions{Body: body, Leave: true, Retried: e.cache.counts.retried})
+	whole := e.link.NewReader(j.ctx, r, transport.ReaderOptions{Body: body, Leave: true, Retried: e.cache.counts.retried})
 	defer whole.Close()
 
 	// Where each piece has a digest, the whole blob's says nothing more.
@@ -141,28 +98,28 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 	stored := &io.LimitedReader{R: hash.tee(whole), N: p.StoredSize}
 	payload := io.Reader(stored)
 	if p.Encoding != layout.Raw {
-		frame, err := e.cache.openFrame(ctx, stored, p.Length)
+		frame, err := e.cache.windows.open(j.ctx, stored, p.Length)
 		if errors.Is(err, zstdframe.ErrFrame) {
-			return next, e.drop(part, whole.Body(), fmt.Sprintf("frame (%v)", err))
+			return first, e.drop(part, whole.Body(), fmt.Sprintf("frame (%v)", err))
 		}
 		if err != nil {
-			return next, err
+			return first, err
 		}
 		defer frame.Close()
 		payload = frame
 	}
-	var late sync.WaitGroup
+	var later sync.WaitGroup
 	var pieces hashed
-	if next, err = e.fill(part, payload, &late, &pieces); err != nil {
+	if next, err = j.fill(payload, &later, &pieces); err != nil {
 		if errors.Is(err, zstdframe.ErrFrame) {
-			return e.grid.first[part], e.drop(part, whole.Body(), fmt.Sprintf("frame (%v)", err))
+			return first, e.drop(part, whole.Body(), fmt.Sprintf("frame (%v)", err))
 		}
-		e.blame(p, whole.Body(), err)
+		e.blame(part, whole.Body(), err)
 		return next, err
 	}
 	if p.Encoding != layout.Raw {
 		if n, err := payload.Read(make([]byte, 1)); n > 0 || err != io.EOF {
-			return e.grid.first[part], e.drop(part, whole.Body(), "frame holds more than it must")
+			return first, e.drop(part, whole.Body(), "frame holds more than it must")
 		}
 	}
 	if _, err := io.Copy(io.Discard, stored); err != nil {
@@ -172,106 +129,40 @@ func (e *entry) passThrough(ctx context.Context, part int, body io.ReadCloser) (
 		return next, io.ErrUnexpectedEOF
 	}
 	if sum, ok := hash.digest(); ok && sum != p.Digest {
-		return e.grid.first[part], e.drop(part, whole.Body(), "whole")
+		return first, e.drop(part, whole.Body(), "whole")
 	}
-	late.Wait()
+	later.Wait()
 	e.vouch(part, &pieces)
 	return next, nil
 }
 
-// openFrame decodes a frame as a stream. Its window counts among those of
-// the process until it is closed.
-func (c *Cache) openFrame(ctx context.Context, stored io.Reader, length int64) (io.ReadCloser, error) {
-	in := bufio.NewReaderSize(stored, 64<<10)
-	head, err := in.Peek(zstdframe.HeaderSize)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	window := zstdframe.Window(head)
-	if err := c.windows.Acquire(ctx, window); err != nil {
-		return nil, err
-	}
-	frame, err := zstdframe.NewReaderWindow(in, length, window)
-	if err != nil {
-		c.windows.Release(window)
-		return nil, err
-	}
-	return &windowed{frame, window, sync.OnceFunc(func() { c.windows.Release(window) })}, nil
-}
-
-// windowed gives its window back when it is closed.
-type windowed struct {
-	io.ReadCloser
-	size int64
-	back func()
-}
-
-const largeWindow = 32 << 20
-
-// closed is a reader that was closed.
-type closed struct{}
-
-func (closed) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
-func (closed) Close() error             { return nil }
-
-func (w *windowed) Close() error {
-	err := w.ReadCloser.Close()
-	w.ReadCloser = closed{}
-	if w.size >= largeWindow {
-		runtime.GC() // the next one shall find the memory of this one, not take as much again
-	}
-	w.back()
-	return err
-}
-
-// fill stores the pieces of a part as they come out of payload. Pieces
-// that are there already are read over.
-func (e *entry) fill(part int, payload io.Reader, late *sync.WaitGroup, pieces *hashed) (next int, err error) {
-	buf := getBuffer(e.grid.size[part])
-	defer putBuffer(buf)
-	for next = e.grid.first[part]; next < e.grid.first[part+1]; next++ {
-		_, n := e.grid.extent(next)
+// fill keeps the pieces of a part as they come out of payload. Pieces that are
+// there already are read over.
+func (j *job) fill(payload io.Reader, later *sync.WaitGroup, pieces *hashed) (next int, err error) {
+	e := j.entry
+	buf := buffers.Get(e.grid.Size[j.part])
+	defer buffers.Put(buf)
+	next, end := e.partPieces(j.part)
+	for ; next < end; next++ {
+		_, n := e.grid.Extent(next)
 		if _, err := io.ReadFull(payload, buf[:n]); err != nil {
 			return next, transport.NoEOF(err)
 		}
 		pieces.add(buf[:n])
-		if e.keptAs(next, buf[:n]) {
-			e.land(next, nil)
+		// The digest of the stream vouches for what the stream brings, and for
+		// nothing that came before it from elsewhere.
+		if e.state.HasSum(next, disk.Sum(buf[:n])) {
+			e.flights.land(next, nil)
 			continue
 		}
 		verified, err := e.checkPiece(next, buf[:n])
 		if err != nil {
 			return next, err
 		}
-		e.arrived(next, buf[:n], verified, byStream, late)
-		if !verified && !e.link.Proven() && !e.state.has(next) {
+		e.keep(&disk.Incoming{Piece: next, Payload: buf[:n], Verified: verified, By: disk.ByStream}, later)
+		if !verified && !e.link.Proven() && !e.state.Has(next) {
 			pieces.inMemory(next, buf[:n])
 		}
 	}
 	return next, nil
-}
-
-// vouch marks those pieces of a part as checked that are what was hashed:
-// another process may have put other bytes in the place of some meanwhile.
-// Of those that were in memory it is noted what they are.
-func (e *entry) vouch(part int, pieces *hashed) {
-	for i, sum := range pieces.sums {
-		e.state.setVerifiedAs(e.grid.first[part]+i, sum)
-	}
-	if len(pieces.unkept) == 0 {
-		return
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.vouched == nil {
-		e.vouched = map[int][sha256.Size]byte{}
-	}
-	maps.Copy(e.vouched, pieces.unkept)
-}
-
-// keptAs says that piece i is present with this payload. The digest of the
-// stream will vouch for what the stream brings, and for nothing that came
-// before it from elsewhere.
-func (e *entry) keptAs(i int, payload []byte) bool {
-	return e.state.has(i) && e.state.word(i)&wordSum == xxhash.Sum64(payload)&wordSum
 }

@@ -9,13 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
 // copies is who keeps copies of a file: it notes what it is told to drop.
 type copies struct {
 	mu   sync.Mutex
-	told []stretch
+	told []disk.Stretch
 }
 
 func keepCopies(h *File) *copies {
@@ -23,12 +24,12 @@ func keepCopies(h *File) *copies {
 	h.OnDrop(func(off, n int64) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.told = append(c.told, stretch{off, n})
+		c.told = append(c.told, disk.Stretch{Off: off, N: n})
 	})
 	return c
 }
 
-func (c *copies) all() []stretch {
+func (c *copies) all() []disk.Stretch {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.told)
@@ -87,7 +88,7 @@ func (f *finding) check(t *testing.T, by string, from, to, times int) {
 			t.Errorf("%d pieces found by %s, not %d", n, key, want)
 		}
 	}
-	whole := e.stretch(from, to)
+	whole := e.disk.Stretch(from, to)
 	f.log.mu.Lock()
 	defer f.log.mu.Unlock()
 	if len(f.log.lines) != times {
@@ -95,18 +96,18 @@ func (f *finding) check(t *testing.T, by string, from, to, times int) {
 	}
 	for _, line := range f.log.lines {
 		off, _ := line["offset"].(int64)
-		if line["file"] != f.a.file.Name || line["source"] != e.source() || off < whole.off || off >= whole.off+whole.n {
+		if line["file"] != f.a.file.Name || line["source"] != e.Source() || off < whole.Off || off >= whole.Off+whole.N {
 			t.Errorf("the line is %v", line)
 		}
 	}
-	covered := whole.off
+	covered := whole.Off
 	for _, s := range f.copies.all() {
-		if s.off < whole.off || s.off+s.n > whole.off+whole.n {
+		if s.Off < whole.Off || s.Off+s.N > whole.Off+whole.N {
 			t.Errorf("copies of %+v are dropped, which is more than %+v", s, whole)
 		}
-		covered = max(covered, s.off+s.n)
+		covered = max(covered, s.Off+s.N)
 	}
-	if covered != whole.off+whole.n {
+	if covered != whole.Off+whole.N {
 		t.Errorf("copies of %v are dropped, not of %+v", f.copies.all(), whole)
 	}
 }
@@ -127,7 +128,7 @@ func (f *finding) read(t *testing.T, off int64) {
 }
 
 // place is where piece i begins in the file.
-func (f *finding) place(i int) int64 { return f.h.entry.stretch(i, i+1).off }
+func (f *finding) place(i int) int64 { return f.h.entry.disk.Stretch(i, i+1).Off }
 
 // TestFoundByStream has one range come wrong, and then the whole blob pass.
 func TestFoundByStream(t *testing.T) {
@@ -135,7 +136,7 @@ func TestFoundByStream(t *testing.T) {
 	for _, origin := range []string{"", "registry.example"} {
 		fake := &fakeSource{}
 		a := makeFile(t, newRand(t), fake, kinds[0], 4<<20)
-		fake.mangle = wrongIn(rawPiece + 5)
+		fake.mangle = wrongIn(128<<10 + 5)
 		var src Source = fake
 		if origin != "" {
 			src = &named{fakeSource: fake, origin: origin, proven: true}
@@ -144,9 +145,9 @@ func TestFoundByStream(t *testing.T) {
 		f.read(t, f.place(1))
 		fake.heal(true)
 		f.read(t, f.place(31))
-		f.check(t, byStream, 1, 2, 1)
+		f.check(t, disk.ByStream, 1, 2, 1)
 		eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
-		if source := f.h.entry.source(); source != origin {
+		if source := f.h.entry.Source(); source != origin {
 			t.Errorf("the source is called %q", source)
 		}
 	}
@@ -166,11 +167,11 @@ func TestFoundByDigest(t *testing.T) {
 		if !proven {
 			go f.h.ReadAt(t.Context(), make([]byte, 1), f.place(0))
 		}
-		eventually(t, "it is found", func() bool { return f.h.entry.cache.Counts().Wrong[byDigest] > 0 })
+		eventually(t, "it is found", func() bool { return f.h.entry.cache.Counts().Wrong[disk.ByDigest] > 0 })
 		fake.heal(false)
-		f.h.entry.mu.Lock()
-		f.h.entry.strikes, f.h.entry.condemned = map[int]int{}, map[int]error{} // it may have come wrong twice by now
-		f.h.entry.mu.Unlock()
+		f.h.entry.verdicts.mu.Lock()
+		f.h.entry.verdicts.strikes, f.h.entry.verdicts.condemned = map[int]int{}, map[int]error{} // it may have come wrong twice by now
+		f.h.entry.verdicts.mu.Unlock()
 		eventually(t, "it is right", func() bool {
 			f.h.Prefetch()
 			_, err := f.h.ReadAt(t.Context(), make([]byte, 1), f.place(0))
@@ -178,7 +179,7 @@ func TestFoundByDigest(t *testing.T) {
 			return err == nil && sealed
 		})
 		checkRead(t, f.h, a.flat, 0, len(a.flat))
-		if told := f.copies.all(); len(told) == 0 || told[0] != f.h.entry.stretch(0, 16) {
+		if told := f.copies.all(); len(told) == 0 || told[0] != f.h.entry.disk.Stretch(0, 16) {
 			t.Errorf("copies of %v are dropped, not of all", told)
 		}
 	}
@@ -193,18 +194,18 @@ func TestFoundByDisk(t *testing.T) {
 	dir := t.TempDir()
 	f := find(t, dir, a, src, Options{})
 	e := f.h.entry
-	for i := range e.grid.pieces() - 1 {
+	for i := range e.grid.Pieces() - 1 {
 		f.read(t, f.place(i))
 	}
-	must(t, flip(filepath.Join(dir, dirFiles, e.key+".data"), f.place(3)))
-	if e.state.hasAll(0, e.grid.pieces()) {
+	must(t, flip(filepath.Join(dir, disk.Files, e.disk.Key+".data"), f.place(3)))
+	if e.state.HasAll(0, e.grid.Pieces()) {
 		e.cache.askCheck(e)
 	} else {
-		f.read(t, f.place(e.grid.pieces()-1))
+		f.read(t, f.place(e.grid.Pieces()-1))
 	}
-	f.check(t, byDisk, 3, 4, 1)
+	f.check(t, disk.ByDisk, 3, 4, 1)
 	eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
-	if e.strikes[0] != 0 {
+	if e.verdicts.strikes[0] != 0 {
 		t.Error("its source is blamed")
 	}
 }
@@ -220,22 +221,22 @@ func TestFoundByCopy(t *testing.T) {
 		f := find(t, dir, a, src, Options{})
 		checkRead(t, f.h, a.flat, 0, len(a.flat))
 		eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
-		must(t, flip(filepath.Join(dir, dirFiles, f.h.entry.key+".data"), f.place(3)))
+		must(t, flip(filepath.Join(dir, disk.Files, f.h.entry.disk.Key+".data"), f.place(3)))
 		b := a
 		other := *a.file
 		other.Map, b.flat = spread(t, rng, a.data)
 		b.file = &other
 		h := openFile(t, f.h.entry.cache, b.file, src)
 		checkRead(t, h, b.flat, 0, len(b.flat))
-		f.check(t, byCopy, 3, 4, 1)
+		f.check(t, disk.ByCopy, 3, 4, 1)
 	})
 	t.Run("wrong", func(t *testing.T) {
 		src, dir := &fakeSource{}, t.TempDir()
 		rng := newRand(t)
 		a := makeFile(t, rng, src, kinds[0], 2<<20)
-		src.mangle = wrongIn(rawPiece + 5)
-		disk := newStuckDisk("never")
-		f := find(t, dir, a, src, Options{before: disk.before})
+		src.mangle = wrongIn(128<<10 + 5)
+		stuck := newStuckDisk("never")
+		f := find(t, dir, a, src, Options{before: stuck.before})
 		e := f.h.entry
 		e.asked.Store(true) // nobody hashes it
 		checkRead(t, f.h, a.flat, 0, int(f.place(1)))
@@ -251,7 +252,7 @@ func TestFoundByCopy(t *testing.T) {
 		b.file.Map, b.flat = spread(t, rng, b.data)
 		h := openFile(t, e.cache, b.file, src)
 		checkRead(t, h, b.flat, 0, len(b.flat))
-		f.check(t, byCopy, 0, e.grid.pieces(), e.grid.pieces())
+		f.check(t, disk.ByCopy, 0, e.grid.Pieces(), e.grid.Pieces())
 	})
 }
 
@@ -259,15 +260,15 @@ func TestFoundByCopy(t *testing.T) {
 // in the process that has it open and in another.
 func TestFoundByVerify(t *testing.T) {
 	t.Parallel()
-	for _, by := range []string{byVerify, byElsewhere} {
+	for _, by := range []string{disk.ByVerify, disk.ByElsewhere} {
 		src, dir := &fakeSource{}, t.TempDir()
 		a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
 		f := find(t, dir, a, src, Options{watch: time.Millisecond})
 		checkRead(t, f.h, a.flat, 0, len(a.flat))
 		eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
-		must(t, flip(filepath.Join(dir, dirFiles, f.h.entry.key+".data"), f.place(3)))
+		must(t, flip(filepath.Join(dir, disk.Files, f.h.entry.disk.Key+".data"), f.place(3)))
 		c := f.h.entry.cache
-		if by == byElsewhere {
+		if by == disk.ByElsewhere {
 			c = openCache(t, dir, Options{})
 		}
 		if v, err := c.Verify(t.Context(), func(int64) {}); err != nil || len(v.Wrong) != 1 || v.Wrong[0].Offset != f.place(3) {
@@ -285,14 +286,14 @@ func TestFoundLate(t *testing.T) {
 	a := makeFile(t, newRand(t), fake, kinds[0], 4<<20)
 	peer := openFile(t, openCache(t, dir, Options{}), a.file, &fakeSource{blobs: fake.blobs})
 	fake.mangle = wrongIn(5)
-	disk := newStuckDisk("measure")
-	f := find(t, dir, a, fake, Options{before: disk.before, grace: time.Millisecond})
+	stuck := newStuckDisk("measure")
+	f := find(t, dir, a, fake, Options{before: stuck.before, grace: time.Millisecond})
 	f.read(t, f.place(0))
 	checkRead(t, peer, a.flat, int(f.place(0)), 1)
 	fake.heal(false)
-	disk.release()
-	eventually(t, "it is found", func() bool { return f.h.entry.cache.Counts().Wrong[byLate] == 1 })
-	eventually(t, "copies are dropped", func() bool { return slices.Contains(f.copies.all(), f.h.entry.stretch(0, 1)) })
+	stuck.release()
+	eventually(t, "it is found", func() bool { return f.h.entry.cache.Counts().Wrong[disk.ByLate] == 1 })
+	eventually(t, "copies are dropped", func() bool { return slices.Contains(f.copies.all(), f.h.entry.disk.Stretch(0, 1)) })
 	eventually(t, "it is right", func() bool {
 		f.h.Prefetch()
 		_, sealed := f.h.Backing()
@@ -309,10 +310,10 @@ func TestFoundByFetch(t *testing.T) {
 	f := find(t, t.TempDir(), a, src, Options{})
 	f.read(t, f.place(2))
 	e := f.h.entry
-	_, n := e.grid.extent(2)
-	e.arrived(2, make([]byte, n), false, byFetch, nil)
-	e.arrived(2, a.data[2*n:3*n], false, byFetch, nil)
-	f.check(t, byFetch, 2, 3, 2)
+	_, n := e.grid.Extent(2)
+	e.keep(&disk.Incoming{Piece: 2, Payload: make([]byte, n), By: disk.ByFetch}, nil)
+	e.keep(&disk.Incoming{Piece: 2, Payload: a.data[2*n : 3*n], By: disk.ByFetch}, nil)
+	f.check(t, disk.ByFetch, 2, 3, 2)
 }
 
 // TestFoundAfterHandingOver has a wrong piece be handed over that was never on
@@ -323,33 +324,33 @@ func TestFoundAfterHandingOver(t *testing.T) {
 	t.Run("no room", func(t *testing.T) {
 		src := &fakeSource{}
 		a := makeFile(t, newRand(t), src, kinds[0], 4<<20)
-		src.mangle = wrongIn(rawPiece + 5)
+		src.mangle = wrongIn(128<<10 + 5)
 		f := find(t, t.TempDir(), a, src, Options{Size: 1})
 		f.read(t, f.place(1))
 		e := f.h.entry
-		e.cache.spare.drop(e, 1, 2)
+		e.held.Drop(1)
 		src.heal(true)
 		f.read(t, f.place(31))
-		f.check(t, byStream, 1, 2, 1)
+		f.check(t, disk.ByStream, 1, 2, 1)
 	})
 	t.Run("died", func(t *testing.T) {
 		src, dir := &fakeSource{}, t.TempDir()
 		a := makeFile(t, newRand(t), src, kinds[0], 4<<20)
-		src.mangle = wrongIn(rawPiece + 5)
-		disk := newStuckDisk("measure")
-		c := openCache(t, dir, Options{before: disk.before, grace: time.Millisecond})
+		src.mangle = wrongIn(128<<10 + 5)
+		stuck := newStuckDisk("measure")
+		c := openCache(t, dir, Options{before: stuck.before, grace: time.Millisecond})
 		died := openFile(t, c, a.file, src)
 		e := died.entry
-		if _, err := died.ReadAt(t.Context(), make([]byte, 1), e.stretch(1, 2).off); err != nil {
+		if _, err := died.ReadAt(t.Context(), make([]byte, 1), e.disk.Stretch(1, 2).Off); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is noted", func() bool { _, other := e.state.otherHanded(1, 0); return other })
+		eventually(t, "it is noted", func() bool { _, other := e.state.OtherHanded(1, 0); return other })
 		_ = died.Close()
-		disk.release()
+		stuck.release()
 		_ = c.Close()
 		src.heal(true)
 		f := find(t, dir, a, src, Options{})
 		f.read(t, f.place(31))
-		f.check(t, byStream, 1, 2, 1)
+		f.check(t, disk.ByStream, 1, 2, 1)
 	})
 }

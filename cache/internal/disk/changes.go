@@ -1,0 +1,186 @@
+package disk
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// Whoever shows a file keeps copies of what it has read: the kernel's pages.
+// They must go when a piece is taken back, by this process or by another. Each
+// process compares the turns in the words with those that it has seen: at
+// once if it took the piece back itself, else when a counter in the state's
+// header has moved, which is looked at with each read and now and then.
+
+// watchUnended is the number of looks after which the turns are compared if a
+// process seems to be taking pieces back: it may have died over it.
+const watchUnended = 16
+
+// changes is what is known of pieces that were taken back, and who is told.
+type changes struct {
+	begun atomic.Uint64 // the state's counter at the last look, with what this process added
+
+	mu    sync.Mutex
+	calls []func(off, n int64)
+	seen  map[int]Word // turns of pieces, if they are not 0
+	wrong uint64       // the state's counter, with what this process added
+	idle  int          // looks since the last comparison
+	todo  []Stretch    // still to be told
+	tells bool         // somebody is at it
+}
+
+// sawLocked notes the word that this process has given to a piece.
+func (c *changes) sawLocked(i int, word Word) {
+	if turn := word & WordTurn; turn != 0 {
+		if c.seen == nil {
+			c.seen = map[int]Word{}
+		}
+		c.seen[i] = turn
+	} else {
+		delete(c.seen, i)
+	}
+}
+
+// todoLocked has a stretch told to those who keep copies.
+func (c *changes) todoLocked(s Stretch) {
+	if len(c.calls) == 0 {
+		return
+	}
+	if n := len(c.todo); n > 0 && c.todo[n-1].N > 0 && c.todo[n-1].Off+c.todo[n-1].N == s.Off {
+		c.todo[n-1].N += s.N
+	} else {
+		c.todo = append(c.todo, s)
+	}
+	if !c.tells {
+		c.tells = true
+		go c.tell()
+	}
+}
+
+// tell calls whoever keeps copies. It holds no lock meanwhile, and nobody waits
+// for it.
+func (c *changes) tell() {
+	for {
+		c.mu.Lock()
+		todo, calls := c.todo, slices.Clone(c.calls)
+		c.todo = nil
+		if len(todo) == 0 {
+			c.tells = false
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		for _, s := range todo {
+			for _, call := range calls {
+				call(s.Off, s.N)
+			}
+		}
+	}
+}
+
+// OnDrop has call called when bytes [off, off+n) of the file, or with n 0 all
+// of it, may have been handed out and are not what is read now: whoever keeps
+// copies must drop them. What was taken back before is told too, for copies
+// that another process has left. call may take its time.
+func (f *File) OnDrop(call func(off, n int64)) {
+	c := &f.changes
+	c.mu.Lock()
+	c.calls = append(c.calls, call)
+	c.seen = nil
+	c.begun.Store(0)
+	c.mu.Unlock()
+	f.Compare(true)
+}
+
+// Quiet ends the calls of OnDrop: the file is being closed.
+func (f *File) Quiet() {
+	c := &f.changes
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls, c.todo = nil, nil
+}
+
+// Changed reports whether pieces may have been taken back since the last
+// Compare.
+func (f *File) Changed() bool {
+	return atomic.LoadUint64(f.State.counter(offBegun)) != f.changes.begun.Load()
+}
+
+// Compare looks whether other processes have taken pieces back, and has copies
+// of them dropped. all is for whoever looks now and then, and so finds what a
+// process has left undone.
+func (f *File) Compare(all bool) {
+	news, wrong := f.compare(all)
+	if wrong == 0 {
+		return
+	}
+	f.dir.hooks.Wrong(ByElsewhere, wrong)
+	line := []any{"file", f.Layout.Name, "pieces", wrong, "found_by", ByElsewhere, "source", f.source()}
+	if len(news) > 0 {
+		line = append(line, "offset", news[0].Off, "length", news[0].N)
+	}
+	f.dir.hooks.Log.Error("wrong bytes were dropped", line...)
+}
+
+// compare returns what others have taken back since the last look, and how
+// many pieces they found to be wrong.
+func (f *File) compare(all bool) (news []Stretch, wrong int64) {
+	c := &f.changes
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	begun, ended, counted := f.State.taken()
+	if len(c.calls) == 0 {
+		return nil, 0
+	}
+	if begun == c.begun.Load() {
+		if !all || begun == ended {
+			return nil, 0
+		}
+		if c.idle++; c.idle < watchUnended {
+			return nil, 0
+		}
+	}
+	c.idle = 0
+	missed := begun - c.begun.Load()
+	c.begun.Store(begun)
+	if news = f.turnedLocked(); missed >= Turns { // nobody knows any more what they were
+		news = []Stretch{{}}
+	}
+	for _, s := range news {
+		c.todoLocked(s)
+	}
+	wrong = max(0, int64(counted-c.wrong))
+	c.wrong = max(c.wrong, counted)
+	return news, wrong
+}
+
+// turnedLocked returns where the pieces lie whose turns are not those that
+// were seen, and notes them.
+func (f *File) turnedLocked() (news []Stretch) {
+	c := &f.changes
+	words := f.State.shared()
+	from, to := -1, -1 // of the last run of such pieces
+	flush := func() {
+		if from >= 0 {
+			news = append(news, f.Stretch(from, to))
+		}
+	}
+	f.State.Each(func(i int) {
+		word := Word(atomic.LoadUint64(&words[i]))
+		if word&WordTurn == c.seen[i] {
+			return
+		}
+		c.sawLocked(i, word)
+		f.dropBeside(i)
+		if f.State.readOnly { // what this process has noted of it is of no use
+			atomic.StoreUint64(&f.State.words[i], uint64(word))
+		}
+		if i != to {
+			flush()
+			from = i
+		}
+		to = i + 1
+	})
+	flush()
+	return news
+}

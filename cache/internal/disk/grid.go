@@ -1,0 +1,141 @@
+package disk
+
+import (
+	"sort"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+)
+
+const (
+	// WholeLimit is the largest part, in bytes, that is fetched and hashed as
+	// a whole before a byte of it is used.
+	WholeLimit = 32 << 20
+	// smallBlob is the size up to which any blob is one piece.
+	smallBlob = 1 << 20
+	// rawPiece is the piece of a raw blob without digests of its own: small,
+	// because a stray read fetches one.
+	rawPiece = 128 << 10
+	// FramePiece is the piece of a frame that is decoded as a stream; it is
+	// fetched with all before it anyway.
+	FramePiece = 1 << 20
+	// mostPieces is the number of pieces of a part from which on they are made
+	// larger, up to largestPiece, so that a state stays small whatever a
+	// manifest claims.
+	mostPieces   = 1 << 18
+	largestPiece = 16 << 20
+)
+
+// Grid cuts a file's payload into pieces. No piece reaches over a part.
+type Grid struct {
+	file  *layout.File
+	First []int   // index of each part's first piece, and the number of pieces at the end
+	Size  []int64 // bytes of a piece of each part; its last piece may be shorter
+}
+
+// NewGrid returns the pieces of f.
+func NewGrid(f *layout.File) *Grid {
+	g := &Grid{file: f, First: make([]int, len(f.Parts)+1), Size: make([]int64, len(f.Parts))}
+	if f.Index != nil {
+		g.First[1], g.Size[0] = f.Index.Granules(), f.Index.Head.Granule
+		return g
+	}
+	for i := range f.Parts {
+		p := &f.Parts[i]
+		g.Size[i] = pieceSize(p, len(f.Parts) > 1)
+		g.First[i+1] = g.First[i] + int((p.Length+g.Size[i]-1)/g.Size[i])
+	}
+	return g
+}
+
+// pieceSize returns the bytes of a piece of p. split is true if p is not the
+// only part of its file.
+func pieceSize(p *layout.Part, split bool) int64 {
+	switch {
+	case p.Encoding != layout.Raw && p.Length <= WholeLimit && p.StoredSize <= WholeLimit,
+		p.Encoding == layout.Raw && p.StoredSize <= smallBlob,
+		p.Encoding == layout.Raw && split && p.StoredSize <= WholeLimit:
+		return max(p.Length, 1)
+	case p.Encoding != layout.Raw:
+		return grown(FramePiece, p.Length)
+	case p.Pieces != nil && p.Pieces.Size <= WholeLimit:
+		return p.Pieces.Size
+	}
+	return grown(rawPiece, p.Length)
+}
+
+// grown returns the size of pieces of a part of the given length, n or larger.
+func grown(n, length int64) int64 {
+	for n < largestPiece && length/n >= mostPieces {
+		n *= 2
+	}
+	return n
+}
+
+// Pieces returns the number of pieces.
+func (g *Grid) Pieces() int { return g.First[len(g.First)-1] }
+
+// Part returns the index of the part that piece i belongs to.
+func (g *Grid) Part(i int) int {
+	return sort.Search(len(g.Size), func(p int) bool { return g.First[p+1] > i })
+}
+
+// At returns the piece that holds payload offset off.
+func (g *Grid) At(off int64) int {
+	if g.file.Index != nil {
+		return g.file.Index.At(off)
+	}
+	p := g.file.PartAt(off)
+	return g.First[p] + int((off-g.file.Parts[p].Offset)/g.Size[p])
+}
+
+// Extent returns where piece i lies in the payload.
+func (g *Grid) Extent(i int) (off, n int64) {
+	if g.file.Index != nil {
+		return g.file.Index.Extent(i)
+	}
+	p := g.Part(i)
+	part := &g.file.Parts[p]
+	off = part.Offset + int64(i-g.First[p])*g.Size[p]
+	return off, min(g.Size[p], part.End()-off)
+}
+
+// Whole reports whether the part is one piece, fetched and hashed as a whole.
+func (g *Grid) Whole(part int) bool {
+	if g.file.Index != nil {
+		return false
+	}
+	p := &g.file.Parts[part]
+	return g.First[part+1]-g.First[part] <= 1 && p.StoredSize <= WholeLimit && p.Length <= WholeLimit
+}
+
+// Checked reports whether each piece of a part is compared with a digest
+// before it is used.
+func (g *Grid) Checked(part int) bool {
+	if g.Whole(part) || g.file.Index != nil {
+		return true
+	}
+	_, ok := g.Sum(g.First[part])
+	return ok
+}
+
+// AllChecked reports whether each piece of all parts is.
+func (g *Grid) AllChecked() bool {
+	for part := range g.Size {
+		if !g.Checked(part) {
+			return false
+		}
+	}
+	return true
+}
+
+// Sum returns the digest that piece i can be checked against by itself.
+// A piece that is its whole part is checked against the part's digest
+// instead, and has none here.
+func (g *Grid) Sum(i int) (want [32]byte, ok bool) {
+	p := g.Part(i)
+	pieces := g.file.Parts[p].Pieces
+	if g.Whole(p) || pieces == nil || pieces.Size != g.Size[p] {
+		return want, false
+	}
+	return pieces.Sum(int64(i - g.First[p])), true
+}

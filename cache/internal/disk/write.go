@@ -1,0 +1,175 @@
+package disk
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/internal/crashpoint"
+)
+
+// Incoming is the payload of a piece on its way to the disk.
+type Incoming struct {
+	Piece    int
+	Payload  []byte
+	Verified bool   // a digest of the artifact vouches for it
+	By       string // where it comes from; one of Finders
+	Drops    int64  // what File.Drops was when it came
+	Clone    *Clone // where the same bytes lie in another file; may be nil
+
+	sum    uint64
+	summed bool
+}
+
+// Sum returns the checksum of the payload.
+func (p *Incoming) Sum() uint64 {
+	if !p.summed {
+		p.sum, p.summed = Sum(p.Payload), true
+	}
+	return p.sum
+}
+
+// ErrOvertaken is the error of a piece that came too late to be put on disk: it
+// is to be fetched again, unless it is there.
+var ErrOvertaken = errors.New("another process has changed the piece meanwhile")
+
+// MakeWay looks at what is there of a piece. kept is true if it is that piece,
+// or one that was verified: that is never written over, because others may read
+// it, and the kernel. Other bytes are discarded first, so that nobody reads
+// them while they are replaced. word is what the piece's word is then.
+func (f *File) MakeWay(p *Incoming) (word Word, kept bool) {
+	for sum := p.Sum(); ; {
+		word = f.State.Word(p.Piece)
+		switch {
+		case !word.Readable():
+			if handed, other := f.State.OtherHanded(p.Piece, sum); !other || handed != word {
+				return word, false
+			}
+		case word.HasSum(sum):
+			if p.Verified {
+				f.State.SetVerified(p.Piece, sum)
+			}
+			return word, true
+		case word.Verified():
+			return word, true
+		}
+		f.Discard(p.Piece, p.Piece+1, Found{By: p.By, Word: word})
+	}
+}
+
+// mostOvertaken is how often a piece is written that others overtake.
+const mostOvertaken = 5
+
+// Write writes a piece, for which there is room, and marks it present. Between
+// any two of its steps another process may have put the piece there, and sealed
+// the file: one that waits for this one does not wait for long. So the word is
+// looked at once more before the data is written, and must still be the same
+// after that. The error is ErrOvertaken or the disk's.
+func (f *File) Write(p *Incoming) error {
+	if err := f.State.reserve(p.Piece); err != nil {
+		return err
+	}
+	for range mostOvertaken {
+		f.step("write")
+		word, kept := f.MakeWay(p)
+		if kept {
+			return nil
+		}
+		if !p.Verified && f.Drops() != p.Drops {
+			break // it may be what was found wrong
+		}
+		f.step("write data")
+		if err := f.writeData(p); err != nil {
+			return err
+		}
+		f.step("mark")
+		if f.State.put(p.Piece, word, p.Sum(), p.Verified) {
+			return nil
+		}
+		if !f.overtaken(p, word) && !p.Verified {
+			break
+		}
+	}
+	return ErrOvertaken
+}
+
+func (f *File) step(name string) {
+	if f.dir.hooks.Before != nil {
+		f.dir.hooks.Before(name)
+	}
+}
+
+// overtaken deals with a piece that was written although its word is not old
+// any more. What another process put there is not what lies there now. It
+// reports whether nobody has put the piece there or taken it back.
+func (f *File) overtaken(p *Incoming, old Word) bool {
+	word := f.State.Word(p.Piece)
+	if word.Present() && !word.HasSum(p.Sum()) {
+		f.Discard(p.Piece, p.Piece+1, Found{By: p.By, Cause: ErrOvertaken, Word: word})
+	}
+	return !word.Present() && word&WordTurn == old&WordTurn
+}
+
+func (f *File) writeData(p *Incoming) error {
+	off, _ := f.Grid.Extent(p.Piece)
+	rest := p.Payload
+	for run := range f.Layout.Map.Payload(off, int64(len(rest))) {
+		if p.Clone != nil && run.Length == int64(len(p.Payload)) && p.Clone.into(f.Data, run.Offset) {
+			break
+		}
+		if _, err := f.Data.WriteAt(rest[:run.Length], run.Offset); err != nil {
+			return err
+		}
+		rest = rest[run.Length:]
+		crashpoint.Reach("run written")
+	}
+	crashpoint.Reach("piece written")
+	return nil
+}
+
+// RoomFor returns how many bytes of blocks a piece of n bytes may take: a page
+// at each end of each of its runs may be new.
+func (f *File) RoomFor(i int, n int64) int64 {
+	off, _ := f.Grid.Extent(i)
+	var runs int64
+	for range f.Layout.Map.Payload(off, n) {
+		runs++
+	}
+	return n + runs*pageSize
+}
+
+// pageSize is the block size that file systems use, in general.
+const pageSize = 4096
+
+// Clone is a piece of another file whose blocks a copy may share.
+type Clone struct {
+	from *File
+	off  int64 // in its data file
+	n    int64
+	i    int
+	word Word // of the piece; what is cloned is right only while it has that
+}
+
+// CloneOf returns where piece i lies if it is one stretch that begins at a
+// block, else nil.
+func (f *File) CloneOf(i int, word Word) *Clone {
+	s := f.Stretch(i, i+1)
+	_, n := f.Grid.Extent(i)
+	if s.N != n || s.Off%pageSize != 0 || n%pageSize != 0 {
+		return nil
+	}
+	return &Clone{from: f, off: s.Off, n: n, i: i, word: word}
+}
+
+// into shares the piece's blocks with dst at off. It reports whether the file
+// system can do that.
+func (c *Clone) into(dst *os.File, off int64) bool {
+	if off%pageSize != 0 {
+		return false
+	}
+	err := unix.IoctlFileCloneRange(int(dst.Fd()), &unix.FileCloneRange{
+		Src_fd: int64(c.from.Data.Fd()), Src_offset: uint64(c.off), Src_length: uint64(c.n), Dest_offset: uint64(off),
+	})
+	return err == nil && c.from.State.Word(c.i) == c.word
+}

@@ -1,0 +1,159 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/internal/transport"
+)
+
+// job is one request: pieces [from, to) of one part. Their flights are
+// running, and it is a user of the entry.
+type job struct {
+	entry    *entry
+	part     int
+	from, to int
+	priority priority
+	stream   bool // the part is fetched from its start to its end
+	alone    bool // do not ask other processes
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	adopted  bool // its body lives on in a stream, and ctx with it
+}
+
+// errPaused is the error of a replay or a prefetch that is not worth doing now.
+var errPaused = errors.New("not now")
+
+// memory waits for room for n bytes in memory. What is larger than all the
+// room gets all of it. release gives it back.
+func (j *job) memory(n int64) (release func(), err error) {
+	c := j.entry.cache
+	n = min(n, c.opts.Memory)
+	if err := c.buffers.Acquire(j.ctx, n); err != nil {
+		return nil, err
+	}
+	return func() { c.buffers.Release(n) }, nil
+}
+
+// blobRange returns the range of the job's blob from off on, n bytes long.
+func (j *job) blobRange(off, n int64) transport.Range {
+	p := &j.entry.file.Parts[j.part]
+	return transport.Range{Digest: p.Digest, Size: p.StoredSize, Off: off, N: n, Checked: j.entry.grid.Checked(j.part)}
+}
+
+// failed ends or repeats what is left of a job: pieces that somebody waits for
+// are queued again after a pause, unless err is final, and those to be
+// prefetched as well.
+func (j *job) failed(from, to int, err error) {
+	e := j.entry
+	slow := errors.Is(err, transport.ErrSlow)
+	var pause time.Duration
+	if !slow { // that one is counted by the link
+		// Whoever is told of the failure finds it counted.
+		e.cache.counts.retried(err)
+		pause = e.link.Pause(err)
+	}
+	want := e.flights.fail(from, to, err, func(bad map[int]int) int { return j.lastTry(from, to, err, bad) })
+	if slow {
+		e.cache.queue.push(demanded, want...)
+		return
+	}
+	e.flights.queueLater(demanded, pause, want)
+	if j.priority == prefetched {
+		e.flights.queueLater(prefetched, pause, []span{{entry: e, from: from, to: to}})
+	}
+}
+
+// lastTry returns the end of the pieces, from the first on, whose reads err
+// ends. Bytes may be damaged on the way once; the second time they are wrong
+// where they come from. The next read asks again. bad counts that.
+func (j *job) lastTry(first, to int, err error, bad map[int]int) (end int) {
+	var wrong *contentError
+	switch {
+	case j.entry.ctx.Err() != nil:
+		return to
+	case !errors.As(err, &wrong):
+		if transport.Final(err) {
+			return to
+		}
+	case !wrong.elsewhere:
+		if bad[first]++; bad[first] > 1 {
+			delete(bad, first)
+			if wrong.all {
+				return to
+			}
+			return first + 1 // what comes after it may be right
+		}
+	}
+	return first
+}
+
+// prefetchPause is how long a prefetch that got stuck waits.
+const prefetchPause = 500 * time.Millisecond
+
+// prefetchOn queues what is left of a prefetch: pieces that nobody waits for
+// are forgotten when a request ends early.
+func (j *job) prefetchOn() {
+	e := j.entry
+	if j.priority != prefetched || e.unkept() || e.cache.quota.Full() || e.state.HasAll(j.from, j.to) {
+		return
+	}
+	e.flights.queueLater(prefetched, prefetchPause, []span{{entry: e, from: j.from, to: j.to}})
+}
+
+// copied takes a piece that another cached file had. A job waits for no disk.
+func (j *job) copied(i int, payload []byte, verified bool, from *disk.Clone) {
+	j.entry.keep(&disk.Incoming{Piece: i, Payload: payload, Verified: verified, By: disk.ByCopy, Clone: from}, nil)
+}
+
+// follow watches a piece that another process has claimed. When that process
+// makes no progress, the piece is fetched here as well.
+func (j *job) follow(piece int) {
+	e := j.entry
+	if !e.flights.use() {
+		e.flights.requeue(piece, piece+1)
+		return
+	}
+	go func() {
+		defer e.flights.unuse()
+		came, err := e.comes(e.ctx, piece)
+		if err == nil && came {
+			e.flights.land(piece, nil)
+			e.checkComplete()
+			return
+		}
+		e.flights.goAlone(piece)
+	}()
+}
+
+// Bounds of the wait between two looks at what another process fetches.
+const (
+	followFirst = time.Millisecond
+	followMost  = 20 * time.Millisecond
+)
+
+// comes waits until a piece is present, or until nothing of the file has
+// come for so long that its fetcher must be taken for dead or stopped.
+func (e *entry) comes(ctx context.Context, piece int) (bool, error) {
+	pause := followFirst
+	seen, since := e.state.Count(), time.Now()
+	for !e.state.Has(piece) {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		pause = min(2*pause, followMost)
+		if n := e.state.Count(); n != seen {
+			seen, since = n, time.Now()
+		} else if time.Since(since) > e.cache.opts.patience {
+			return false, nil
+		}
+		if !e.state.HeldElsewhere(piece) { // its fetcher has let go; it may have failed
+			return e.state.Has(piece), nil
+		}
+	}
+	return true, nil
+}

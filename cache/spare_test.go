@@ -1,8 +1,0 @@
-package cache
-
-// held is how many bytes there are.
-func (s *spare) held() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.bytes
-}
