@@ -49,7 +49,18 @@ var allowed = map[string][]string{
 	"internal/workingset": {"internal/zstdframe"},
 
 	// The cache asks an interface for bytes: no registry, no FUSE.
-	"cache": {"internal/crashpoint", "internal/digests", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed", "snapshot/sparse"},
+	"cache": {
+		"cache/internal/buffers", "cache/internal/disk", "cache/internal/inventory", "cache/internal/overlay", "cache/internal/quota", "cache/internal/readahead",
+		"internal/crashpoint", "internal/digests", "internal/transport", "internal/zstdframe", "snapshot/layout", "snapshot/packed",
+	},
+	// Its rooms. What lies on disk knows no fetching, and who measures or
+	// lists it knows nothing else.
+	"cache/internal/buffers":   nil,
+	"cache/internal/readahead": nil,
+	"cache/internal/overlay":   nil,
+	"cache/internal/disk":      {"cache/internal/buffers", "internal/crashpoint", "internal/digests", "snapshot/layout", "snapshot/packed", "snapshot/sparse"},
+	"cache/internal/quota":     {"cache/internal/disk"},
+	"cache/internal/inventory": {"cache/internal/buffers", "cache/internal/disk", "internal/digests", "snapshot/layout"},
 	// The tree asks an interface for contents: no registry, no cache.
 	"fs": {"internal/crashpoint", "snapshot/sparse"},
 
