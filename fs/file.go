@@ -49,10 +49,6 @@ func (r *readResult) Done() {
 	readResults.Put(r)
 }
 
-// zeros answers reads of holes from the processor's cache, without a call to
-// Content.
-var zeros [maxRequest]byte
-
 // Read never returns fewer bytes than the file has at the offset: the kernel
 // would take a short answer for the end of the file and show zeros.
 func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -66,8 +62,8 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	}
 	off := int64(in.Offset)
 	p := buf[:min(int64(len(buf)), size-off)]
-	if end := off + int64(len(p)); len(p) <= len(zeros) && n.Map.PayloadAt(off) == n.Map.PayloadAt(end) {
-		return newReadResult(zeros[:len(p)]), fuse.OK
+	if end := off + int64(len(p)); len(p) <= maxRequest && n.Map.PayloadAt(off) == n.Map.PayloadAt(end) {
+		return newReadResult(zeros()[:len(p)]), fuse.OK
 	}
 	ctx := requestContext(cancel)
 	err := readFull(ctx, n.Content, p, off)

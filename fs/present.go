@@ -18,16 +18,16 @@ import (
 //
 // Memory that the process has just written is present. Memory that is not:
 // buffers of 1 MiB fresh from the kernel, above all in a process that has
-// just begun; and zeros, which are never written. Reading zeros is not
-// enough, because the kernel's shared zero page is looked up on the path
-// that fails. A request is small and lies in the first two pages of its
-// buffer.
+// just begun; and zeros, which are never written. Memory of the process's own
+// would have to be written, because the kernel's shared zero page is looked up
+// on the path that fails; pages of a file are present once they were read. A
+// request is small and lies in the first two pages of its buffer.
 func present(server *fuse.Server) error {
 	pool, err := readPool(server)
 	if err != nil {
 		return err
 	}
-	clear(zeros[:])
+	zeros()
 	fresh := pool.New
 	pool.New = func() any {
 		buf := fresh()

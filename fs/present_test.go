@@ -32,8 +32,11 @@ func TestBuffersArePresent(t *testing.T) {
 		isPresent(t, &buf[0])
 		isPresent(t, &buf[300]) // the longest request is a LOOKUP's
 	}
-	for at := 0; at < len(zeros); at += os.Getpagesize() {
-		isPresent(t, &zeros[at])
+	for at := 0; at < maxRequest; at += os.Getpagesize() {
+		isPresent(t, &zeros()[at])
+		if zeros()[at] != 0 {
+			t.Fatalf("byte %d of zeros is %d", at, zeros()[at])
+		}
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"hash"
 	"io"
 	"net/http"
-	"regexp"
 	"strings"
 
 	"github.com/cocoonstack/epochfs/internal/digests"
@@ -52,8 +51,11 @@ var starts = map[string]func([]byte) bool{
 	"dcb":         begins(""),
 	"dcz":         begins(""),
 	"zstd":        beginsFrame,
-	"aws-chunked": regexp.MustCompile("^[0-9a-fA-F]{1,8}(?:;[!-~]*)?\r\n").Match,
+	"aws-chunked": func(b []byte) bool { return chunkSize().Match(b) },
 }
+
+// chunkSize matches the size before a chunk.
+var chunkSize = lazily("^[0-9a-fA-F]{1,8}(?:;[!-~]*)?\r\n")
 
 func begins(with string) func([]byte) bool {
 	return func(b []byte) bool { return len(b) > 0 && bytes.HasPrefix(b, []byte(with)) }

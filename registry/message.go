@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 )
 
 // message returns an answer's text for people: cleaned for one line, and
@@ -27,7 +28,7 @@ func message(resp *http.Response, body []byte) string {
 	return text
 }
 
-var title = regexp.MustCompile(`(?is)<title>([^<]*)</title>`)
+var title = lazily(`(?is)<title>([^<]*)</title>`)
 
 // words finds the text for people in a body: of a registry's error, of a
 // gateway's JSON error, the title of a page, or plain text.
@@ -48,7 +49,7 @@ func words(body []byte) string {
 		text, _ := doc.Error.(string)
 		return either(doc.Message, text)
 	}
-	if m := title.FindSubmatch(body); m != nil {
+	if m := title().FindSubmatch(body); m != nil {
 		return string(m[1])
 	}
 	if strings.ContainsAny(string(body), "<>{}") {
@@ -64,19 +65,25 @@ func either(a, b string) string {
 	return b
 }
 
+// lazily returns a function that compiles an expression when it is first
+// called: most processes never see an error with a body.
+func lazily(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
 // Possible secrets and what replaces them.
 var secrets = []struct {
-	form *regexp.Regexp
+	form func() *regexp.Regexp
 	with string
 }{
-	{regexp.MustCompile(`://[^/\s@]*@`), "://…@"},
-	{regexp.MustCompile(`\?[^\s"'<>?]*=[^\s"'<>]*`), "?…"},
-	{regexp.MustCompile(`(?i)\b(bearer|basic)\s+[^\s"',;]+`), "$1 …"},
-	{regexp.MustCompile(`(?i)\b([\w-]*(?:token|password|secret|signature|credential|api-?key))(\s*[=:]\s*)[^\s"',;&]+`), "$1$2…"},
+	{lazily(`://[^/\s@]*@`), "://…@"},
+	{lazily(`\?[^\s"'<>?]*=[^\s"'<>]*`), "?…"},
+	{lazily(`(?i)\b(bearer|basic)\s+[^\s"',;]+`), "$1 …"},
+	{lazily(`(?i)\b([\w-]*(?:token|password|secret|signature|credential|api-?key))(\s*[=:]\s*)[^\s"',;&]+`), "$1$2…"},
 }
 
 // opaque matches a word as long as a token.
-var opaque = regexp.MustCompile(`[A-Za-z0-9_+=-]{40,}`)
+var opaque = lazily(`[A-Za-z0-9_+=-]{40,}`)
 
 // redact removes the credentials of the request from text, and everything
 // that looks like credentials.
@@ -88,9 +95,9 @@ func redact(text string, req *http.Request) string {
 		text = strings.ReplaceAll(text, s, "…")
 	}
 	for _, s := range secrets {
-		text = s.form.ReplaceAllString(text, s.with)
+		text = s.form().ReplaceAllString(text, s.with)
 	}
-	return opaque.ReplaceAllStringFunc(text, func(word string) string {
+	return opaque().ReplaceAllStringFunc(text, func(word string) string {
 		if len(word) == 64 && strings.Trim(word, "0123456789abcdef") == "" {
 			return word // a digest
 		}

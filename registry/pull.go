@@ -33,7 +33,7 @@ const manifestTypes = "application/vnd.oci.image.manifest.v1+json, " +
 // type. If tag is a digest, the manifest is verified.
 func (r *Registry) GetManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
 	t := r.target("get manifest", name, tag)
-	if !validRepository(name) || !tagForm.MatchString(tag) && !digests.Valid(tag) {
+	if !validRepository(name) || !validTag(tag) && !digests.Valid(tag) {
 		return nil, "", fmt.Errorf("%w: %s", ErrReference, t.what)
 	}
 	q := request{
@@ -114,7 +114,7 @@ func (r *Registry) Tags(ctx context.Context, name string) ([]string, error) {
 	}
 	var tags []string
 	for _, tag := range doc.Tags {
-		if tagForm.MatchString(tag) && len(tags) < maxTags {
+		if validTag(tag) && len(tags) < maxTags {
 			tags = append(tags, tag)
 		}
 	}

@@ -301,7 +301,7 @@ func (r *Registry) PutManifest(ctx context.Context, name, tag string, data []byt
 // putManifest is PutManifest. It returns the headers of the answer.
 func (r *Registry) putManifest(ctx context.Context, name, tag string, data []byte, contentType string) (http.Header, error) {
 	t := r.target("put manifest", name, tag)
-	if !validRepository(name) || !tagForm.MatchString(tag) && !digests.Valid(tag) {
+	if !validRepository(name) || !validTag(tag) && !digests.Valid(tag) {
 		return nil, fmt.Errorf("%w: %s", ErrReference, t.what)
 	}
 	digest := digests.Of(data)

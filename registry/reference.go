@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"regexp"
 	"strings"
 
 	"github.com/cocoonstack/epochfs/internal/digests"
@@ -18,14 +17,6 @@ const DefaultServer = "http://127.0.0.1:8080"
 // ErrReference is wrapped by errors about an invalid reference, or an
 // invalid server that completes it.
 var ErrReference = errors.New("invalid reference")
-
-// The grammar of the OCI distribution spec. A name that matches cannot leave
-// its place in a URL.
-var (
-	repositoryForm = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagForm        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	hostForm       = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?$`)
-)
 
 // maxRepository bounds the length of a repository name in bytes, as in the
 // code of docker and distribution.
@@ -83,7 +74,7 @@ func ParseReference(s string, opts ReferenceOptions) (Reference, error) {
 	}
 	if colon := strings.LastIndexByte(rest, ':'); colon >= 0 {
 		rest, ref.Tag = rest[:colon], rest[colon+1:]
-		if !tagForm.MatchString(ref.Tag) {
+		if !validTag(ref.Tag) {
 			return bad("the tag has characters or a length that tags cannot have")
 		}
 	}
@@ -177,7 +168,7 @@ func schemeFor(host string, srv server, plainHTTP bool) string {
 }
 
 func validHost(host string) bool {
-	if !hostForm.MatchString(host) {
+	if !validHostForm(host) {
 		return false
 	}
 	u, err := url.Parse("//" + host)
@@ -185,7 +176,7 @@ func validHost(host string) bool {
 }
 
 func validRepository(name string) bool {
-	return len(name) <= maxRepository && repositoryForm.MatchString(name)
+	return len(name) <= maxRepository && validRepositoryForm(name)
 }
 
 func defaultPort(scheme string) string {

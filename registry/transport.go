@@ -67,13 +67,18 @@ func newTransport(o Options, at endpoint, lim limits, dial dialFunc) (*http.Tran
 		IdleConnTimeout:        90 * time.Second,
 		ExpectContinueTimeout:  2 * time.Second,
 		MaxResponseHeaderBytes: 256 << 10,
-		ReadBufferSize:         64 << 10,
-		WriteBufferSize:        64 << 10,
+		ReadBufferSize:         connBuffer,
+		WriteBufferSize:        connBuffer,
 		Protocols:              new(http.Protocols),
 	}
 	t.Protocols.SetHTTP1(true)
 	return t, nil
 }
+
+// connBuffer is the size of a connection's buffers, in bytes: a TLS record.
+// Every idle connection of every mount has two of them, and larger reads and
+// writes go past them.
+const connBuffer = 16 << 10
 
 // tlsConfig verifies the certificates of all hosts, except the endpoint's
 // own if at.skipVerify is set.

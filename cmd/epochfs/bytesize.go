@@ -5,6 +5,7 @@ import (
 	"math"
 	"regexp"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -42,11 +43,13 @@ func (b *byteSize) Type() string { return "size" }
 // set.
 type age time.Duration
 
-var ageForm = regexp.MustCompile(`^(?:(\d{1,5})w)?(?:(\d{1,5})d)?(.*)$`)
+var ageForm = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:(\d{1,5})w)?(?:(\d{1,5})d)?(.*)$`)
+})
 
 // Set implements pflag.Value.
 func (a *age) Set(s string) error {
-	parts := ageForm.FindStringSubmatch(s)
+	parts := ageForm().FindStringSubmatch(s)
 	var sum time.Duration
 	for i, unit := range []time.Duration{7 * 24 * time.Hour, 24 * time.Hour} {
 		if n, err := strconv.ParseInt(parts[i+1], 10, 64); err == nil {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cocoonstack/epochfs/internal/text"
@@ -164,12 +165,12 @@ func shown(stdout, stderr string) string {
 		// Cut between words: half a secret matches no form.
 		s = s[:max(0, strings.LastIndexAny(s[:maxSearched], " \n"))]
 	}
-	for _, m := range secretOf.FindAllStringSubmatch(stdout, -1) {
+	for _, m := range secretOf().FindAllStringSubmatch(stdout, -1) {
 		if secret := m[1]; secret != "" {
 			s = strings.ReplaceAll(s, secret, "***")
 		}
 	}
-	for _, form := range secretForms {
+	for _, form := range secretForms() {
 		s = form.ReplaceAllString(s, "${1}***")
 	}
 	s = text.Line(s)
@@ -180,16 +181,18 @@ func shown(stdout, stderr string) string {
 }
 
 // secretOf matches the secret in an answer, even an incomplete one.
-var secretOf = regexp.MustCompile(`(?i)"secret"\s*:\s*"([^"]*)`)
+var secretOf = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)"secret"\s*:\s*"([^"]*)`) })
 
 // secretForms match possible secrets: the text after a word for one, the
 // part of a URL before the @ or after the question mark, and long runs of
 // letters and digits.
-var secretForms = []*regexp.Regexp{
-	regexp.MustCompile(`(?i)(passw(?:or)?d["']?\s*[:=]\s*)\S+`),
-	regexp.MustCompile(`(?i)((?:secret|token|key|authorization)["']?\s*[:=]\s*)(?:\S*[0-9]\S*|\S{16,})`),
-	regexp.MustCompile(`(?i)((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{6,}`),
-	regexp.MustCompile(`(://)[^\s/@]+@`),
-	regexp.MustCompile(`(://[^\s?]*\?)\S+`),
-	regexp.MustCompile(`()[A-Za-z0-9+=_]{24,}(?:[A-Za-z0-9+/=_.-]*)`),
-}
+var secretForms = sync.OnceValue(func() []*regexp.Regexp {
+	return []*regexp.Regexp{
+		regexp.MustCompile(`(?i)(passw(?:or)?d["']?\s*[:=]\s*)\S+`),
+		regexp.MustCompile(`(?i)((?:secret|token|key|authorization)["']?\s*[:=]\s*)(?:\S*[0-9]\S*|\S{16,})`),
+		regexp.MustCompile(`(?i)((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{6,}`),
+		regexp.MustCompile(`(://)[^\s/@]+@`),
+		regexp.MustCompile(`(://[^\s?]*\?)\S+`),
+		regexp.MustCompile(`()[A-Za-z0-9+=_]{24,}(?:[A-Za-z0-9+/=_.-]*)`),
+	}
+})
