@@ -25,10 +25,10 @@ func mirrorLimits(l limits) limits {
 // failing mirror for a while, and asks the registry itself last. It is safe
 // for concurrent use.
 type Mirrors struct {
-	own    *place
-	places []*place // the registry itself is the last one
-	origin string
-	log    *slog.Logger
+	own       *upstream
+	upstreams []*upstream // the registry itself is the last one
+	origin    string
+	log       *slog.Logger
 }
 
 // NewMirrors returns clients of ref's registry and of its mirrors in conf.
@@ -50,7 +50,7 @@ func newMirrors(ref Reference, conf *hosts.Config, opts Options, lim limits, dia
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ref.Host, err)
 	}
-	m.own = &place{reg: reg, pull: true, resolve: true, trusted: at.proven(), own: true, log: m.log}
+	m.own = &upstream{reg: reg, pull: true, resolve: true, trusted: at.proven(), own: true, log: m.log}
 	m.origin = ref.Host
 	if !m.own.trusted {
 		m.origin += " unproven"
@@ -65,11 +65,11 @@ func newMirrors(ref Reference, conf *hosts.Config, opts Options, lim limits, dia
 			continue
 		}
 		trusted := at.proven()
-		m.places = append(m.places, &place{
+		m.upstreams = append(m.upstreams, &upstream{
 			reg: reg, pull: h.Pull, resolve: h.Resolve && trusted, trusted: trusted, log: m.log,
 		})
 	}
-	m.places = append(m.places, m.own)
+	m.upstreams = append(m.upstreams, m.own)
 	for _, key := range conf.Unknown {
 		m.log.Warn("key has no effect", "file", conf.File, "key", clip(key))
 	}
@@ -98,7 +98,7 @@ func (m *Mirrors) Own() *Registry { return m.own.reg }
 // Stats returns the sum of all clients' counters.
 func (m *Mirrors) Stats() Stats {
 	var s Stats
-	for _, p := range m.places {
+	for _, p := range m.upstreams {
 		n := p.reg.Stats()
 		s.Requests += n.Requests
 		s.Bytes += n.Bytes
@@ -114,12 +114,12 @@ func (m *Mirrors) Ranges() (known, supported bool) { return m.own.reg.Ranges() }
 
 // Close closes all clients.
 func (m *Mirrors) Close() {
-	for _, p := range m.places {
+	for _, p := range m.upstreams {
 		p.reg.Close()
 	}
 }
 
-// want describes a request, for the choice of a place.
+// want describes a request, for the choice of an upstream.
 type want struct {
 	id      string // digest, or tag
 	resolve bool   // resolves a tag
@@ -130,10 +130,10 @@ type want struct {
 // errIgnoresRange disqualifies a mirror for ranges.
 var errIgnoresRange = errors.New("ignores Range")
 
-// ask tries one place after the other until one succeeds. It returns the
+// ask tries one upstream after the other until one succeeds. It returns the
 // registry's own error if none does.
-func ask[T any](ctx context.Context, m *Mirrors, w want, try func(*place) (T, error)) (T, error) {
-	for _, p := range m.places {
+func ask[T any](ctx context.Context, m *Mirrors, w want, try func(*upstream) (T, error)) (T, error) {
+	for _, p := range m.upstreams {
 		if !p.own && !p.serves(w, time.Now()) {
 			continue
 		}
@@ -150,14 +150,14 @@ func ask[T any](ctx context.Context, m *Mirrors, w want, try func(*place) (T, er
 		}
 		p.refused(w, err)
 	}
-	panic("the registry itself is one of the places")
+	panic("the registry itself is an upstream")
 }
 
 // tooLong is how long a mirror may hold a request that is then given up,
 // without being blamed.
 const tooLong = 500 * time.Millisecond
 
-// GetManifest is Registry.GetManifest. It resolves a tag only with places
+// GetManifest is Registry.GetManifest. It resolves a tag only with upstreams
 // that prove their identity: by verified TLS, or on this machine.
 func (m *Mirrors) GetManifest(ctx context.Context, name, tag string) ([]byte, string, error) {
 	type answer struct {
@@ -165,7 +165,7 @@ func (m *Mirrors) GetManifest(ctx context.Context, name, tag string) ([]byte, st
 		kind string
 	}
 	w := want{id: tag, resolve: !digests.Valid(tag)}
-	a, err := ask(ctx, m, w, func(p *place) (a answer, err error) {
+	a, err := ask(ctx, m, w, func(p *upstream) (a answer, err error) {
 		a.raw, a.kind, err = p.reg.GetManifest(ctx, name, tag)
 		return a, err
 	})
@@ -175,13 +175,13 @@ func (m *Mirrors) GetManifest(ctx context.Context, name, tag string) ([]byte, st
 // GetBlob is Registry.GetBlob. The caller verifies the digest and reports
 // wrong bytes with Blame.
 func (m *Mirrors) GetBlob(ctx context.Context, name, digest string) (io.ReadCloser, error) {
-	return ask(ctx, m, want{id: digest}, func(p *place) (io.ReadCloser, error) {
+	return ask(ctx, m, want{id: digest}, func(p *upstream) (io.ReadCloser, error) {
 		body, err := p.reg.GetBlob(ctx, name, digest)
 		return p.body(ctx, body, digest), err
 	})
 }
 
-// GetBlobRange is Registry.GetBlobRange, from trusted places only, because a
+// GetBlobRange is Registry.GetBlobRange, from trusted upstreams only, because a
 // range has no digest.
 func (m *Mirrors) GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error) {
 	return m.getRange(ctx, want{id: digest, trusted: true, part: true}, name, off, n)
@@ -195,28 +195,28 @@ func (m *Mirrors) GetWhole(ctx context.Context, name, digest string, size int64)
 }
 
 func (m *Mirrors) getRange(ctx context.Context, w want, name string, off, n int64) (io.ReadCloser, error) {
-	return ask(ctx, m, w, func(p *place) (io.ReadCloser, error) {
+	return ask(ctx, m, w, func(p *upstream) (io.ReadCloser, error) {
 		body, err := p.reg.GetBlobRange(ctx, name, w.id, off, n)
 		return p.body(ctx, body, w.id), err
 	})
 }
 
 // Blame reports that bytes of a blob did not have its digest. body is the
-// body they came in, or nil if that is no longer known; then the first place
-// that served the blob is blamed. The place is not asked for the blob again
+// body they came in, or nil if that is no longer known; then the first upstream
+// that served the blob is blamed. The upstream is not asked for the blob again
 // while others can be; more reports whether there are any.
 func (m *Mirrors) Blame(digest string, body io.ReadCloser) (more bool) {
-	var from *place
-	if b, ok := body.(*placed); ok {
+	var from *upstream
+	if b, ok := body.(*upstreamBody); ok {
 		from = b.p
 	}
-	for _, p := range m.places {
+	for _, p := range m.upstreams {
 		if from == nil && p.served(digest) {
 			from = p
 		}
 	}
 	if from == nil || from.own {
-		for _, p := range m.places {
+		for _, p := range m.upstreams {
 			p.forgive(digest) // the next reader begins anew
 		}
 		return false
@@ -259,7 +259,7 @@ func (s *MirrorSource) open(ctx context.Context, w want, size, off, n int64) (io
 		body  io.ReadCloser
 		whole bool
 	}
-	a, err := ask(ctx, s.m, w, func(p *place) (a answer, err error) {
+	a, err := ask(ctx, s.m, w, func(p *upstream) (a answer, err error) {
 		a.body, a.whole, err = p.reg.Source(s.name).OpenBlob(ctx, w.id, size, off, n)
 		if err == nil && a.whole && w.part && !p.own {
 			a.body.Close()

@@ -99,7 +99,7 @@ func TestMirrorBreaksOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			own, mirror := stock(t, registrytest.InMemory(t)), stock(t, registrytest.InMemory(t))
 			m := mirrored(t, own.URL, nil, Options{}, at(mirror.Front))
-			m.places[0].reg.limits.stall = 300 * time.Millisecond
+			m.upstreams[0].reg.limits.stall = 300 * time.Millisecond
 			mirror.Inject(fault)
 			began := time.Now()
 			body, _, err := m.Source("vm").OpenBlob(t.Context(), own.digest, int64(len(own.blob)), 0, 50_000)

@@ -99,7 +99,7 @@ func prolong(t *testing.T, m *Mirrors, began time.Time) {
 		}
 		*until = began.Add(time.Hour)
 	}
-	p := m.places[0]
+	p := m.upstreams[0]
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	hour(&p.until, time.Second)

@@ -290,7 +290,7 @@ func (m *Mirrors) Referrers(ctx context.Context, name, subject, artifactType str
 		api  bool
 	}
 	w := want{id: "referrers of " + subject, resolve: true}
-	a, err := ask(ctx, m, w, func(p *place) (a answer, err error) {
+	a, err := ask(ctx, m, w, func(p *upstream) (a answer, err error) {
 		a.list, a.api, err = p.reg.Referrers(ctx, name, subject, artifactType)
 		if err == nil && len(a.list) == 0 && !p.own { // it may not have got them
 			err = p.reg.target("list referrers of", name, subject).fail(ErrNotFound, nil)

@@ -13,7 +13,7 @@ import (
 )
 
 // Place is the state of one of the hosts that Mirrors reads from.
-type Place struct {
+type Upstream struct {
 	Host    string // with the port, if one is named
 	Own     bool   // the registry itself, not a mirror
 	Trusted bool   // may serve bytes that no digest verifies in time
@@ -26,18 +26,18 @@ type Place struct {
 	Wrong    int       // blobs of which it sent wrong bytes
 }
 
-// Places returns all places in the order in which they are asked. The
+// Upstreams returns all upstreams in the order in which they are asked. The
 // registry itself is the last; its failures are its callers' to report.
-func (m *Mirrors) Places() []Place {
-	all := make([]Place, 0, len(m.places))
-	for _, p := range m.places {
+func (m *Mirrors) Upstreams() []Upstream {
+	all := make([]Upstream, 0, len(m.upstreams))
+	for _, p := range m.upstreams {
 		all = append(all, p.status(time.Now()))
 	}
 	return all
 }
 
-func (p *place) status(now time.Time) Place {
-	s := Place{Host: p.reg.host, Own: p.own, Trusted: p.trusted, Stats: p.reg.Stats()}
+func (p *upstream) status(now time.Time) Upstream {
+	s := Upstream{Host: p.reg.host, Own: p.own, Trusted: p.trusted, Stats: p.reg.Stats()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.Failures, s.Resting, s.Err = p.failures, p.until, p.last
@@ -55,7 +55,7 @@ func (p *place) status(now time.Time) Place {
 // Reasons counts the retries in Stats by Error.Reason.
 func (m *Mirrors) Reasons() map[string]int64 {
 	all := map[string]int64{}
-	for _, p := range m.places {
+	for _, p := range m.upstreams {
 		p.reg.reasons.addTo(all)
 	}
 	return all

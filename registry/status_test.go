@@ -54,7 +54,7 @@ func TestPlaces(t *testing.T) {
 	m := mirrored(t, own.URL, nil, Options{}, at(bad.Front), at(rotten.Front))
 	began := time.Now()
 	own.read(t, m, 0, 1000)
-	p := m.Places()
+	p := m.Upstreams()
 	if len(p) != 3 || p[0].Host != bad.Host || p[0].Own || p[1].Own || !p[2].Own || p[2].Host != own.Host {
 		t.Fatalf("places: %+v", p)
 	}
@@ -66,7 +66,7 @@ func TestPlaces(t *testing.T) {
 		t.Errorf("the one that serves: %+v, the registry: %+v", p[1], p[2])
 	}
 	m.Blame(own.digest, nil)
-	if p := m.Places(); p[1].Wrong != 1 {
+	if p := m.Upstreams(); p[1].Wrong != 1 {
 		t.Errorf("the one that was blamed: %+v", p[1])
 	}
 }

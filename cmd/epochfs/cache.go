@@ -26,9 +26,9 @@ func newCacheCmd(g *globals) *cobra.Command {
 	opts := &cacheOptions{globals: g}
 	root := &cobra.Command{
 		Use:   "cache",
-		Short: "Look at the cache, make room in it, check it",
-		Long: `cache looks at the directory in which what was fetched is kept. It works beside
-live mounts: what they have open is never removed.`,
+		Short: "List, check and clean the cache",
+		Long: `cache shows and manages the directory that stores fetched data. It is safe to use
+beside live mounts: it never removes files that they have open.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -44,7 +44,7 @@ live mounts: what they have open is never removed.`,
 				opts.out = cmd.OutOrStdout()
 				opts.toSet = cmd.Flags().Changed("to")
 				if cmd.Name() == "prune" && !opts.all && opts.older == 0 && !opts.toSet {
-					return usagef("say what is to go: --older, --to or --all")
+					return usagef("choose what to remove: --older, --to or --all")
 				}
 				return opts.with(cmd.Context(), run)
 			},
@@ -54,17 +54,16 @@ live mounts: what they have open is never removed.`,
 	}
 	add("ls", "List what the cache holds, by reference and file", "", (*cacheOptions).ls)
 	add("du", "Sum up what the cache takes, by reference", "", (*cacheOptions).du)
-	prune := add("prune", "Remove files that no mount uses", `prune removes whole files that nobody has open: those not used for as long as
---older says, the least recently used until the cache takes no more than --to, or
---all of them; and then what it keeps of artifacts of which no file is left.`, (*cacheOptions).prune)
+	prune := add("prune", "Remove files that no mount uses", `prune removes whole files that no process has open: those not used for the time
+given with --older, the least recently used ones until the cache is no larger than
+--to, or --all of them. It then removes the metadata of artifacts without files.`, (*cacheOptions).prune)
 	f := prune.Flags()
-	f.Var(&opts.older, "older", "what was not used for this long, such as 7d or 12h")
-	f.Var(&opts.to, "to", "the least recently used, until the cache takes this much, such as 20GiB")
-	f.BoolVar(&opts.all, "all", false, "all that is not in use")
-	f.BoolVar(&opts.dryRun, "dry-run", false, "remove nothing, tell what would be removed")
-	add("verify", "Read all of the cache and compare it with digests and checksums", `verify reads everything that is there. What is not as it was kept is marked
-missing, so that it is fetched again when somebody reads it, and the exit code
-is 6.`, (*cacheOptions).verify)
+	f.Var(&opts.older, "older", "remove files not used for this long, such as 7d or 12h")
+	f.Var(&opts.to, "to", "remove the least recently used files until the cache has this size, such as 20GiB")
+	f.BoolVar(&opts.all, "all", false, "remove all files that are not in use")
+	f.BoolVar(&opts.dryRun, "dry-run", false, "print what would be removed, and remove nothing")
+	add("verify", "Verify the whole cache by digests and checksums", `verify reads the whole cache. It marks damaged data as missing, so that the next
+read fetches it again, and then exits with code 6.`, (*cacheOptions).verify)
 	return root
 }
 
@@ -130,9 +129,9 @@ func (opts *cacheOptions) prune(ctx context.Context, c *cache.Cache) error {
 	}
 	out := prunedOf(done, inv, opts.dryRun)
 	if opts.json {
-		return errors.Join(printJSON(opts.out, out), m.interrupted(ctx, err, "the rest is there"))
+		return errors.Join(printJSON(opts.out, out), m.interrupted(ctx, err, "the rest was not removed"))
 	}
-	if err := errors.Join(printPruned(opts.out, out), m.interrupted(ctx, err, "the rest is there")); err != nil {
+	if err := errors.Join(printPruned(opts.out, out), m.interrupted(ctx, err, "the rest was not removed")); err != nil {
 		return err
 	}
 	if opts.toSet && done.Left > int64(opts.to) {
@@ -163,9 +162,9 @@ func (opts *cacheOptions) verify(ctx context.Context, c *cache.Cache) error {
 	}
 	switch {
 	case len(v.Wrong) > 0:
-		return fmt.Errorf("the cache in %s was wrong in %d places, which will be fetched again when they are read: %w", opts.cacheDir, len(v.Wrong), layout.ErrContent)
+		return fmt.Errorf("the cache in %s was wrong in %d places, which the next reads fetch again: %w", opts.cacheDir, len(v.Wrong), layout.ErrContent)
 	case err != nil && ctx.Err() != nil:
-		return m.interrupted(ctx, err, "what is wrong was dropped as far as that")
+		return m.interrupted(ctx, err, "wrong data was dropped up to that point")
 	}
 	return err
 }

@@ -298,14 +298,14 @@ func printVerified(out io.Writer, v verifiedCache) error {
 		}
 		what += ": " + f.What
 		if f.InUse {
-			what += "; a mount uses it: mount it anew to be rid of what the kernel keeps in memory"
+			what += "; a mount uses it: remount to drop what the kernel has in memory"
 		}
 		fmt.Fprintln(&b, printable(what))
 	}
 	if v.Lost > 0 {
-		fmt.Fprintf(&b, "%s were lost when the machine went down, and will be fetched again\n", size(v.Lost))
+		fmt.Fprintf(&b, "%s were lost in a crash of the machine, and will be fetched again\n", size(v.Lost))
 	}
-	fmt.Fprintf(&b, "%d files, %s read, %s of it compared with digests, the rest with checksums; %d wrong\n",
+	fmt.Fprintf(&b, "%d files, %s read, %s verified by digests, the rest by checksums; %d wrong\n",
 		v.Files, size(v.Bytes), size(v.Hashed), len(v.Wrong))
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -32,12 +32,12 @@ func newCatCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cat REF FILE",
 		Short: "Write a snapshot's file, or a file in one of its disks, to stdout",
-		Long: `cat writes a snapshot's file to stdout, without a mount. FILE may reach into a
-disk: DISK:/path, or DISK:VOLUME:/path where the disk has several file systems
-(see epochfs fs). Symbolic links are followed within the guest's file system.
+		Long: `cat writes a snapshot's file to stdout, without a mount. FILE may be a path in a
+disk: DISK:/path, or DISK:VOLUME:/path if the disk has several file systems (see
+epochfs fs). Symbolic links are followed within the guest's file system.
 
-With --raw a disk is written as raw, whatever its format; with -o sparse, into a
-file.`,
+With --raw, cat writes a disk as a raw image, whatever its format; with -o, as a
+sparse file.`,
 		Example: `  epochfs cat registry.example/team/vm:v1 config.json
   epochfs cat registry.example/team/vm:v1 cow.raw:/upper/etc/hostname
   epochfs cat registry.example/team/vm:v1 overlay.qcow2:p1:/etc/fstab --base registry.example/images/debian:13
@@ -59,11 +59,11 @@ file.`,
 			return runCat(cmd.Context(), opts)
 		},
 	}
-	cmd.Flags().Int64Var(&opts.offset, "offset", 0, "begin at this byte")
-	cmd.Flags().Int64Var(&opts.length, "length", -1, "write this many bytes at most (default to the end)")
+	cmd.Flags().Int64Var(&opts.offset, "offset", 0, "start at this byte")
+	cmd.Flags().Int64Var(&opts.length, "length", -1, "write at most this many bytes (default to the end)")
 	cmd.Flags().StringVar(&opts.base, "base", "", baseUsage)
-	cmd.Flags().BoolVar(&opts.raw, "raw", false, "write a disk as raw, also a qcow2 one")
-	cmd.Flags().StringVarP(&opts.output, "output", "o", "", "with --raw, write to this file, with holes; - for stdout")
+	cmd.Flags().BoolVar(&opts.raw, "raw", false, "write a disk as a raw image, even if it is qcow2")
+	cmd.Flags().StringVarP(&opts.output, "output", "o", "", "with --raw, write to this sparse file; - for stdout")
 	return cmd
 }
 
@@ -107,7 +107,7 @@ func (opts *catOptions) write(ctx context.Context, o *mounting.Opened, file show
 		err = settle(ctx, o, f)
 	}
 	if err != nil {
-		return m.interrupted(ctx, fmt.Errorf("%s: %s: %w", o.Reference, opts.file, err), "what was fetched stays in the cache")
+		return m.interrupted(ctx, fmt.Errorf("%s: %s: %w", o.Reference, opts.file, err), "fetched data stays in the cache")
 	}
 	return nil
 }

@@ -30,9 +30,9 @@ func newConvertCmd(g *globals) *cobra.Command {
 		Use:   "convert SRC DST",
 		Short: "Write a snapshot in another format",
 		Long: `convert reads the snapshot SRC from its registry and writes it to DST in another
-format, which loses nothing: converting it back gives the same files. Nothing is
-kept on disk. What DST's registry has already is not sent, so a convert that was
-interrupted goes on where it was.`,
+format. No information is lost: converting back gives the same files. Nothing is
+stored on disk. Blobs that DST's registry has are not sent, so an interrupted
+convert continues where it stopped.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
@@ -42,9 +42,9 @@ interrupted goes on where it was.`,
 	}
 	f := cmd.Flags()
 	opts.written.addFlags(f)
-	f.StringVar(&opts.mountFrom, "mount-from", "", "repository of DST's registry to take over blobs from")
-	f.Var(&opts.memory, "memory", "how much memory to take")
-	f.BoolVar(&opts.dryRun, "dry-run", false, "send nothing, tell what would be sent")
+	f.StringVar(&opts.mountFrom, "mount-from", "", "repository of DST's registry to mount blobs from")
+	f.Var(&opts.memory, "memory", "how much memory to use")
+	f.BoolVar(&opts.dryRun, "dry-run", false, "print what would be sent, and send nothing")
 	return cmd
 }
 
@@ -58,7 +58,7 @@ func runConvert(ctx context.Context, opts convertOptions) error {
 		return err
 	}
 	if ref.Digest != "" {
-		return usagef("%s: convert writes to a tag, the digest comes of what is written", ref)
+		return usagef("%s: convert needs a tag; the digest depends on what is written", ref)
 	}
 	push := snapshot.PushOptions{
 		Name: ref.Repository, Tag: ref.Tag, Concurrency: opts.concurrency, DryRun: opts.dryRun,
@@ -69,7 +69,7 @@ func runConvert(ctx context.Context, opts convertOptions) error {
 		return err
 	}
 	if opts.memory < 2*96<<20 || opts.memory > 1<<40 {
-		return usagef("--memory is 192MiB at least")
+		return usagef("--memory must be at least 192MiB")
 	}
 	src, err := opts.openWith(ctx, opts.src, readTimeout, func(cfg *mounting.Config) {
 		cfg.NoCache, cfg.Memory = true, int64(opts.memory)/2
@@ -103,7 +103,7 @@ func runConvert(ctx context.Context, opts convertOptions) error {
 	result, err := (&snapshot.Pusher{Uploader: reg}).Push(ctx, push)
 	m.finish()
 	if err != nil {
-		return m.interrupted(ctx, fmt.Errorf("%s to %s: %w", src.Reference, ref, err), "the tag is as it was, and blobs that were sent whole are not sent again")
+		return m.interrupted(ctx, fmt.Errorf("%s to %s: %w", src.Reference, ref, err), "the tag is unchanged, and complete blobs are not sent again")
 	}
 	done := pushOptions{globals: opts.globals, out: opts.out, dryRun: opts.dryRun}
 	return done.print(ref.WithDigest(result.ManifestDigest), result)

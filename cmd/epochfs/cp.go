@@ -40,17 +40,17 @@ func newCpCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cp REF FILE DIR | cp REF FILE -o TAR",
 		Short: "Copy a snapshot's file, or files out of one of its disks, without a mount",
-		Long: `cp copies a snapshot's file into a directory, without a mount. FILE may reach
-into a disk: DISK:/path, or DISK:VOLUME:/path where the disk has several file
-systems (see epochfs fs). A directory is copied with all that is in it. With -o
-the copy is a tar.
+		Long: `cp copies a snapshot's file into a directory, without a mount. FILE may be a path
+in a disk: DISK:/path, or DISK:VOLUME:/path if the disk has several file systems
+(see epochfs fs). A directory is copied with everything in it. With -o the copy
+is a tar.
 
-Modes and times are kept, holes stay holes, hard links within the copy too. What
-could do harm where it is made is left out unless asked for, and counted:
-setuid, setgid and sticky bits (--setuid), device files and FIFOs (--devices),
-symbolic links that lead out of the copy, or might (--links). Files belong to the user who
-copies, unless --owners keeps the guest's numbers. Sockets are never made. What is
-in DIR already is not written over.`,
+The copy has the modes, times, holes and hard links of the original. Things that
+could be dangerous on this machine are left out and counted, unless requested:
+setuid, setgid and sticky bits (--setuid), device files and FIFOs (--devices), and
+symbolic links that lead, or may lead, out of the copy (--links). Files belong to
+the user who copies, unless --owners keeps the guest's numeric owners. Sockets are
+never made. Existing files in DIR are not overwritten.`,
 		Example: `  epochfs cp registry.example/team/vm:v1 cow.raw:/upper/etc out
   epochfs cp registry.example/team/vm:v1 data-x.raw:/srv -o - | tar -t`,
 		Args:              cobra.RangeArgs(2, 3),
@@ -74,7 +74,7 @@ in DIR already is not written over.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&opts.output, "output", "o", "", "write a tar to this file, - for stdout")
+	f.StringVarP(&opts.output, "output", "o", "", "write a tar to this file; - for stdout")
 	f.StringVar(&opts.base, "base", "", baseUsage)
 	f.BoolVar(&opts.allow.setuid, "setuid", false, "keep setuid, setgid and sticky bits")
 	f.BoolVar(&opts.allow.devices, "devices", false, "make device files and FIFOs")
@@ -105,7 +105,7 @@ func runCp(ctx context.Context, opts cpOptions) error {
 		if err == nil {
 			err = c.to.finish()
 		}
-		return c.meter.interrupted(ctx, err, "what was copied until then is there")
+		return c.meter.interrupted(ctx, err, "the files copied so far remain")
 	})
 }
 
@@ -224,14 +224,14 @@ func (c *copier) tell() {
 		{c.left.devices, "%d device files or FIFOs", "--devices"},
 		{c.left.links, "%d symbolic links that lead out of the copy", "--links"},
 		{c.left.sockets, "%d sockets", ""},
-		{c.left.metacopy, "%d files of which the disk has only the metadata, their contents are in the image", ""},
+		{c.left.metacopy, "%d files with contents in the base image", ""},
 	} {
 		if l.n == 0 {
 			continue
 		}
 		text := fmt.Sprintf(l.what, l.n)
 		if l.flag != "" {
-			text += " (" + l.flag + " keeps them)"
+			text += " (" + l.flag + " copies them)"
 		}
 		all = append(all, text)
 	}

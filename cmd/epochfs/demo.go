@@ -12,7 +12,7 @@ func newDemoCmd(*globals) *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Show what is fetched when, with a registry in this process",
+		Short: "Demonstrate a mount, with a registry in this process",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			binary, err := os.Executable()
@@ -24,6 +24,6 @@ func newDemoCmd(*globals) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&keep, "keep", false, "leave registry and mount up until Ctrl-C")
+	cmd.Flags().BoolVar(&keep, "keep", false, "keep the registry and the mount until Ctrl-C")
 	return cmd
 }

@@ -28,24 +28,23 @@ func newDiffCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "diff REF1 REF2 [FILE]",
 		Short: "Show what differs between two snapshots, or between their disks",
-		Long: `diff shows what differs between two snapshots: values of the envelope, and files
-by their digests, or by those of their pieces, chunks or granules. A file that
-differs has a line on how much of it does at most, and a strip of where: filled
-cells differ, grey ones are equal, dots are holes. No file's data is fetched.
+		Long: `diff compares two snapshots: the values of their envelopes, and their files by the
+digests of the files, or of their pieces, chunks or granules. For a file that
+differs it prints how many bytes differ at most, and a strip of where: filled
+cells differ, grey ones are equal, dots are holes. It fetches no file contents.
 
-With DISK:/path, or DISK:VOLUME:/path, the files in a disk are compared:
+With DISK:/path, or DISK:VOLUME:/path, it compares the files in a disk:
 
   +  only in REF2            -  only in REF1
   M  contents changed        T  another type of file
   U  only metadata changed
 
-Without a flag, contents are taken for changed if size, modification time or
-change time differ. --checksum compares the contents of files of the same size;
-what digests show to be equal is not read. --metadata compares modes, owners and
-extended attributes, too.
+By default, contents count as changed if size, modification time or change time
+differ. --checksum compares the contents of files of the same size, without reading
+what digests show to be equal. --metadata also compares modes, owners and extended
+attributes.
 
-The exit code is 0 whether or not there are differences; with --exit-code it is 1
-if there are.`,
+The exit code is 0 even if there are differences; with --exit-code it is then 1.`,
 		Example: `  epochfs diff registry.example/team/vm:monday registry.example/team/vm:friday
   epochfs diff registry.example/team/vm:monday registry.example/team/vm:friday cow.raw:/upper/etc`,
 		Args:              cobra.RangeArgs(2, 3),
@@ -61,7 +60,7 @@ if there are.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&opts.checksum, "checksum", false, "in a disk: compare contents instead of times")
-	f.BoolVar(&opts.metadata, "metadata", false, "in a disk: compare modes, owners and extended attributes, too")
+	f.BoolVar(&opts.metadata, "metadata", false, "in a disk: also compare modes, owners and extended attributes")
 	f.BoolVar(&opts.exitCode, "exit-code", false, "exit with 1 if there are differences")
 	f.StringVar(&opts.base, "base", "", baseUsage)
 	return cmd

@@ -65,12 +65,12 @@ func (t *treeDiffer) contents(a, b *inside.File) (bool, error) {
 // equal, it reads nothing.
 func (t *treeDiffer) differentBytes(a, b *inside.File) (bool, error) {
 	if t.known {
-		places, ok, err := t.places(a, b)
+		onDisk, ok, err := t.diskRanges(a, b)
 		if err != nil {
 			return false, err
 		}
 		if ok {
-			return t.differentPlaces(places)
+			return t.differentRanges(onDisk)
 		}
 	}
 	var sums [2][]byte
@@ -91,13 +91,13 @@ func (t *treeDiffer) differentBytes(a, b *inside.File) (bool, error) {
 	return !bytes.Equal(sums[0], sums[1]), nil
 }
 
-// places returns the places of both files' data, if they are the same on
+// diskRanges returns the places of both files' data, if they are the same on
 // both disks and the files have the same holes.
-func (t *treeDiffer) places(a, b *inside.File) (_ []inside.Place, ok bool, err error) {
-	var places [2][]inside.Place
+func (t *treeDiffer) diskRanges(a, b *inside.File) (_ []inside.DiskRange, ok bool, err error) {
+	var onDisk [2][]inside.DiskRange
 	var extents [2][]inside.Range
 	for i, f := range []*inside.File{a, b} {
-		places[i], err = t.trees[i].Locate(f.Inode, f.Size)
+		onDisk[i], err = t.trees[i].Locate(f.Inode, f.Size)
 		if err == nil {
 			extents[i], err = t.trees[i].Extents(f.Inode, f.Size)
 		}
@@ -109,20 +109,20 @@ func (t *treeDiffer) places(a, b *inside.File) (_ []inside.Place, ok bool, err e
 		}
 	}
 	var located, data int64
-	for _, p := range places[0] {
+	for _, p := range onDisk[0] {
 		located += p.Length
 	}
 	for _, x := range extents[0] {
 		data += x.Length
 	}
 	// What lies elsewhere is in a journal.
-	return places[0], located == data && slices.Equal(places[0], places[1]) && slices.Equal(extents[0], extents[1]), nil
+	return onDisk[0], located == data && slices.Equal(onDisk[0], onDisk[1]) && slices.Equal(extents[0], extents[1]), nil
 }
 
-// differentPlaces compares stretches of both disks, as far as digests leave
+// differentRanges compares stretches of both disks, as far as digests leave
 // open whether they are equal.
-func (t *treeDiffer) differentPlaces(places []inside.Place) (bool, error) {
-	for _, p := range places {
+func (t *treeDiffer) differentRanges(onDisk []inside.DiskRange) (bool, error) {
+	for _, p := range onDisk {
 		end := p.Disk + p.Length
 		for at := p.Disk; at < end; {
 			i := firstAfter(t.ranges, at)

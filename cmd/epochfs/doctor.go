@@ -24,11 +24,11 @@ func newDoctorCmd(g *globals) *cobra.Command {
 	opts := doctorOptions{globals: g}
 	return &cobra.Command{
 		Use:   "doctor [REF]",
-		Short: "Find out whether a mount would work, and what to do if not",
-		Long: `doctor tries out what a mount needs: FUSE, the cache's directory, with a
-reference its registry and mirrors. Nothing is left behind. Each line is ok, a
-note (something could be better) or a problem, with what to do about it. The exit
-code is 0 only if a mount would work, else that of the first problem.`,
+		Short: "Check whether a mount would work, and what to do if not",
+		Long: `doctor tries what a mount needs: FUSE, the cache's directory and, with a reference,
+its registry and mirrors. It leaves nothing behind. Each line is ok, a note
+(something could be better) or a problem, with what to do about it. The exit code
+is 0 only if a mount would work, else that of the first problem.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()

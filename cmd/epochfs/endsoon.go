@@ -25,6 +25,6 @@ func endSoon(ctx context.Context, grace time.Duration, work func() error) error 
 	case err := <-done:
 		return err
 	case <-t.C:
-		return interrupted(context.Cause(ctx), "a disk did not answer for %s; what is half done is removed by the next run", grace)
+		return interrupted(context.Cause(ctx), "a disk did not answer for %s; the next run removes incomplete files", grace)
 	}
 }

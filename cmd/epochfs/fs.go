@@ -29,15 +29,14 @@ func newFsCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "fs REF [DISK]",
 		Short: "List the file systems in a snapshot's disks",
-		Long: `fs lists the file systems in a snapshot's disks, or in one of them: how to name
-each in ls, cat, cp and diff, its type, size and label, and whether it is as the
-guest left it. The guest was running: a journal that was not written back is
-replayed in memory. What the guest had not yet written to its disk is only in
-the memory file.
+		Long: `fs lists the file systems in a snapshot's disks, or in one disk: the address to use
+in ls, cat, cp and diff, the type, size, label and state. As the guest was running,
+its file system's journal is replayed in memory. Data that the guest had not yet
+written to its disk is only in the memory file.
 
-The upper layer of an overlay, which is what the disk of a VM from a container
-image holds, is named in the state: its paths begin with /upper, or
-DISK:upper:/ shows them as the guest sees them.`,
+The disk of a VM from a container image holds the upper layer of an overlay, which
+the state mentions: its paths begin with /upper, and DISK:upper:/ shows them as the
+guest sees them.`,
 		Example: `  epochfs fs registry.example/team/vm:v1
   epochfs ls -l registry.example/team/vm:v1 cow.raw:/upper/etc`,
 		Args:              cobra.RangeArgs(1, 2),
@@ -55,7 +54,7 @@ DISK:upper:/ shows them as the guest sees them.`,
 	return cmd
 }
 
-const baseUsage = "the image that a qcow2 disk is on top of (default the artifact's base image)"
+const baseUsage = "backing image of a qcow2 disk (default the artifact's base image)"
 
 // fsRow is a volume in the output.
 type fsRow struct {
@@ -86,7 +85,7 @@ func runFs(ctx context.Context, opts fsOptions) error {
 	for _, f := range files {
 		if _, ok := diskFormat(f.file); !ok {
 			if opts.disk != "" {
-				return fmt.Errorf("%s: %s is not a disk: only disks have files inside", o.Reference, f.name)
+				return fmt.Errorf("%s: %s is not a disk", o.Reference, f.name)
 			}
 			continue
 		}

@@ -98,7 +98,7 @@ func find(o *mounting.Opened, arg string) (shown, address, error) {
 	}
 	if a.path != "" {
 		if _, isDisk := diskFormat(files[0].file); !isDisk {
-			return shown{}, a, fmt.Errorf("%s: %s is not a disk: only disks have files inside", o.Reference, a.title)
+			return shown{}, a, fmt.Errorf("%s: %s is not a disk", o.Reference, a.title)
 		}
 	}
 	return files[0], a, nil
@@ -367,10 +367,10 @@ func (d *guest) resolve(t *guestTree, follow bool) (*inside.File, error) {
 		return nil, err
 	}
 	there := t.at
-	what := "this disk is an overlay's upper layer, and there is"
+	what := "this disk is an overlay's upper layer, which has"
 	if rest, ok := strings.CutPrefix(there.path, "/"+upperName+"/"); ok {
 		there.path = "/" + rest
-		what = "this disk is no overlay's upper layer, and there is"
+		what = "this disk is not an overlay's upper layer, and has"
 	} else {
 		there.path = "/" + upperName + there.path
 	}
@@ -391,17 +391,17 @@ func (d *guest) explain(a address, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, inside.ErrMisbehaved):
 	case errors.Is(err, vfs.ErrNoBase):
-		err = fmt.Errorf("%w: give its base image with --base REF", err)
+		err = fmt.Errorf("%w: name its base image with --base REF", err)
 		if d.notBase != nil {
-			err = fmt.Errorf("%w (the one that the artifact names: %v)", err, d.notBase)
+			err = fmt.Errorf("%w (the artifact's base image: %v)", err, d.notBase)
 		}
 	case errors.Is(err, vfs.ErrUnsupported):
 		text := strings.ToLower(err.Error())
 		switch {
 		case strings.Contains(text, "luks"):
-			err = fmt.Errorf("%w: mount the snapshot and open the disk with losetup and cryptsetup, in a VM that you can lose", err)
+			err = fmt.Errorf("%w: mount the snapshot and open the disk with losetup and cryptsetup, in a disposable VM", err)
 		default:
-			err = fmt.Errorf("%w: mount the snapshot and the disk in it with mount -o ro,loop, in a VM that you can lose", err)
+			err = fmt.Errorf("%w: mount the snapshot and the disk in it with mount -o ro,loop, in a disposable VM", err)
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		err = missingInside{err}

@@ -43,7 +43,7 @@ func runCatInside(ctx context.Context, opts catOptions, o *mounting.Opened, f *l
 	})
 	m.finish()
 	if err != nil {
-		return m.interrupted(ctx, d.explain(a, err), "what was fetched stays in the cache")
+		return m.interrupted(ctx, d.explain(a, err), "fetched data stays in the cache")
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func (opts *catOptions) writeRaw(ctx context.Context, from, to int64, read func(
 		err = writeSparse(opts.output, from, to-from, steps)
 	}
 	m.finish()
-	return m.interrupted(ctx, err, "what was fetched stays in the cache")
+	return m.interrupted(ctx, err, "fetched data stays in the cache")
 }
 
 // writeSparse makes a file of [off, off+n) as visited by read, with holes

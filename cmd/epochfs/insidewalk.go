@@ -23,7 +23,7 @@ type walkLimits struct{ listed int }
 
 // errTooMuch is the error about a file system that no honest guest has.
 func errTooMuch(what string) error {
-	return fmt.Errorf("%w: more %s than a look takes", vfs.ErrDamaged, what)
+	return fmt.Errorf("%w: too many %s", vfs.ErrDamaged, what)
 }
 
 // read returns a directory's entries, sorted by name; on error, those read

@@ -125,7 +125,7 @@ func (p *inspectedPacks) rows() [][2]string {
 	if p.Base == "" {
 		return rows
 	}
-	shared := "the registry does not have it any more"
+	shared := "the registry no longer has it"
 	if p.Shared != nil {
 		shared = size(*p.Shared) + " of the packs are shared with it"
 	}

@@ -27,12 +27,12 @@ func newLsCmd(g *globals) *cobra.Command {
 	opts := lsOptions{globals: g}
 	cmd := &cobra.Command{
 		Use:   "ls REF [FILE]",
-		Short: "List a snapshot's files, or those in one of its disks, without a mount",
-		Long: `ls lists a snapshot's files. FILE may reach into a disk: DISK:/path, or
-DISK:VOLUME:/path where the disk has several file systems (see epochfs fs).
-There, -l prints what ls -ln prints: the guest's users are known to the guest
-alone. Names are escaped on a terminal. DISK:upper:/path shows the upper layer
-of an overlay as the guest sees it, and marks what it deletes or hides.`,
+		Short: "List a snapshot's files, or files in one of its disks, without a mount",
+		Long: `ls lists a snapshot's files. FILE may be a path in a disk: DISK:/path, or
+DISK:VOLUME:/path if the disk has several file systems (see epochfs fs). There, -l
+prints the output of ls -ln, with numeric owners, because only the guest knows its
+users. Names are escaped on a terminal. DISK:upper:/path shows the upper layer of
+an overlay as the guest sees it, and marks what it deletes or hides.`,
 		Example: `  epochfs ls -l registry.example/team/vm:v1
   epochfs ls -l registry.example/team/vm:v1 cow.raw:/upper/etc
   epochfs ls -R registry.example/team/vm:v1 data-x.raw:vg0/root:/var/log`,
@@ -47,8 +47,8 @@ of an overlay as the guest sees it, and marks what it deletes or hides.`,
 			return runLs(cmd.Context(), opts)
 		},
 	}
-	cmd.Flags().BoolVarP(&opts.long, "long", "l", false, "a table: modes, sizes, data, share of holes, age; in a disk as ls -ln")
-	cmd.Flags().BoolVarP(&opts.recursive, "recursive", "R", false, "in a disk: also what is in the directories, and so on")
+	cmd.Flags().BoolVarP(&opts.long, "long", "l", false, "print a table with modes, sizes, data, share of holes and age; in a disk as ls -ln")
+	cmd.Flags().BoolVarP(&opts.recursive, "recursive", "R", false, "in a disk: list directories recursively")
 	cmd.Flags().StringVar(&opts.base, "base", "", baseUsage)
 	return cmd
 }

@@ -69,7 +69,7 @@ func commandPage(cmd *cobra.Command) string {
 	p.flags("OPTIONS", cmd.NonInheritedFlags())
 	if cmd.HasInheritedFlags() {
 		p.section("GLOBAL OPTIONS")
-		p.text("Those of all commands are described in epochfs(1).")
+		p.text("The flags of all commands are described in epochfs(1).")
 	}
 	if text := examples[pageName(cmd)]; text != "" {
 		p.section("EXAMPLES")
@@ -84,7 +84,7 @@ func commandPage(cmd *cobra.Command) string {
 		p.items(files)
 	} else {
 		p.section("EXIT STATUS")
-		p.text("That of epochfs(1).")
+		p.text("As for epochfs(1).")
 	}
 	p.seeAlso(cmd)
 	return p.String()
@@ -164,9 +164,9 @@ func helperPage(root *cobra.Command) string {
 	p.section("EXAMPLES")
 	p.literal(examples[name])
 	p.section("EXIT STATUS")
-	p.text("Those of epochfs(1), and not the bits of mount(8), which exits with the code that it gets.")
+	p.text("As for epochfs(1), not the bits of mount(8), which passes the code on.")
 	p.section("FILES")
-	p.items([][2]string{{"/sbin/" + name, "A link to the program."}, {"/etc/fstab", "Mounts of the machine."}})
+	p.items([][2]string{{"/sbin/" + name, "A link to the program epochfs."}, {"/etc/fstab", "The machine's mounts."}})
 	p.section("SEE ALSO")
 	p.text(strings.Join([]string{"epochfs(1)", "epochfs-mount(1)", "fstab(5)", "systemd.automount(5)", "mount(8)", "umount(8)"}, ",\n"))
 	return p.String()

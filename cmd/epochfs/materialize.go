@@ -43,14 +43,14 @@ func newMaterializeCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "materialize REF",
 		Short: "Import a snapshot into cocoon, or write it as a tar or a directory",
-		Long: `materialize streams the snapshot into "cocoon snapshot import", with -o into a
-tar as cocoon would have exported it, or with --to-dir into a directory of
-sparse files as "cocoon vm clone --from-dir" takes it. A cloud image goes to
-"cocoon image import", or with -o is written as it is.
+		Long: `materialize streams the snapshot into "cocoon snapshot import". With -o it writes
+the tar that cocoon would export, and with --to-dir a directory of sparse files for
+"cocoon vm clone --from-dir". A cloud image goes to "cocoon image import", or with
+-o to a file.
 
-What the cache has is not fetched. Nothing is kept in it, unless --keep is given:
-then a run that was interrupted goes on where it was, and a mount has the bytes
-as well.`,
+Data in the cache is not fetched. Fetched data is not stored, unless --keep is
+given: then an interrupted run continues where it stopped, and mounts can use the
+data too.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
@@ -71,12 +71,12 @@ as well.`,
 	f := cmd.Flags()
 	f.StringVar(&opts.name, "name", "", "name in cocoon (default the last part of the repository's path; with --to-dir the snapshot's)")
 	f.StringVar(&opts.description, "description", "", "description in cocoon (default the snapshot's)")
-	f.StringVarP(&opts.output, "output", "o", "", "write a tar to this file, - for stdout, and leave cocoon alone")
-	f.StringVar(&opts.dir, "to-dir", "", "make this directory of plain sparse files, and leave cocoon alone")
-	f.BoolVar(&opts.keep, "keep", false, "keep what is fetched in the cache")
-	f.BoolVar(&noCache, "no-cache", false, "keep nothing, which is what it does anyway")
+	f.StringVarP(&opts.output, "output", "o", "", "write a tar to this file instead of importing it; - for stdout")
+	f.StringVar(&opts.dir, "to-dir", "", "make this directory of sparse files instead of importing them")
+	f.BoolVar(&opts.keep, "keep", false, "store fetched data in the cache")
+	f.BoolVar(&noCache, "no-cache", false, "store nothing, which is the default")
 	_ = f.MarkHidden("no-cache") // fails for an unknown flag
-	f.Var(&opts.memory, "memory", "how much memory to take")
+	f.Var(&opts.memory, "memory", "how much memory to use")
 	return cmd
 }
 
@@ -85,7 +85,7 @@ as well.`,
 func (opts *materializeOptions) check() error {
 	switch {
 	case opts.memory < mounting.LeastMemory:
-		return usagef("--memory is %s at least", size(mounting.LeastMemory))
+		return usagef("--memory must be at least %s", size(mounting.LeastMemory))
 	case opts.output != "" && opts.dir != "":
 		return usagef("--output and --to-dir exclude each other")
 	case strings.HasSuffix(opts.output, "/"):
@@ -96,9 +96,9 @@ func (opts *materializeOptions) check() error {
 	err := snapshot.CheckDir(opts.dir)
 	switch {
 	case errors.Is(err, snapshot.ErrNotEmpty):
-		return fmt.Errorf("%w: name one that is empty, or that is not there", err)
+		return fmt.Errorf("%w: name an empty one, or one that does not exist", err)
 	case errors.Is(err, syscall.ENOTDIR):
-		return fmt.Errorf("%s is a file: --to-dir makes a directory; -o writes a tar", opts.dir)
+		return fmt.Errorf("%s is a file: --to-dir makes a directory, -o writes a tar", opts.dir)
 	}
 	return cannotWrite(opts.dir, err)
 }
@@ -108,7 +108,7 @@ func runMaterialize(ctx context.Context, opts materializeOptions) error {
 	if opts.output == "" && opts.dir == "" { // before the first request
 		binary, err := cocoon.ResolveBinary(os.Getenv(cocoon.BinaryEnv))
 		if err != nil {
-			return fmt.Errorf("%w; -o FILE and --to-dir DIR need no cocoon", err)
+			return fmt.Errorf("%w; -o FILE and --to-dir DIR work without cocoon", err)
 		}
 		runner = &cocoon.Exec{Binary: binary, Stderr: os.Stderr}
 	}
@@ -170,9 +170,9 @@ func (opts *materializeOptions) ended(ctx context.Context, m *meter, err error, 
 		opts.note("%s: %s", fmt.Sprintf(format, args...), m.summary())
 		return nil
 	}
-	left := "nothing is kept"
+	left := "nothing was stored"
 	if opts.keep {
-		left = "what was fetched stays in the cache, and is not fetched again"
+		left = "fetched data stays in the cache"
 	}
 	return m.interrupted(ctx, err, left)
 }
@@ -180,7 +180,7 @@ func (opts *materializeOptions) ended(ctx context.Context, m *meter, err error, 
 // intoDir makes a directory of plain files.
 func (opts *materializeOptions) intoDir(ctx context.Context, o *mounting.Opened) error {
 	if o.Artifact.Kind == manifest.KindCloudImage {
-		return usagef("a cloud image is one disk: -o FILE writes it")
+		return usagef("a cloud image is one disk: write it with -o FILE")
 	}
 	m, err := opts.meter(o)
 	if err != nil {

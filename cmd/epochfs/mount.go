@@ -46,8 +46,8 @@ func newMountCmd(g *globals) *cobra.Command {
 		Use:   "mount REF DIR",
 		Short: "Mount a snapshot on a directory",
 		Long: `mount shows the snapshot's files in a directory, read-only. It returns when the
-directory is ready; a process stays behind and ends with the mount. Called as
-mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
+mount is ready, and leaves a process that ends with the mount. Under the name
+mount.fuse.epochfs it is the helper of mount -t fuse.epochfs and /etc/fstab.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
@@ -57,21 +57,21 @@ mount.fuse.epochfs it is what mount -t fuse.epochfs and /etc/fstab run.`,
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&opts.foreground, "foreground", "f", false, "stay in the foreground")
-	f.BoolVar(&opts.allowOther, "allow-other", false, "let other users look too")
+	f.BoolVar(&opts.allowOther, "allow-other", false, "let other users access the mount")
 	f.Uint32Var(&opts.uid, "uid", uint32(os.Getuid()), "owner of the files")
 	f.Uint32Var(&opts.gid, "gid", uint32(os.Getgid()), "group of the files")
 	opts.prefetch = mounting.PrefetchSmall
-	f.Var(&opts.prefetch, "prefetch", "what to fetch before somebody reads it: small is all files under 1 MiB")
-	f.Var(&opts.metrics, "metrics", "serve Prometheus metrics on this address; a port alone is one of the loopback address")
+	f.Var(&opts.prefetch, "prefetch", "what to fetch before it is read: small means all files under 1 MiB")
+	f.Var(&opts.metrics, "metrics", "serve Prometheus metrics on this address; the host of a port alone is the loopback address")
 	f.DurationVar(&opts.timeout, "mount-timeout", 0, "how long the mount may take to be ready, 0 for ever")
-	f.BoolVar(&opts.sloppy, "sloppy", false, "ignore mount options nobody knows")
+	f.BoolVar(&opts.sloppy, "sloppy", false, "ignore unknown mount options")
 	f.BoolVar(&opts.fake, "fake", false, "check, but do not mount")
-	f.BoolVar(&opts.noexec, "noexec", false, "let no program be run from the mount")
+	f.BoolVar(&opts.noexec, "noexec", false, "do not allow running programs from the mount")
 	for _, name := range contextOptions {
 		f.String(name, "", "SELinux "+name)
 		f.Lookup(name).Hidden = true
 	}
-	f.VarP(&optionList{flags: f, sloppy: &opts.sloppy}, "options", "o", "mount options, named as the flags are")
+	f.VarP(&optionList{flags: f, sloppy: &opts.sloppy}, "options", "o", "mount options, named like the flags")
 	for _, name := range []string{"sloppy", "fake", "noexec"} {
 		f.Lookup(name).Hidden = true
 	}
@@ -153,11 +153,11 @@ func (opts *mountOptions) checkMountpoint(name string) (string, error) {
 		if err := fs.CleanStale(name); err != nil {
 			return "", err
 		}
-		opts.note("cleaned up on %s after a mount that had lost its process", name)
+		opts.note("unmounted a dead mount on %s", name)
 	}
 	dir, err := realPath(name)
 	if errors.Is(err, errNotFound) {
-		return "", fmt.Errorf("%w: mkdir makes it", err)
+		return "", fmt.Errorf("%w: create it with mkdir", err)
 	}
 	if err != nil {
 		return "", err
@@ -167,14 +167,14 @@ func (opts *mountOptions) checkMountpoint(name string) (string, error) {
 		return "", err
 	}
 	if !st.IsDir() {
-		return "", fmt.Errorf("%s is not a directory: a mount goes on one", dir)
+		return "", fmt.Errorf("%s is not a directory", dir)
 	}
 	there, err := mounts.Find(dir)
 	if err != nil {
 		return "", err
 	}
 	if there != nil && there.Ours() {
-		return "", fmt.Errorf("%s is a mount of %s already: epochfs umount %s ends it", dir, there.Source, dir)
+		return "", fmt.Errorf("%s is already a mount of %s: unmount it with epochfs umount %s", dir, there.Source, dir)
 	}
 	return dir, nil
 }
@@ -213,7 +213,7 @@ func (opts *mountOptions) noteHidden() {
 	}
 	defer f.Close()
 	if names, _ := f.Readdirnames(1); len(names) > 0 {
-		opts.note("%s is not empty: what is in it cannot be seen until the unmount", opts.dir)
+		opts.note("%s is not empty: the mount hides its contents", opts.dir)
 	}
 }
 

@@ -103,7 +103,7 @@ func (l *optionList) set(option string) error {
 	case option == "exec":
 		return l.flags.Set("noexec", "false")
 	case option == "remount":
-		return usagef("a mount cannot be changed by remounting it: unmount it and mount it anew")
+		return usagef("a mount cannot be remounted: unmount it and mount it again")
 	}
 	flag := l.flags.Lookup(strings.ReplaceAll(name, "_", "-"))
 	if flag == nil || flag.Value == pflag.Value(l) || flag.Name == "help" {

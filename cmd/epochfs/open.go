@@ -42,7 +42,7 @@ func explainKind(err error) error {
 	if !errors.Is(err, snapshot.ErrKind) {
 		return err
 	}
-	return fmt.Errorf("%w; docker and podman run container images, epochfs mounts VM snapshots and cloud images", err)
+	return fmt.Errorf("%w; epochfs mounts VM snapshots and cloud images, not container images", err)
 }
 
 // note prints a message that is neither result nor error.

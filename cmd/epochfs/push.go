@@ -44,17 +44,18 @@ func newPushCmd(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "push SNAPSHOT REF",
 		Short: "Export a snapshot from cocoon and upload it",
-		Long: `push uploads the snapshot and prints the reference with its digest. With
---input an export tar takes the place of cocoon, and SNAPSHOT can be left out.
-The tar may be compressed with gzip or zstd, whatever its name.
+		Long: `push uploads the snapshot and prints the reference with its digest. With --input it
+reads an export tar instead of asking cocoon, and SNAPSHOT can be left out. The tar
+may be compressed with gzip or zstd, whatever its name.
 
-Files are stored as they are (format v1), unless --zstd or --chunk ask for
-format v2, whose chunks are not sent again if the registry has them. --format
-packed compresses files in small granules, and sends only those that the
-artifact does not have that the tag names now, or --base. Nothing is kept on
-disk: an upload that breaks off begins anew by reading the file, or asking
-cocoon, once more. Standard input can do so with --spool only. A registry that
-goes away meanwhile is waited for, as long as --read-timeout says.`,
+Files are stored unchanged (format v1) by default. --zstd and --chunk select format
+v2, whose chunks are not sent if the registry has them. --format packed compresses
+files in small granules, and sends only those that are not in the base: the
+artifact of --base, or the one that the tag names now.
+
+Nothing is stored on disk: to restart an upload that broke off, push reads the file
+again, or asks cocoon again. For standard input that needs --spool. If the registry
+becomes unreachable, push waits for it as long as --read-timeout allows.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := notEmpty(cmd.Flags(), "input"); err != nil {
@@ -71,16 +72,16 @@ goes away meanwhile is waited for, as long as --read-timeout says.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&opts.input, "input", "", "upload this export tar, - for stdin, and leave cocoon alone")
-	f.StringVar(&opts.baseImage, "base-image", "", "the image the VM began with (an annotation)")
+	f.StringVar(&opts.input, "input", "", "upload this export tar instead of asking cocoon; - for stdin")
+	f.StringVar(&opts.baseImage, "base-image", "", "the VM's base image (an annotation)")
 	f.StringVar(&opts.source, "source", "", "where the snapshot comes from (an annotation)")
 	f.StringVar(&opts.revision, "revision", "", "its revision there (an annotation)")
-	f.StringArrayVar(&opts.annotations, "annotation", nil, "an annotation of the manifest, KEY=VALUE; may be given again")
+	f.StringArrayVar(&opts.annotations, "annotation", nil, "an annotation of the manifest, KEY=VALUE; may be repeated")
 	opts.written.addFlags(f)
-	f.StringVar(&opts.mountFrom, "mount-from", "", "repository of the same registry to take over blobs from")
-	f.Var(&opts.memory, "memory", "how much memory to take")
-	f.BoolVar(&opts.dryRun, "dry-run", false, "send nothing, tell what would be sent")
-	f.BoolVar(&opts.spool, "spool", false, "copy standard input to a file in the cache directory, so that an upload can begin anew")
+	f.StringVar(&opts.mountFrom, "mount-from", "", "repository of the same registry to mount blobs from")
+	f.Var(&opts.memory, "memory", "how much memory to use")
+	f.BoolVar(&opts.dryRun, "dry-run", false, "print what would be sent, and send nothing")
+	f.BoolVar(&opts.spool, "spool", false, "copy standard input to a file in the cache directory, so that an upload can restart")
 	return cmd
 }
 
@@ -94,7 +95,7 @@ func runPush(ctx context.Context, opts pushOptions) error {
 		return err
 	}
 	if ref.Digest != "" {
-		return usagef("%s: push names a tag, the digest comes of what is pushed", ref)
+		return usagef("%s: push needs a tag; the digest depends on what is pushed", ref)
 	}
 	push, err := opts.push(ref)
 	if err != nil {
@@ -136,7 +137,7 @@ func runPush(ctx context.Context, opts pushOptions) error {
 		err = fmt.Errorf("%s: %w", opts.input, err)
 	}
 	if err != nil {
-		return m.interrupted(ctx, fmt.Errorf("%s: %w", ref, err), "the tag is as it was, and blobs that were sent whole are not sent again")
+		return m.interrupted(ctx, fmt.Errorf("%s: %w", ref, err), "the tag is unchanged, and complete blobs are not sent again")
 	}
 	return opts.print(ref.WithDigest(result.ManifestDigest), result)
 }
@@ -155,7 +156,7 @@ func (opts *pushOptions) push(ref registry.Reference) (snapshot.PushOptions, err
 		return p, err
 	}
 	if opts.memory < 96<<20 || opts.memory > 1<<40 {
-		return p, usagef("--memory is 96MiB at least")
+		return p, usagef("--memory must be at least 96MiB")
 	}
 	p.Memory = int64(opts.memory)
 	for _, kv := range opts.annotations {
@@ -181,7 +182,7 @@ func (opts *pushOptions) from(p *snapshot.Pusher) (in io.Reader, total int64, er
 	case "":
 		binary, err := cocoon.ResolveBinary(os.Getenv(cocoon.BinaryEnv))
 		if err != nil {
-			return nil, 0, fmt.Errorf("%w; --input FILE needs no cocoon", err)
+			return nil, 0, fmt.Errorf("%w; --input FILE works without cocoon", err)
 		}
 		p.Cocoon = &cocoon.Exec{Binary: binary, Stderr: os.Stderr}
 		return nil, 0, nil
@@ -215,11 +216,11 @@ func (opts *pushOptions) print(ref registry.Reference, r *snapshot.PushResult) e
 		})
 	}
 	if opts.dryRun {
-		_, err := fmt.Fprintf(opts.out, "%s: format %s, %s in %d layers; %s would be sent (%d bytes), %s are there already\n",
+		_, err := fmt.Fprintf(opts.out, "%s: format %s, %s in %d layers; %s would be sent (%d bytes), %s exist already\n",
 			ref.Host+"/"+ref.Repository, r.Format, size(r.TotalSize), r.LayerCount, size(r.SentBytes), r.SentBytes, size(r.ThereBytes))
 		return err
 	}
-	opts.note("sent %d bytes (%s), %d bytes (%s) were there already", r.SentBytes, size(r.SentBytes), r.ThereBytes, size(r.ThereBytes))
+	opts.note("sent %d bytes (%s), %d bytes (%s) existed already", r.SentBytes, size(r.SentBytes), r.ThereBytes, size(r.ThereBytes))
 	_, err := fmt.Fprintln(opts.out, ref)
 	return err
 }

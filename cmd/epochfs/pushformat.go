@@ -30,9 +30,9 @@ const (
 
 func (o *formatOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.format, "format", "", "format of the artifact: v1, v2 or packed (default v1, or v2 with --zstd or --chunk)")
-	f.StringVar(&o.base, "base", "", "packed artifact whose data is shared, or none (format packed; default the one that the tag names now)")
+	f.StringVar(&o.base, "base", "", "packed artifact to share data with, or none (format packed; default the one that the tag names now)")
 	f.IntVar(&o.zstd, "zstd", 0, "compress with this level of zstd, 1 to 22 (format v2 or packed; default 3 for packed)")
-	f.Var(&o.chunk, "chunk", "split files by this size, such as 4MiB (format v2; default with --zstd: as small as keeps the manifest small)")
+	f.Var(&o.chunk, "chunk", "split files by this size, such as 4MiB (format v2; default with --zstd: the smallest that keeps the manifest small)")
 }
 
 // apply checks the flags, and sets p accordingly.
@@ -95,7 +95,7 @@ func (o *formatOptions) openBase(ctx context.Context, cfg mounting.Config, ref r
 		if o.base == "" {
 			return nil, nothing, nil
 		}
-		return nil, nothing, usagef("--base %s is not a packed artifact: convert makes one of it", o.base)
+		return nil, nothing, usagef("--base %s is not a packed artifact: convert it to one", o.base)
 	}
 	return &snapshot.PushBase{Artifact: opened.Artifact, Name: opened.Reference.Repository}, closeIt, nil
 }

@@ -25,11 +25,10 @@ func newRestartCmd(g *globals) *cobra.Command {
 	opts := restartOptions{globals: g}
 	return &cobra.Command{
 		Use:   "restart [DIR]",
-		Short: "Put this binary in charge of live mounts",
-		Long: `restart has this binary take over one live mount, or all of the user's: after an
-update, say. It first tries whether it can; if not, the mount is served as
-before. Readers notice a few milliseconds. A mount that has lost its keeper
-gets a new one.`,
+		Short: "Let this binary take over live mounts",
+		Long: `restart lets this binary take over one live mount, or all of the user's, for example
+after an update. If it cannot serve a mount, the old process goes on. Readers wait
+for a few milliseconds. A mount that has lost its keeper gets a new one.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
@@ -72,7 +71,7 @@ func runRestart(opts restartOptions) error {
 		r := restartedMount{Dir: dir, DirBytes: control.Bytes(dir), PID: m.Worker, KeeperPID: m.Keeper}
 		if err != nil {
 			r.Error = err.Error()
-			failed = errors.Join(failed, fmt.Errorf("%s is served as before: %w", dir, err))
+			failed = errors.Join(failed, fmt.Errorf("%s is still served by its old process: %w", dir, err))
 		} else if !opts.json && !opts.quiet {
 			fmt.Fprintf(opts.out, "%s: served by process %d, kept by %d\n", printable(dir), m.Worker, m.Keeper)
 		}
@@ -82,7 +81,7 @@ func runRestart(opts restartOptions) error {
 		failed = errors.Join(failed, printJSON(opts.out, result))
 	}
 	if failed == nil && len(found) == 0 {
-		opts.note("nothing of ours is mounted")
+		opts.note("no epochfs is mounted")
 	}
 	return failed
 }
@@ -122,7 +121,7 @@ func fixed(m control.Mount) string {
 	case m.NotKept != "":
 		return m.NotKept
 	}
-	return "it is dead, another user's, or nothing keeps the mount"
+	return "it is dead, another user's, or has no keeper"
 }
 
 // restartableOn returns the mount on a directory. One that only the kernel
@@ -141,7 +140,7 @@ func restartableOn(name string) ([]keeper.Mount, error) {
 		return found, nil
 	}
 	if len(n.dirs) == 0 {
-		return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", n.dir, errNotFound)
+		return nil, fmt.Errorf("no epochfs is mounted on %s: %w", n.dir, errNotFound)
 	}
 	return []keeper.Mount{{Dir: n.dir, Fixed: fixed(control.Mount{})}}, nil
 }
@@ -149,7 +148,7 @@ func restartableOn(name string) ([]keeper.Mount, error) {
 // restart lets this binary take over one mount.
 func (opts *restartOptions) restart(m keeper.Mount) (keeper.Mount, error) {
 	if m.Fixed != "" {
-		return m, fmt.Errorf("its process cannot be changed: %s", m.Fixed)
+		return m, fmt.Errorf("its process cannot be replaced: %s", m.Fixed)
 	}
 	if m.Systemd != 0 {
 		if err := m.Replace(fs.MemoryName); err != nil {

@@ -46,11 +46,11 @@ func newRootCmd() (root *cobra.Command, finish func()) {
 	root = &cobra.Command{
 		Use:   "epochfs",
 		Short: "Mount VM snapshots from an OCI registry",
-		Long: `epochfs mounts a VM snapshot that lies in an OCI registry. The mount is there
-at once; a file's bytes are fetched when somebody reads them, once.
+		Long: `epochfs mounts VM snapshots from an OCI registry. A mount is ready at once; each
+part of a file is fetched when it is first read, and then stored in a cache.
 
 References are [host[:port]/]repo/path[:tag|@sha256:...]. Without a host,
-EPOCH_SERVER names the registry. Results go to stdout, all else to stderr.`,
+EPOCH_SERVER is the registry. Results go to stdout, everything else to stderr.`,
 		Args:          cobra.ArbitraryArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -83,18 +83,18 @@ func (g *globals) addFlags(root *cobra.Command) {
 	f := root.PersistentFlags()
 	f.StringVar(&g.cacheDir, "cache-dir", "", "directory of the cache (default $"+mounting.CacheDirEnv+", /var/cache/epochfs for root, else the user's cache directory)")
 	f.DurationVar(&g.readTimeout, "read-timeout", 0, "how long a fetch is tried, 0 for ever (default 0 for mount, else 5m)")
-	f.BoolVar(&g.offline, "offline", false, "ask no registry")
-	f.StringVar(&g.hostsDir, "hosts-dir", "", "directory of hosts.toml files that name mirrors (default $"+mounting.HostsDirEnv+", then /etc/containerd/certs.d, /etc/docker/certs.d)")
-	f.BoolVar(&g.plainHTTP, "plain-http", false, "speak plain HTTP to registries that are not on this machine")
-	f.StringVar(&g.platform, "platform", "", "which child of an image index to take, as os/arch (default linux/amd64)")
-	f.IntVar(&g.concurrency, "concurrency", 0, "requests to the registry at a time (default as suits the link)")
-	f.Var(&g.cacheSize, "cache-size", "how much the cache may keep on disk, such as 50GiB (default all but a tenth of its file system)")
-	f.Var(&g.limitRate, "limit-rate", "bytes per second to fetch at most, such as 100MB (default no limit)")
+	f.BoolVar(&g.offline, "offline", false, "send no requests to registries")
+	f.StringVar(&g.hostsDir, "hosts-dir", "", "directory of hosts.toml files with mirrors (default $"+mounting.HostsDirEnv+", then /etc/containerd/certs.d, /etc/docker/certs.d)")
+	f.BoolVar(&g.plainHTTP, "plain-http", false, "allow plain HTTP to registries that are not on this machine")
+	f.StringVar(&g.platform, "platform", "", "child of an image index to use, as os/arch (default linux/amd64)")
+	f.IntVar(&g.concurrency, "concurrency", 0, "concurrent requests to the registry (default depends on the link)")
+	f.Var(&g.cacheSize, "cache-size", "how much disk space the cache may use, such as 50GiB (default all but a tenth of its file system)")
+	f.Var(&g.limitRate, "limit-rate", "fetch at most this many bytes per second, such as 100MB (default no limit)")
 	f.BoolVar(&g.json, "json", false, "print results as JSON")
-	f.BoolVar(&g.quiet, "quiet", false, "no progress and no notes")
-	f.BoolVar(&g.verbose, "verbose", false, "say what is done")
-	f.StringVar(&g.logFormat, "log-format", "text", "form of log lines on stderr and in a file: text or json")
-	f.StringVar(&g.logFile, "log-file", "", "append log lines to this file, not to stderr or, for mounts in the background, the journal")
+	f.BoolVar(&g.quiet, "quiet", false, "print no progress and no notes")
+	f.BoolVar(&g.verbose, "verbose", false, "log what is done")
+	f.StringVar(&g.logFormat, "log-format", "text", "format of log lines on stderr and in a file: text or json")
+	f.StringVar(&g.logFile, "log-file", "", "append log lines to this file, instead of stderr or, for background mounts, the journal")
 }
 
 // refuseWrongArgsBelow makes a wrong number of arguments, or an unknown

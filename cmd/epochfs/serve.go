@@ -34,7 +34,7 @@ func (opts *mountOptions) prepareToServe() chan os.Signal {
 	keeper.SurviveBrokenPipes()
 	_ = os.WriteFile("/proc/self/comm", []byte("epochfs"), 0) // for ps: it was started by a descriptor
 	if err := keeper.SpareFromOOM(); err != nil {             // systemd starts it without a keeper
-		opts.log.Debug("oom_score_adj stays as it is", "error", err)
+		opts.log.Debug("oom_score_adj is unchanged", "error", err)
 	}
 	boundMemory(os.Getenv)
 	return signals
@@ -115,7 +115,7 @@ func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept 
 func (s *served) keep() {
 	kept, ok := s.m.Kept()
 	if !ok {
-		s.notKept = "this kernel cannot send requests again to another process (Linux 6.9 and newer can)"
+		s.notKept = "this kernel cannot repeat requests for another process (Linux 6.9 and newer can)"
 		return
 	}
 	holds, err := s.o.Holds()
@@ -169,7 +169,7 @@ func (s *served) answerStatus() (done func()) {
 	s.scrapes.Serve(buildVersion(), status)
 	socket, err := control.Serve(control.Dir(), status)
 	if err != nil {
-		s.opts.log.Warn("epochfs status will not tell much of this mount", "error", err)
+		s.opts.log.Warn("epochfs status will show little of this mount", "error", err)
 		return func() {}
 	}
 	return func() { _ = socket.Close() }
@@ -216,7 +216,7 @@ func (s *served) stayAlive() {
 		case <-s.link.Lost():
 			s.opts.log.Error("the keeper has ended: the mount ends with this process, unless epochfs restart gives it another", "dir", s.m.Dir())
 			if err := s.link.Orphan(control.Dir()); err != nil {
-				s.opts.log.Error("no other keeper can come", "error", err)
+				s.opts.log.Error("no other keeper can be started", "error", err)
 				return
 			}
 			s.keep()
@@ -244,7 +244,7 @@ func (s *served) untilGone(signals <-chan os.Signal) {
 		}
 		if err != nil {
 			err = explainBusy(opts.dir, err)
-			opts.note("%v; a second signal does so too", err)
+			opts.note("%v; so does a second signal", err)
 			opts.log.Warn("a signal asked to unmount", "error", err)
 		}
 	}

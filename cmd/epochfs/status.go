@@ -31,10 +31,10 @@ func newStatusCmd(g *globals) *cobra.Command {
 	opts := statusOptions{globals: g}
 	cmd := &cobra.Command{
 		Use:   "status [DIR]",
-		Short: "Show mounts: what is local, what is fetched, what they wait for",
-		Long: `status tells of all mounts on this machine, or of the one on DIR: how it is doing
-in one sentence, what of its files is local, what was fetched from where, and what
-readers wait for. Root sees the mounts of other users as well.`,
+		Short: "Show mounts: their state, local data, and requests",
+		Long: `status shows all mounts on this machine, or the one on DIR: its state in one
+sentence, how much of its files is local, what was fetched from where, and what
+readers wait for. Root also sees the mounts of other users.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.out = cmd.OutOrStdout()
@@ -45,9 +45,9 @@ readers wait for. Root sees the mounts of other users as well.`,
 		},
 	}
 	f := cmd.Flags()
-	f.DurationVar(&opts.watch, "watch", 0, "look again and again, every second or as often as given (--watch=5s), until interrupted")
+	f.DurationVar(&opts.watch, "watch", 0, "update every second, or as often as given (--watch=5s), until interrupted")
 	f.Lookup("watch").NoOptDefVal = watchEvery.String()
-	f.BoolVar(&opts.strip, "map", false, "draw where each file has holes, and what of it is missing, present, verified")
+	f.BoolVar(&opts.strip, "map", false, "draw the holes of each file, and its missing, present and verified parts")
 	return cmd
 }
 
@@ -105,7 +105,7 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 		}
 		all = slices.DeleteFunc(all, func(m control.Mount) bool { return !n.is(m.Dir, m.Device) })
 		if len(all) == 0 {
-			return nil, fmt.Errorf("nothing of ours is mounted on %s: %w", n.dir, errNotFound)
+			return nil, fmt.Errorf("no epochfs is mounted on %s: %w", n.dir, errNotFound)
 		}
 	}
 	for i := range all {
@@ -159,7 +159,7 @@ func allMounts() ([]control.Mount, error) {
 }
 
 // noAnswer is the trouble of a mount that only the kernel knows.
-const noAnswer = "no process answers for it: it is dead, stopped, another user's, or has another " + control.DirEnv + "; its log says more"
+const noAnswer = "no process answers for it: it is dead, stopped, another user's, or has another " + control.DirEnv + "; see its log"
 
 // othersMounts asks the processes of other users, which are trusted only
 // about their own mounts.

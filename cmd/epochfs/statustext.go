@@ -32,9 +32,9 @@ func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 	}
 	printFiles(b, m.Files)
 	for _, w := range m.Waiting {
-		why := "the first answer is on its way"
+		why := "waiting for the first answer"
 		if w.Error != "" {
-			why = "tried again after: " + w.Error
+			why = "retrying after: " + w.Error
 		}
 		fmt.Fprintf(b, "  waits for %s of %s at %d since %s: %s\n", size(w.Length), printable(w.File), w.Offset,
 			now.Sub(w.Since).Round(time.Second), printable(why))
@@ -64,7 +64,7 @@ func linkLine(m control.Mount) string {
 	}
 	switch m.Link.Ranges {
 	case "served":
-		known = append(known, "ranges are served")
+		known = append(known, "ranges are honoured")
 	case "ignored":
 		known = append(known, "Range is ignored")
 	}
@@ -81,13 +81,13 @@ func mirrorLine(p control.Mirror, now time.Time) string {
 	}
 	line := fmt.Sprintf("%s %s: %d requests, %s", kind, p.Host, p.Requests, size(p.Bytes))
 	if p.Missing > 0 {
-		line += fmt.Sprintf(", %d blobs not there", p.Missing)
+		line += fmt.Sprintf(", %d blobs missing", p.Missing)
 	}
 	if p.Wrong > 0 {
 		line += fmt.Sprintf(", wrong bytes of %d blobs", p.Wrong)
 	}
 	if p.Resting.After(now) {
-		line += fmt.Sprintf("; left alone for %s: %s", p.Resting.Sub(now).Round(time.Second), p.Error)
+		line += fmt.Sprintf("; avoided for %s: %s", p.Resting.Sub(now).Round(time.Second), p.Error)
 	}
 	return line
 }
@@ -152,5 +152,5 @@ func keptLine(m control.Mount) string {
 	case m.NotKept != "":
 		return "not kept, it ends with its process: " + m.NotKept
 	}
-	return "no longer kept, it ends with its process: its keeper has ended; epochfs restart gives it another"
+	return "no longer kept, it ends with its process: its keeper has ended; epochfs restart starts another"
 }

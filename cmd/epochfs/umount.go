@@ -21,11 +21,11 @@ func newUmountCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "umount DIR",
 		Aliases: []string{"unmount"},
-		Short:   "Unmount a snapshot, also one whose process died",
+		Short:   "Unmount a snapshot, even if its process died",
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(_ *cobra.Command, args []string) error { return runUmount(args[0], lazy) },
 	}
-	cmd.Flags().BoolVar(&lazy, "lazy", false, "take it out of the tree now; it ends when nobody uses it any more")
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "detach it now; it ends when it is no longer in use")
 	return cmd
 }
 
@@ -47,7 +47,7 @@ func runUmount(name string, lazy bool) error {
 		}
 		return fmt.Errorf("nothing is mounted on %s: %w", dir, errNotFound)
 	case !m.Ours():
-		return fmt.Errorf("what is mounted on %s is %s, not ours: %w", dir, m.Type, errNotFound)
+		return fmt.Errorf("the mount on %s is %s, not epochfs: %w", dir, m.Type, errNotFound)
 	}
 	return explainBusy(dir, fs.Unmount(dir, lazy))
 }
@@ -63,7 +63,7 @@ func explainBusy(dir string, err error) error {
 	}
 	users := m.Users()
 	if len(users) == 0 {
-		return fmt.Errorf("%s is busy, used by somebody who cannot be seen from here; --lazy detaches it", dir)
+		return fmt.Errorf("%s is busy, used by a process that cannot be seen from here; --lazy detaches it", dir)
 	}
 	var names []string
 	for _, u := range users[:min(len(users), mostUsers)] {

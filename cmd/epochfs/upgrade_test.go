@@ -84,7 +84,7 @@ func TestRestartWithOtherBinaries(t *testing.T) {
 		"older":             {"negotiates otherwise", fewerCapabilities},
 	} {
 		code, out, stderr := s.try(s.build(version, c.edit), "restart", s.mnt)
-		if code != exitFailed || out != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "is served as before: ") || !strings.Contains(stderr, c.says) {
+		if code != exitFailed || out != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "is still served by its old process: ") || !strings.Contains(stderr, c.says) {
 			t.Errorf("%s: exit code %d, %q, %q", version, code, out, stderr)
 		}
 		unchanged(version)

@@ -212,7 +212,7 @@ const suffix = ".sock"
 const newSuffix = ".new"
 
 // errForeign is the error for a directory that other users can write to.
-var errForeign = errors.New("it belongs to somebody else, or others can write to it")
+var errForeign = errors.New("it belongs to another user, or others can write to it")
 
 // checkDir returns an error if users other than uid could put a socket in
 // dir.

@@ -121,10 +121,10 @@ func (m *Mount) caveats(now time.Time) (all []string) {
 		all = append(all, fmt.Sprintf("%d reads have failed", m.Reads.Failed))
 	}
 	if n := m.Wrong.Pieces; n > 0 {
-		all = append(all, fmt.Sprintf("the cache was wrong in %d %s: dropped and fetched again; the log says where", n, plural(n, "piece", "pieces")))
+		all = append(all, fmt.Sprintf("the cache was wrong in %d %s: dropped and fetched again; see the log", n, plural(n, "piece", "pieces")))
 	}
 	if m.Cache.Full {
-		all = append(all, "the cache is full: what is fetched is not kept")
+		all = append(all, "the cache is full: fetched data is not stored")
 	}
 	for _, p := range m.Mirrors {
 		switch {

@@ -34,7 +34,7 @@ func (m *Mount) waits(d time.Duration, cause string) {
 func TestSentence(t *testing.T) {
 	for want, change := range map[string]func(*Mount){
 		"local: 3 % of 14 GiB; nothing waits": func(*Mount) {},
-		"local: 3 % of 14 GiB; nothing waits; the cache was wrong in 1 piece: dropped and fetched again; the log says where": func(m *Mount) {
+		"local: 3 % of 14 GiB; nothing waits; the cache was wrong in 1 piece: dropped and fetched again; see the log": func(m *Mount) {
 			m.Wrong.Pieces = 1
 		},
 		"local: 100 % of 14 GiB; nothing waits": func(m *Mount) {
@@ -73,7 +73,7 @@ func TestSentence(t *testing.T) {
 			m.Network.Limit = 10e6
 			m.reads(9e6, 1)
 		},
-		"local: 3 % of 14 GiB; nothing waits; 2 reads have failed; the cache is full: what is fetched is not kept; the mirror mirror.example fails: no answer in time": func(m *Mount) {
+		"local: 3 % of 14 GiB; nothing waits; 2 reads have failed; the cache is full: fetched data is not stored; the mirror mirror.example fails: no answer in time": func(m *Mount) {
 			m.Reads.Failed, m.Cache.Full = 2, true
 			m.Mirrors[0].Resting, m.Mirrors[0].Error = now.Add(time.Second), "no answer in time"
 		},

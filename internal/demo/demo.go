@@ -91,7 +91,7 @@ func (s *show) play(ctx context.Context) error {
 	if err := s.step(ctx, "Upload it.", "epochfs push --input vm.tar "+s.ref); err != nil {
 		return err
 	}
-	if err := s.step(ctx, "What is in it? No file's data is needed for that.", "epochfs inspect "+s.ref); err != nil {
+	if err := s.step(ctx, "Show its contents. This fetches no file data.", "epochfs inspect "+s.ref); err != nil {
 		return err
 	}
 	s.mounted = true // the step may have mounted even if it failed
@@ -122,7 +122,7 @@ func offsets() (pages []int64) {
 }
 
 func (s *show) throughMount(ctx context.Context) error {
-	if err := s.step(ctx, "The files are there; sizes cost nothing.", "ls -ls mnt"); err != nil {
+	if err := s.step(ctx, "List the files. This sends no request.", "ls -ls mnt"); err != nil {
 		return err
 	}
 	if err := s.step(ctx, "Read a small file.", "cat mnt/config.json"); err != nil {
@@ -130,13 +130,13 @@ func (s *show) throughMount(ctx context.Context) error {
 	}
 	read := fmt.Sprintf("for page in %s; do dd if=mnt/memory-ranges bs=4096 count=1 skip=$page status=none; done | sha256sum",
 		strings.Trim(fmt.Sprint(offsets()), "[]"))
-	if err := s.step(ctx, "Scattered reads of the memory: what is around them is fetched, not the file.", read); err != nil {
+	if err := s.step(ctx, "Read scattered pages of the memory. Only their surroundings are fetched.", read); err != nil {
 		return err
 	}
-	if err := s.step(ctx, "The same again.", read); err != nil {
+	if err := s.step(ctx, "Repeat the reads.", read); err != nil {
 		return err
 	}
-	if err := s.step(ctx, "And again after a new mount, from the cache on disk.",
+	if err := s.step(ctx, "Mount again and repeat them, from the cache on disk.",
 		"epochfs umount mnt && epochfs mount --prefetch none "+s.ref+" mnt && "+read); err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (s *show) throughMount(ctx context.Context) error {
 }
 
 func (s *show) withoutMount(ctx context.Context) error {
-	if err := s.step(ctx, "The files; sizes cost nothing.", "epochfs ls -l "+s.ref); err != nil {
+	if err := s.step(ctx, "List the files. This sends no request.", "epochfs ls -l "+s.ref); err != nil {
 		return err
 	}
 	if err := s.step(ctx, "Read a small file.", "epochfs cat "+s.ref+" config.json"); err != nil {
@@ -152,15 +152,15 @@ func (s *show) withoutMount(ctx context.Context) error {
 	}
 	read := fmt.Sprintf("for page in %s; do epochfs cat --offset $((page * 4096)) --length 4096 %s memory-ranges; done | sha256sum",
 		strings.Trim(fmt.Sprint(offsets()), "[]"), s.ref)
-	if err := s.step(ctx, "Scattered reads of the memory: what is around them is fetched, not the file.", read); err != nil {
+	if err := s.step(ctx, "Read scattered pages of the memory. Only their surroundings are fetched.", read); err != nil {
 		return err
 	}
-	return s.step(ctx, "The same again, from the cache on disk.", read)
+	return s.step(ctx, "Repeat the reads, from the cache on disk.", read)
 }
 
 // materialize writes the tar again and compares it with the original.
 func (s *show) materialize(ctx context.Context) error {
-	err := s.step(ctx, "All of it, as cocoon would import it: only what is not here yet is fetched.",
+	err := s.step(ctx, "Write all of it as cocoon would import it. Only missing data is fetched.",
 		"epochfs materialize -o out.tar "+s.ref)
 	if err != nil {
 		return err
@@ -173,7 +173,7 @@ func (s *show) materialize(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.say("\nThe tar that came back against the one that was pushed:")
+	s.say("\nCompare the tar with the one that was pushed:")
 	if len(got) != len(want) {
 		return fmt.Errorf("materialize gave %d files, the snapshot has %d", len(got), len(want))
 	}

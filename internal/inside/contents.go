@@ -35,28 +35,28 @@ func (f *FS) Contents(file *File, off, n int64, visit func(off int64, p []byte) 
 	if err != nil {
 		return err
 	}
-	var places []Place
+	var onDisk []DiskRange
 	if f.s.raw {
-		if places, err = f.Locate(file.Inode, file.Size); err != nil && !errors.Is(err, vfs.ErrUnsupported) {
+		if onDisk, err = f.Locate(file.Inode, file.Size); err != nil && !errors.Is(err, vfs.ErrUnsupported) {
 			return err
 		}
 	}
 	for _, x := range extents {
 		from, to := max(x.Offset, off), min(x.Offset+x.Length, off+n)
 		for from < to {
-			for len(places) > 0 && places[0].Offset+places[0].Length <= from {
-				places = places[1:]
+			for len(onDisk) > 0 && onDisk[0].Offset+onDisk[0].Length <= from {
+				onDisk = onDisk[1:]
 			}
 			end := to
 			switch {
-			case len(places) == 0 || places[0].Offset >= to:
+			case len(onDisk) == 0 || onDisk[0].Offset >= to:
 				err = f.readTo(file.Inode, from, end-from, visit)
-			case places[0].Offset > from:
-				end = places[0].Offset
+			case onDisk[0].Offset > from:
+				end = onDisk[0].Offset
 				err = f.readTo(file.Inode, from, end-from, visit)
 			default:
-				end = min(to, places[0].Offset+places[0].Length)
-				err = f.s.copyDisk(places[0].Disk+from-places[0].Offset, end-from, from, visit)
+				end = min(to, onDisk[0].Offset+onDisk[0].Length)
+				err = f.s.copyDisk(onDisk[0].Disk+from-onDisk[0].Offset, end-from, from, visit)
 			}
 			if err != nil {
 				return err

@@ -108,19 +108,19 @@ func (f *FS) Extents(inode uint64, size int64) (all []Range, err error) {
 	return all, err
 }
 
-// Place is a range of a file's bytes and its offset on the disk.
-type Place struct {
+// DiskRange is a range of a file's bytes and its offset on the disk.
+type DiskRange struct {
 	Range
 	Disk int64
 }
 
-// Locate returns the places of a file's bytes on the disk, as far as they
+// Locate returns where a file's bytes are on the disk, as far as they
 // are stored there unencoded. It returns vfs.ErrUnsupported if that cannot
 // be determined.
-func (f *FS) Locate(inode uint64, size int64) (all []Place, err error) {
+func (f *FS) Locate(inode uint64, size int64) (all []DiskRange, err error) {
 	end := int64(0)
 	err = f.s.call(wire.Locate, f.args(inode), answers{item: func(d *wire.Decoder) error {
-		p := Place{Range{int64(d.Num()), int64(d.Num())}, int64(d.Num())}
+		p := DiskRange{Range{int64(d.Num()), int64(d.Num())}, int64(d.Num())}
 		if !d.Ok() || p.Offset < end || p.Length <= 0 || p.Offset > size || p.Length > size-p.Offset ||
 			p.Disk < 0 || p.Disk > f.s.size || p.Length > f.s.size-p.Disk || len(all) >= maxExtents {
 			return errGarbage

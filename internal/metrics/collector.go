@@ -56,7 +56,7 @@ func oneIf(b bool) float64 {
 }
 
 // places returns a metric with a value for each mirror and the registry.
-func places(name, help string, kind prometheus.ValueType, value func(p *control.Mirror, now time.Time) float64) metric {
+func perHost(name, help string, kind prometheus.ValueType, value func(p *control.Mirror, now time.Time) float64) metric {
 	return metric{describe(name, help, "host"), kind, func(m *control.Mount, now time.Time, tell tell) {
 		for i := range m.Mirrors {
 			tell(value(&m.Mirrors[i], now), m.Mirrors[i].Host)

@@ -94,7 +94,7 @@ func (o *Opened) linkStatus() control.Link {
 
 func (o *Opened) mirrorStatus() []control.Mirror {
 	all := []control.Mirror{}
-	for _, p := range o.Registry.Places() {
+	for _, p := range o.Registry.Upstreams() {
 		m := control.Mirror{
 			Host: p.Host, Registry: p.Own, Trusted: p.Trusted, Requests: p.Stats.Requests, Bytes: p.Stats.Bytes,
 			Failures: p.Failures, Resting: p.Resting, Missing: p.Missing, Wrong: p.Wrong,

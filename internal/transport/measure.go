@@ -143,7 +143,7 @@ func (l *Link) BandwidthDelay() int64 {
 // Stats holds what has been learned about a link.
 type Stats struct {
 	RangesKnown bool          // a range was requested and answered
-	Ranges      bool          // ranges are served; otherwise only whole blobs
+	Ranges      bool          // ranges are honoured; otherwise only whole blobs
 	RoundTrip   time.Duration // from a request to the first byte of its answer, smoothed; 0 if unknown
 	Speed       float64       // bytes per second of one connection, smoothed; 0 if unknown
 	Failures    int           // consecutive

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// Credentials are the credentials that one place holds for a registry.
+// Credentials are the credentials that one location holds for a registry.
 type Credentials struct {
 	Username      string
 	Password      string
@@ -31,7 +31,7 @@ func (c Credentials) Empty() bool {
 	return c.Username == "" && c.Password == "" && c.IdentityToken == "" && c.RegistryToken == ""
 }
 
-// Store looks up credentials in the places that the environment names. It
+// Store looks up credentials in the locations that the environment names. It
 // reads them again for each lookup. Its zero value is ready to use.
 type Store struct {
 	Pause time.Duration       // before a failed helper is run again; 0 for 200 ms
@@ -39,12 +39,12 @@ type Store struct {
 }
 
 // Lookup returns the credentials for a repository on a host. It tries
-// docker's places before podman's; within a place the entry with the longest
-// path wins: host/team/vm, host/team, host. Lookup skips a place that cannot
-// be read, and returns its error even if another place has credentials.
+// docker's locations before podman's; within a location the entry with the longest
+// path wins: host/team/vm, host/team, host. Lookup skips a location that cannot
+// be read, and returns its error even if another location has credentials.
 func (s *Store) Lookup(ctx context.Context, host, repository string) (Credentials, error) {
 	var failed []error
-	for _, p := range s.places() {
+	for _, p := range s.locations() {
 		f, err := p.read()
 		if err != nil {
 			failed = append(failed, err)
@@ -62,7 +62,7 @@ func (s *Store) Lookup(ctx context.Context, host, repository string) (Credential
 // Check reads all files and returns their errors. It runs no helper.
 func (s *Store) Check() error {
 	var failed []error
-	for _, p := range s.places() {
+	for _, p := range s.locations() {
 		f, err := p.read()
 		if err != nil {
 			failed = append(failed, err)
@@ -133,8 +133,8 @@ func serverName(key string) string {
 	return key
 }
 
-// place is a file that may hold credentials, or the contents of one.
-type place struct {
+// location is a file that may hold credentials, or the contents of one.
+type location struct {
 	path  string
 	named bool   // the user named this very file: it must exist
 	text  []byte // contents of a file; nil to read path
@@ -147,16 +147,16 @@ func (s *Store) env(name string) string {
 	return os.Getenv(name)
 }
 
-// places returns all files to look into, in order.
-func (s *Store) places() []place {
-	var all []place
+// locations returns all files to look into, in order.
+func (s *Store) locations() []location {
+	var all []location
 	add := func(dir string, names ...string) {
 		if dir != "" {
-			all = append(all, place{path: filepath.Join(append([]string{dir}, names...)...)})
+			all = append(all, location{path: filepath.Join(append([]string{dir}, names...)...)})
 		}
 	}
 	if text := s.env("DOCKER_AUTH_CONFIG"); text != "" {
-		all = append(all, place{path: "DOCKER_AUTH_CONFIG", text: []byte(text)})
+		all = append(all, location{path: "DOCKER_AUTH_CONFIG", text: []byte(text)})
 	}
 	if dir := s.env("DOCKER_CONFIG"); dir != "" {
 		add(dir, "config.json")
@@ -164,7 +164,7 @@ func (s *Store) places() []place {
 		add(s.home(), ".docker", "config.json")
 	}
 	if path := s.env("REGISTRY_AUTH_FILE"); path != "" {
-		return append(all, place{path: path, named: true}) // podman reads no other file then
+		return append(all, location{path: path, named: true}) // podman reads no other file then
 	}
 	if dir := s.env("XDG_RUNTIME_DIR"); dir != "" {
 		add(dir, "containers", "auth.json")

@@ -41,20 +41,20 @@ type file struct {
 	store   string            // suffix of the helper for all other hosts
 }
 
-// read parses the place's file. Only a file that the user named must exist.
-func (p place) read() (*file, error) {
-	raw := p.text
+// read parses the location's file. Only a file that the user named must exist.
+func (l location) read() (*file, error) {
+	raw := l.text
 	if raw == nil {
 		var err error
-		raw, err = readFile(p.path)
-		if errors.Is(err, fs.ErrNotExist) && !p.named || errors.Is(err, syscall.ENOTDIR) && !p.named {
-			return &file{path: p.path}, nil
+		raw, err = readFile(l.path)
+		if errors.Is(err, fs.ErrNotExist) && !l.named || errors.Is(err, syscall.ENOTDIR) && !l.named {
+			return &file{path: l.path}, nil
 		}
 		if err != nil {
-			return nil, &FileError{p.path, "cannot be read: " + reason(err), err}
+			return nil, &FileError{l.path, "cannot be read: " + reason(err), err}
 		}
 	}
-	return parse(p.path, raw)
+	return parse(l.path, raw)
 }
 
 // reason returns err without the path, which the message already names.

@@ -17,8 +17,8 @@ import (
 	"strings"
 )
 
-// Places returns the default configuration directories, in order.
-func Places() []string { return []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"} }
+// Dirs returns the default configuration directories, in order.
+func Dirs() []string { return []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"} }
 
 // Host is a server with a registry's content: a mirror, or the registry
 // itself.
@@ -48,14 +48,14 @@ type Config struct {
 const maxFile = 256 << 10
 
 // Lookup reads the configuration of the registry at host[:port], from the
-// first of the places that has a directory for the host, or a _default. It
+// first of dirs that has a directory for the host, or a _default. It
 // returns an empty Config if there is none. A file that cannot be understood
 // is an error, because it may be meant to keep traffic away from the
 // registry.
-func Lookup(places []string, host string) (*Config, error) {
-	for _, place := range places {
+func Lookup(dirs []string, host string) (*Config, error) {
+	for _, dir := range dirs {
 		for _, name := range names(host) {
-			c, err := read(filepath.Join(place, name), host)
+			c, err := read(filepath.Join(dir, name), host)
 			if c != nil || err != nil {
 				return c, err
 			}

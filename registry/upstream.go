@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// place is a mirror or the registry itself, with its history.
-type place struct {
+// upstream is a mirror or the registry itself, with its history.
+type upstream struct {
 	reg     *Registry
 	pull    bool
 	resolve bool
@@ -26,17 +26,17 @@ type place struct {
 	blobs    map[string]seen
 }
 
-// seen is the history of a place with a blob.
+// seen is the history of an upstream with a blob.
 type seen struct {
-	missing time.Time // the place lacked it, and is not asked again before this time
-	whole   time.Time // the place sent all of it for a range, and is not asked for one before this time
+	missing time.Time // the upstream lacked it, and is not asked again before this time
+	whole   time.Time // the upstream sent all of it for a range, and is not asked for one before this time
 	wholes  uint      // number of those answers
 	served  bool
-	wrong   bool // the place sent bytes with a wrong digest
+	wrong   bool // the upstream sent bytes with a wrong digest
 }
 
 const (
-	// maxSeen bounds the blobs with a history, for each place.
+	// maxSeen bounds the blobs with a history, for each upstream.
 	maxSeen = 4096
 	// missingFor is how long a mirror is expected to lack a blob that it
 	// lacked: a peer may get it.
@@ -44,15 +44,15 @@ const (
 	// Bounds of the time for which a failing mirror is avoided.
 	aloneFirst = time.Second
 	aloneMost  = 2 * time.Minute
-	// Bounds of the time for which a place that sent a whole blob is not
+	// Bounds of the time for which an upstream that sent a whole blob is not
 	// asked for ranges of it. A pull-through cache does so while it fetches
 	// the blob.
 	wholeFirst = 2 * time.Second
 	wholeMost  = 5 * time.Minute
 )
 
-// serves reports whether the place is worth asking.
-func (p *place) serves(w want, now time.Time) bool {
+// serves reports whether the upstream is worth asking.
+func (p *upstream) serves(w want, now time.Time) bool {
 	if !p.pull || w.resolve && !p.resolve || w.trusted && !p.trusted {
 		return false
 	}
@@ -63,7 +63,7 @@ func (p *place) serves(w want, now time.Time) bool {
 }
 
 // change updates the history of a blob.
-func (p *place) change(digest string, f func(*seen)) {
+func (p *upstream) change(digest string, f func(*seen)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.blobs == nil || len(p.blobs) >= maxSeen {
@@ -74,17 +74,17 @@ func (p *place) change(digest string, f func(*seen)) {
 	p.blobs[digest] = s
 }
 
-func (p *place) blame(digest string) { p.change(digest, func(s *seen) { s.wrong = true }) }
+func (p *upstream) blame(digest string) { p.change(digest, func(s *seen) { s.wrong = true }) }
 
-func (p *place) forgive(digest string) {
+func (p *upstream) forgive(digest string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.blobs, digest)
 }
 
-// served reports whether the place sent bytes of a blob that were not found
+// served reports whether the upstream sent bytes of a blob that were not found
 // wrong.
-func (p *place) served(digest string) bool {
+func (p *upstream) served(digest string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.blobs[digest]
@@ -92,7 +92,7 @@ func (p *place) served(digest string) bool {
 }
 
 // refused records why a mirror did not serve a request.
-func (p *place) refused(w want, err error) {
+func (p *upstream) refused(w want, err error) {
 	switch {
 	case errors.Is(err, errIgnoresRange):
 		p.change(w.id, func(s *seen) {
@@ -112,7 +112,7 @@ func (p *place) refused(w want, err error) {
 
 // failed makes requests avoid the mirror: longer each time, or for as long
 // as the mirror asked for.
-func (p *place) failed(err error) {
+func (p *upstream) failed(err error) {
 	if p.own {
 		return
 	}
@@ -138,32 +138,32 @@ func (p *place) failed(err error) {
 	}
 }
 
-func (p *place) recovered() {
+func (p *upstream) recovered() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.failures, p.last = 0, nil
 }
 
 // body returns rc with its result recorded; nil stays nil.
-func (p *place) body(ctx context.Context, rc io.ReadCloser, digest string) io.ReadCloser {
+func (p *upstream) body(ctx context.Context, rc io.ReadCloser, digest string) io.ReadCloser {
 	if rc == nil {
 		return nil
 	}
 	p.change(digest, func(s *seen) { s.served = true })
-	return &placed{ReadCloser: rc, ctx: ctx, p: p, moved: time.Now()}
+	return &upstreamBody{ReadCloser: rc, ctx: ctx, p: p, moved: time.Now()}
 }
 
-// placed is a body from a place.
-type placed struct {
+// upstreamBody is a body from an upstream.
+type upstreamBody struct {
 	io.ReadCloser
 	ctx   context.Context
-	p     *place
+	p     *upstream
 	moved time.Time // when the last Read began, or ended without error
 	told  bool
 }
 
 // Read records how the body ends.
-func (b *placed) Read(buf []byte) (int, error) {
+func (b *upstreamBody) Read(buf []byte) (int, error) {
 	if !b.told {
 		b.moved = time.Now()
 	}

@@ -13,8 +13,8 @@ import (
 // A flag's directory of hosts.toml goes before the environment's, and both
 // before the system's.
 func TestHostsDirs(t *testing.T) {
-	if want := []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}; !slices.Equal(hosts.Places(), want) {
-		t.Errorf("the system's are %q", hosts.Places())
+	if want := []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}; !slices.Equal(hosts.Dirs(), want) {
+		t.Errorf("the system's are %q", hosts.Dirs())
 	}
 	flag, env := t.TempDir(), t.TempDir()
 	cfg := Config{HostsDirs: []string{flag}}

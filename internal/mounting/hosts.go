@@ -17,7 +17,7 @@ import (
 
 // Hosts returns the mirrors and other settings of the reference's registry.
 func (c *Config) Hosts(ref registry.Reference) (*hosts.Config, error) {
-	return hosts.Lookup(slices.Concat(c.HostsDirs, hosts.Places()), ref.Host)
+	return hosts.Lookup(slices.Concat(c.HostsDirs, hosts.Dirs()), ref.Host)
 }
 
 // Client returns a client of one host: h, or ref's own if h is nil; without
