@@ -51,6 +51,9 @@ func (r payloadAt) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// Keeps reports that what is fetched is kept.
+func (k *Filler) Keeps() bool { return true }
+
 // Grain returns how many bytes of a part are kept as one.
 func (k *Filler) Grain(part int) int64 { return k.entry.grid.Size[part] }
 

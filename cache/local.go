@@ -161,9 +161,9 @@ func (l *Local) Load(part int, off int64, p []byte) bool {
 }
 
 // Claim rechecks what is there from before the last boot, and copies what other
-// files have, if with that the stretch is complete, to be loaded until release
-// is called. It locks nothing: others who fetch the same would wait for what is
-// not kept.
+// files have, to be loaded until release is called: of a packed file whatever
+// they have, of others only if with that the stretch is complete. It locks
+// nothing: others who fetch the same would wait for what is not kept.
 func (l *Local) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
 	if l.Here(part, off, n) {
 		return func() {}, nil
@@ -201,12 +201,15 @@ func (l *Local) copyHere(part, from, to int) (release func()) {
 		l.mu.Unlock()
 		l.copying.Unlock()
 	}
-	if missing { // all of it is fetched
+	if missing && l.entry.file.Index == nil { // all of it is fetched
 		release()
 		return func() {}
 	}
 	return release
 }
+
+// Keeps reports that nothing is kept.
+func (l *Local) Keeps() bool { return false }
 
 // Own claims nothing: see Keep.
 func (l *Local) Own(int) (release func(), ok bool) { return nil, false }

@@ -265,9 +265,9 @@ func TestReaderRefuses(t *testing.T) {
 	}
 }
 
-// TestReaderCopiesPieces reads what others have of a part in pieces, if with
-// that a stretch is complete: of a blob of which half is there, and of packed
-// files that share granules.
+// TestReaderCopiesPieces reads what others have of a part in pieces: of a blob
+// of which half is there, if with that a stretch is complete, and of packed
+// files that share granules, whatever they share.
 func TestReaderCopiesPieces(t *testing.T) {
 	t.Parallel()
 	src := &fakeSource{}
@@ -292,7 +292,8 @@ func TestReaderCopiesPieces(t *testing.T) {
 	for name, want := range map[string]struct {
 		a    artifact
 		here int64
-	}{"half a blob": {artifact{&f, nil, a.data}, 1 << 20}, "granules": {newer, int64(len(data)) - g}} {
+		held int
+	}{"half a blob": {artifact{&f, nil, a.data}, 1 << 20, 0}, "granules": {newer, int64(len(data)) - g, 39}} {
 		before := contents(t, dir)
 		l := openLocal(t, dir, want.a.file, src)
 		if n := loaded(t, l, want.a); n != want.here {
@@ -303,10 +304,12 @@ func TestReaderCopiesPieces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l.Here(0, 0, p.Length) || len(l.held) > 0 {
-			t.Errorf("%s: %d pieces are held that are no use", name, len(l.held))
+		if l.Here(0, 0, p.Length) || len(l.held) != want.held {
+			t.Errorf("%s: %d pieces are held, not %d", name, len(l.held), want.held)
 		}
-		release()
+		if release(); len(l.held) > 0 {
+			t.Errorf("%s: %d pieces are held after that", name, len(l.held))
+		}
 		if contents(t, dir) != before {
 			t.Errorf("%s: something was written", name)
 		}

@@ -24,6 +24,7 @@ type Options struct {
 	Store func(file int) Store
 
 	tardy time.Duration // transport.Options.Tardy; tests set another
+	held  int64         // bytes of whole packs in memory; 0 for mostHeld
 }
 
 const (
@@ -83,6 +84,9 @@ func New(src transport.Source, files []*layout.File, opts Options) *Payloads {
 	opts.Memory = max(opts.Memory, LeastMemory)
 	d := &Payloads{opts: opts, files: files, free: opts.Memory, first: []int{0}}
 	d.memory.most = opts.Memory
+	if d.packs.most = opts.held; d.packs.most == 0 {
+		d.packs.most = mostHeld
+	}
 	d.changed = sync.NewCond(&d.mu)
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	d.link = transport.NewLink(src, transport.Options{Limit: transport.NewLimiter(opts.LimitRate), Timeout: opts.ReadTimeout, Tardy: opts.tardy})
@@ -152,6 +156,7 @@ func (d *Payloads) Close() error {
 	d.changed.Broadcast()
 	d.mu.Unlock()
 	d.work.Wait()
+	d.packs.streams.close()
 	d.link.Close()
 	return nil
 }

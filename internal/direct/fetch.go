@@ -3,6 +3,7 @@ package direct
 import (
 	"errors"
 	"io"
+	"sync"
 
 	"github.com/cocoonstack/epochfs/internal/transport"
 )
@@ -87,15 +88,15 @@ func (f *fetcher) unit(i int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	release = sync.OnceFunc(release)
 	defer release()
 	if data := f.p.load(i, &f.d.memory); data != nil {
 		return data, nil
 	}
-	fetch := f.fetch
 	if f.p.packed != nil {
-		fetch = f.fetchGranules
+		return f.fetchGranules(i, release)
 	}
-	data, err := fetch(i)
+	data, err := f.fetch(i)
 	if err == nil {
 		f.p.store(i, data)
 	}

@@ -2,22 +2,15 @@ package direct
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/cocoonstack/epochfs/internal/transport"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
-
-// packsHeld bounds the packs held in memory because the registry sends only
-// whole packs, in bytes; one pack is held whatever its size.
-const packsHeld = 32 << 20
 
 // planGranules cuts a packed file into units of about usual bytes.
 func (p *part) planGranules(x *layout.Index, usual int64) {
@@ -33,21 +26,21 @@ func (p *part) granules(i int) (first, last int) {
 	return first, min(first+p.perUnit, p.packed.Granules()) - 1
 }
 
-// fetchGranules fetches the granules of unit i, with one request for each
-// range of a pack.
-func (f *fetcher) fetchGranules(i int) ([]byte, error) {
+// fetchGranules returns unit i, which the caller has claimed. It fetches the
+// granules that are not there, with one request for each range of a pack. It
+// calls release before that if the cache keeps nothing.
+func (f *fetcher) fetchGranules(i int, release func()) ([]byte, error) {
 	p := f.p
-	first, last := p.granules(i)
-	wanted := make([]packed.Wanted, 0, last+1-first)
-	for n := first; n <= last; n++ {
-		g, err := p.packed.Granule(p.ctx, n)
-		if err != nil {
-			return nil, fmt.Errorf("%q: %w", p.name, err)
-		}
-		wanted = append(wanted, packed.Wanted{Granule: g, ID: n})
-	}
 	off, n := p.payload(i)
-	u := &granuleUnit{f: f, off: off, data: f.d.memory.get(n)}
+	u := &granuleUnit{f: f, unit: i, off: off, data: f.d.memory.get(n)}
+	wanted, err := u.load()
+	if err != nil {
+		f.d.memory.put(u.data)
+		return nil, err
+	}
+	if p.keep == nil || !p.keep.Keeps() {
+		release()
+	}
 	for _, r := range packed.Plan(wanted, packed.Gap, unitMost) {
 		if err := u.fetch(r); err != nil {
 			f.d.memory.put(u.data)
@@ -61,8 +54,27 @@ func (f *fetcher) fetchGranules(i int) ([]byte, error) {
 // granuleUnit is a unit that is being filled with granules.
 type granuleUnit struct {
 	f    *fetcher
+	unit int
 	off  int64 // of data in the payload
 	data []byte
+}
+
+// load fills in the granules that are there, and returns the others.
+func (u *granuleUnit) load() (wanted []packed.Wanted, err error) {
+	p := u.f.p
+	first, last := p.granules(u.unit)
+	for i := first; i <= last; i++ {
+		off, n := p.packed.Extent(i)
+		if p.keep != nil && p.keep.Load(p.index, off, u.data[off-u.off:][:n]) {
+			continue
+		}
+		g, err := p.packed.Granule(p.ctx, i)
+		if err != nil {
+			return nil, fmt.Errorf("%q: %w", p.name, err)
+		}
+		wanted = append(wanted, packed.Wanted{Granule: g, ID: i})
+	}
+	return wanted, nil
 }
 
 // fetch fetches one range. It retries once if the bytes were wrong, as they
@@ -72,7 +84,7 @@ func (u *granuleUnit) fetch(r packed.Range) error {
 	f := u.f
 	digest, size := f.p.packed.Pack(r.Pack)
 	for bad := 0; ; {
-		in, err := f.openPack(digest, size, r)
+		in, err := u.openPack(digest, size, r)
 		if err != nil {
 			return err
 		}
@@ -91,9 +103,10 @@ func (u *granuleUnit) fetch(r packed.Range) error {
 	}
 }
 
-// take decodes the granules of a range.
+// take decodes the granules of a range, and keeps them.
 func (u *granuleUnit) take(in *packBytes, r packed.Range) error {
-	index := u.f.p.packed
+	p := u.f.p
+	index := p.packed
 	stored := u.f.d.memory.get(packed.MaxStored(index.Head.Granule))
 	defer u.f.d.memory.put(stored)
 	_, err := packed.ReadFrames(in, in.at, r.Granules, stored, func(w packed.Wanted, frame []byte) error {
@@ -101,6 +114,9 @@ func (u *granuleUnit) take(in *packBytes, r packed.Range) error {
 		room := u.data[off-u.off:][:n:n]
 		if _, err := packed.Decode(room, frame, n, w.Sum); err != nil {
 			return fmt.Errorf("%w: %w", layout.ErrContent, err)
+		}
+		if p.keep != nil {
+			p.keep.Keep(p.index, off, room, true)
 		}
 		return nil
 	})
@@ -113,19 +129,27 @@ type packBytes struct {
 	at   int64 // offset of the first byte in the pack
 	body io.ReadCloser
 	blob *transport.Reader // nil for a pack in memory
+	done func()            // what close calls instead of closing blob, or nil
 }
 
 // openPack requests a range of a pack. If the registry sends the whole pack,
-// it is held for readers of its other granules.
-func (f *fetcher) openPack(digest string, size int64, r packed.Range) (*packBytes, error) {
+// it is held for readers of its other granules, unless it is too large.
+func (u *granuleUnit) openPack(digest string, size int64, r packed.Range) (*packBytes, error) {
+	f := u.f
 	known, served := f.d.link.Ranges()
-	if known && !served {
+	switch {
+	case known && !served && size > f.d.packs.most:
+		return f.passPack(u.unit, digest, size, r)
+	case known && !served:
 		return f.wholePack(digest, size)
 	}
 	ask := transport.Range{Digest: digest, Size: size, Off: r.Offset, N: r.Length, Checked: true}
 	var answer io.ReadCloser
 	if !known && r.Length < size {
 		in, body, err := f.probePack(ask)
+		if err == nil && in == nil && body == nil {
+			return u.openPack(digest, size, r) // by what is known now
+		}
 		if body == nil {
 			return in, err
 		}
@@ -141,7 +165,7 @@ func (f *fetcher) openPack(digest string, size int64, r packed.Range) (*packByte
 
 // probePack requests a range from a registry that may not honour ranges,
 // with retries. It returns the answer, or the whole pack if the registry
-// sends that.
+// sends that, or nothing if that is too large to be held.
 func (f *fetcher) probePack(ask transport.Range) (*packBytes, io.ReadCloser, error) {
 	for began := time.Now(); ; {
 		in, body, err := f.probeOnce(ask)
@@ -162,7 +186,11 @@ func (f *fetcher) probePack(ask transport.Range) (*packBytes, io.ReadCloser, err
 
 func (f *fetcher) probeOnce(ask transport.Range) (*packBytes, io.ReadCloser, error) {
 	var end func([]byte)
-	body, whole, err := f.d.link.Open(f.p.ctx, ask, func() { _, end = f.d.packs.claim(ask.Digest) })
+	body, whole, err := f.d.link.Open(f.p.ctx, ask, func() {
+		if ask.Size <= f.d.packs.most {
+			_, end = f.d.packs.claim(ask.Digest)
+		}
+	})
 	switch {
 	case end != nil: // others wait for the result
 		data, err := f.readPack(ask.Digest, ask.Size, body)
@@ -177,32 +205,13 @@ func (f *fetcher) probeOnce(ask transport.Range) (*packBytes, io.ReadCloser, err
 		if body != nil {
 			_ = body.Close() // another fetcher reads the pack
 		}
+		if ask.Size > f.d.packs.most {
+			return nil, nil, nil
+		}
 		in, err := f.wholePack(ask.Digest, ask.Size)
 		return in, nil, err
 	}
 	return nil, body, nil
-}
-
-// readPack reads a whole pack, with as many requests as it takes. body is
-// the answer to the first, or nil.
-func (f *fetcher) readPack(digest string, size int64, body io.ReadCloser) ([]byte, error) {
-	all := transport.Range{Digest: digest, Size: size, N: size, Checked: true, Stream: true}
-	blob := f.d.link.NewReader(f.p.ctx, all, transport.ReaderOptions{Body: body})
-	defer blob.Close()
-	data := make([]byte, size)
-	if _, err := io.ReadFull(blob, data); err != nil {
-		return nil, transport.NoEOF(err)
-	}
-	return data, nil
-}
-
-// wholePack returns a pack from memory, after fetching it if necessary.
-func (f *fetcher) wholePack(digest string, size int64) (*packBytes, error) {
-	data, err := f.d.packs.get(f.p.ctx, digest, func() ([]byte, error) { return f.readPack(digest, size, nil) })
-	if err != nil {
-		return nil, err
-	}
-	return &packBytes{r: bytes.NewReader(data)}, nil
 }
 
 func (b *packBytes) Read(p []byte) (int, error) {
@@ -213,107 +222,10 @@ func (b *packBytes) Read(p []byte) (int, error) {
 }
 
 func (b *packBytes) close() {
-	if b.blob != nil {
+	switch {
+	case b.done != nil:
+		b.done()
+	case b.blob != nil:
 		_ = b.blob.Close() // the bytes read were verified
-	}
-}
-
-// packs holds the most recent whole packs.
-type packs struct {
-	mu     sync.Mutex
-	held   []heldPack
-	coming map[string]chan struct{}
-}
-
-type heldPack struct {
-	digest string
-	data   []byte
-}
-
-// get returns a held pack, or fetches it. One caller at a time fetches a
-// pack; the others wait for the result.
-func (h *packs) get(ctx context.Context, digest string, fetch func() ([]byte, error)) ([]byte, error) {
-	for {
-		if data := h.find(digest); data != nil {
-			return data, nil
-		}
-		other, end := h.claim(digest)
-		if end != nil {
-			data := h.find(digest) // it may have arrived since
-			var err error
-			if data == nil {
-				data, err = fetch()
-			}
-			end(data)
-			return data, err
-		}
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
-}
-
-// find returns a held pack, or nil.
-func (h *packs) find(digest string) []byte {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for i := range h.held {
-		if h.held[i].digest == digest {
-			return h.held[i].data
-		}
-	}
-	return nil
-}
-
-// claim returns end if the caller is to fetch a pack; it must call end with
-// the pack's bytes, or with nil. Else claim returns other, which is closed
-// when another caller has fetched the pack.
-func (h *packs) claim(digest string) (other <-chan struct{}, end func(data []byte)) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if c := h.coming[digest]; c != nil {
-		return c, nil
-	}
-	if h.coming == nil {
-		h.coming = map[string]chan struct{}{}
-	}
-	c := make(chan struct{})
-	h.coming[digest] = c
-	return nil, func(data []byte) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		delete(h.coming, digest)
-		close(c)
-		if data != nil {
-			h.holdLocked(heldPack{digest, data})
-		}
-	}
-}
-
-// holdLocked holds a pack, and as many of the earlier ones as fit.
-func (h *packs) holdLocked(p heldPack) {
-	h.held = slices.DeleteFunc(h.held, func(q heldPack) bool { return q.digest == p.digest })
-	h.held = append(h.held, p)
-	total := int64(0)
-	for _, q := range h.held {
-		total += int64(len(q.data))
-	}
-	for total > packsHeld && len(h.held) > 1 {
-		total -= int64(len(h.held[0].data))
-		h.held = h.held[1:]
-	}
-}
-
-// drop forgets a wrong pack.
-func (h *packs) drop(digest string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for i := range h.held {
-		if h.held[i].digest == digest {
-			h.held = append(h.held[:i:i], h.held[i+1:]...)
-			return
-		}
 	}
 }

@@ -17,6 +17,9 @@ type Store interface {
 // with the part. Different units may be used concurrently.
 type Cache interface {
 	Store
+	// Keeps reports whether Keep stores anything. If not, the claim of a
+	// unit of which only some is there ends before the rest is fetched.
+	Keeps() bool
 	// Grain returns the number of bytes of a part that are stored as one.
 	Grain(part int) int64
 	// Here reports whether Load would succeed now, without waiting.
