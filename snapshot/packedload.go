@@ -194,7 +194,7 @@ func (b *builder) countIndexes(files []*layout.File) error {
 // sum.
 func fetchVerified(ctx context.Context, dl Downloader, name, digest string, size, off, n int64, sum packed.Sum) ([]byte, error) {
 	if v, ok := dl.(verifyingDownloader); ok {
-		return v.GetVerified(ctx, name, digest, off, n, sum)
+		return v.GetVerified(ctx, name, digest, size, off, n, sum)
 	}
 	data, err := fetchRange(ctx, dl, name, digest, size, off, n)
 	if err != nil {

@@ -67,12 +67,11 @@ type RangeDownloader interface {
 	GetBlobRange(ctx context.Context, name, digest string, off, n int64) (io.ReadCloser, error)
 }
 
-// verifyingDownloader is an optional interface of a Downloader. GetVerified
-// returns the bytes [off, off+n) of a stored blob, verified with their
-// sha256 sum; the Downloader may keep them. Wrong bytes are an error that
-// wraps layout.ErrContent.
+// verifyingDownloader is what a Downloader may be besides. It returns the
+// bytes [off, off+n) of a stored blob of size bytes. Their sha256 is sum, and
+// they may be kept. Wrong bytes are an error with layout.ErrContent in its chain.
 type verifyingDownloader interface {
-	GetVerified(ctx context.Context, name, digest string, off, n int64, sum [sha256.Size]byte) ([]byte, error)
+	GetVerified(ctx context.Context, name, digest string, size, off, n int64, sum [sha256.Size]byte) ([]byte, error)
 }
 
 // Uploader writes to a registry.

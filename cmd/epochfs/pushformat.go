@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/spf13/pflag"
 
@@ -83,8 +84,11 @@ func (o *formatOptions) openBase(ctx context.Context, cfg mounting.Config, ref r
 		return nil, nothing, usagef("--base %s is in another registry than %s: packs are shared within one", base, ref)
 	}
 	opened, err := mounting.Open(ctx, name, cfg)
-	if o.base == "" && (errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrDenied) || errors.Is(err, snapshot.ErrKind)) {
+	if o.base == "" && (errors.Is(err, registry.ErrNotFound) || errors.Is(err, snapshot.ErrKind)) {
 		return nil, nothing, nil // the tag is free, or names another kind of artifact
+	}
+	if o.base == "" && errors.Is(err, registry.ErrDenied) {
+		return nil, nothing, fmt.Errorf("the base of the push cannot be read, --base none pushes without one: %w", err)
 	}
 	if err != nil {
 		return nil, nothing, err

@@ -66,7 +66,7 @@ func TestLargePacksPass(t *testing.T) {
 	}
 }
 
-// shared is a Keeper that has some granules, and counts those that it is given.
+// shared is a Cache that has some granules, and counts those that it is given.
 type shared struct {
 	Store
 	here  func(off int64) []byte // the granule there, or nil

@@ -38,6 +38,8 @@ type downloader struct {
 	sizes map[string]int64 // of blobs, from manifests
 	notes []string
 
+	indexes indexes
+
 	mu    sync.Mutex
 	blobs []string      // digests of blobs that were read and are in the cache
 	late  time.Duration // 0 before the first manifest
@@ -299,36 +301,6 @@ func (d *downloader) blobRange(ctx context.Context, name, digest string, off, n 
 	d.keep(own, data)
 	d.remember(key, own)
 	return data, nil
-}
-
-// verified returns bytes [off, off+n) of a blob, verified with their digest
-// own: the head or a section of an index. They are stored under that digest.
-func (d *downloader) verified(ctx context.Context, name, digest string, off, n int64, own string) ([]byte, error) {
-	d.read(own)
-	if data, err := d.cache.Blob(own); err == nil {
-		return data, nil
-	}
-	if d.offline {
-		return nil, fmt.Errorf("blob %s: %w", digest, ErrOffline)
-	}
-	ctx, cancel := d.within(ctx, 0)
-	defer cancel()
-	for {
-		got, err := tries(ctx, d.lateness(), func(ctx context.Context) (brought, error) {
-			body, err := d.reg.GetBlobRange(ctx, name, digest, off, n)
-			data, err := readAll(body, err)
-			return brought{data, body}, err
-		})
-		switch {
-		case err != nil:
-			return nil, err
-		case digests.Of(got.data) == own:
-			d.keep(own, got.data)
-			return got.data, nil
-		case !d.reg.Blame(digest, got.body):
-			return nil, fmt.Errorf("bytes %d to %d of blob %s have another digest: %w", off, off+n, digest, layout.ErrContent)
-		}
-	}
 }
 
 // unsaid reports whether err is an error that the cache has not logged.

@@ -89,9 +89,9 @@ func (r remembering) GetBlobRange(ctx context.Context, name, digest string, off,
 
 // GetVerified returns the head or a section of an index. Sections are not
 // recorded: they are fetched while the mount is used, and are in the cache.
-func (r remembering) GetVerified(ctx context.Context, name, digest string, off, n int64, sum [sha256.Size]byte) ([]byte, error) {
+func (r remembering) GetVerified(ctx context.Context, name, digest string, size, off, n int64, sum [sha256.Size]byte) ([]byte, error) {
 	own := digests.Format(sum)
-	body, err := r.note(own, func() ([]byte, error) { return r.verified(ctx, name, digest, off, n, own) })
+	body, err := r.note(own, func() ([]byte, error) { return r.verified(ctx, stretch{name, digest, size, off, n, own}) })
 	if err != nil {
 		return nil, err
 	}
