@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -302,92 +301,6 @@ func (c *Cache) release(e *entry) {
 	if last {
 		e.close()
 	}
-}
-
-// openEntry opens or makes the files of an entry. What is damaged is removed
-// and made anew, once.
-func (c *Cache) openEntry(key string, f *layout.File, g *disk.Grid, l *transport.Link) (*entry, error) {
-	e := newEntry(c, f, g, l)
-	err := e.openSafe(key, disk.Keep)
-	if errors.Is(err, disk.ErrDamaged) || errors.Is(err, disk.ErrUnsafe) {
-		c.log.Warn("cached file is made anew", "file", f.Name, "cause", err)
-		gone := c.dir.Remove(key)
-		if gone == nil || errors.Is(gone, disk.ErrInUse) && errors.Is(err, disk.ErrUnsafe) {
-			err = e.open(key, disk.Keep)
-		} else {
-			err = gone
-		}
-	}
-	if err != nil && mayDoWithout(err) {
-		e.refused = err
-		if !disk.IsReadOnly(err) { // else it is logged when something is fetched
-			c.report.notKept(f.Name, err)
-		}
-		if !disk.IsReadOnly(err) || e.open(key, disk.Read) != nil {
-			err = e.open(key, disk.InMemory)
-		} else {
-			err = nil
-		}
-	}
-	if err != nil {
-		e.stop()
-		return nil, err
-	}
-	if e.disk.OnDisk() {
-		r := disk.RecordOf(f, g)
-		c.index.add(key, &r, time.Now())
-	}
-	e.checkComplete()
-	return e, nil
-}
-
-// openSafe is open for a file that is believed. The error of one that the disk
-// has failed to take is disk.ErrUnsafe.
-func (e *entry) openSafe(key string, mode disk.Mode) error {
-	err := e.open(key, mode)
-	if err == nil && e.state.Unsafe() {
-		e.disk.Close()
-		err = disk.ErrUnsafe
-	}
-	return err
-}
-
-// mayDoWithout reports whether a file is served although it cannot be kept,
-// because of err. A directory that is missing could not be made.
-func mayDoWithout(err error) bool {
-	return disk.Refuses(err) || errors.Is(err, disk.ErrInUse) || errors.Is(err, disk.ErrHeld) || errors.Is(err, disk.ErrDamaged) || errors.Is(err, fs.ErrNotExist)
-}
-
-// shut ends the entry's fetches. From now on only what is present is read.
-func (e *entry) shut() {
-	e.flights.shut()
-	e.disk.Quiet()
-	e.stop()
-}
-
-// close waits for the entry's users and closes its files.
-func (e *entry) close() {
-	e.shut()
-	e.flights.users.Wait()
-	if e.held != nil {
-		e.held.Close()
-	}
-	if e.disk.OnDisk() && (e.disk.Keeps() || e.held == nil) {
-		e.disk.Touch() // reading counts as use, for the order of eviction
-	}
-	e.peers.giveAllBack()
-	e.disk.Close()
-}
-
-// shown returns the open file that readers use, for the directory.
-func (c *Cache) shown(key string) (f *disk.File, done func()) {
-	c.mu.Lock()
-	e := c.entries[key]
-	c.mu.Unlock()
-	if e == nil || !e.flights.use() {
-		return nil, nil
-	}
-	return e.disk, e.flights.unuse
 }
 
 // watchLoop compares now and then what others have changed of open files, and

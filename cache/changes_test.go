@@ -23,14 +23,14 @@ func TestOthersAreTold(t *testing.T) {
 	e := f.h.entry
 
 	other.disk.TakeBack(5, 7) // nobody knows that they were wrong
-	eventually(t, "copies are dropped", func() bool { return slices.Equal(f.copies.all(), []disk.Stretch{e.disk.Stretch(5, 7)}) })
+	eventually(t, "copies are dropped", func() bool { return slices.Equal(f.copies.all(), []disk.Stretch{e.grid.Stretch(5, 7)}) })
 	if n := e.cache.Counts().Wrong[disk.ByElsewhere]; n != 0 {
 		t.Errorf("%d pieces are counted as wrong", n)
 	}
 	checkRead(t, f.h, a.flat, 0, len(a.flat)) // what is put there again is nothing to be told
 	other.disk.Discard(9, 10, disk.Found{By: disk.ByDigest})
 	eventually(t, "copies are dropped", func() bool { return len(f.copies.all()) == 2 })
-	if told := f.copies.all(); told[1] != e.disk.Stretch(9, 10) {
+	if told := f.copies.all(); told[1] != e.grid.Stretch(9, 10) {
 		t.Errorf("copies of %v are dropped", told)
 	}
 	if n := e.cache.Counts().Wrong[disk.ByElsewhere]; n != 1 {
@@ -63,7 +63,7 @@ func TestTakenBackBefore(t *testing.T) {
 	other.entry.disk.Discard(2, 3, disk.Found{By: disk.ByDigest})
 	f := find(t, dir, a, src, Options{watch: time.Hour})
 	eventually(t, "copies are dropped", func() bool {
-		return slices.Equal(f.copies.all(), []disk.Stretch{f.h.entry.disk.Stretch(2, 3)})
+		return slices.Equal(f.copies.all(), []disk.Stretch{f.h.entry.grid.Stretch(2, 3)})
 	})
 	if n := f.h.entry.cache.Counts().Wrong[disk.ByElsewhere]; n != 0 {
 		t.Errorf("%d pieces are counted that were wrong before", n)
@@ -84,7 +84,7 @@ func TestDiedWhileTaking(t *testing.T) {
 	eventually(t, "it was looked at", func() bool { return !f.h.entry.disk.Changed() })
 	other.state.Clear(3)
 	eventually(t, "copies are dropped", func() bool {
-		return slices.Equal(f.copies.all(), []disk.Stretch{f.h.entry.disk.Stretch(3, 4)})
+		return slices.Equal(f.copies.all(), []disk.Stretch{f.h.entry.grid.Stretch(3, 4)})
 	})
 }
 
@@ -125,7 +125,7 @@ func TestManyOfOnes(t *testing.T) {
 		t.Error("what this process did is something to be noticed")
 	}
 	e.disk.Compare(true)
-	want := e.disk.Stretch(0, disk.Turns+3)
+	want := e.grid.Stretch(0, disk.Turns+3)
 	eventually(t, "copies are dropped", func() bool {
 		told := f.copies.all()
 		return len(told) > 0 && told[len(told)-1].Off+told[len(told)-1].N == want.Off+want.N

@@ -37,6 +37,13 @@ func (e *entry) checkComplete() {
 	}
 }
 
+// Unsealed is disk.Beside.Unsealed: the file may have to be sealed anew.
+func (e *entry) Unsealed() {
+	if e.link != nil && e.disk.Complete() {
+		e.cache.askCheck(e)
+	}
+}
+
 // askCheck has a complete file checked when no reader waits.
 func (c *Cache) askCheck(e *entry) {
 	if e.asked.Swap(true) {
@@ -123,7 +130,7 @@ func (e *entry) checkParts() bool {
 			return false
 		}
 		drops := e.disk.Drops()
-		if !e.state.HasAll(e.partPieces(part)) {
+		if !e.state.HasAll(e.grid.Of(part)) {
 			return false // it has gone meanwhile: what is on disk is nothing
 		}
 		pieces, ok, err := e.hashPart(part)
@@ -161,7 +168,7 @@ func (e *entry) hashPart(part int) (pieces *hashed, ok bool, err error) {
 	whole, pieces := sha256.New(), &hashed{}
 	buf := buffers.Get(checkStep)
 	defer buffers.Put(buf)
-	for i, end := e.partPieces(part); i < end; i++ {
+	for i, end := e.grid.Of(part); i < end; i++ {
 		piece := xxhash.New()
 		for off, n := e.grid.Extent(i); n > 0; {
 			if e.ctx.Err() != nil {

@@ -108,7 +108,7 @@ func (c *Copy) Finish(ctx context.Context) (ok bool, err error) {
 		at = w.to
 	}
 	for _, k := range kept {
-		if c.entry.state.Unsafe() || !c.entry.state.AllVerified(c.entry.pieces(k.from, k.to)) {
+		if c.entry.state.Unsafe() || !c.entry.state.AllVerified(c.entry.grid.In(k.from, k.to)) {
 			return false, nil
 		}
 	}

@@ -71,7 +71,7 @@ func (e *entry) loseWithin(off, n int64, cause error) {
 		return // a Local changes nothing
 	}
 	var lost []int
-	for i, end := e.pieces(off, off+n); i < end; i++ {
+	for i, end := e.grid.In(off, off+n); i < end; i++ {
 		start, size := e.grid.Extent(i)
 		buf := buffers.Get(size)
 		if e.disk.LoadPayload(start, buf) != nil {

@@ -39,19 +39,6 @@ type entry struct {
 	packs    packs    // of a packed file
 }
 
-// newEntry returns an entry without files on disk.
-func newEntry(c *Cache, f *layout.File, g *disk.Grid, l *transport.Link) *entry {
-	e := &entry{cache: c, file: f, grid: g, link: l}
-	e.ctx, e.stop = context.WithCancel(c.ctx)
-	if c.memory != nil {
-		e.held = c.memory.Of()
-	}
-	e.flights.init(e)
-	e.proofs.init(e)
-	e.peers.init(e)
-	return e
-}
-
 // open opens the entry's files on disk.
 func (e *entry) open(key string, mode disk.Mode) (err error) {
 	if e.disk, err = e.cache.dir.Open(key, e.file, e.grid, mode, e); err == nil {
@@ -71,31 +58,8 @@ func (e *entry) Source() string {
 	return e.link.Origin()
 }
 
-// Unsealed is disk.Beside.Unsealed: the file may have to be sealed anew.
-func (e *entry) Unsealed() {
-	if e.link != nil && e.disk.Complete() {
-		e.cache.askCheck(e)
-	}
-}
-
 // unkept reports whether the file takes no data.
 func (e *entry) unkept() bool { return !e.disk.Keeps() }
-
-// pieces returns the pieces of payload [from, to), which is not empty.
-func (e *entry) pieces(from, to int64) (first, end int) {
-	return e.grid.At(from), e.grid.At(to-1) + 1
-}
-
-// partPieces returns the pieces of a part.
-func (e *entry) partPieces(part int) (first, end int) {
-	return e.grid.First[part], e.grid.First[part+1]
-}
-
-// hashedOnRead reports whether a part's stored bytes are its payload, with no
-// digest for its pieces.
-func (e *entry) hashedOnRead(part int) bool {
-	return e.file.Parts[part].Encoding == layout.Raw && !e.grid.Checked(part)
-}
 
 // recheck ends the suspicion against those of pieces [from, to) that were
 // written before the last boot.

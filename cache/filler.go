@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
 // Filler is the cached form of a file for a caller that fetches all of it
@@ -81,7 +82,14 @@ func (k *Filler) Here(part int, off, n int64) bool {
 // of its part.
 func (k *Filler) usable(part, i int) bool {
 	e := k.entry
-	return !e.state.Unsafe() && (e.state.Verified(i) || e.state.Has(i) && e.hashedOnRead(part))
+	return !e.state.Unsafe() && (e.state.Verified(i) || e.state.Has(i) && k.hashedOnRead(part))
+}
+
+// hashedOnRead reports whether a part's stored bytes are its payload, with no
+// digest for its pieces.
+func (k *Filler) hashedOnRead(part int) bool {
+	e := k.entry
+	return e.file.Parts[part].Encoding == layout.Raw && !e.grid.Checked(part)
 }
 
 // Claim is called before a stretch is fetched. If another process fetches it,
@@ -188,7 +196,7 @@ func (k *Filler) lock(ctx context.Context, from, to int) (locked bool, err error
 // any of it.
 func (k *Filler) Own(part int) (release func(), ok bool) {
 	e := k.entry
-	from, to := e.partPieces(part)
+	from, to := e.grid.Of(part)
 	if ok, err := e.state.TryLockPieces(from, to); from == to || !ok || err != nil {
 		return nil, false
 	}
@@ -251,7 +259,7 @@ func (k *Filler) Keep(part int, off int64, p []byte, verified bool) {
 
 // passed notes what will have been hashed when all of a part has passed.
 func (k *Filler) passed(part, piece int, sum uint64) {
-	first, end := k.entry.partPieces(part)
+	first, end := k.entry.grid.Of(part)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.sums[part] == nil {

@@ -60,7 +60,7 @@ func (e *entry) store(p *disk.Incoming) (again <-chan struct{}, err error) {
 	if _, kept := e.disk.MakeWay(p); kept {
 		return nil, nil
 	}
-	again, err = e.cache.quota.Take(e.cache.ctx, e.disk.RoomFor(p.Piece, int64(len(p.Payload))))
+	again, err = e.cache.quota.Take(e.cache.ctx, e.grid.RoomFor(p.Piece, int64(len(p.Payload))))
 	if err != nil {
 		if errors.Is(err, quota.ErrFull) {
 			e.cache.report.notKept(e.file.Name, err)

@@ -230,7 +230,7 @@ func (l *Local) Drop(part int) {
 		return
 	}
 	defer f.Close()
-	if first, end := e.partPieces(part); !f.ReadOnly() {
+	if first, end := e.grid.Of(part); !f.ReadOnly() {
 		f.Discard(first, end, disk.Found{By: disk.ByDigest})
 	}
 }
@@ -242,7 +242,7 @@ func (l *Local) Cached() (n int64) {
 			n += l.entry.file.Parts[part].Length
 			continue
 		}
-		for i, end := l.entry.partPieces(part); i < end && l.entry.disk.OnDisk(); i++ {
+		for i, end := l.entry.grid.Of(part); i < end && l.entry.disk.OnDisk(); i++ {
 			if l.usable(part, i) {
 				_, size := l.entry.grid.Extent(i)
 				n += size

@@ -19,7 +19,7 @@ func stoppedAt(t *testing.T, dir string, a artifact, blobs map[string][]byte, st
 	stopped = openFile(t, openCache(t, dir, Options{before: stuck.before}), a.file, liar)
 	done = make(chan error, 1)
 	go func() {
-		_, err := stopped.ReadAt(context.Background(), make([]byte, 1), stopped.entry.disk.Stretch(0, 1).Off)
+		_, err := stopped.ReadAt(context.Background(), make([]byte, 1), stopped.entry.grid.Stretch(0, 1).Off)
 		done <- err
 	}()
 	<-stuck.began
@@ -78,7 +78,7 @@ func TestWrongTransferCountsOnce(t *testing.T) {
 	h := openFile(t, openCache(t, dir, Options{}), a.file, src)
 	e := h.entry
 	pieces := e.grid.Pieces()
-	checkRead(t, h, a.flat, 0, int(e.disk.Stretch(pieces-1, pieces).Off))
+	checkRead(t, h, a.flat, 0, int(e.grid.Stretch(pieces-1, pieces).Off))
 	stuck := newStuckDisk("mark")
 	other := openFile(t, openCache(t, dir, Options{before: stuck.before}), a.file, src).entry
 	stored := make(chan error, 1)
@@ -87,7 +87,7 @@ func TestWrongTransferCountsOnce(t *testing.T) {
 		stored <- err
 	}()
 	<-stuck.began
-	checkRead(t, h, a.flat, int(e.disk.Stretch(pieces-1, pieces).Off), 1)
+	checkRead(t, h, a.flat, int(e.grid.Stretch(pieces-1, pieces).Off), 1)
 	eventually(t, "it was found", func() bool { return !e.state.Has(0) })
 	stuck.release()
 	if err := <-stored; err != nil {

@@ -61,7 +61,7 @@ func (p *packs) claim(pack int) (other <-chan struct{}, done func()) {
 func (j *job) fetchGranules(from, to int) (int, error) {
 	wanted := make([]packed.Wanted, 0, to-from)
 	for i := from; i < to; i++ {
-		g, err := j.entry.granule(j.ctx, i)
+		g, err := j.granule(i)
 		if err != nil {
 			return from, err
 		}
@@ -85,8 +85,9 @@ func (j *job) fetchGranules(from, to int) (int, error) {
 }
 
 // granule returns where granule i is stored.
-func (e *entry) granule(ctx context.Context, i int) (packed.Granule, error) {
-	g, err := e.file.Index.Granule(ctx, i)
+func (j *job) granule(i int) (packed.Granule, error) {
+	e := j.entry
+	g, err := e.file.Index.Granule(j.ctx, i)
 	if errors.Is(err, layout.ErrContent) {
 		err = &contentError{error: fmt.Errorf("%q: %w", e.file.Name, err)}
 	}
@@ -131,7 +132,7 @@ func (j *job) fetchPack(r packed.Range, body io.ReadCloser) error {
 		other, done := e.packs.claim(r.Pack)
 		if done != nil {
 			defer done()
-			if body == nil && e.allLanded(r.Granules) {
+			if body == nil && j.allLanded(r.Granules) {
 				return nil // another job had the pack until just now
 			}
 			return j.takePack(r, body)
@@ -145,7 +146,7 @@ func (j *job) fetchPack(r packed.Range, body io.ReadCloser) error {
 		case <-j.ctx.Done():
 			return &granuleError{context.Cause(j.ctx), r.Granules[0].ID}
 		}
-		if e.allLanded(r.Granules) {
+		if j.allLanded(r.Granules) {
 			return nil
 		}
 	}
@@ -158,7 +159,7 @@ func (j *job) takePack(r packed.Range, body io.ReadCloser) error {
 	if body != nil {
 		defer body.Close()
 	}
-	all, err := e.inPack(j.ctx, r.Pack)
+	all, err := j.inPack(r.Pack)
 	if err != nil {
 		return &granuleError{err, r.Granules[0].ID}
 	}
@@ -175,9 +176,9 @@ func (j *job) takePack(r packed.Range, body io.ReadCloser) error {
 }
 
 // allLanded reports whether nobody waits for any of granules.
-func (e *entry) allLanded(granules []packed.Wanted) bool {
+func (j *job) allLanded(granules []packed.Wanted) bool {
 	for _, w := range granules {
-		if !e.flights.landed(w.ID) {
+		if !j.entry.flights.landed(w.ID) {
 			return false
 		}
 	}
@@ -186,7 +187,8 @@ func (e *entry) allLanded(granules []packed.Wanted) bool {
 
 // inPack returns the file's granules in a pack, by offset. It reads all of
 // the index, once.
-func (e *entry) inPack(ctx context.Context, pack int) ([]packed.Wanted, error) {
+func (j *job) inPack(pack int) ([]packed.Wanted, error) {
+	e := j.entry
 	p := &e.packs
 	p.mu.Lock()
 	byPack := p.byPack
@@ -194,7 +196,7 @@ func (e *entry) inPack(ctx context.Context, pack int) ([]packed.Wanted, error) {
 	if byPack == nil {
 		byPack = map[int][]packed.Wanted{}
 		for i := range e.file.Index.Granules() {
-			w, err := e.granule(ctx, i)
+			w, err := j.granule(i)
 			if err != nil {
 				return nil, err
 			}
@@ -232,7 +234,7 @@ func (j *job) takeIn(digest string, body io.ReadCloser, at int64, granules []pac
 		_, n := e.grid.Extent(w.ID)
 		payload, err := packed.Decode(data, frame, n, w.Sum)
 		if err != nil {
-			return e.wrongGranule(digest, w, body, err)
+			return j.wrongGranule(digest, w, body, err)
 		}
 		e.keep(&disk.Incoming{Piece: w.ID, Payload: payload, Verified: true, By: disk.ByFetch}, nil)
 		return nil
@@ -245,9 +247,9 @@ func (j *job) takeIn(digest string, body io.ReadCloser, at int64, granules []pac
 
 // wrongGranule reports to the source that it sent wrong bytes, and returns
 // the error for the granule's readers.
-func (e *entry) wrongGranule(digest string, w packed.Wanted, body io.ReadCloser, cause error) error {
+func (j *job) wrongGranule(digest string, w packed.Wanted, body io.ReadCloser, cause error) error {
 	return &contentError{
-		error:     fmt.Errorf("%q, pack %s at byte %d: %w: %w", e.file.Name, digest, w.Offset, layout.ErrContent, cause),
-		elsewhere: e.link.Blame(digest, body),
+		error:     fmt.Errorf("%q, pack %s at byte %d: %w: %w", j.entry.file.Name, digest, w.Offset, layout.ErrContent, cause),
+		elsewhere: j.entry.link.Blame(digest, body),
 	}
 }

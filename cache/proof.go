@@ -71,7 +71,7 @@ func (ps *proofs) prove(ctx context.Context, from, to int64) error {
 	}
 	ctx, cancel := e.cache.readTimeout(ctx)
 	defer cancel()
-	for i, end := e.pieces(from, to); i < end; {
+	for i, end := e.grid.In(from, to); i < end; {
 		if ps.compared(i) {
 			i++
 		} else if err := ps.compare(ctx, e.grid.Part(i)); err != nil {
@@ -99,7 +99,7 @@ func (ps *proofs) proved(from, to int64, held overlay.Pieces) bool {
 	if e.link.Proven() {
 		return true
 	}
-	for i, end := e.pieces(from, to); i < end; i++ {
+	for i, end := e.grid.In(from, to); i < end; i++ {
 		payload, inMemory := held[i]
 		switch {
 		case e.grid.Checked(e.grid.Part(i)):
@@ -173,7 +173,7 @@ func (ps *proofs) endLocked(part int, p *proof) {
 // a piece or give it back, from memory.
 func (ps *proofs) comparePart(ctx context.Context, part int) error {
 	e := ps.entry
-	first, end := e.partPieces(part)
+	first, end := e.grid.Of(part)
 	whole := sha256.New()
 	var pieces hashed
 	drops := e.disk.Drops()
@@ -273,7 +273,7 @@ func (f *File) Settle(ctx context.Context) error {
 			if e.verdicts.struck(part) {
 				return e.wrong(part, "whole")
 			}
-			if e.disk.PartVerified(part) || !e.state.HasAll(e.partPieces(part)) {
+			if e.disk.PartVerified(part) || !e.state.HasAll(e.grid.Of(part)) {
 				break
 			}
 			if err := e.proofs.compare(ctx, part); err != nil {

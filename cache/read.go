@@ -38,7 +38,7 @@ func (e *entry) readAt(ctx context.Context, p []byte, off int64, exactly bool) e
 		return e.readAgain(ctx, p, a, held, err)
 	}
 	for i, payload := range held {
-		e.disk.Spread(p, off, i, payload)
+		e.grid.Spread(p, off, i, payload)
 	}
 	return nil
 }
@@ -62,7 +62,7 @@ func (e *entry) ready(ctx context.Context, a readahead.Access) (held overlay.Pie
 // ensure blocks until the payload of a read is there, and has fetched what an
 // orderly reader will want next.
 func (e *entry) ensure(ctx context.Context, a readahead.Access) (overlay.Pieces, error) {
-	i, j := e.pieces(a.From, a.To)
+	i, j := e.grid.In(a.From, a.To)
 	here := e.state.HasAll(i, j)
 	a.Missing = !here
 	if a.Most != readahead.NothingAhead {
@@ -86,7 +86,7 @@ func (e *entry) ensure(ctx context.Context, a readahead.Access) (overlay.Pieces,
 // to come.
 func (e *entry) fetchAhead(r readahead.Reach) {
 	if r.From < r.To {
-		i, j := e.pieces(r.From, r.To)
+		i, j := e.grid.In(r.From, r.To)
 		e.flights.queueMissing(ahead, i, j, r.Request)
 	}
 	queued := -1 // steps may be shorter than pieces
@@ -99,7 +99,7 @@ func (e *entry) fetchAhead(r readahead.Reach) {
 		if a.From == a.To {
 			continue
 		}
-		if i, j := e.pieces(a.From, a.To); i != queued {
+		if i, j := e.grid.In(a.From, a.To); i != queued {
 			e.flights.queueMissing(ahead, i, j, 0)
 			queued = i
 		}
@@ -135,7 +135,7 @@ func (e *entry) readPieces(p []byte, a readahead.Access, held overlay.Pieces) (l
 		start, n := e.grid.Extent(i)
 		end := min(start+n, a.To)
 		if payload, ok := held[i]; ok {
-			e.disk.Spread(p, a.Off, i, payload)
+			e.grid.Spread(p, a.Off, i, payload)
 		} else if err := e.disk.ReadPiece(i, p, a.Off, off, end); err != nil {
 			lost, last = append(lost, i), err
 		}

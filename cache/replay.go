@@ -39,7 +39,8 @@ func (f *File) Replay(ctx context.Context, extents []Extent, onPresent func(x Ex
 		return errClosed
 	}
 	defer e.flights.unuse()
-	r := replay{e: e, wants: e.dataIn(extents), tries: map[int]int{}, onPresent: onPresent}
+	r := replay{e: e, wants: map[int][]Extent{}, tries: map[int]int{}, onPresent: onPresent}
+	r.want(extents)
 	r.came = make(chan landing, len(r.wants))
 	pieces := make([]int, 0, len(r.wants))
 	for i := range r.wants {
@@ -49,9 +50,9 @@ func (f *File) Replay(ctx context.Context, extents []Extent, onPresent func(x Ex
 	return r.run(ctx, pieces)
 }
 
-// dataIn returns where the data of extents lies in the file, by piece.
-func (e *entry) dataIn(extents []Extent) map[int][]Extent {
-	wants := map[int][]Extent{}
+// want notes where the data of extents lies in the file, by piece.
+func (r *replay) want(extents []Extent) {
+	e := r.e
 	size := e.file.Size()
 	sorted := slices.SortedFunc(slices.Values(extents), func(a, b Extent) int { return cmp.Compare(a.Off, b.Off) })
 	done := int64(0) // of the file
@@ -65,19 +66,19 @@ func (e *entry) dataIn(extents []Extent) map[int][]Extent {
 			continue
 		}
 		done = end
-		e.addWants(wants, e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(end))
+		r.wantPayload(e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(end))
 	}
-	return wants
 }
 
-// addWants adds payload [from, to) to wants.
-func (e *entry) addWants(wants map[int][]Extent, from, to int64) {
+// wantPayload notes payload [from, to).
+func (r *replay) wantPayload(from, to int64) {
+	e := r.e
 	for from < to {
 		i := e.grid.At(from)
 		start, n := e.grid.Extent(i)
 		end := min(start+n, to)
 		for run := range e.file.Map.Payload(from, end-from) {
-			wants[i] = append(wants[i], Extent{run.Offset, run.Length})
+			r.wants[i] = append(r.wants[i], Extent{run.Offset, run.Length})
 		}
 		from = end
 	}
@@ -133,7 +134,7 @@ func (r *replay) askAgain(pieces *[]int) error {
 func (r *replay) landed(l landing) {
 	var wrong *contentError
 	switch {
-	case r.e.readable(l.piece):
+	case r.readable(l.piece):
 		r.give(l.piece, true)
 		return
 	case l.err == nil:
@@ -162,7 +163,7 @@ func (r *replay) ask(pieces []int) error {
 			continue // given up
 		}
 		e.recheck(i, i+1)
-		if e.readable(i) {
+		if r.readable(i) {
 			r.give(i, false)
 		} else {
 			missing = append(missing, i)
@@ -189,7 +190,8 @@ func (r *replay) give(piece int, fetched bool) {
 }
 
 // readable reports whether piece i can be read without the network.
-func (e *entry) readable(i int) bool {
+func (r *replay) readable(i int) bool {
+	e := r.e
 	return e.state.Has(i) || e.held.Peek(i) != nil
 }
 
@@ -213,14 +215,14 @@ func (e *entry) nearby(pieces []int) (spans []span) {
 // the network.
 func (f *File) Present(off, n int64) bool {
 	e := f.entry
-	off, n = e.within(off, n)
+	off, n = f.within(off, n)
 	from, to := e.file.Map.PayloadAt(off), e.file.Map.PayloadAt(off+n)
-	return from == to || e.state.HasAll(e.pieces(from, to))
+	return from == to || e.state.HasAll(e.grid.In(from, to))
 }
 
 // within returns the part of [off, off+n) that lies within the file.
-func (e *entry) within(off, n int64) (int64, int64) {
-	size := e.file.Size()
+func (f *File) within(off, n int64) (int64, int64) {
+	size := f.entry.file.Size()
 	off = min(max(off, 0), size)
 	return off, min(max(n, 0), size-off)
 }
@@ -236,7 +238,7 @@ func (f *File) ReadPresent(p []byte, off int64) bool {
 	a := e.access(off, int64(len(p)))
 	var held overlay.Pieces
 	if a.From < a.To {
-		for i, end := e.pieces(a.From, a.To); i < end; i++ {
+		for i, end := e.grid.In(a.From, a.To); i < end; i++ {
 			if e.state.Has(i) {
 				continue
 			}
@@ -254,7 +256,7 @@ func (f *File) ReadPresent(p []byte, off int64) bool {
 		return false
 	}
 	for i, payload := range held {
-		e.disk.Spread(p, off, i, payload)
+		e.grid.Spread(p, off, i, payload)
 	}
 	return true
 }

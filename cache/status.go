@@ -79,7 +79,7 @@ func (f *File) Cells(size int64) []Cell {
 			for at >= end {
 				piece++
 				first, n := e.grid.Extent(piece)
-				end, kind = first+n, e.cell(piece)
+				end, kind = first+n, f.cell(piece)
 			}
 			n := min(left, end-at)
 			for c := off / size; c <= (off+n-1)/size; c++ {
@@ -91,7 +91,8 @@ func (f *File) Cells(size int64) []Cell {
 	return cells
 }
 
-func (e *entry) cell(piece int) Cell {
+func (f *File) cell(piece int) Cell {
+	e := f.entry
 	switch {
 	case !e.state.Has(piece):
 		return CellMissing

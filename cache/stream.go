@@ -18,7 +18,7 @@ import (
 func (j *job) adopt(body io.ReadCloser) {
 	e := j.entry
 	s := &job{entry: e, part: j.part, priority: j.priority, stream: true, alone: true, ctx: j.ctx, cancel: j.cancel}
-	s.from, s.to = e.partPieces(j.part)
+	s.from, s.to = e.grid.Of(j.part)
 	go func() {
 		defer e.flights.unuse()
 		defer s.cancel(nil)
@@ -32,7 +32,7 @@ func (j *job) adopt(body io.ReadCloser) {
 func (j *job) passBlob(body io.ReadCloser) {
 	e := j.entry
 	defer j.prefetchOn()
-	first, end := e.partPieces(j.part)
+	first, end := e.grid.Of(j.part)
 	locked := false
 	if !j.alone {
 		var err error
@@ -51,7 +51,7 @@ func (j *job) passBlob(body io.ReadCloser) {
 	var next int
 	var err error
 	foundElsewhere := e.unkept() && !e.flights.flying(first, end) // all that was asked for
-	if body != nil || e.undecided(j.part) || !e.state.HasAll(first, end) && !foundElsewhere {
+	if body != nil || j.undecided() || !e.state.HasAll(first, end) && !foundElsewhere {
 		next, err = j.readBlob(body)
 	}
 	if locked {
@@ -65,9 +65,10 @@ func (j *job) passBlob(body io.ReadCloser) {
 	e.checkComplete()
 }
 
-// undecided reports whether only the stored bytes can show if the part is
+// undecided reports whether only the stored bytes can show if the job's part is
 // right: a frame that nothing has vouched for.
-func (e *entry) undecided(part int) bool {
+func (j *job) undecided() bool {
+	e, part := j.entry, j.part
 	return e.file.Parts[part].Encoding != layout.Raw && !e.disk.PartVerified(part)
 }
 
@@ -142,7 +143,7 @@ func (j *job) fill(payload io.Reader, later *sync.WaitGroup, pieces *hashed) (ne
 	e := j.entry
 	buf := buffers.Get(e.grid.Size[j.part])
 	defer buffers.Put(buf)
-	next, end := e.partPieces(j.part)
+	next, end := e.grid.Of(j.part)
 	for ; next < end; next++ {
 		_, n := e.grid.Extent(next)
 		if _, err := io.ReadFull(payload, buf[:n]); err != nil {

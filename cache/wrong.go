@@ -142,7 +142,7 @@ func (e *entry) drop(part int, body io.ReadCloser, what string) error {
 	err := e.wrong(part, what)
 	err.all = true
 	e.blame(part, body, err)
-	first, end := e.partPieces(part)
+	first, end := e.grid.Of(part)
 	e.disk.Discard(first, end, disk.Found{By: disk.ByDigest, Cause: err, Gone: func() []any {
 		return []any{"out_of_service", e.verdicts.strike(part, err)}
 	}})
@@ -199,7 +199,7 @@ func (v *verdicts) against(g *disk.Grid, from, to int) error {
 // left by a process that did not get to compare its digest. The stored
 // bytes are gone, so nothing else can show whether the pieces are right.
 func (e *entry) forgetUnseen(part int) {
-	first, end := e.partPieces(part)
+	first, end := e.grid.Of(part)
 	if e.file.Parts[part].Encoding == layout.Raw || e.grid.Whole(part) || !e.state.HasAll(first, end) || e.flights.streaming(part) {
 		return
 	}

@@ -88,7 +88,7 @@ func (f *finding) check(t *testing.T, by string, from, to, times int) {
 			t.Errorf("%d pieces found by %s, not %d", n, key, want)
 		}
 	}
-	whole := e.disk.Stretch(from, to)
+	whole := e.grid.Stretch(from, to)
 	f.log.mu.Lock()
 	defer f.log.mu.Unlock()
 	if len(f.log.lines) != times {
@@ -128,7 +128,7 @@ func (f *finding) read(t *testing.T, off int64) {
 }
 
 // place is where piece i begins in the file.
-func (f *finding) place(i int) int64 { return f.h.entry.disk.Stretch(i, i+1).Off }
+func (f *finding) place(i int) int64 { return f.h.entry.grid.Stretch(i, i+1).Off }
 
 // TestFoundByStream has one range come wrong, and then the whole blob pass.
 func TestFoundByStream(t *testing.T) {
@@ -179,7 +179,7 @@ func TestFoundByDigest(t *testing.T) {
 			return err == nil && sealed
 		})
 		checkRead(t, f.h, a.flat, 0, len(a.flat))
-		if told := f.copies.all(); len(told) == 0 || told[0] != f.h.entry.disk.Stretch(0, 16) {
+		if told := f.copies.all(); len(told) == 0 || told[0] != f.h.entry.grid.Stretch(0, 16) {
 			t.Errorf("copies of %v are dropped, not of all", told)
 		}
 	}
@@ -293,7 +293,7 @@ func TestFoundLate(t *testing.T) {
 	fake.heal(false)
 	stuck.release()
 	eventually(t, "it is found", func() bool { return f.h.entry.cache.Counts().Wrong[disk.ByLate] == 1 })
-	eventually(t, "copies are dropped", func() bool { return slices.Contains(f.copies.all(), f.h.entry.disk.Stretch(0, 1)) })
+	eventually(t, "copies are dropped", func() bool { return slices.Contains(f.copies.all(), f.h.entry.grid.Stretch(0, 1)) })
 	eventually(t, "it is right", func() bool {
 		f.h.Prefetch()
 		_, sealed := f.h.Backing()
@@ -341,7 +341,7 @@ func TestFoundAfterHandingOver(t *testing.T) {
 		c := openCache(t, dir, Options{before: stuck.before, grace: time.Millisecond})
 		died := openFile(t, c, a.file, src)
 		e := died.entry
-		if _, err := died.ReadAt(t.Context(), make([]byte, 1), e.disk.Stretch(1, 2).Off); err != nil {
+		if _, err := died.ReadAt(t.Context(), make([]byte, 1), e.grid.Stretch(1, 2).Off); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "it is noted", func() bool { _, other := e.state.OtherHanded(1, 0); return other })

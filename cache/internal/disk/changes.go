@@ -110,7 +110,7 @@ func (f *File) Changed() bool {
 // of them dropped. all is for whoever looks now and then, and so finds what a
 // process has left undone.
 func (f *File) Compare(all bool) {
-	news, wrong := f.compare(all)
+	news, wrong := f.changes.compare(f, all)
 	if wrong == 0 {
 		return
 	}
@@ -124,8 +124,7 @@ func (f *File) Compare(all bool) {
 
 // compare returns what others have taken back since the last look, and how
 // many pieces they found to be wrong.
-func (f *File) compare(all bool) (news []Stretch, wrong int64) {
-	c := &f.changes
+func (c *changes) compare(f *File, all bool) (news []Stretch, wrong int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	begun, ended, counted := f.State.taken()
@@ -143,7 +142,7 @@ func (f *File) compare(all bool) (news []Stretch, wrong int64) {
 	c.idle = 0
 	missed := begun - c.begun.Load()
 	c.begun.Store(begun)
-	if news = f.turnedLocked(); missed >= Turns { // nobody knows any more what they were
+	if news = c.turnedLocked(f); missed >= Turns { // nobody knows any more what they were
 		news = []Stretch{{}}
 	}
 	for _, s := range news {
@@ -156,13 +155,12 @@ func (f *File) compare(all bool) (news []Stretch, wrong int64) {
 
 // turnedLocked returns where the pieces lie whose turns are not those that
 // were seen, and notes them.
-func (f *File) turnedLocked() (news []Stretch) {
-	c := &f.changes
+func (c *changes) turnedLocked(f *File) (news []Stretch) {
 	words := f.State.shared()
 	from, to := -1, -1 // of the last run of such pieces
 	flush := func() {
 		if from >= 0 {
-			news = append(news, f.Stretch(from, to))
+			news = append(news, f.Grid.Stretch(from, to))
 		}
 	}
 	f.State.Each(func(i int) {

@@ -70,7 +70,7 @@ func (f *File) ReadPiece(i int, p []byte, off, from, to int64) error {
 		if err := f.Load(i, buf); err != nil {
 			return err
 		}
-		f.Spread(p, off, i, buf)
+		f.Grid.Spread(p, off, i, buf)
 		return nil
 	}
 	for run := range f.Layout.Map.Payload(from, to-from) {
@@ -80,24 +80,6 @@ func (f *File) ReadPiece(i int, p []byte, off, from, to int64) error {
 		}
 	}
 	return nil
-}
-
-// Spread copies the payload of piece i to where it belongs in p, which is the
-// file from off on.
-func (f *File) Spread(p []byte, off int64, i int, payload []byte) {
-	start, _ := f.Grid.Extent(i)
-	for run := range f.Layout.Map.Payload(start, int64(len(payload))) {
-		data := payload[:run.Length]
-		payload = payload[run.Length:]
-		at := run.Offset - off
-		if at < 0 {
-			data = data[min(-at, int64(len(data))):]
-			at = 0
-		}
-		if at < int64(len(p)) {
-			copy(p[at:], data)
-		}
-	}
 }
 
 // Load reads the payload of piece i into buf, which has the piece's length. If
@@ -133,10 +115,6 @@ func (f *File) LoadPayload(off int64, buf []byte) error {
 
 // read fills p from the data file's offset off on.
 func (f *File) read(p []byte, off int64) error {
-	if f.dir.hooks.Read == nil {
-		_, err := f.Data.ReadAt(p, off)
-		return err
-	}
 	_, err := f.dir.hooks.Read(f.Data, p, off)
 	return err
 }
@@ -199,26 +177,13 @@ func (f *File) Sync(stop func() error) error {
 	return os.NewSyscallError("fdatasync", unix.Fdatasync(fd))
 }
 
-// Forget has the kernel forget what it has in memory of the data, so that
-// reads come from the disk.
-func (f *File) Forget() {
-	_ = unix.Fadvise(int(f.Data.Fd()), 0, 0, unix.FADV_DONTNEED) // reads are right without
-}
-
-// Stretch is bytes [Off, Off+N) of a file; all of it if N is 0.
-type Stretch struct{ Off, N int64 }
-
-// Stretch returns where pieces [from, to) lie in the file. There is nothing
-// but holes between them.
-func (f *File) Stretch(from, to int) Stretch {
-	start, _ := f.Grid.Extent(from)
-	last, n := f.Grid.Extent(to - 1)
-	s := Stretch{Off: -1}
-	for run := range f.Layout.Map.Payload(start, 1) {
-		s.Off = run.Offset
+// Forget has the kernel forget what it has in memory of the data, so that reads
+// come from the disk, unless somebody else uses the file. It reports whether
+// somebody does.
+func (f *File) Forget() (inUse bool) {
+	inUse = InUse(f.State.file)
+	if !inUse {
+		_ = unix.Fadvise(int(f.Data.Fd()), 0, 0, unix.FADV_DONTNEED) // reads are right without
 	}
-	for run := range f.Layout.Map.Payload(last+n-1, 1) {
-		s.N = run.Offset + 1 - s.Off
-	}
-	return s
+	return inUse
 }

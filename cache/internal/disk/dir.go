@@ -46,9 +46,8 @@ type Hooks struct {
 	Wrong func(by string, pieces int64)               // pieces were found wrong by one of Finders
 	Shown func(key string) (shown *File, done func()) // returns the file that readers use, or nil; done ends the use
 
-	// Tests have others.
-	Read   func(f *os.File, p []byte, off int64) (int, error)
-	Before func(step string) // called between the steps of a write
+	Before func(step string)                                  // called between the steps of a write, for tests
+	Read   func(f *os.File, p []byte, off int64) (int, error) // of data; nil: os.File.ReadAt
 }
 
 // Open opens the directory name for reading and writing and makes it if there
@@ -87,6 +86,9 @@ func OpenToRead(name string, hooks Hooks) (*Dir, error) {
 	root, err := os.OpenRoot(name)
 	if err != nil {
 		return nil, err
+	}
+	if hooks.Read == nil {
+		hooks.Read = (*os.File).ReadAt
 	}
 	return &Dir{root, hooks, true}, nil
 }
@@ -189,23 +191,6 @@ func (d *Dir) WriteFile(name string, data []byte) error {
 		_ = d.root.Remove(tmp)
 	}
 	return err
-}
-
-// Sweep removes what dead processes were writing.
-func (d *Dir) Sweep() {
-	d.SweepSpools()
-	for _, sub := range []string{Files, Blobs, Refs} {
-		names, _ := d.Names(sub)
-		for _, name := range names {
-			if !strings.Contains(name, TmpMark) || strings.HasPrefix(name, spoolMark) {
-				continue
-			}
-			name = path.Join(sub, name)
-			if info, err := d.root.Lstat(name); err == nil && time.Since(info.ModTime()).Abs() > tmpAge { // clocks are set back, too
-				_ = d.root.Remove(name) // the next one tries again
-			}
-		}
-	}
 }
 
 // Blob returns a small blob. If there is none, the error is fs.ErrNotExist; one
@@ -328,13 +313,6 @@ func (d *Dir) Remove(key string) error {
 		crashpoint.Reach("unlinked")
 	}
 	return errors.Join(errs...)
-}
-
-// unlinked reports whether an open file has no name any more.
-func unlinked(f *os.File) (bool, error) {
-	var st unix.Stat_t
-	err := os.NewSyscallError("fstat", unix.Fstat(int(f.Fd()), &st))
-	return err == nil && st.Nlink == 0, err
 }
 
 // InUse reports whether another open file description has the cached file in

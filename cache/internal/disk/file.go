@@ -263,9 +263,6 @@ func (f *File) Touch() {
 	_ = unix.Futimes(int(f.State.file.Fd()), []unix.Timeval{now, now}) // only the order of eviction hangs on it
 }
 
-// InUseElsewhere reports whether somebody else has the file in use.
-func (f *File) InUseElsewhere() bool { return InUse(f.State.file) }
-
 // Backing returns the data file for the kernel to read by itself, read-only
 // and open until f is closed. It may be asked for only if the file is sealed.
 func (f *File) Backing() (*os.File, error) {
@@ -300,7 +297,7 @@ func (f *File) Hold() (*os.File, error) {
 
 // PartVerified reports whether all of a part is present and verified.
 func (f *File) PartVerified(part int) bool {
-	return f.State.AllVerified(f.Grid.First[part], f.Grid.First[part+1])
+	return f.State.AllVerified(f.Grid.Of(part))
 }
 
 // AllVerified reports whether all of the file is.
@@ -319,3 +316,15 @@ func (f *File) Cached() (n int64) {
 	})
 	return n
 }
+
+// source names where the file's bytes come from; it is empty if that is not
+// known.
+func (f *File) source() string {
+	if f.beside == nil {
+		return ""
+	}
+	return f.beside.Source()
+}
+
+// dropBeside is Beside.Drop.
+func (f *File) dropBeside(i int) bool { return f.beside != nil && f.beside.Drop(i) }

@@ -88,6 +88,12 @@ func (g *Grid) At(off int64) int {
 	return g.First[p] + int((off-g.file.Parts[p].Offset)/g.Size[p])
 }
 
+// Of returns the pieces of a part.
+func (g *Grid) Of(part int) (first, end int) { return g.First[part], g.First[part+1] }
+
+// In returns the pieces of payload [from, to), which is not empty.
+func (g *Grid) In(from, to int64) (first, end int) { return g.At(from), g.At(to-1) + 1 }
+
 // Extent returns where piece i lies in the payload.
 func (g *Grid) Extent(i int) (off, n int64) {
 	if g.file.Index != nil {
@@ -139,3 +145,53 @@ func (g *Grid) Sum(i int) (want [32]byte, ok bool) {
 	}
 	return pieces.Sum(int64(i - g.First[p])), true
 }
+
+// Stretch is bytes [Off, Off+N) of a file; all of it if N is 0.
+type Stretch struct{ Off, N int64 }
+
+// Stretch returns where pieces [from, to) lie in the file. There is nothing
+// but holes between them.
+func (g *Grid) Stretch(from, to int) Stretch {
+	start, _ := g.Extent(from)
+	last, n := g.Extent(to - 1)
+	s := Stretch{Off: -1}
+	for run := range g.file.Map.Payload(start, 1) {
+		s.Off = run.Offset
+	}
+	for run := range g.file.Map.Payload(last+n-1, 1) {
+		s.N = run.Offset + 1 - s.Off
+	}
+	return s
+}
+
+// Spread copies the payload of piece i to where it belongs in p, which is the
+// file from off on.
+func (g *Grid) Spread(p []byte, off int64, i int, payload []byte) {
+	start, _ := g.Extent(i)
+	for run := range g.file.Map.Payload(start, int64(len(payload))) {
+		data := payload[:run.Length]
+		payload = payload[run.Length:]
+		at := run.Offset - off
+		if at < 0 {
+			data = data[min(-at, int64(len(data))):]
+			at = 0
+		}
+		if at < int64(len(p)) {
+			copy(p[at:], data)
+		}
+	}
+}
+
+// RoomFor returns how many bytes of blocks a piece of n bytes may take: a page
+// at each end of each of its runs may be new.
+func (g *Grid) RoomFor(i int, n int64) int64 {
+	off, _ := g.Extent(i)
+	var runs int64
+	for range g.file.Map.Payload(off, n) {
+		runs++
+	}
+	return n + runs*pageSize
+}
+
+// pageSize is the block size that file systems use, in general.
+const pageSize = 4096

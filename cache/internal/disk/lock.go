@@ -140,3 +140,10 @@ func setLock(f *os.File, kind int16, off, n int64) (bool, error) {
 		return false, os.NewSyscallError("fcntl", err)
 	}
 }
+
+// unlinked reports whether an open file has no name any more.
+func unlinked(f *os.File) (bool, error) {
+	var st unix.Stat_t
+	err := os.NewSyscallError("fstat", unix.Fstat(int(f.Fd()), &st))
+	return err == nil && st.Nlink == 0, err
+}

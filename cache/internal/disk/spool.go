@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,6 +69,23 @@ func (d *Dir) eachSpool(do func(name string)) {
 	for _, name := range names {
 		if strings.HasPrefix(name, spoolMark) {
 			do(path.Join(Files, name))
+		}
+	}
+}
+
+// Sweep removes what dead processes were writing.
+func (d *Dir) Sweep() {
+	d.SweepSpools()
+	for _, sub := range []string{Files, Blobs, Refs} {
+		names, _ := d.Names(sub)
+		for _, name := range names {
+			if !strings.Contains(name, TmpMark) || strings.HasPrefix(name, spoolMark) {
+				continue
+			}
+			name = path.Join(sub, name)
+			if info, err := d.root.Lstat(name); err == nil && time.Since(info.ModTime()).Abs() > tmpAge { // clocks are set back, too
+				_ = d.root.Remove(name) // the next one tries again
+			}
 		}
 	}
 }

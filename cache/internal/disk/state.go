@@ -157,11 +157,6 @@ func mapFile(f *os.File, size int64, prot, flags int) ([]byte, error) {
 	return mem, os.NewSyscallError("mmap", err)
 }
 
-// wordsOf returns the words in a mapped state file.
-func wordsOf(mem []byte) []uint64 {
-	return unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), len(mem)/8)[StateHeader/8:]
-}
-
 // header returns the part of the header that never changes.
 func header(key string, pieces int) []byte {
 	b := make([]byte, offSum+8)

@@ -241,3 +241,8 @@ func (s *State) taken() (begun, ended, wrong uint64) {
 
 // shared returns the words as all processes see them.
 func (s *State) shared() []uint64 { return wordsOf(s.mem) }
+
+// wordsOf returns the words in a mapped state file.
+func wordsOf(mem []byte) []uint64 {
+	return unsafe.Slice((*uint64)(unsafe.Pointer(&mem[0])), len(mem)/8)[StateHeader/8:]
+}

@@ -71,7 +71,7 @@ func (f *File) Write(p *Incoming) error {
 		return err
 	}
 	for range mostOvertaken {
-		f.step("write")
+		f.dir.hooks.Before("write")
 		word, kept := f.MakeWay(p)
 		if kept {
 			return nil
@@ -79,11 +79,11 @@ func (f *File) Write(p *Incoming) error {
 		if !p.Verified && f.Drops() != p.Drops {
 			break // it may be what was found wrong
 		}
-		f.step("write data")
+		f.dir.hooks.Before("write data")
 		if err := f.writeData(p); err != nil {
 			return err
 		}
-		f.step("mark")
+		f.dir.hooks.Before("mark")
 		if f.State.put(p.Piece, word, p.Sum(), p.Verified) {
 			return nil
 		}
@@ -92,12 +92,6 @@ func (f *File) Write(p *Incoming) error {
 		}
 	}
 	return ErrOvertaken
-}
-
-func (f *File) step(name string) {
-	if f.dir.hooks.Before != nil {
-		f.dir.hooks.Before(name)
-	}
 }
 
 // overtaken deals with a piece that was written although its word is not old
@@ -128,20 +122,6 @@ func (f *File) writeData(p *Incoming) error {
 	return nil
 }
 
-// RoomFor returns how many bytes of blocks a piece of n bytes may take: a page
-// at each end of each of its runs may be new.
-func (f *File) RoomFor(i int, n int64) int64 {
-	off, _ := f.Grid.Extent(i)
-	var runs int64
-	for range f.Layout.Map.Payload(off, n) {
-		runs++
-	}
-	return n + runs*pageSize
-}
-
-// pageSize is the block size that file systems use, in general.
-const pageSize = 4096
-
 // Clone is a piece of another file whose blocks a copy may share.
 type Clone struct {
 	from *File
@@ -154,7 +134,7 @@ type Clone struct {
 // CloneOf returns where piece i lies if it is one stretch that begins at a
 // block, else nil.
 func (f *File) CloneOf(i int, word Word) *Clone {
-	s := f.Stretch(i, i+1)
+	s := f.Grid.Stretch(i, i+1)
 	_, n := f.Grid.Extent(i)
 	if s.N != n || s.Off%pageSize != 0 || n%pageSize != 0 {
 		return nil

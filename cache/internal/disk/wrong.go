@@ -48,7 +48,7 @@ func (f *File) Discard(from, to int, found Found) int {
 	if found.Gone != nil {
 		more = found.Gone()
 	}
-	s := f.Stretch(from, to)
+	s := f.Grid.Stretch(from, to)
 	line := []any{"file", f.Layout.Name, "offset", s.Off, "length", s.N, "found_by", found.By, "source", f.source(),
 		"digest", f.Layout.Parts[f.Grid.Part(from)].Digest}
 	if found.Cause != nil {
@@ -56,15 +56,6 @@ func (f *File) Discard(from, to int, found Found) int {
 	}
 	f.dir.hooks.Log.Error("wrong bytes were dropped", append(line, more...)...)
 	return n
-}
-
-// source names where the file's bytes come from; it is empty if that is not
-// known.
-func (f *File) source() string {
-	if f.beside == nil {
-		return ""
-	}
-	return f.beside.Source()
 }
 
 // TakeBack makes pieces [from, to) missing, on disk and in memory, and has
@@ -104,7 +95,7 @@ func (f *File) takeBack(from, to int, word Word, wrong bool) (n int) {
 		}
 	}
 	if n > 0 || word == 0 {
-		c.todoLocked(f.Stretch(from, to))
+		c.todoLocked(f.Grid.Stretch(from, to))
 	}
 	if wrong {
 		c.wrong += done(n)
@@ -117,8 +108,6 @@ func (f *File) takeBack(from, to int, word Word, wrong bool) (n int) {
 	}
 	return n
 }
-
-func (f *File) dropBeside(i int) bool { return f.beside != nil && f.beside.Drop(i) }
 
 // Drops returns a number that changes whenever pieces are taken back, whatever
 // their words were. What came before that may be wrong.

@@ -67,10 +67,8 @@ func verifyFile(ctx context.Context, d *disk.Dir, key string, v *Verification, o
 		return err
 	}
 	v.Files++
-	s := scrub{ctx: ctx, file: f, v: v, onBytes: onBytes, inUse: f.InUseElsewhere()}
-	if !s.inUse { // the disk is asked, not the kernel's memory of it
-		f.Forget()
-	}
+	// The disk is asked, not the kernel's memory of it.
+	s := scrub{ctx: ctx, file: f, v: v, onBytes: onBytes, inUse: f.Forget()}
 	for part := range f.Layout.Parts {
 		if err = s.part(part); err != nil {
 			break
@@ -149,7 +147,7 @@ type scrub struct {
 
 // part compares a part piece by piece, and as a whole if that can be done.
 func (s *scrub) part(part int) error {
-	first, end := s.file.Grid.First[part], s.file.Grid.First[part+1]
+	first, end := s.file.Grid.Of(part)
 	p := &s.file.Layout.Parts[part]
 	var whole hash.Hash
 	if p.Encoding == layout.Raw && s.file.State.HasAll(first, end) {
