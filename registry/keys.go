@@ -57,15 +57,30 @@ func (a *authorizer) credentials(ctx context.Context, acc access) (authn.AuthCon
 	}
 }
 
-// lookUp searches docker's and podman's files and helpers.
+// lookUp searches docker's and podman's files and helpers, and then, for a
+// registry of Google's, Google's own credentials. The error is what could not be
+// read; without Google's credentials there is none, because most machines have
+// no such thing.
 func (a *authorizer) lookUp(ctx context.Context, acc access) (authn.AuthConfig, string, error) {
 	c, err := a.store.Lookup(ctx, a.r.base.Host, acc.name)
+	if c.Empty() && a.r.base.Scheme == "https" && isGoogle(a.r.base.Host) {
+		if cfg, noKeys := shared.get(); noKeys == nil {
+			return cfg, googleSource, err
+		}
+	}
 	return authn.AuthConfig{
 		Username:      c.Username,
 		Password:      c.Password,
 		IdentityToken: c.IdentityToken,
 		RegistryToken: c.RegistryToken,
 	}, c.Source, err
+}
+
+// ofGoogle reports whether the last used credentials are Google's.
+func (a *authorizer) ofGoogle() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.from == googleSource
 }
 
 // keychainTries is how often a failing keychain is asked: the service behind

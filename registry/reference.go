@@ -34,18 +34,24 @@ type Reference struct {
 
 // ReferenceOptions complete a reference.
 type ReferenceOptions struct {
+	Registry  string // OCI_REGISTRY's value, host[:port][/path]; "" for Server
 	Server    string // EPOCH_SERVER's value; "" for DefaultServer
 	PlainHTTP bool   // allow plain HTTP to hosts that are not loopback
 }
 
 // ParseReference parses [host[:port]/]repo/path[:tag|@sha256:...]. The first
 // component is a host if it contains a dot or a colon, or is localhost;
-// without one, the server of opts is meant. The default tag is "latest". The
+// without one, the registry of opts is meant, whose path stands before the
+// repository, or else the server. The default tag is "latest". The
 // scheme is http for loopback hosts, for an http:// server of opts and, with
 // PlainHTTP, for every host that is not an https:// server of opts; else
 // https. Errors wrap ErrReference.
 func ParseReference(s string, opts ReferenceOptions) (Reference, error) {
 	server, err := parseServer(opts.Server)
+	if err != nil {
+		return Reference{}, err
+	}
+	def, err := parseRegistry(opts.Registry, server, opts.PlainHTTP)
 	if err != nil {
 		return Reference{}, err
 	}
@@ -56,8 +62,8 @@ func ParseReference(s string, opts ReferenceOptions) (Reference, error) {
 	bad := func(why string) (Reference, error) {
 		return Reference{}, fmt.Errorf("%w %q: %s", ErrReference, clip(s), why)
 	}
-	ref := Reference{Scheme: server.scheme, Host: server.host}
-	rest := s
+	ref := Reference{Scheme: def.scheme, Host: def.host}
+	rest := def.path + s
 	if host, path, ok := splitHost(s); ok {
 		if !validHost(host) {
 			return bad("the host is not host[:port]")
@@ -148,12 +154,41 @@ func parseServer(s string) (server, error) {
 	case !validHost(u.Host):
 		return server{}, fmt.Errorf("%w: EPOCH_SERVER has no usable host", ErrReference)
 	}
-	host := strings.ToLower(u.Host)
-	if host != "localhost" && !strings.ContainsAny(host, ".:") {
-		// A printed reference must parse to the same host.
-		host += ":" + defaultPort(u.Scheme)
+	return server{u.Scheme, withPortIfWord(u.Scheme, strings.ToLower(u.Host))}, nil
+}
+
+// defaults complete a name without a host.
+type defaults struct {
+	server
+	path string // ends with a slash, or is ""
+}
+
+// parseRegistry parses OCI_REGISTRY's value; without one, the server is meant.
+// Its errors do not repeat the value, which may contain a password.
+func parseRegistry(s string, srv server, plainHTTP bool) (defaults, error) {
+	if s == "" {
+		return defaults{server: srv}, nil
 	}
-	return server{u.Scheme, host}, nil
+	host, path, _ := strings.Cut(s, "/")
+	path = strings.TrimSuffix(path, "/")
+	if !validHost(host) || path != "" && !validRepository(path) {
+		return defaults{}, fmt.Errorf("%w: OCI_REGISTRY must be host[:port] or host[:port]/path, without a scheme and without credentials", ErrReference)
+	}
+	if path != "" {
+		path += "/"
+	}
+	host = strings.ToLower(host)
+	scheme := schemeFor(host, srv, plainHTTP)
+	return defaults{server{scheme, withPortIfWord(scheme, host)}, path}, nil
+}
+
+// withPortIfWord adds the port to a host that is a single word: a printed
+// reference must parse to the same host.
+func withPortIfWord(scheme, host string) string {
+	if host == "localhost" || strings.ContainsAny(host, ".:") {
+		return host
+	}
+	return host + ":" + defaultPort(scheme)
 }
 
 // schemeFor returns the scheme for an explicit host.

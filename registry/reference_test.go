@@ -117,3 +117,29 @@ func TestNewRefusesPlainHTTP(t *testing.T) {
 		}
 	}
 }
+
+// OCI_REGISTRY completes names without a host, and goes before the server.
+func TestRegistryOfTheEnvironment(t *testing.T) {
+	for _, c := range []struct{ registry, server, ref, want string }{
+		{"r.example", "", "vm", "https r.example/vm:latest"},
+		{"R.example:5000/", "", "team/vm:v1", "https r.example:5000/team/vm:v1"},
+		{"us-docker.pkg.dev/project/vms", "", "team/vm:v1", "https us-docker.pkg.dev/project/vms/team/vm:v1"},
+		{"us-docker.pkg.dev/project/vms/", "http://e.example", "vm@" + someDigest, "https us-docker.pkg.dev/project/vms/vm@" + someDigest},
+		{"us-docker.pkg.dev/project", "", "other.example/vm", "https other.example/vm:latest"},
+		{"us-docker.pkg.dev/project", "", "localhost/vm", "http localhost/vm:latest"},
+		{"127.0.0.1:5000/a", "", "vm", "http 127.0.0.1:5000/a/vm:latest"},
+		{"e.example", "http://e.example", "vm", "http e.example/vm:latest"},
+		{"registry", "", "vm", "https registry:443/vm:latest"},
+		{"", "http://e.example", "vm", "http e.example/vm:latest"},
+	} {
+		ref, err := ParseReference(c.ref, ReferenceOptions{Registry: c.registry, Server: c.server})
+		if got := ref.Scheme + " " + ref.String(); err != nil || got != c.want {
+			t.Errorf("%s in %q, %q: %s, %v", c.ref, c.registry, c.server, got, err)
+		}
+	}
+	for _, s := range []string{"https://r.example", "joe:hunter2@r.example", "r.example/UPPER", "r.example//a", "r.example/a/../b", "/a", "r example", "r.example/a:tag"} {
+		if _, err := ParseReference("vm", ReferenceOptions{Registry: s}); !errors.Is(err, ErrReference) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+}

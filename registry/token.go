@@ -35,6 +35,9 @@ func (a *authorizer) exchange(ctx context.Context, c challenge, acc access) (*to
 	if a.epoch != "" && !sameOrigin(realm, &a.r.base) {
 		cfg = authn.AuthConfig{} // the epoch token is for the epoch server only
 	}
+	if a.ofGoogle() && !sameOrigin(realm, &a.r.base) && (realm.Scheme != "https" || !isGoogle(realm.Host)) {
+		cfg = authn.AuthConfig{}
+	}
 	if cfg.RegistryToken != "" {
 		return &token{header: "Bearer " + cfg.RegistryToken}, nil
 	}

@@ -121,7 +121,7 @@ func workerArgs(flags *pflag.FlagSet, reference, dir string) ([]string, error) {
 
 // pathEnvs contain paths that are used as long as the mount exists.
 var pathEnvs = []string{
-	"DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "EPOCH_CA_CERT", "SSL_CERT_FILE",
+	"DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "EPOCH_CA_CERT", "SSL_CERT_FILE",
 	mounting.HostsDirEnv, mounting.CacheDirEnv, control.DirEnv,
 }
 

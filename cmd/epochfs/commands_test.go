@@ -48,6 +48,7 @@ func (w *world) commands() map[string]command {
 		"bigtar":         bigtar,
 		"firecracker":    firecracker,
 		"amend":          w.amend,
+		"google":         w.google,
 		"seed":           w.seed,
 		"hostile":        w.hostile,
 		"escapes":        w.escapes,

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"math/rand/v2"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"strings"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/registrytest"
 )
 
 // firecracker FILE: an export tar of a Firecracker snapshot, whose memory is
@@ -70,4 +73,22 @@ func (w *world) amend(ts *testscript.TestScript, _ bool, args []string) {
 	raw, err = json.Marshal(m)
 	ts.Check(err)
 	ts.Check(reg.PutManifest(context.Background(), args[0], args[1], raw, manifest.MediaTypeOCIManifest))
+}
+
+// google: from now on HTTPS goes to a registry that believes to be
+// us-docker.pkg.dev, before the script's own, and this is a machine in Google's
+// cloud.
+func (w *world) google(ts *testscript.TestScript, _ bool, _ []string) {
+	const host = "us-docker.pkg.dev"
+	backend, err := url.Parse(w.front.URL)
+	ts.Check(err)
+	g := &registrytest.GoogleRegistry{Realm: "https://" + host + "/token", Backend: &httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) {
+		p.SetURL(backend)
+		p.Out.Header.Del("Authorization")
+	}}}
+	ca := registrytest.NewCA(w.t)
+	front := registrytest.NewTLSFront(w.t, g, ca.Config(w.t, host))
+	ts.Setenv("EPOCH_CA_CERT", ca.File)
+	ts.Setenv("HTTPS_PROXY", registrytest.Tunnel(w.t, strings.TrimPrefix(front.URL, "https://")))
+	ts.Setenv("GCE_METADATA_HOST", registrytest.NewMetadata(w.t).Host)
 }

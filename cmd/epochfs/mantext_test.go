@@ -19,12 +19,14 @@ var environment = [][2]string{
 	{"EPOCHFS_CACHE_DIR", "Directory of the cache, without --cache-dir."},
 	{"EPOCHFS_HOSTS_DIR", "Directory of hosts.toml files, without --hosts-dir."},
 	{"EPOCHFS_RUNTIME_DIR", "Directory of the mounts' status sockets; by default /run/epochfs for root, else a directory below XDG_RUNTIME_DIR or the directory for temporary files."},
-	{"EPOCH_SERVER", "URL of the registry for references without a host; by default http://127.0.0.1:8080."},
-	{"EPOCH_REGISTRY_TOKEN", "Credentials for that registry only."},
+	{"OCI_REGISTRY", "Registry for references without a host: a host, or a host and the path before the name."},
+	{"EPOCH_SERVER", "URL of the epoch server for references without a host, without OCI_REGISTRY; by default http://127.0.0.1:8080. epoch is legacy, and stays supported."},
+	{"EPOCH_REGISTRY_TOKEN", "Credentials for the epoch server only."},
 	{"EPOCH_CA_CERT", "PEM file with additional root certificates."},
 	{"EPOCH_COCOON_BINARY", "The cocoon binary; by default cocoon in the PATH."},
 	{"DOCKER_CONFIG", "Directory of docker's config.json, which has credentials and names helpers; by default ~/.docker."},
 	{"REGISTRY_AUTH_FILE", "File with credentials in podman's format; by default containers/auth.json below XDG_RUNTIME_DIR and ~/.config."},
+	{"GOOGLE_APPLICATION_CREDENTIALS", "File with Google's application-default credentials, for Google's registries."},
 	{"HTTP_PROXY, HTTPS_PROXY, NO_PROXY", "Proxies."},
 }
 

@@ -50,7 +50,8 @@ func newRootCmd() (root *cobra.Command, finish func()) {
 part of a file is fetched when it is first read, and then stored in a cache.
 
 References are [host[:port]/]repo/path[:tag|@sha256:...]. Without a host,
-EPOCH_SERVER is the registry. Results go to stdout, everything else to stderr.`,
+OCI_REGISTRY is the registry: a host, or a host and the path before the name;
+or else EPOCH_SERVER. Results go to stdout, everything else to stderr.`,
 		Args:          cobra.ArbitraryArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,

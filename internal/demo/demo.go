@@ -222,7 +222,7 @@ func (s *show) run(ctx context.Context, command string) ([]byte, error) {
 		"EPOCHFS_RUNTIME_DIR="+filepath.Join(s.dir, "run"),
 		"EPOCHFS_HOSTS_DIR="+filepath.Join(s.dir, "hosts"),
 		"DOCKER_CONFIG="+filepath.Join(s.dir, "docker"),
-		"EPOCH_SERVER=", "EPOCH_REGISTRY_TOKEN=", "EPOCH_CA_CERT=",
+		"OCI_REGISTRY=", "EPOCH_SERVER=", "EPOCH_REGISTRY_TOKEN=", "EPOCH_CA_CERT=",
 	)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

@@ -29,14 +29,16 @@ type Config struct {
 	Log         *slog.Logger  // nil for no log
 	Known       []byte        // Note.Known of a live mount that is taken over; or nil
 
-	EpochServer string // EPOCH_SERVER: the registry of names without a host
+	OCIRegistry string // OCI_REGISTRY: host, or host and path, of names without a host
+	EpochServer string // EPOCH_SERVER: the registry of names without a host, if OCIRegistry is ""
 	EpochToken  string // EPOCH_REGISTRY_TOKEN: credentials for that registry
 	CACert      string // EPOCH_CA_CERT: a PEM file with an additional root certificate
 }
 
-// FromEnvironment sets the fields that epoch's own client takes from the
-// environment too. getenv is os.Getenv, or a substitute.
+// FromEnvironment sets the fields that cocoonstack's tools, and epoch's own
+// client, take from the environment as well. getenv is os.Getenv or its stand-in.
 func (c *Config) FromEnvironment(getenv func(string) string) {
+	c.OCIRegistry = getenv("OCI_REGISTRY")
 	c.EpochServer = getenv("EPOCH_SERVER")
 	c.EpochToken = getenv("EPOCH_REGISTRY_TOKEN")
 	c.CACert = getenv("EPOCH_CA_CERT")

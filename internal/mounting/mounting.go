@@ -112,7 +112,7 @@ func (o *Opened) load(ctx context.Context, ref registry.Reference, cfg Config, k
 
 // Reference parses a reference with the defaults of the environment.
 func (c *Config) Reference(s string) (registry.Reference, error) {
-	return registry.ParseReference(s, registry.ReferenceOptions{Server: c.EpochServer, PlainHTTP: c.PlainHTTP})
+	return registry.ParseReference(s, registry.ReferenceOptions{Registry: c.OCIRegistry, Server: c.EpochServer, PlainHTTP: c.PlainHTTP})
 }
 
 // Registry returns a client of the reference's host, for uploads.
