@@ -3,9 +3,9 @@ package cache
 import (
 	"bytes"
 	"context"
-	"errors"
-	"io/fs"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"testing"
 )
@@ -36,8 +36,16 @@ func marked(a artifact, extents []Extent) []bool {
 	return want
 }
 
-// A replay tells of each byte of data in its extents once, when it can be
-// read without the network, over a link that breaks, and of nothing else.
+// replay replays all stages.
+func replay(f *File, stages [][]Extent, onPresent func(Extent, bool)) {
+	r := f.Replay(context.Background(), stages, onPresent)
+	for r.Next() {
+	}
+	<-r.Done()
+}
+
+// A replay tells of each byte of data in its extents when it can be read
+// without the network, over a link that breaks, and of nothing else.
 func TestReplay(t *testing.T) {
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
@@ -58,7 +66,8 @@ func TestReplay(t *testing.T) {
 			want := marked(a, extents)
 			for round := range 2 {
 				left := bytes.Clone(boolBytes(want))
-				err := h.Replay(context.Background(), extents, func(x Extent, fetched bool) {
+				stages := [][]Extent{extents[:20], nil, extents[20:]}
+				replay(h, stages, func(x Extent, fetched bool) {
 					if round > 0 && fetched {
 						t.Errorf("%v was fetched twice", x)
 					}
@@ -70,14 +79,11 @@ func TestReplay(t *testing.T) {
 						t.Errorf("%v: wrong bytes", x)
 					}
 					for i := range p {
-						left[x.Off+int64(i)]--
+						left[x.Off+int64(i)] = 0
 					}
 				})
-				if err != nil {
-					t.Fatal(err)
-				}
 				if i := bytes.IndexFunc(left, func(r rune) bool { return r != 0 }); i >= 0 {
-					t.Errorf("round %d: byte %d was told of too often, or not at all", round, i)
+					t.Errorf("round %d: byte %d was not told of", round, i)
 				}
 			}
 			if n := c.Counts(); n.Reads != 0 || n.Misses != 0 {
@@ -103,28 +109,25 @@ func TestReplayWithoutBytes(t *testing.T) {
 	src := &fakeSource{gate: make(chan struct{})}
 	a := makeFile(t, newRand(t), src, kinds[1], 1<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
-	all := []Extent{{0, a.file.Size()}}
+	all := [][]Extent{{{0, a.file.Size()}}}
 	none := func(x Extent, _ bool) { t.Errorf("%v came", x) }
 	ctx, cancel := context.WithCancel(context.Background())
+	first := h.Replay(ctx, all, none)
+	first.Next()
 	cancel()
-	if err := h.Replay(ctx, all, none); !errors.Is(err, context.Canceled) {
-		t.Errorf("ended: %v", err)
-	}
-	done := make(chan error)
-	go func() { done <- h.Replay(context.Background(), all, none) }()
-	h.entry.stop()
-	if err := <-done; !errors.Is(err, fs.ErrClosed) {
-		t.Errorf("closed: %v", err)
-	}
+	<-first.Done()
+	second := h.Replay(context.Background(), all, none)
+	second.Next()
+	h.entry.shut()
+	<-second.Done()
+	replay(h, all, none)
 	close(src.gate)
 
 	gone := &fakeSource{}
 	b := makeFile(t, newRand(t), gone, kinds[1], 1<<20)
 	clear(gone.blobs)
 	h = openFile(t, openCache(t, t.TempDir(), Options{}), b.file, gone)
-	if err := h.Replay(context.Background(), []Extent{{0, b.file.Size()}}, none); err != nil {
-		t.Errorf("not there: %v", err)
-	}
+	replay(h, [][]Extent{{{0, b.file.Size()}}}, none)
 	if h.ReadPresent(make([]byte, 4096), b.file.Map.Segments()[0].Offset) || h.ReadPresent(nil, -1) || h.ReadPresent(make([]byte, 1), b.file.Size()) {
 		t.Error("what is missing was read")
 	}
@@ -138,10 +141,8 @@ func TestDemandOvertakesReplay(t *testing.T) {
 	src.gate <- struct{}{} // the request that finds out about ranges
 	h := openFile(t, openCache(t, t.TempDir(), Options{Concurrency: 8}), a.file, src)
 	checkRead(t, h, a.flat, int(a.file.Map.Segments()[0].Offset), 1)
-	replayed := make(chan error)
-	go func() {
-		replayed <- h.Replay(context.Background(), []Extent{{0, a.file.Size()}}, func(Extent, bool) {})
-	}()
+	r := h.Replay(context.Background(), [][]Extent{{{0, a.file.Size()}}}, func(Extent, bool) {})
+	r.Next()
 	eventually(t, "the replay runs", func() bool { return src.furthest() > 0 })
 	last := a.file.Map.Segments()[a.file.Map.Len()-1]
 	piece, _ := h.entry.grid.Extent(h.entry.grid.At(a.file.Map.PayloadAt(last.Offset)))
@@ -156,23 +157,37 @@ func TestDemandOvertakesReplay(t *testing.T) {
 	eventually(t, "the read has a request of its own", func() bool { return src.furthest() >= piece })
 	close(src.gate)
 	<-read
-	if err := <-replayed; err != nil {
-		t.Error(err)
-	}
+	<-r.Done()
 	if _, fetched := src.reset(); fetched > a.file.StoredSize() {
 		t.Errorf("%d bytes were fetched of %d", fetched, a.file.StoredSize())
 	}
 }
 
-// Runs that lie near each other are fetched by one request, others are not.
+// Runs that lie near each other come together, in the first of their stages.
 func TestReplayJoins(t *testing.T) {
 	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kind{packed: true}, 1<<20)
+	a := makeFile(t, newRand(t), src, kind{packed: true}, 4<<20)
 	e := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src).entry
-	size := a.file.Index.Head.Granule
-	step := int(replayGap / size)
-	got := e.nearby([]int{0, 1, 2 + step, 4 + 2*step})
-	if len(got) != 2 || got[0].from != 0 || got[0].to != 3+step || got[1].from != 4+2*step || got[1].to != 5+2*step {
-		t.Errorf("%+v", got)
+	gap := int(replayGap / a.file.Index.Head.Granule)
+	most := int(replayMost / a.file.Index.Head.Granule)
+	pieces := []int{0, 1, 2 + gap, 4 + 2*gap, 5 + 2*gap, most + 1, most + 2}
+	got := e.staged(pieces, map[int]int{0: 1, 1: 1, 2 + gap: 0, 4 + 2*gap: 2, 5 + 2*gap: 3, most + 1: 3, most + 2: 1}, 4)
+	if want := "[[0 1 2] [5 6] [3 4] []]"; fmt.Sprint(indexes(pieces, got)) != want {
+		t.Errorf("%v, want %s", indexes(pieces, got), want)
 	}
+	spans := e.nearby([]int{0, 1, 2 + gap, 4 + 2*gap})
+	if len(spans) != 2 || spans[0].from != 0 || spans[0].to != 3+gap || spans[1].from != 4+2*gap || spans[1].to != 5+2*gap {
+		t.Errorf("%+v", spans)
+	}
+}
+
+// indexes returns where the numbers of lists stand in all.
+func indexes(all []int, lists [][]int) [][]int {
+	out := make([][]int, len(lists))
+	for i, list := range lists {
+		for _, n := range list {
+			out[i] = append(out[i], slices.Index(all, n))
+		}
+	}
+	return out
 }

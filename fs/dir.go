@@ -9,7 +9,9 @@ import (
 // generation is constant because no inode number is used twice.
 const generation = 1
 
-func (n *node) entry(out *fuse.EntryOut) {
+// entry describes n in an answer that makes it known to the kernel.
+func (t *tree) entry(n *node, out *fuse.EntryOut) {
+	t.seen(n)
 	out.NodeId = n.ino
 	out.Generation = generation
 	out.Attr = n.attr
@@ -24,6 +26,21 @@ func (t *tree) rootEntry(out *fuse.EntryOut) {
 	out.SetEntryTimeout(keep)
 	out.SetAttrTimeout(keep)
 }
+
+// seen notes that the kernel knows n, or will in a moment.
+func (t *tree) seen(n *node) {
+	if n.known.Load() || n.known.Swap(true) {
+		return
+	}
+	if f := t.onKnown.Load(); f != nil {
+		go (*f)(n.Name)
+	}
+}
+
+// OnKnown has f called with the name of a file, on a goroutine of its own,
+// when the kernel has asked about the file and so knows it soon. f is called
+// again for a file that Store then did not find.
+func (m *Mounted) OnKnown(f func(name string)) { m.tree.onKnown.Store(&f) }
 
 // Lookup answers for an absent name with inode 0 and a timeout, because the
 // kernel does not cache ENOENT.
@@ -40,7 +57,7 @@ func (t *tree) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fu
 		t.rootEntry(out)
 		return fuse.OK
 	case name == ".":
-		n.entry(out)
+		t.entry(n, out)
 		return fuse.OK
 	case n != nil:
 		return fuse.ENOTDIR
@@ -51,7 +68,7 @@ func (t *tree) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fu
 		out.SetEntryTimeout(keepAbsent)
 		return fuse.OK
 	}
-	n.entry(out)
+	t.entry(n, out)
 	return fuse.OK
 }
 
@@ -107,7 +124,7 @@ func (t *tree) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 			break
 		}
 		if n != nil { // "." and ".." stay inode 0: the kernel knows both
-			n.entry(entry)
+			t.entry(n, entry)
 		}
 	}
 	return fuse.OK

@@ -60,9 +60,15 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	if in.Offset >= uint64(size) {
 		return newReadResult(nil), fuse.OK
 	}
+	t.seen(n)
+	if t.declines(n, in) {
+		return nil, fuse.EIO
+	}
 	off := int64(in.Offset)
 	p := buf[:min(int64(len(buf)), size-off)]
+	t.touched(n, off, int64(len(p)))
 	if end := off + int64(len(p)); len(p) <= maxRequest && n.Map.PayloadAt(off) == n.Map.PayloadAt(end) {
+		n.served(off, end-off)
 		return newReadResult(zeros()[:len(p)]), fuse.OK
 	}
 	ctx := requestContext(cancel)
@@ -71,6 +77,7 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		err = t.readInterrupted(n, in, p, off)
 	}
 	if err == nil {
+		n.served(off, int64(len(p)))
 		return newReadResult(p), fuse.OK
 	}
 	errno := toErrno(err)
@@ -78,6 +85,12 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		t.logRead(n, off, len(p), err)
 	}
 	return nil, fuse.Status(errno)
+}
+
+// served notes that length bytes from off on of a file are about to be answered.
+func (n *node) served(off, length int64) {
+	n.declined.served(off, length)
+	n.readers.served(off, length)
 }
 
 // readFull fills p or returns an error.

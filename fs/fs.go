@@ -77,6 +77,15 @@ type Options struct {
 	Log        *slog.Logger // gets a line for each failed read; it should limit its rate
 	Note       []byte       // data for the process that takes over; see Note
 
+	// Decline reports whether it would be better to decline a speculative
+	// READ of bytes [off, off+n) of a file; nil declines none. It is called
+	// by threads that answer requests, so it returns at once.
+	Decline func(name string, off, n int64) bool
+	// Asked is called with each READ that is not declined, before it is
+	// answered; nil for nobody. It returns at once.
+	Asked  func(name string, off, n int64)
+	Record *Recording // only for Mount: what readers touch is recorded; nil: it is not
+
 	// Crash makes a panic in a request's handler end the process, so
 	// that another can take over. Otherwise a panic fails only the
 	// request.
@@ -104,6 +113,10 @@ type node struct {
 	open sync.Mutex
 	// noBacking is set once the kernel has refused the backing file.
 	noBacking bool
+
+	known    atomic.Bool // whether the kernel knows the inode, as far as this process has seen
+	declined declined
+	readers  readers
 }
 
 // tree answers the kernel's requests. Except for the handles it is built
@@ -123,6 +136,15 @@ type tree struct {
 	present func(*fuse.Server) error // the function present, except in tests
 	backing atomic.Bool              // whether passthrough may be tried
 	log     *slog.Logger
+
+	onKnown    atomic.Pointer[func(name string)]
+	asked      func(name string, off, n int64)
+	recorded   *recording                           // nil: nothing is recorded
+	decline    func(name string, off, n int64) bool // nil: nothing is declined
+	tried      sync.Once
+	playsAlong atomic.Bool // whether the kernel asks again for what is declined
+
+	declinedReads atomic.Int64
 }
 
 // kernel is the part of the connection that the tree uses.
@@ -143,6 +165,8 @@ func newTree(files []File, opts Options) (*tree, error) {
 		byName:        make(map[string]*node, len(files)),
 		log:           log,
 		crash:         opts.Crash,
+		decline:       opts.Decline,
+		asked:         opts.Asked,
 		present:       present,
 	}
 	t.backing.Store(!opts.NoBacking)

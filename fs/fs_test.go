@@ -25,6 +25,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if IsTry() {
+		os.Exit(TryMain())
+	}
 	if os.Getenv(helperEnv) != "" {
 		os.Exit(runTestHelper(os.Args[1:]))
 	}

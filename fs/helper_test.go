@@ -34,6 +34,7 @@ var helpers = map[string]func(args []string) error{
 	"nofuse": helpNoFUSE, "faults": helpFaults, "readat": helpReadAt,
 	"signalled": helpSignalled, "umount": helpUmount, "drain": helpDrain,
 	"cross": helpCross, "handle": helpHandle, "byhandle": helpByHandle,
+	"touch": helpTouch,
 }
 
 func runTestHelper(args []string) int {

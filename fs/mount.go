@@ -36,6 +36,7 @@ type Mounted struct {
 	kept     Kept
 	keepable bool
 	notify   *notifier
+	room     headroom
 	done     chan struct{} // closed once the kernel has released the connection
 }
 
@@ -48,6 +49,7 @@ func Mount(dir string, files []File, opts Options) (*Mounted, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.record(opts.Record)
 	m := &Mounted{tree: t, done: make(chan struct{})}
 	if m.dir, err = mountPoint(dir); err != nil {
 		return nil, err
@@ -72,6 +74,7 @@ func Mount(dir string, files []File, opts Options) (*Mounted, error) {
 	if err := m.settle(opts.ReadAhead); err != nil {
 		return nil, errors.Join(err, Unmount(m.dir, true))
 	}
+	t.recorded.ready()
 	return m, nil
 }
 
@@ -107,6 +110,7 @@ func (m *Mounted) begin() error {
 // serve answers requests until the connection ends.
 func (m *Mounted) serve() {
 	m.notify = newNotifier(int(m.kept.Device.Fd()), m.notNotified)
+	m.room.groups = ownGroups()
 	go func() {
 		defer close(m.done)
 		m.server.Serve()

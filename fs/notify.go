@@ -20,8 +20,8 @@ import (
 //   - No notification is sent by a thread that answers requests, or by the
 //     caller.
 //   - No lock is held while a notification is sent.
-//   - At most mostNotifying are sent at a time; the rest wait in a bounded
-//     queue.
+//   - At most mostNotifying are sent at a time, and mostStoring stores; the
+//     rest of the drops wait in a bounded queue, and stores in who stores.
 //   - The threads that send hold no descriptor except the connection's
 //     (detach.go). If the process is killed and a sending thread stays in the
 //     kernel, the locks of cached files and the keeper's socket are released
@@ -59,7 +59,7 @@ func (r pageRange) overlaps(o pageRange) bool {
 	return (o.end == 0 || r.off < o.end) && (r.end == 0 || o.off < r.end)
 }
 
-// notifier asks the kernel to drop cached pages.
+// notifier asks the kernel to drop cached pages, and hands it pages (store.go).
 type notifier struct {
 	device int // the connection's descriptor, open until close returns
 	// failed is called, on a goroutine of its own, with a notification
@@ -70,13 +70,22 @@ type notifier struct {
 	queue   []uint64               // inodes with queued ranges, the next one first
 	waiting map[uint64][]pageRange // queued ranges by inode
 	sending map[uint64][]pageRange // ranges being sent, by inode
-	running int                    // threads
+	storing map[uint64][]pageRange // ranges being stored, by inode
+	running int                    // threads that drop
+	storers int                    // threads that store
 	closed  bool
 	begun   sync.WaitGroup // threads without a descriptor of their own yet
+
+	stores chan *store   // to be sent
+	ended  chan struct{} // closed by close
 }
 
 func newNotifier(device int, failed func(ino uint64, err error)) *notifier {
-	return &notifier{device: device, failed: failed, waiting: map[uint64][]pageRange{}, sending: map[uint64][]pageRange{}}
+	return &notifier{
+		device: device, failed: failed,
+		waiting: map[uint64][]pageRange{}, sending: map[uint64][]pageRange{}, storing: map[uint64][]pageRange{},
+		stores: make(chan *store, mostStoring), ended: make(chan struct{}),
+	}
 }
 
 // drop asks the kernel to drop the pages of a range of a file. It returns at
@@ -91,10 +100,17 @@ func (n *notifier) drop(ino uint64, r pageRange) {
 		n.queue = append(n.queue, ino)
 	}
 	n.waiting[ino] = addRange(n.waiting[ino], r)
-	if n.running < mostNotifying && n.freeLocked(ino, r) {
+	if n.freeLocked(ino, r) {
+		n.dropSoonLocked()
+	}
+}
+
+// dropSoonLocked starts a thread that sends what is queued, if one may start.
+func (n *notifier) dropSoonLocked() {
+	if n.running < mostNotifying {
 		n.running++
 		n.begun.Add(1)
-		go n.begin()
+		go n.begin(n.send, n.give)
 	}
 }
 
@@ -111,16 +127,16 @@ func addRange(all []pageRange, r pageRange) []pageRange {
 	return append(all, r)
 }
 
-// begin starts a thread that sends queued notifications and ends when the
-// queue is empty.
-func (n *notifier) begin() {
+// begin starts a thread that calls send with a descriptor of the connection,
+// or calls give if there is none.
+func (n *notifier) begin(send func(fd int), give func(error)) {
 	defer n.begun.Done()
 	fd, err := unix.FcntlInt(uintptr(n.device), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		n.give(err)
+		give(err)
 		return
 	}
-	if onDetachedThread(fd, func() { n.send(fd) }) {
+	if onDetachedThread(fd, func() { send(fd) }) {
 		_ = unix.Close(fd) // the thread has its own
 	}
 }
@@ -181,10 +197,11 @@ func (n *notifier) take() (ino uint64, r pageRange, ok bool) {
 
 // freeLocked reports whether a range can be sent now. Two overlapping ranges
 // would wait for the same page, so the thread that sends the first takes the
-// second next.
+// second next. A range that overlaps one being stored is sent after that: what
+// is being stored may be what is to be dropped.
 func (n *notifier) freeLocked(ino uint64, r pageRange) bool {
 	sending := n.sending[ino]
-	return len(sending) < mostOfFile && !slices.ContainsFunc(sending, r.overlaps)
+	return len(sending) < mostOfFile && !slices.ContainsFunc(sending, r.overlaps) && !slices.ContainsFunc(n.storing[ino], r.overlaps)
 }
 
 // sent records that the kernel has answered, and makes the ranges that
@@ -192,12 +209,16 @@ func (n *notifier) freeLocked(ino uint64, r pageRange) bool {
 func (n *notifier) sent(ino uint64, r pageRange) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	sending := n.sending[ino]
-	at := slices.Index(sending, r)
-	if sending = slices.Delete(sending, at, at+1); len(sending) > 0 {
-		n.sending[ino] = sending
+	remove(n.sending, ino, r)
+}
+
+func remove(all map[uint64][]pageRange, ino uint64, r pageRange) {
+	ranges := all[ino]
+	at := slices.Index(ranges, r)
+	if ranges = slices.Delete(ranges, at, at+1); len(ranges) > 0 {
+		all[ino] = ranges
 	} else {
-		delete(n.sending, ino)
+		delete(all, ino)
 	}
 }
 
@@ -209,6 +230,7 @@ func (n *notifier) close() {
 	n.queue = nil
 	clear(n.waiting)
 	n.mu.Unlock()
+	close(n.ended)
 	n.begun.Wait()
 }
 

@@ -76,16 +76,19 @@ func TestForgetRange(t *testing.T) {
 	}
 }
 
-// stuck counts the threads of this process that wait for a page in a write to
-// the FUSE device.
-func stuck(t *testing.T) (tids []string) {
+// stuck returns the threads of this process that wait for a page in a drop.
+func stuck(t *testing.T) []string { return stuckIn(t, unix.SYS_WRITE) }
+
+// stuckIn returns those that wait for a page in a write to the FUSE device by
+// the given system call.
+func stuckIn(t *testing.T, write int) (tids []string) {
 	t.Helper()
 	tasks, err := filepath.Glob("/proc/self/task/*")
 	check(t, err)
 	for _, task := range tasks {
 		stat, _ := os.ReadFile(task + "/stat")
 		call, _ := os.ReadFile(task + "/syscall")
-		if strings.Contains(string(stat), ") D ") && strings.HasPrefix(string(call), fmt.Sprint(unix.SYS_WRITE, " ")) {
+		if strings.Contains(string(stat), ") D ") && strings.HasPrefix(string(call), fmt.Sprint(write, " ")) {
 			tids = append(tids, filepath.Base(task))
 		}
 	}

@@ -35,6 +35,7 @@ func (t *tree) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY || in.Flags&unix.O_TRUNC != 0 {
 		return fuse.EROFS
 	}
+	t.seen(n)
 	n.open.Lock()
 	defer n.open.Unlock()
 	h, again := t.handles.find(in.Unique)

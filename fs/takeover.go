@@ -184,6 +184,9 @@ func resume(kept Kept, dir string, files []File, opts Options, begin func() erro
 		return nil, err
 	}
 	m := &Mounted{dir: dir, tree: t, server: server, kept: kept, keepable: true, done: make(chan struct{})}
+	for _, n := range t.nodes {
+		n.known.Store(true) // maybe; a store will show
+	}
 	major, minor := t.memory.device()
 	m.dev, m.minor = fmt.Sprintf("%d:%d", major, minor), uint32(minor)
 	crashpoint.Reach("taken over")

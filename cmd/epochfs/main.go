@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/internal/inside/reader"
 	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/logging"
@@ -21,6 +22,9 @@ import (
 func main() {
 	if keeper.Is() { // before anything that a keeper does not use is set up
 		os.Exit(keeper.Main(keeperLog))
+	}
+	if fs.IsTry() {
+		os.Exit(fs.TryMain())
 	}
 	if sandbox.Is() {
 		os.Exit(reader.Main())

@@ -140,6 +140,8 @@ func (o *Opened) options(opts MountOptions) fs.Options {
 		FSName:     o.Reference.String(),
 		Crash:      opts.Crash,
 		Log:        opts.Log,
+		Decline:    o.decline,
+		Asked:      o.asked,
 	}
 }
 

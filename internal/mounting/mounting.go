@@ -10,6 +10,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cocoonstack/epochfs/cache"
 	"github.com/cocoonstack/epochfs/registry"
@@ -37,6 +38,8 @@ type Opened struct {
 
 	mu    sync.Mutex
 	files map[*layout.File]*cache.File
+
+	replay atomic.Pointer[Replay]
 }
 
 // Open resolves a reference and reads its manifest and config, from the
@@ -213,6 +216,9 @@ func (o *Opened) Sizes() (Sizes, error) {
 // Close closes the files, the cache and the registry's connections. Reads
 // must have ended.
 func (o *Opened) Close() error {
+	if r := o.replay.Load(); r != nil {
+		r.close()
+	}
 	o.ordered.close()
 	var errs []error
 	if o.reader != nil {

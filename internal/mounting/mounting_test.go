@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -24,6 +25,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if fs.IsTry() {
+		os.Exit(fs.TryMain())
+	}
 	if name := os.Getenv(mapperEnv); name != "" {
 		os.Exit(mapper(name))
 	}
