@@ -17,6 +17,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/packedtest"
 )
 
 // pushPacked pushes an export in the packed format, with the artifact that
@@ -235,6 +236,30 @@ func TestPackedBaseIsGone(t *testing.T) {
 			}
 			checkPacked(t, store.Store, "v2", files)
 		}
+	}
+}
+
+// A pack that comes whole and is too large to be kept is read once, in order.
+func TestLargePackWithoutRanges(t *testing.T) {
+	t.Parallel()
+	data := make([]byte, 36*mib)
+	artifacttest.Fill(data, 3) // it does not compress
+	blobs := map[string][]byte{}
+	store := artifacttest.NewStore()
+	store.Add("vm", "v1", packedtest.RawArtifact([]*packedtest.Raw{packedtest.NewRaw("cow.raw", data, 16<<10, blobs)}, blobs, nil))
+	a := mustOpen(t, store, "v1")
+	before := store.Calls("GetBlob")
+	r, err := snapshot.DownloaderPayloads(noRanges{store}, "vm").OpenPayload(t.Context(), a.Files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got := make([]byte, len(data))
+	if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("other bytes, or %v", err)
+	}
+	if n := store.Calls("GetBlob") - before; n != 1 {
+		t.Errorf("the pack was asked for %d times", n)
 	}
 }
 

@@ -20,9 +20,13 @@ type packedReader struct {
 	at   int // granule after run
 	run  []sizedGranule
 	held blobRange
-	buf  []byte // decoded granule
-	left []byte // rest of buf, not returned yet
-	err  error  // sticky
+	// Without ranges: whole packs, the latest last, and the one that is too
+	// large for that.
+	packs  []blobRange
+	stream packStream
+	buf    []byte // decoded granule
+	left   []byte // rest of buf, not returned yet
+	err    error  // sticky
 }
 
 // sizedGranule is a granule and the number of bytes of its data.
@@ -109,28 +113,98 @@ func (r *packedReader) collect() error {
 	return r.fetch(r.run[0].Pack, r.run[0].Offset, end)
 }
 
-// fetch reads bytes [from, to) of a pack into memory. Without ranges it
-// reads the whole pack and keeps it for the following granules.
+// fetch makes bytes [from, to) of a pack the ones held. Without ranges it
+// keeps whole packs for later granules, or reads on in one that is too large
+// to be kept.
 func (r *packedReader) fetch(pack int, from, to int64) error {
-	h := &r.held
-	if h.data != nil && h.pack == pack && from >= h.off && to <= h.off+int64(len(h.data)) {
+	if h := &r.held; h.data != nil && h.pack == pack && from >= h.off && to <= h.off+int64(len(h.data)) {
 		return nil
 	}
 	digest, size := r.file.Index.Pack(pack)
-	if _, ok := r.src.dl.(RangeDownloader); !ok {
-		from, to = 0, size
+	_, ranges := r.src.dl.(RangeDownloader)
+	switch {
+	case ranges:
+		data, err := fetchRange(r.ctx, r.src.dl, r.src.name, digest, size, from, to-from)
+		r.held = blobRange{pack: pack, off: from, data: data}
+		return err
+	case size > wholePacks:
+		data, err := r.pass(pack, digest, from, to-from)
+		r.held = blobRange{pack: pack, off: from, data: data}
+		return err
 	}
-	data, err := fetchRange(r.ctx, r.src.dl, r.src.name, digest, size, from, to-from)
+	for _, p := range r.packs {
+		if p.pack == pack {
+			r.held = p
+			return nil
+		}
+	}
+	data, err := fetchRange(r.ctx, r.src.dl, r.src.name, digest, size, 0, size)
 	if err != nil {
 		return err
 	}
-	*h = blobRange{pack: pack, off: from, data: data}
+	r.held = blobRange{pack: pack, data: data}
+	r.keep(r.held)
 	return nil
+}
+
+// wholePacks bounds the packs that are kept without ranges, in bytes.
+const wholePacks = 32 << 20
+
+// keep keeps a pack, and as many of the latest others as fit.
+func (r *packedReader) keep(p blobRange) {
+	r.packs = append(r.packs, p)
+	total := 0
+	for _, q := range r.packs {
+		total += len(q.data)
+	}
+	for ; total > wholePacks; r.packs = r.packs[1:] {
+		total -= len(r.packs[0].data)
+	}
+}
+
+// pass returns n bytes of a pack from off on, out of a stream that goes on
+// from where the one before ended, if it can.
+func (r *packedReader) pass(pack int, digest string, off, n int64) ([]byte, error) {
+	s := &r.stream
+	if s.body == nil || s.pack != pack || s.at > off {
+		s.close()
+		body, err := r.src.dl.GetBlob(r.ctx, r.src.name, digest)
+		if err != nil {
+			return nil, fmt.Errorf("get blob %s: %w", digest, err)
+		}
+		*s = packStream{pack: pack, body: body}
+	}
+	data := make([]byte, n)
+	_, err := io.CopyN(io.Discard, s.body, off-s.at)
+	if err == nil {
+		_, err = io.ReadFull(s.body, data)
+	}
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("read blob %s: %w", digest, err)
+	}
+	s.at = off + n
+	return data, nil
+}
+
+// packStream is a pack that is read in order.
+type packStream struct {
+	pack int
+	body io.ReadCloser // nil if none is open
+	at   int64         // offset of the next byte
+}
+
+func (s *packStream) close() {
+	if s.body != nil {
+		_ = s.body.Close() // what was read was checked
+	}
+	*s = packStream{}
 }
 
 // Close makes every later Read fail.
 func (r *packedReader) Close() error {
-	r.left, r.held = nil, blobRange{}
+	r.left, r.held, r.packs = nil, blobRange{}, nil
+	r.stream.close()
 	if r.err == nil {
 		r.err = errors.New("read of a closed payload")
 	}

@@ -6,7 +6,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net/http/httptest"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -29,12 +32,12 @@ type (
 type packedKind struct {
 	raw      editRaw
 	artifact editArtifact
+	mark     byte                                             // changes the data, so that no other kind has that pack
 	blobs    func(x *packedtest.Raw, blobs map[string][]byte) // after the index was made of it
-	late     bool                                             // it can only be seen when the file is read
 }
 
 func granules(change func(g []packedtest.RawGranule)) packedKind {
-	return packedKind{raw: func(x *packedtest.Raw) { change(x.Sections[0].Granules) }, late: true}
+	return packedKind{raw: func(x *packedtest.Raw) { change(x.Sections[0].Granules) }}
 }
 
 func packedMeta(change func(f *manifest.SnapshotFile)) packedKind {
@@ -53,7 +56,7 @@ func rawFile(change editRaw) packedKind { return packedKind{raw: change} }
 
 // frames replaces the frame of the head or of the sections.
 func frames(ofHead bool, make func(plain []byte) []byte) packedKind {
-	return packedKind{late: !ofHead, raw: func(x *packedtest.Raw) {
+	return packedKind{raw: func(x *packedtest.Raw) {
 		x.Frame = func(head bool, plain []byte) []byte {
 			if head == ofHead {
 				return make(plain)
@@ -103,7 +106,7 @@ func bomb(size int) []byte {
 // granuleFrame replaces the frame of the first granule in its pack.
 func granuleFrame(make func(plain []byte) []byte) packedKind {
 	data := hostileData()
-	return packedKind{late: true, raw: func(x *packedtest.Raw) {
+	return packedKind{raw: func(x *packedtest.Raw) {
 		frame := make(data[:hostileGranule])
 		g := x.Sections[0].Granules
 		first := g[0]
@@ -155,19 +158,18 @@ func packedKinds() map[string]packedKind {
 		"a slice of no bytes":      granules(func(g []packedtest.RawGranule) { g[7].Stored = 0 }),
 		"a slice of no pack":       granules(func(g []packedtest.RawGranule) { g[7].Pack = 1 }),
 		"a slice of pack -1":       granules(func(g []packedtest.RawGranule) { g[0].Pack = -1 }),
-		"one digest of two lengths": {late: true, raw: func(x *packedtest.Raw) {
+		"one digest of two lengths": {raw: func(x *packedtest.Raw) {
 			g := x.Sections[0].Granules
 			g[7].Sum = g[6].Sum
 			x.Size--
 			x.Data--
 			x.Segments[0][1]--
 		}},
-		"granules out of order":   granules(func(g []packedtest.RawGranule) { g[0], g[1] = g[1], g[0] }),
 		"a digest of other bytes": granules(func(g []packedtest.RawGranule) { g[0].Sum = other }),
 		"too few granules": rawFile(func(x *packedtest.Raw) {
 			x.Sections[0].Granules = x.Sections[0].Granules[:7]
 		}),
-		"fewer granules than it says": {late: true, raw: func(x *packedtest.Raw) {
+		"fewer granules than it says": {raw: func(x *packedtest.Raw) {
 			x.Sections[0].Granules, x.Sections[0].Count = x.Sections[0].Granules[:7], 8
 		}},
 		"too many granules": rawFile(func(x *packedtest.Raw) {
@@ -246,11 +248,11 @@ func packedKinds() map[string]packedKind {
 			return f
 		}),
 		"a granule that is no frame": granuleFrame(func(plain []byte) []byte { return plain }),
-		"a pack shorter than it says": {late: true, blobs: func(x *packedtest.Raw, blobs map[string][]byte) {
+		"a pack shorter than it says": {mark: 1, blobs: func(x *packedtest.Raw, blobs map[string][]byte) {
 			d := fmt.Sprintf("sha256:%x", x.Packs[0].Sum)
 			blobs[d] = blobs[d][:100]
 		}},
-		"a pack of other bytes": {late: true, blobs: func(x *packedtest.Raw, blobs map[string][]byte) {
+		"a pack of other bytes": {mark: 2, blobs: func(x *packedtest.Raw, blobs map[string][]byte) {
 			d := fmt.Sprintf("sha256:%x", x.Packs[0].Sum)
 			blobs[d] = bytes.Repeat([]byte{0x28, 0xb5, 0x2f, 0xfd}, len(blobs[d])/4+1)[:len(blobs[d])]
 		}},
@@ -260,7 +262,9 @@ func packedKinds() map[string]packedKind {
 // make makes the artifact of a kind, with its blobs.
 func (k packedKind) make() *artifacttest.Artifact {
 	blobs := map[string][]byte{}
-	x := packedtest.NewRaw("memory-ranges", hostileData(), hostileGranule, blobs)
+	data := hostileData()
+	data[0] ^= k.mark
+	x := packedtest.NewRaw("memory-ranges", data, hostileGranule, blobs)
 	if k.raw != nil {
 		k.raw(x)
 	}
@@ -290,8 +294,19 @@ func TestHostilePackedInBounds(t *testing.T) {
 		return
 	}
 	l := &liar{manifests: map[string][]byte{}, blobs: map[string][]byte{}, endless: map[string]bool{}}
+	bin := buildPlain(t)
 	l.packed()
-	l.check(t, buildPlain(t))
+	l.check(t, bin)
+
+	// What the hostile kinds are made from is read.
+	l.putPacked("plain", packedKind{}.make())
+	srv := httptest.NewServer(l)
+	defer srv.Close()
+	got, err := exec.CommandContext(t.Context(), bin, "cat", "--cache-dir", filepath.Join(t.TempDir(), "cache"),
+		strings.TrimPrefix(srv.URL, "http://")+"/vm:plain", "memory-ranges").Output()
+	if err != nil || !bytes.Equal(got, hostileData()) {
+		t.Errorf("a plain artifact: %d bytes, %v", len(got), err)
+	}
 }
 
 // packed puts packed artifacts of all hostile kinds, and some that claim

@@ -239,7 +239,9 @@ func Index(platforms []string, children []*Artifact) *Artifact {
 
 // Frame is one zstd frame with its content size in the header.
 func Frame(data []byte) []byte {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithZeroFrames(true))
+	// Without a single segment the encoder leaves a size under 256 out.
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithZeroFrames(true),
+		zstd.WithSingleSegment(len(data) < 256))
 	if err != nil {
 		panic(err)
 	}
