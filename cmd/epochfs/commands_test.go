@@ -292,6 +292,11 @@ func (w *world) waitFor(ts *testscript.TestScript, _ bool, args []string) {
 	so := map[string]func() bool{
 		"mount":   mountedOn,
 		"unmount": func() bool { return !mountedOn() },
+		"file": func() bool {
+			_, err := os.Stat(ts.MkAbs(args[1]))
+			return err == nil
+		},
+		"no-process": func() bool { return len(w.processes()) == 0 },
 		"text": func() bool {
 			raw, _ := os.ReadFile(ts.MkAbs(args[1]))
 			return strings.Contains(string(raw), args[2])

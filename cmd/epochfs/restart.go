@@ -52,6 +52,8 @@ type restartedMount struct {
 	PID       int    `json:"pid"`
 	KeeperPID int    `json:"keeper_pid"`
 	Error     string `json:"error,omitempty"`
+
+	Users []control.User `json:"users,omitempty"`
 }
 
 func runRestart(opts restartOptions) error {
@@ -65,15 +67,16 @@ func runRestart(opts restartOptions) error {
 	}
 	result := restarted{Version: 1, Mounts: []restartedMount{}}
 	var failed error
+	users := usersByDir(found)
 	for _, m := range found {
 		dir := m.Dir
 		m, err := opts.restart(m)
-		r := restartedMount{Dir: dir, DirBytes: control.Bytes(dir), PID: m.Worker, KeeperPID: m.Keeper}
+		r := restartedMount{Dir: dir, DirBytes: control.Bytes(dir), PID: m.Worker, KeeperPID: m.Keeper, Users: users[dir]}
 		if err != nil {
 			r.Error = err.Error()
 			failed = errors.Join(failed, fmt.Errorf("%s is still served by its old process: %w", dir, err))
 		} else if !opts.json && !opts.quiet {
-			fmt.Fprintf(opts.out, "%s: served by process %d, kept by %d\n", printable(dir), m.Worker, m.Keeper)
+			fmt.Fprintf(opts.out, "%s: served by process %d, kept by %d%s\n", printable(dir), m.Worker, m.Keeper, inUse(r.Users))
 		}
 		result.Mounts = append(result.Mounts, r)
 	}
@@ -84,6 +87,28 @@ func runRestart(opts restartOptions) error {
 		opts.note("no epochfs is mounted")
 	}
 	return failed
+}
+
+// usersByDir returns who uses the mounts, by their directories.
+func usersByDir(found []keeper.Mount) map[string][]control.User {
+	all := make([]control.Mount, len(found))
+	for i, m := range found {
+		all[i].Dir = m.Dir
+	}
+	addUsers(all)
+	users := map[string][]control.User{}
+	for _, m := range all {
+		users[m.Dir] = m.Users
+	}
+	return users
+}
+
+// inUse formats the users of a mount as the end of a line.
+func inUse(users []control.User) string {
+	if len(users) == 0 {
+		return ""
+	}
+	return "; in use: " + printable(usersText(users))
 }
 
 // restartable returns the mounts that answer in the user's directory of

@@ -108,6 +108,7 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 			return nil, fmt.Errorf("no epochfs is mounted on %s: %w", n.dir, errNotFound)
 		}
 	}
+	addUsers(all)
 	for i := range all {
 		m := &all[i]
 		m.Summary = m.Sentence(time.Now())
@@ -118,6 +119,21 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 		}
 	}
 	return all, nil
+}
+
+// addUsers adds to mounts who uses them.
+func addUsers(all []control.Mount) {
+	known, err := mounts.All()
+	if err != nil || len(all) == 0 {
+		return
+	}
+	known = slices.DeleteFunc(known, func(k *mounts.Mount) bool {
+		return !slices.ContainsFunc(all, func(m control.Mount) bool { return m.Dir == k.Dir })
+	})
+	for i, users := range mounts.UsersOf(known) {
+		at := slices.IndexFunc(all, func(m control.Mount) bool { return m.Dir == known[i].Dir })
+		all[at].Users = asUsers(users)
+	}
 }
 
 // allMounts returns the mounts whose processes answer, and those that only

@@ -9,6 +9,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/internal/mounts"
 )
 
 // printStatus prints a mount as text.
@@ -31,6 +32,9 @@ func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 		}
 	}
 	printFiles(b, m.Files)
+	if len(m.Users) > 0 {
+		fmt.Fprintf(b, "  in use: %s\n", printable(usersText(m.Users)))
+	}
 	for _, w := range m.Waiting {
 		why := "waiting for the first answer"
 		if w.Error != "" {
@@ -39,6 +43,18 @@ func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 		fmt.Fprintf(b, "  waits for %s of %s at %d since %s: %s\n", size(w.Length), printable(w.File), w.Offset,
 			now.Sub(w.Since).Round(time.Second), printable(why))
 	}
+}
+
+// usersText formats the users of a mount.
+func usersText(users []control.User) string {
+	var all []string
+	for _, u := range users[:min(len(users), mostUsers)] {
+		all = append(all, mounts.User{PID: u.PID, Command: u.Command, What: u.Use}.String())
+	}
+	if more := len(users) - len(all); more > 0 {
+		all = append(all, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(all, "; ")
 }
 
 // causes formats why requests were repeated.

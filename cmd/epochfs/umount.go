@@ -4,14 +4,22 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/fs"
+	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/mounts"
 )
+
+// asUsers returns users in status's form.
+func asUsers(users []mounts.User) (all []control.User) {
+	for _, u := range users {
+		all = append(all, control.User{PID: u.PID, Command: u.Command, Use: u.What})
+	}
+	return all
+}
 
 // mostUsers bounds the users of a busy mount in one line.
 const mostUsers = 5
@@ -65,12 +73,5 @@ func explainBusy(dir string, err error) error {
 	if len(users) == 0 {
 		return fmt.Errorf("%s is busy, used by a process that cannot be seen from here; --lazy detaches it", dir)
 	}
-	var names []string
-	for _, u := range users[:min(len(users), mostUsers)] {
-		names = append(names, u.String())
-	}
-	if more := len(users) - len(names); more > 0 {
-		names = append(names, fmt.Sprintf("and %d more", more))
-	}
-	return fmt.Errorf("%s is busy: %s; --lazy detaches it", dir, strings.Join(names, "; "))
+	return fmt.Errorf("%s is busy: %s; --lazy detaches it", dir, usersText(asUsers(users)))
 }

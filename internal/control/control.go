@@ -46,8 +46,16 @@ type Mount struct {
 	Mirrors   []Mirror  `json:"mirrors"` // in the order of use, the registry itself last
 	Cache     Cache     `json:"cache"`
 	Waiting   []Wait    `json:"waiting"`
+	Users     []User    `json:"users,omitempty"`   // that the asking user can see; the mount itself does not know
 	Metrics   string    `json:"metrics,omitempty"` // address of the metrics endpoint
 	Trouble   string    `json:"trouble,omitempty"` // a problem with the mount as a whole
+}
+
+// User is a process, loop device or mount that uses a mount.
+type User struct {
+	PID     int    `json:"pid,omitempty"`
+	Command string `json:"command"`
+	Use     string `json:"use"` // such as "has mem mapped"
 }
 
 // Bytes returns path as bytes if it is not valid UTF-8, and otherwise nil.

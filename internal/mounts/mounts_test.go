@@ -1,6 +1,7 @@
 package mounts
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -125,11 +126,16 @@ func TestMapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := asMount(t, dir)
-	if got := m.mapped(table); got != "has memory mapped" {
+	use := func() string {
+		used := map[int]string{}
+		mapped(table, []*Mount{m}, map[string][]int{fmt.Sprintf("%02x:%02x", m.Major, m.Minor): {0}}, used)
+		return used[0]
+	}
+	if got := use(); got != "has memory mapped" {
 		t.Errorf("mapped: %q in %q", got, line)
 	}
 	m.Minor++
-	if got := m.mapped(table); got != "" {
+	if got := use(); got != "" {
 		t.Errorf("another device: %q", got)
 	}
 }

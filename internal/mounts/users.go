@@ -30,60 +30,86 @@ func (u User) String() string {
 // Users returns the users of the mount that are visible to this user:
 // processes, loop devices and mounts below. It calls no file system, so it
 // cannot hang on one.
-func (m *Mount) Users() []User {
-	users := m.below()
-	users = append(users, m.loops()...)
+func (m *Mount) Users() []User { return UsersOf([]*Mount{m})[0] }
+
+// UsersOf returns the users of each mount, as Users does, and looks at each
+// process once.
+func UsersOf(all []*Mount) [][]User {
+	users := make([][]User, len(all))
+	device := map[string][]int{}
+	for i, m := range all {
+		users[i] = append(m.below(), m.loops()...)
+		dev := fmt.Sprintf("%02x:%02x", m.Major, m.Minor)
+		device[dev] = append(device[dev], i)
+	}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
 			continue
 		}
-		if what := m.usedBy(dir); what != "" {
-			comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
-			users = append(users, User{PID: pid, Command: strings.TrimSpace(string(comm)), What: what})
+		used := usedBy(dir, all)
+		mapped(filepath.Join(dir, "maps"), all, device, used)
+		if len(used) == 0 {
+			continue
+		}
+		comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
+		for i, what := range used {
+			users[i] = append(users[i], User{PID: pid, Command: strings.TrimSpace(string(comm)), What: what})
 		}
 	}
 	return users
 }
 
-// usedBy describes how the process with the /proc directory proc uses the
-// mount. It returns "" if the process does not.
-func (m *Mount) usedBy(proc string) string {
+// usedBy describes how the process with the /proc directory proc uses mounts,
+// by their index. It does not look at mappings.
+func usedBy(proc string, all []*Mount) map[int]string {
+	used := map[int]string{}
+	look := func(link string, what func(m *Mount, target string) string) {
+		target, err := os.Readlink(link)
+		if err != nil || !strings.HasPrefix(target, "/") {
+			return
+		}
+		for i, m := range all {
+			if used[i] == "" && m.holds(target) {
+				used[i] = what(m, target)
+			}
+		}
+	}
 	for _, link := range []struct{ name, what string }{
 		{"cwd", "has its working directory there"},
 		{"root", "has its root directory there"},
 		{"exe", "runs a program from there"},
 	} {
-		if target, err := os.Readlink(filepath.Join(proc, link.name)); err == nil && m.holds(target) {
-			return link.what
-		}
+		look(filepath.Join(proc, link.name), func(*Mount, string) string { return link.what })
 	}
-	fds, _ := filepath.Glob(filepath.Join(proc, "fd", "*"))
+	fds, _ := os.ReadDir(filepath.Join(proc, "fd"))
 	for _, fd := range fds {
-		if target, err := os.Readlink(fd); err == nil && m.holds(target) {
-			return "has " + m.relative(target) + " open"
-		}
+		look(filepath.Join(proc, "fd", fd.Name()), func(m *Mount, target string) string { return "has " + m.relative(target) + " open" })
 	}
-	return m.mapped(filepath.Join(proc, "maps"))
+	return used
 }
 
-// mapped searches a table of mappings for the mount's device.
-func (m *Mount) mapped(maps string) string {
+// mapped adds to used what a table of mappings has of the devices of mounts. A
+// mapping is a use after its file was closed: a VM's memory is one.
+func mapped(maps string, all []*Mount, device map[string][]int, used map[int]string) {
 	f, err := os.Open(maps)
 	if err != nil {
-		return ""
+		return
 	}
 	defer f.Close()
-	dev := fmt.Sprintf("%02x:%02x", m.Major, m.Minor)
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		// address perms offset dev inode path
 		fields := strings.SplitN(lines.Text(), " ", 6)
-		if len(fields) == 6 && fields[3] == dev {
-			return "has " + m.relative(strings.TrimSpace(fields[5])) + " mapped"
+		if len(fields) != 6 {
+			continue
+		}
+		for _, i := range device[fields[3]] {
+			if used[i] == "" {
+				used[i] = "has " + all[i].relative(strings.TrimSpace(fields[5])) + " mapped"
+			}
 		}
 	}
-	return ""
 }
 
 // loops returns the loop devices backed by files of the mount.

@@ -75,6 +75,10 @@ func run(args []string) error {
 			return err
 		}
 		return s.Import(input(), name, description)
+	case "vm clone":
+		return s.clone(rest, false)
+	case "vm restore":
+		return s.clone(rest, true)
 	case "image import":
 		if len(rest) != 1 {
 			return fmt.Errorf("image import wants NAME, got %q", rest)
