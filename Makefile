@@ -22,11 +22,13 @@ export CGO_ENABLED ?= 1
 # command:packages, for the demo and for the tests
 DEMO_NEEDS = fusermount3:fuse3 mkfs.ext4:e2fsprogs
 TEST_NEEDS = $(DEMO_NEEDS) gcc:gcc+libc6-dev docker-registry:docker-registry losetup:mount setpriv:util-linux \
-	qemu-img:qemu-utils mkfs.xfs:xfsprogs mkfs.fat:dosfstools mcopy:mtools ntfs-3g:ntfs-3g pvcreate:lvm2 sfdisk:fdisk sgdisk:gdisk zstd:zstd git:git automount:autofs
+	qemu-img:qemu-utils mkfs.xfs:xfsprogs mkfs.fat:dosfstools mcopy:mtools ntfs-3g:ntfs-3g pvcreate:lvm2 sfdisk:fdisk sgdisk:gdisk zstd:zstd git:git automount:autofs nginx:nginx
+
+SITE_NEEDS  = fusermount3:fuse3 docker-registry:docker-registry nginx:nginx traffic_server:trafficserver+trafficserver-experimental-plugins
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
-.PHONY: all build demo check test race test-deb bench bench-push bench-takeover bench-inside bench-packed bench-vm lint fuzz soak generate install dist clean demo-needs test-needs bench-needs
+.PHONY: all build demo check test race test-deb bench bench-push bench-takeover bench-inside bench-packed bench-vm lint fuzz soak site generate install dist clean demo-needs test-needs site-needs bench-needs
 
 all: build
 
@@ -119,6 +121,11 @@ soak: demo-needs build
 	EPOCHFS_DAMAGED_IMAGES=2000 $(GO) test -count=1 -timeout 60m -run TestDamage ./internal/guestfs/... ./internal/inside/reader
 	$(GO) run -buildvcs=false ./test/soak -epochfs bin/epochfs -other bin/epochfs-other -for $(SOAKTIME)
 
+# Site caches, as docs/mirrors has them, between a registry and up to 32 mounts,
+# as root: what docs/operations.md recommends goes by the table.
+site: site-needs
+	EPOCHFS_SITE=1 $(GO) test -count=1 -timeout 30m -run TestSite ./test/mirrors
+
 # Everything that a package has. mount(8) finds its helper in /sbin alone.
 install: build
 	install -D -m 0755 bin/epochfs $(DESTDIR)$(PREFIX)/bin/epochfs
@@ -135,6 +142,8 @@ install: build
 		sed 's|/usr/lib/epochfs|$(PREFIX)/lib/epochfs|' packaging/autofs/epochfs.autofs >$(DESTDIR)/etc/auto.master.d/epochfs.autofs; }
 	for page in docs/man/*; do install -D -m 0644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}; done
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/epochfs README.md CHANGELOG.md docs/*.*
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/epochfs/mirrors docs/mirrors/*.conf
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/epochfs/mirrors/trafficserver docs/mirrors/trafficserver/*
 	install -m 0644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/epochfs/copyright
 	for c in bash:bash-completion/completions/epochfs zsh:zsh/site-functions/_epochfs fish:fish/vendor_completions.d/epochfs.fish; do \
 		install -D -m 0644 /dev/null $(DESTDIR)$(PREFIX)/share/$${c#*:} && \
@@ -173,6 +182,9 @@ demo-needs:
 
 test-needs:
 	@$(call need,$(TEST_NEEDS),fail)
+
+site-needs:
+	@$(call need,$(SITE_NEEDS),fail)
 
 # What cannot be installed is named in the table instead.
 bench-needs:

@@ -1,10 +1,12 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,5 +79,26 @@ func TestErrHasFirstKind(t *testing.T) {
 	demote(all, "only the cache")
 	if err := Err(all); err != nil || !strings.HasPrefix(all[2].Found, "only the cache: ") {
 		t.Errorf("demoted: %v, %q", err, all[2].Found)
+	}
+}
+
+// A mirror is lazy unless a whole blob came, or was waited for.
+func TestFetchesWhole(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		l     laziness
+		err   error
+		whole bool
+	}{
+		{laziness{first: 10 * ms, second: 10 * ms}, nil, false},
+		{laziness{first: 900 * ms, second: ms}, nil, false}, // a slice that came from far away
+		{laziness{first: 3000 * ms, second: 2900 * ms}, nil, false},
+		{laziness{first: 3000 * ms, second: 300 * ms}, nil, true},
+		{laziness{first: ms, whole: true}, nil, true},
+		{laziness{first: 20000 * ms}, context.DeadlineExceeded, true},
+	} {
+		if got := c.l.fetchesWhole(c.err) != ""; got != c.whole {
+			t.Errorf("%+v, %v: %v", c.l, c.err, got)
+		}
 	}
 }

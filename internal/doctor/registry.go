@@ -198,16 +198,15 @@ func largest(a *snapshot.Artifact) (most *layout.Part) {
 	return most
 }
 
-// askRange requests one byte in the middle of the largest blob. It reports
-// whether the answer was that byte alone, and whether the host has proved
-// its identity.
-func askRange(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, p *layout.Part) (honoured, proven bool, err error) {
+// askRange requests one byte of a blob. It reports whether the answer was that
+// byte alone, and whether the host has proved its identity.
+func askRange(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, p *layout.Part, off int64) (honoured, proven bool, err error) {
 	client, err := cfg.Client(ref, h, false)
 	if err != nil {
 		return false, false, err
 	}
 	defer client.Close()
-	body, whole, err := client.Own().Source(ref.Repository).OpenBlob(ctx, p.Digest, p.StoredSize, p.StoredSize/2, 1)
+	body, whole, err := client.Own().Source(ref.Repository).OpenBlob(ctx, p.Digest, p.StoredSize, off, 1)
 	if err != nil {
 		return false, false, err
 	}
@@ -221,7 +220,7 @@ func checkRange(ctx context.Context, cfg *mounting.Config, ref registry.Referenc
 	if p == nil || p.StoredSize < 2 {
 		return ok("range", "the artifact has no blobs")
 	}
-	switch honoured, proven, err := askRange(ctx, cfg, ref, server, p); {
+	switch honoured, proven, err := askRange(ctx, cfg, ref, server, p, p.StoredSize/2); {
 	case err != nil:
 		return problem("range", "check the blob in the registry", fmt.Errorf("a blob cannot be read: %w", err))
 	case !honoured:
@@ -255,17 +254,69 @@ func checkMirror(ctx context.Context, cfg *mounting.Config, ref registry.Referen
 	if a == nil {
 		return ok(name, "%s has it, in %s", where, took)
 	}
-	if p := largest(a); p != nil && p.StoredSize > 1 {
-		switch honoured, proven, err := askRange(ctx, cfg, ref, h, p); {
-		case err != nil:
-			return note(name, do, "%s has the manifest, but not the blobs: %v", where, err)
-		case !honoured:
-			return note(name, do, "%s ignores Range, and is asked for whole blobs only", where)
-		case !proven:
-			return ok(name, "%s has it, in %s; it does not prove who it is, so it is not asked for tags, nor for bytes without a digest", where, took)
-		}
+	p := largest(a)
+	if p == nil || p.StoredSize < 2 {
+		return ok(name, "%s has it, in %s", where, took)
 	}
-	return ok(name, "%s has it, in %s", where, took)
+	l, err := askTwice(ctx, cfg, ref, h, p)
+	if err != nil && ctx.Err() == nil {
+		return note(name, do, "%s has the manifest, but not the blobs: %v", where, err)
+	}
+	if why := l.fetchesWhole(err); why != "" {
+		return note(name, "put a cache of slices in its place: docs/operations.md, Site caches", "%s fetches whole blobs: %s", where, why)
+	}
+	found := fmt.Sprintf("%s has it, in %s; lazy: parts of a blob of %s came in %s and %s", where, took, humanize.IBytes(uint64(p.StoredSize)), short(l.first), short(l.second))
+	if !l.proven {
+		found += "; it does not prove who it is, so it is not asked for tags, nor for bytes without a digest"
+	}
+	return ok(name, "%s", found)
+}
+
+// laziness is what came of asking a mirror for two small ranges of one blob,
+// far apart, one after the other.
+type laziness struct {
+	whole         bool // all of the blob came for one of them
+	proven        bool // who sent it has proved who it is
+	first, second time.Duration
+}
+
+// A mirror that has to fetch all of a blob before it answers takes long for
+// the first range, and next to no time for the second.
+const (
+	longForOne = time.Second
+	muchLonger = 8 // times
+)
+
+// fetchesWhole returns why the mirror is one that fetches whole blobs, "" if it
+// is lazy. err is that of the time that ran out.
+func (l laziness) fetchesWhole(err error) string {
+	switch {
+	case err != nil:
+		return fmt.Sprintf("no part of one came within %s", patience)
+	case l.whole:
+		return "all of one came for a part of it"
+	case l.first > longForOne && l.first > muchLonger*l.second:
+		return fmt.Sprintf("a part of one came after %s, and another part then in %s", short(l.first), short(l.second))
+	}
+	return ""
+}
+
+func short(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
+
+// askTwice asks for a byte in the middle of a blob, and for one near its start.
+func askTwice(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, p *layout.Part) (l laziness, err error) {
+	l.first, err = l.ask(ctx, cfg, ref, h, p, p.StoredSize/2)
+	if err == nil && !l.whole {
+		l.second, err = l.ask(ctx, cfg, ref, h, p, p.StoredSize/8)
+	}
+	return l, err
+}
+
+func (l *laziness) ask(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *hosts.Host, p *layout.Part, off int64) (time.Duration, error) {
+	began := time.Now()
+	honoured, proven, err := askRange(ctx, cfg, ref, h, p, off)
+	l.whole, l.proven = l.whole || !honoured, proven
+	return time.Since(began), err
 }
 
 // checkCocoon looks for the program that some commands run.

@@ -92,6 +92,8 @@ func template(serial int64, isCA bool) *x509.Certificate {
 		IsCA:                  isCA,
 	}
 	if isCA {
+		// OpenSSL takes a certificate with its issuer's name for self-signed.
+		c.Subject.CommonName += " CA"
 		c.KeyUsage |= x509.KeyUsageCertSign
 	} else {
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}

@@ -35,6 +35,7 @@ type DebianOptions struct {
 	Auth  bool   // HTTP basic, User and Password
 	CA    *CA    // TLS with a certificate of it; nil is plain HTTP
 	Proxy string // base URL of a registry that it is a pull-through cache of
+	Trust *CA    // whose certificate that registry has; nil for those of the system
 }
 
 // Registry is a docker-registry process.
@@ -44,6 +45,7 @@ type Registry struct {
 	Dir  string // where its blobs lie
 
 	binary, config string
+	env            []string
 	kill           func() // ends the process; nil where none runs
 }
 
@@ -97,6 +99,10 @@ func startDebian(t testing.TB, binary, dir string, o DebianOptions) (*Registry, 
 		t.Fatal(err)
 	}
 	reg.binary, reg.config = binary, config
+	reg.env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	if o.Trust != nil {
+		reg.env = append(reg.env, "SSL_CERT_FILE="+o.Trust.File)
+	}
 	if err := reg.run(); err != nil {
 		return nil, err
 	}
@@ -109,7 +115,7 @@ func (r *Registry) run() error {
 	var log strings.Builder
 	cmd := exec.Command(r.binary, "serve", r.config)
 	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	cmd.Env = r.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -132,12 +138,12 @@ func debianConfig(t testing.TB, dir, host string, o DebianOptions) string {
 	fmt.Fprintf(&b, "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\n")
 	fmt.Fprintf(&b, "storage:\n  filesystem:\n    rootdirectory: %q\n  delete:\n    enabled: true\n", filepath.Join(dir, "data"))
 	fmt.Fprintf(&b, "http:\n  addr: %q\n", host)
-	if o.Proxy != "" {
-		fmt.Fprintf(&b, "proxy:\n  remoteurl: %q\n", o.Proxy)
-	}
 	if o.CA != nil {
 		cert, key := o.CA.Issue(t)
 		fmt.Fprintf(&b, "  tls:\n    certificate: %q\n    key: %q\n", cert, key)
+	}
+	if o.Proxy != "" {
+		fmt.Fprintf(&b, "proxy:\n  remoteurl: %q\n", o.Proxy)
 	}
 	if o.Auth {
 		file := filepath.Join(dir, "htpasswd")
