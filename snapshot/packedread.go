@@ -75,7 +75,7 @@ func (r *packedReader) next() error {
 	r.run = r.run[1:]
 	frame := r.held.data[g.Offset-r.held.off:][:g.Stored]
 	if int64(cap(r.buf)) < g.size {
-		r.buf = make([]byte, r.file.Index.Head.Granule)
+		r.buf = make([]byte, packed.DecodeRoom(r.file.Index.Head.Granule))
 	}
 	data, err := packed.Decode(r.buf, frame, g.size, g.Sum)
 	if err != nil {

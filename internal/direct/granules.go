@@ -107,14 +107,19 @@ func (u *granuleUnit) fetch(r packed.Range) error {
 func (u *granuleUnit) take(in *packBytes, r packed.Range) error {
 	p := u.f.p
 	index := p.packed
-	stored := u.f.d.memory.get(packed.MaxStored(index.Head.Granule))
-	defer u.f.d.memory.put(stored)
+	memory, granule := &u.f.d.memory, index.Head.Granule
+	stored, decoded := memory.get(packed.MaxStored(granule)), memory.get(packed.DecodeRoom(granule))
+	defer memory.put(stored)
+	defer memory.put(decoded)
 	_, err := packed.ReadFrames(in, in.at, r.Granules, stored, func(w packed.Wanted, frame []byte) error {
 		off, n := index.Extent(w.ID)
-		room := u.data[off-u.off:][:n:n]
-		if _, err := packed.Decode(room, frame, n, w.Sum); err != nil {
+		// To decode next to other granules would take longer than the copy.
+		data, err := packed.Decode(decoded, frame, n, w.Sum)
+		if err != nil {
 			return fmt.Errorf("%w: %w", layout.ErrContent, err)
 		}
+		room := u.data[off-u.off:][:n]
+		copy(room, data)
 		if p.keep != nil {
 			p.keep.Keep(p.index, off, room, true)
 		}

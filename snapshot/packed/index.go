@@ -121,9 +121,13 @@ func (w *Writer) Finish(m *sparse.Map, packs []Pack) (index []byte, head int, er
 	return append(w.frames, frame...), len(frame), nil
 }
 
-// Decode decodes the frame of a granule of size bytes into buf[:0], or
-// into new memory if that is too small, and compares the data with its
-// sum. Memory is bounded by size.
+// DecodeRoom returns the capacity with which Decode is fastest for granules of
+// up to that many bytes.
+func DecodeRoom(granule int64) int64 { return granule + zstdframe.Slack }
+
+// Decode decodes the frame of a granule of size bytes into buf[:0], or into
+// new memory if that is too small, and compares the data with its sum. It may
+// write to all of buf's capacity. Memory is bounded by that and size.
 func Decode(buf, frame []byte, size int64, sum Sum) ([]byte, error) {
 	if zstdframe.Window(frame) > MaxGranule {
 		return nil, wrong("a granule's frame has a window larger than any granule")
