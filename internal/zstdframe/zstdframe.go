@@ -84,7 +84,8 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 	d, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(0),
 		zstd.WithDecoderMaxWindow(MaxWindow),
-		zstd.WithDecodeAllCapLimit(true))
+		zstd.WithDecodeAllCapLimit(true),
+		zstd.IgnoreChecksum(true))
 	if err != nil {
 		panic(err) // the options are constants
 	}
@@ -98,7 +99,8 @@ const Slack = 128<<10 + 64
 // Decode decodes a complete frame, which must yield exactly want bytes, into
 // dst[:0], and allocates if dst is too small. It may write to all of dst's
 // capacity. The error for any other frame wraps ErrFrame. Memory is bounded by
-// want and that capacity. Decode is safe for concurrent use.
+// want and that capacity. The frame's checksum is not compared: callers compare
+// digests. Decode is safe for concurrent use.
 func Decode(dst, frame []byte, want int64) ([]byte, error) {
 	if size, ok := ContentSize(frame); ok && size != want {
 		return nil, fmt.Errorf("%w: says it holds %d bytes, want %d", ErrFrame, size, want)
