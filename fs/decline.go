@@ -122,7 +122,7 @@ func (d *declined) dropLocked(page int64) {
 	}
 }
 
-// readers recognizes who reads a file in order.
+// readers recognizes sequential readers of a file.
 type readers struct {
 	mu    sync.Mutex
 	clock uint64

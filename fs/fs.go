@@ -81,8 +81,8 @@ type Options struct {
 	// READ of bytes [off, off+n) of a file; nil declines none. It is called
 	// by threads that answer requests, so it returns at once.
 	Decline func(name string, off, n int64) bool
-	// Asked is called with each READ that is not declined, before it is
-	// answered; nil for nobody. It returns at once.
+	// Asked, if not nil, is called with each READ that is not declined,
+	// before it is answered. It must return at once.
 	Asked  func(name string, off, n int64)
 	Record *Recording // only for Mount: what readers touch is recorded; nil: it is not
 
@@ -114,7 +114,7 @@ type node struct {
 	// noBacking is set once the kernel has refused the backing file.
 	noBacking bool
 
-	known    atomic.Bool // whether the kernel knows the inode, as far as this process has seen
+	known    atomic.Bool // whether the kernel has looked up the inode, as far as this process has seen
 	declined declined
 	readers  readers
 }
@@ -142,7 +142,7 @@ type tree struct {
 	recorded   *recording                           // nil: nothing is recorded
 	decline    func(name string, off, n int64) bool // nil: nothing is declined
 	tried      sync.Once
-	playsAlong atomic.Bool // whether the kernel asks again for what is declined
+	playsAlong atomic.Bool // whether the kernel repeats declined requests
 
 	declinedReads atomic.Int64
 }

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// Recording has the mount tell what its readers touch. While it lasts, no file
-// is opened in passthrough, and what the kernel reads on speculation is
-// declined where the kernel plays along: then each READ is a touch of a page,
-// but for READs of sequential readers and direct ones.
+// Recording makes the mount report which pages its readers touch. During a
+// recording, no file is opened in passthrough, and speculative READs are
+// declined if the kernel repeats them: then each READ is a touch of a page,
+// except those of sequential and direct readers.
 type Recording struct {
 	// Touch is called with n bytes at off of the i-th file that a reader
 	// asks for, and the time since the mount was ready. It is called by
@@ -59,8 +59,8 @@ func (t *tree) endRecording() {
 	}
 }
 
-// touched tells of bytes [off, off+n) of a file that a READ asks for, which is
-// not declined.
+// touched reports bytes [off, off+n) of a file that a READ asks for, and
+// that is not declined.
 func (t *tree) touched(n *node, off, length int64) {
 	if t.asked != nil {
 		t.asked(n.Name, off, length)

@@ -36,8 +36,8 @@ const notifyStore = 4
 
 // Errors of Store.
 var (
-	// ErrUnknown means that the kernel does not know the file yet: nobody
-	// has looked it up. See Mounted.Known.
+	// ErrUnknown means that the kernel has not yet looked up the file. See
+	// Mounted.Known.
 	ErrUnknown = errors.New("the kernel does not know the file")
 	// ErrNoRoom means that the memory of this process's cgroup is too full
 	// for more pages.
@@ -124,7 +124,7 @@ func (t *tree) readAhead(n *node, off, length int64) bool {
 	passes := use.Passthrough > 0 || use.Cached+use.Direct == 0 && t.backing.Load() && !n.noBacking
 	n.open.Unlock()
 	if passes {
-		_ = unix.Fadvise(int(file.Fd()), off, length, unix.FADV_WILLNEED) // fails for what is no file
+		_ = unix.Fadvise(int(file.Fd()), off, length, unix.FADV_WILLNEED) // fails for anything but a file
 	}
 	return passes
 }

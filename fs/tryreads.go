@@ -41,9 +41,9 @@ const trySize = 8 << 20
 // Then main calls TryMain, before anything else is set up.
 func IsTry() bool { return os.Getenv(tryEnv) != "" }
 
-// TryMain is the main function of such a process. It returns its exit code: 0
-// if the kernel asks again, page by page, for what was declined, and readers
-// see no error.
+// TryMain is the main function of that process. It returns its exit code: 0
+// if the kernel repeats, page by page, what was declined, and readers see no
+// error.
 func TryMain() int {
 	do := tryServeReads
 	if path := os.Getenv(tryEnv); path != tryServe {
@@ -110,8 +110,8 @@ func (m *Mounted) TryDeclining() {
 	})
 }
 
-// tryServeReads mounts a file where nobody else sees it, declines what can be
-// declined, and has a child read.
+// tryServeReads mounts a file out of sight of other processes, declines what
+// it can, and lets a child read.
 func tryServeReads() error {
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -148,12 +148,12 @@ func tryServeReads() error {
 	return nil
 }
 
-// tryWord is what the file holds at an offset.
+// tryWord returns the contents of the file at an offset.
 func tryWord(off int) uint64 { return uint64(off) * 0x9e3779b97f4a7c15 }
 
 var errTry = errors.New("wrong bytes")
 
-// tryRead reads a file in the way that its name says, and compares.
+// tryRead reads a file in the way that its name selects, and compares it.
 func tryRead(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

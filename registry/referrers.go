@@ -22,8 +22,8 @@ const (
 	maxIndexRounds   = 20 // of writing a tag's index and looking at it again
 )
 
-// Descriptor is an entry of a list of referrers. The registry, or whoever
-// wrote the list, has chosen its fields.
+// Descriptor is an entry of a list of referrers. The registry, or the writer
+// of the list, has chosen its fields.
 type Descriptor struct {
 	MediaType    string            `json:"mediaType"`
 	Digest       string            `json:"digest"`

@@ -21,8 +21,8 @@ const allowList = "/etc/epochfs/autofs.allow"
 // maxAllowList bounds the list, in bytes.
 const maxAllowList = 1 << 20
 
-// automapArgs turns the arguments of a program map, the name that somebody
-// looks for, into those of the command. The name comes from any user.
+// automapArgs converts the argument of a program map, the requested name, to
+// those of the command. Any user can choose the name.
 func automapArgs(args []string) []string { return append([]string{automapName, "--"}, args...) }
 
 func newAutomapCmd() *cobra.Command {
@@ -89,8 +89,8 @@ func isAllowed(ref registry.Reference, list []string) bool {
 	return false
 }
 
-// readAllowList returns the entries of the list, HOST[:PORT][/REPOSITORY] a
-// line; none where there is no such file.
+// readAllowList returns the entries of the list, one
+// HOST[:PORT][/REPOSITORY] on each line, or none if the file does not exist.
 func readAllowList(name string) (list []string, err error) {
 	f, err := os.Open(name)
 	if os.IsNotExist(err) {

@@ -89,7 +89,7 @@ func runRestart(opts restartOptions) error {
 	return failed
 }
 
-// usersByDir returns who uses the mounts, by their directories.
+// usersByDir returns the users of the mounts, by directory.
 func usersByDir(found []keeper.Mount) map[string][]control.User {
 	all := make([]control.Mount, len(found))
 	for i, m := range found {

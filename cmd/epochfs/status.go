@@ -121,7 +121,7 @@ func (opts *statusOptions) mounts() ([]control.Mount, error) {
 	return all, nil
 }
 
-// addUsers adds to mounts who uses them.
+// addUsers adds the users of each mount.
 func addUsers(all []control.Mount) {
 	known, err := mounts.All()
 	if err != nil || len(all) == 0 {

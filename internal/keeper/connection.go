@@ -9,7 +9,7 @@ import (
 )
 
 // connections is the directory of the kernel's FUSE connections. It may not
-// be mounted, and its files belong to the user who mounted.
+// be mounted, and its files belong to the user of each mount.
 var connections = "/sys/fs/fuse/connections"
 
 // kept reports whether the keeper holds a connection that can outlive its

@@ -115,8 +115,8 @@ func (k *keeper) fallBack() {
 	k.notUntil = time.Now()
 }
 
-// watch does what is due. ended reports whether the connection was given up,
-// or has ended while no worker served.
+// watch performs what is due. ended reports that the connection was given
+// up, or ended while no worker served.
 func (k *keeper) watch() (code int, ended bool) {
 	now := time.Now()
 	k.excuse(now)

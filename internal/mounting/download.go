@@ -219,7 +219,7 @@ func (d *downloader) fetchBlob(ctx context.Context, name, digest string) ([]byte
 	}
 }
 
-// brought is what was read of a closed body.
+// brought holds the bytes read from a closed body.
 type brought struct {
 	data []byte
 	body io.ReadCloser // identifies the host it came from

@@ -17,7 +17,7 @@ import (
 
 // MountOptions configure a mount.
 type MountOptions struct {
-	AllowOther bool      // accessible to other users than the one who mounts
+	AllowOther bool      // accessible to other users
 	NoExec     bool      // no program is run from it
 	Contexts   []string  // see fs.Options
 	UID, GID   uint32    // owner of everything

@@ -17,7 +17,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
-// annotationRuns tells people how many recordings are in a set.
+// annotationRuns is the number of recordings in a set, for people.
 const annotationRuns = "dev.epochfs.workingset.runs"
 
 // ErrPartial is wrapped by the error for a working set that is not pushed
@@ -34,8 +34,8 @@ func WorkingSetFiles(a *snapshot.Artifact) []workingset.File {
 	return all
 }
 
-// Inherit returns what a set has about the files of an artifact, as a set of
-// that artifact. Files are found by content, then by title.
+// Inherit returns the parts of a set that concern an artifact's files, as a
+// set of that artifact. It finds files by content, then by title.
 func Inherit(set *workingset.Set, files []*layout.File) *workingset.Set {
 	out := &workingset.Set{Runs: set.Runs, Partial: set.Partial}
 	for _, f := range files {

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// replayMost bounds what a replay fetches by itself, in bytes.
+	// replayMost bounds the bytes that a replay fetches by itself.
 	replayMost = 1 << 30
 	// replayShare is the part of the payload that bounds it as well: one in
 	// so many.
@@ -244,8 +244,8 @@ func (r *Replay) known(name string) {
 	}
 }
 
-// Wait blocks until all of the set is local, or cannot be, and what the
-// kernel takes of it was handed over.
+// Wait blocks until all of the set is local, or cannot be, and was offered
+// to the kernel.
 func (r *Replay) Wait() { <-r.done }
 
 // close ends the replay and waits for it.
@@ -261,7 +261,7 @@ func (r *Replay) close() {
 // Done returns a channel that is closed when Wait would return.
 func (r *Replay) Done() <-chan struct{} { return r.done }
 
-// ReplayStats are what a replay has done, in bytes of data.
+// ReplayStats are a replay's counters, in bytes of data.
 type ReplayStats struct {
 	Recorded int64         // that the set names of the artifact's files, up to the limit
 	Local    int64         // of these, what can be read without the network

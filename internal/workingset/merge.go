@@ -108,7 +108,7 @@ type cursor struct {
 
 func (c *cursor) done() bool { return len(c.all) == 0 }
 
-// first returns what is left of the first extent.
+// first returns the rest of the first extent.
 func (c *cursor) first() Extent {
 	e := c.all[0]
 	e.Page += c.gone

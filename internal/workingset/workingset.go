@@ -126,7 +126,7 @@ func (s *Set) For(title, content string, size int64) *File {
 	return out
 }
 
-// clamp returns the extents as far as they lie before page end.
+// clamp returns the extents before page end.
 func clamp(all []Extent, end int64) []Extent {
 	n := sort.Search(len(all), func(i int) bool { return all[i].End() > end })
 	if n == len(all) || all[n].Page >= end {

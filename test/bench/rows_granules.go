@@ -219,7 +219,7 @@ func readExport(file, title string) (*sparse.Map, []byte, error) {
 	}
 }
 
-// processorTime is what this process has used, in seconds.
+// processorTime returns the processor time of this process, in seconds.
 func processorTime() float64 {
 	var u unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &u) // has no other error than a wrong argument

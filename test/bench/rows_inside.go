@@ -22,7 +22,7 @@ var insideRows = []row{
 // far is the link of looks: what counts is how often they ask.
 var far = shaping.Options{Delay: 20 * time.Millisecond}
 
-// looked is what one look cost.
+// looked is the cost of one command.
 type looked struct {
 	seconds  float64
 	requests float64
@@ -227,7 +227,7 @@ func insideLocalRow(ctx context.Context, b *bench) ([]*line, error) {
 	return lines, nil
 }
 
-// timed runs a program whose output nobody reads, once to warm up.
+// timed runs a program without reading its output, once to warm up.
 func (b *bench) timed(ctx context.Context, name string, args ...string) (float64, error) {
 	if err := b.discard(ctx, name, args...); err != nil {
 		return 0, err

@@ -50,7 +50,7 @@ var (
 	decoded  = tarReference{"8 chunks at a time, hashed, decoded, in order", decoding}
 )
 
-// materialized is what one run took.
+// materialized is the cost of one run.
 type materialized struct {
 	seconds float64
 	rss     float64 // MB
@@ -79,9 +79,9 @@ func (b *bench) materialize(ctx context.Context, addr, tag, cache string, args .
 	return m, nil
 }
 
-// watchMemory looks at what a process has in memory until it is gone, and
-// then tells the most it had, in MB. A child's resource usage begins with
-// its parent's, so that is no use.
+// watchMemory samples a process's memory until the process ends, and then
+// returns the maximum, in MB. A child's resource usage begins with its
+// parent's, so it cannot be used.
 func watchMemory(pid int) (most func() float64) {
 	result := make(chan float64)
 	go func() {

@@ -184,7 +184,7 @@ func packedLivesRow(ctx context.Context, b *bench) ([]*line, error) {
 	}, nil
 }
 
-// packsOf is what inspect says of packs.
+// packsOf is inspect's description of packs.
 type packsOf struct {
 	Packs  int   `json:"packs"`
 	Stored int64 `json:"stored"`
@@ -302,8 +302,8 @@ func packedBlocksRow(ctx context.Context, b *bench) ([]*line, error) {
 	return []*line{sized("blocks that a second memory adds to the cache, XFS", added, "its data", f.m.DataSize(), 0.5)}, nil
 }
 
-// allocated is what is in use of the file system that holds dir, in bytes:
-// blocks that files share count once.
+// allocated returns the used bytes of the file system that holds dir. Shared
+// blocks count once.
 func allocated(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

@@ -132,7 +132,7 @@ func packedTouchedRow(ctx context.Context, b *bench) ([]*line, error) {
 	return []*line{l, counted(work+", and what the kernel reads ahead of them", "MB", ahead, no, 0)}, nil
 }
 
-// readTouched reads 4 KiB at each offset, and tells the kernel how that will be.
+// readTouched reads 4 KiB at each offset, after advising the kernel.
 func readTouched(path string, offsets []int64, advice int) (float64, error) {
 	began := time.Now()
 	f, err := os.Open(path)

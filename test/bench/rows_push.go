@@ -28,8 +28,8 @@ var pushRows = []row{
 
 const spooled = "spool to a file, hash, then PUT, one file after another"
 
-// pushedEnvelope tells of all memory and disk, as cocoon does, not only of
-// what is in use.
+// pushedEnvelope describes the full memory and disk, as cocoon does, not
+// only the part in use.
 const pushedEnvelope = `{"version":1,"config":{"id":"BENCHMARK","name":"bench","cpu":4,"memory":2147483648,"storage":4294967296}}` + "\n"
 
 // pushedSets are the files that are uploaded.
@@ -123,7 +123,7 @@ func (b *bench) repository() string {
 	return fmt.Sprintf("push/%d", repositories)
 }
 
-// pushResult is what epochfs says of a push, and what it took.
+// pushResult is the output of a push, and its cost.
 type pushResult struct {
 	seconds float64
 	rss     float64 // MB

@@ -27,7 +27,8 @@ var startRows = []row{
 // touchedFor is how long the guest of the traces is followed, in milliseconds.
 const touchedFor = 10_000
 
-// pagesWithin are what a guest used within some milliseconds, dealt to threads.
+// pagesWithin returns the pages that a guest used within some milliseconds,
+// distributed to threads.
 func pagesWithin(t *traces.Touches, within int64, threads int) [][]extent {
 	lists := make([][]extent, threads)
 	for i, x := range t.Touches {

@@ -34,7 +34,7 @@ func takeoverRow(ctx context.Context, b *bench) ([]*line, error) {
 	if _, err := sequential(path, 0, slow.m.Size()); err != nil {
 		return nil, err
 	}
-	_ = m.awaitPassthrough(slow.name) // opens are what is measured, in any mode
+	_ = m.awaitPassthrough(slow.name) // opens are measured in any mode
 	first, err := m.served(0)
 	if err != nil {
 		return nil, err

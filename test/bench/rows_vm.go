@@ -127,8 +127,8 @@ func vmSlowRow(ctx context.Context, b *bench) ([]*line, error) {
 	return []*line{l, other}, nil
 }
 
-// vmAgainRow is the second start of the guest on a node: from the cache, with
-// nothing of it in memory.
+// vmAgainRow is the second start of the guest on a node: from the cache,
+// with nothing in memory.
 func vmAgainRow(ctx context.Context, b *bench) ([]*line, error) {
 	b = b.keeping()
 	g, err := b.realGuest(ctx)
@@ -207,7 +207,8 @@ func vmChildRow(ctx context.Context, b *bench) ([]*line, error) {
 	return []*line{l}, nil
 }
 
-// vmRecordRow is what a recording costs the guest, with all data in the cache.
+// vmRecordRow is the cost of a recording for the guest, with all data in the
+// cache.
 func vmRecordRow(ctx context.Context, b *bench) ([]*line, error) {
 	b = b.keeping()
 	g, err := b.realGuest(ctx)

@@ -19,7 +19,7 @@ var (
 // takes what the registry has.
 var withoutSet = []string{"--working-set", "none"}
 
-// start is a way to start from a cold mount, and what came of it.
+// start is a way to start from a cold mount, and its results.
 type start struct {
 	name  string
 	tag   string
@@ -33,7 +33,7 @@ type start struct {
 	cached    sample // MB of the mount in the page cache then
 }
 
-// note is what the line of a start says beside its seconds.
+// note returns the text beside the seconds of a start.
 func (s *start) note() string {
 	return fmt.Sprintf("%s MB, %s s from mount", number(s.fetched.median()), number(s.fromMount.median()))
 }
@@ -46,16 +46,15 @@ func goal(limit float64) sense {
 	return atMost
 }
 
-// memoryLine compares what a start has in memory with what is in the working set,
-// in MB.
+// memoryLine compares a start's memory with the working set, in MB.
 func memoryLine(work string, cached sample, set float64) *line {
 	l := timed(work, cached, "pages of the working set", slices.Repeat(sample{set}, len(cached)), atMost, 2)
 	l.Unit = "MB"
 	return l
 }
 
-// work is what is done with a mount. It calls end when what is measured is
-// done, and returns its seconds.
+// work is something done with a mount. It calls end when the measured part
+// is done, and returns its seconds.
 type work func(m *mount, end func() error) (float64, error)
 
 // run mounts, works, and notes what that took.

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// sample is what one quantity came to in each run.
+// sample is one quantity in each run.
 type sample []float64
 
 func (s sample) median() float64 {
@@ -22,7 +22,7 @@ func (s sample) median() float64 {
 	return (t[(len(t)-1)/2] + t[len(t)/2]) / 2
 }
 
-// sense says on which side of its limit a figure meets its goal.
+// sense is the side of its limit on which a figure meets its goal.
 type sense string
 
 const (
@@ -93,14 +93,14 @@ func ratios(a, b sample) sample {
 	return r
 }
 
-// report is what --json writes.
+// report is the output of --json.
 type report struct {
 	Version int       `json:"version"`
 	Date    time.Time `json:"date"`
 	Machine machine   `json:"machine"`
 	Commit  string    `json:"commit"`
 	Runs    int       `json:"runs"`
-	Seconds float64   `json:"seconds"` // what all of it took
+	Seconds float64   `json:"seconds"` // seconds of the whole run
 	Lines   []*line   `json:"lines"`
 	Failed  []string  `json:"failed,omitempty"` // rows that could not be run
 }

@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// opener opens a file, reads a page of it and closes it, without end, and
-// notes how long each time took. Opening asks the process that serves,
-// whatever the kernel reads by itself.
+// opener opens a file, reads a page and closes it, without end, and records
+// the time of each round. The serving process is asked at each open, even if
+// the kernel reads the file itself.
 type opener struct {
 	path string
 	size int64
@@ -72,8 +72,8 @@ func openAndRead(path string, buf []byte, off int64) error {
 	return nil
 }
 
-// worst is the longest that somebody waited who did at t or came later, in
-// milliseconds. What was before is forgotten.
+// worst returns the longest wait that ended at t or later, in milliseconds.
+// Earlier waits are forgotten.
 func (o *opener) worst(t time.Time) (ms float64, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -91,7 +91,7 @@ func (o *opener) stop() {
 	o.done.Wait()
 }
 
-// processes are those behind a mount, as it tells by itself.
+// processes are the processes of a mount, from its status.
 type processes struct {
 	PID    int `json:"pid"`
 	Keeper int `json:"keeper_pid"`

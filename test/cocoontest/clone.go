@@ -125,8 +125,8 @@ func CloneSnapshotFiles(dst, src string) (memory string, err error) {
 	return memory, os.WriteFile(filepath.Join(dst, HowFile), []byte(how.String()), 0o644)
 }
 
-// checkSnapshot reads the envelope and looks whether the files that it lists are
-// there, and whether the disk has the size that it tells.
+// checkSnapshot reads the envelope and checks that the listed files exist,
+// and that the disk has the stated size.
 func checkSnapshot(dir string) error {
 	raw, err := os.ReadFile(filepath.Join(dir, "snapshot.json"))
 	if err != nil {

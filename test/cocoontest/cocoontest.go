@@ -106,7 +106,7 @@ func importFlags(args []string) (name, description string, err error) {
 	return name, description, nil
 }
 
-// input is standard input, or what a failing reader leaves of it.
+// input returns standard input, or its start if the reader is to fail.
 func input() io.Reader {
 	if os.Getenv(FailEnv) != "read" {
 		return os.Stdin

@@ -98,8 +98,8 @@ func unzipped(r io.Reader) (io.Reader, error) {
 	return b, nil
 }
 
-// extract takes plain end of file for the end of the archive, wherever
-// archive/tar says so.
+// extract takes an end of file for the end of the archive wherever
+// archive/tar does.
 func extract(tr *tar.Reader, dir string) ([]entry, error) {
 	var all []entry
 	for {

@@ -30,7 +30,7 @@ import (
 // Server is an http.Handler. Its zero value, with a Token or without, is
 // an empty registry.
 type Server struct {
-	// Token is what writes need; "" lets everybody write.
+	// Token is needed for writing; "" allows everything.
 	Token string
 	// NoSessions makes it know only the PUT to a blob's own URL.
 	NoSessions bool
@@ -137,7 +137,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, path string) {
 	}
 }
 
-// token gives the token to whoever has it.
+// token returns the token to clients that have it.
 func (s *Server) token(w http.ResponseWriter, r *http.Request) {
 	_, given, _ := r.BasicAuth()
 	if given == "" {

@@ -1,10 +1,8 @@
-// Package faultdisk stands between a process and the file system: each of
-// its system calls on files below one directory is seen before it is made,
-// and can be let through, failed, cut short, or be the process's last. It
-// is for tests, and uses seccomp's user notification, so that nothing in
-// the process knows of it and no call is missed.
-//
-// Stores to mapped files are no system calls and are not seen.
+// Package faultdisk sits between a process and the file system: it sees each
+// of the process's system calls on files below one directory before the call
+// is made, and can let it through, fail it, cut it short, or kill the
+// process. It is for tests, and uses seccomp's user notification, so that
+// the process needs no changes.
 package faultdisk
 
 import (
@@ -24,12 +22,12 @@ import (
 type Call struct {
 	N    int    // the first since Watch is 1
 	Name string // "openat", "pwrite64", …
-	Path string // as far as it is known: of the file, or of the directory it is named in
+	Path string // path of the file, or of its directory, if known
 
 	creates bool // an openat that may make a file
 }
 
-// Changes says that the call may change what is on disk.
+// Changes reports whether the call may change the disk.
 func (c Call) Changes() bool {
 	switch c.Name {
 	case "openat":
@@ -40,17 +38,17 @@ func (c Call) Changes() bool {
 	return true
 }
 
-// Action is what becomes of a call.
+// Action is what happens to a call.
 type Action struct {
 	Err   unix.Errno // not 0: it is not made, and fails with this
 	Short bool       // a write of more than one byte writes only the first half
-	Kill  bool       // the process is killed in place of it
+	Kill  bool       // the process is killed instead
 }
 
 // Disk watches one process.
 type Disk struct {
 	listener int
-	done     chan struct{} // closed when nobody is left to be watched
+	done     chan struct{} // closed when no watched process is left
 
 	mu     sync.Mutex
 	dir    string
@@ -61,8 +59,8 @@ type Disk struct {
 // Env is set for the watched process, which must call Enter.
 const Env = "EPOCHFS_TEST_FAULTDISK"
 
-// ErrUnsupported says that this kernel, or whoever has confined this
-// process, does not let one process watch another's calls.
+// ErrUnsupported means that the kernel, or the confinement of this process,
+// does not allow watching another process's calls.
 var ErrUnsupported = errors.New("no seccomp user notification")
 
 // Start starts a process that calls Enter, and returns once it is watched.
@@ -131,7 +129,7 @@ func (d *Disk) Calls() int {
 // Wait returns when the process, and whatever it has started, has ended.
 func (d *Disk) Wait() { <-d.done }
 
-// serve answers until nobody is left.
+// serve answers until no watched process is left.
 func (d *Disk) serve(pid int) {
 	defer close(d.done)
 	defer unix.Close(d.listener)

@@ -19,8 +19,8 @@ import (
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
 )
 
-// Skip names what a comparison leaves out, since the format or the mount has
-// it not.
+// Skip lists what a comparison leaves out, because the format or the mount
+// lacks it.
 type Skip struct {
 	Blocks, Links, Owner, Mode, Times, Inodes, Extents, Xattrs, DirSizes bool
 	// Name reports whether a path is left out.
@@ -154,7 +154,7 @@ func (c *comparison) file(real, path string, e vfs.DirEntry) {
 	}
 }
 
-// ignore takes over what is not to be compared.
+// ignore copies what is not to be compared.
 func (c *comparison) ignore(want *vfs.Info, got vfs.Info) {
 	if c.skip.Blocks {
 		want.Blocks = got.Blocks

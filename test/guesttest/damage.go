@@ -30,9 +30,9 @@ func Damaged(t testing.TB) int {
 // deadline is how long one damaged image may take; it takes milliseconds.
 const deadline = 20 * time.Second
 
-// Damage opens and reads an image again and again, each time with other bytes
-// of it changed: those that a first, whole reading needs and that are not
-// zero. It fails the test if one panics or takes too long.
+// Damage opens and reads an image repeatedly, each time with other bytes of
+// it changed: bytes that a complete reading needs and that are not zero. It
+// fails the test on a panic or a timeout.
 func Damage(t *testing.T, img vfs.Image, read func(vfs.Image) error) {
 	t.Helper()
 	DamageAt(t, img, Places(t, img, read), read)

@@ -1,5 +1,5 @@
 // Package guesttest makes disks of guests with the real tools, and compares
-// what is read from them with what the kernel shows.
+// what is read from them with the kernel's mount.
 package guesttest
 
 import (
@@ -66,8 +66,8 @@ type Counting struct {
 	mu     sync.Mutex
 	pages  map[int64]bool
 	pieces map[int64]bool
-	// Trips are the round trips: a Prefetch is one, and a ReadAt that misses
-	// is one. Ranges are the requests in them. Bytes is what was read.
+	// Trips counts round trips: a Prefetch is one, and a ReadAt that misses
+	// is one. Ranges counts their requests, Bytes the bytes read.
 	Trips, Ranges int
 	Bytes         int64
 	// Log has a line for each trip.
@@ -79,7 +79,7 @@ func Count(img vfs.Image) *Counting {
 	return &Counting{Image: img, pages: map[int64]bool{}, pieces: map[int64]bool{}}
 }
 
-// Fetched is what is fetched of a disk that comes in pieces.
+// Fetched returns the bytes fetched of a disk in pieces.
 func (c *Counting) Fetched() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Contents says what Populate makes.
+// Contents selects what Populate makes.
 type Contents struct {
 	// Many is the number of files in the directory with an index.
 	Many int
 	// Large is the number of bytes of the largest file.
 	Large int
-	// NoXattrs, NoDevices and NoLinks leave out what a format does not have.
+	// NoXattrs, NoDevices and NoLinks leave out what a format lacks.
 	NoXattrs, NoDevices, NoLinks bool
 	// Plain leaves out what Windows has not: permissions, odd names and links
 	// to any text.

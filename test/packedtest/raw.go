@@ -36,7 +36,7 @@ type RawPack struct {
 	Size uint64
 }
 
-// RawSection is a section, and what the head says of it.
+// RawSection is a section, and its description in the head.
 type RawSection struct {
 	Number   uint32
 	Granules []RawGranule
@@ -93,7 +93,7 @@ func (s *RawSection) encode() (b []byte) {
 	return b
 }
 
-// Encode returns the index and its head, the last frame of it.
+// Encode returns the index and its head, the last frame.
 func (x *Raw) Encode() (index, head []byte) {
 	frame := x.Frame
 	if frame == nil {

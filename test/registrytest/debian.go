@@ -30,10 +30,10 @@ const (
 	account = User + ":$2y$05$abcdefghijklmnopqrstuuV7fpPozvyqJfnY19y0802WTlXUm6Rjy\n"
 )
 
-// DebianOptions say what a registry asks of its clients.
+// DebianOptions configure a registry's requirements for clients.
 type DebianOptions struct {
 	Auth  bool   // HTTP basic, User and Password
-	CA    *CA    // TLS with a certificate of it; nil is plain HTTP
+	CA    *CA    // TLS with its certificate; nil for plain HTTP
 	Proxy string // base URL of a registry that it is a pull-through cache of
 	Trust *CA    // whose certificate that registry has; nil for those of the system
 }
@@ -46,7 +46,7 @@ type Registry struct {
 
 	binary, config string
 	env            []string
-	kill           func() // ends the process; nil where none runs
+	kill           func() // ends the process; nil if none runs
 }
 
 // Stop kills the process. Its data and its port are kept for Start.
@@ -76,7 +76,7 @@ func Debian(t testing.TB, o DebianOptions) *Registry {
 		t.Skipf("%s is not installed (Debian package %s)", Binary, Binary)
 	}
 	dir := t.TempDir()
-	// Between choosing a port and its use somebody else may take it.
+	// The port may be taken between its choice and its use.
 	for try := 0; ; try++ {
 		reg, err := startDebian(t, binary, dir, o)
 		if err == nil {
@@ -179,7 +179,7 @@ func freePort(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// waitReady returns when the registry answers, whatever it says.
+// waitReady returns when the registry answers with any status.
 func waitReady(url string, exited <-chan struct{}) error {
 	const patience = 20 * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Fault is what goes wrong with a request. Faults that say nothing about
-// the answer's body or a range keep the registry from seeing the request.
+// Fault is a fault of a request. If it concerns neither the answer's body
+// nor a range, the registry does not see the request.
 type Fault struct {
 	Match func(*http.Request) bool // nil: every request
 	Times int                      // how often; 0: until Clear
@@ -49,7 +49,7 @@ func (f *Front) Inject(fault *Fault) {
 	f.faults = append(f.faults, fault)
 }
 
-// Clear ends all faults and lets go on who stalls in one.
+// Clear ends all faults and releases requests that stall in one.
 func (f *Front) Clear() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -76,8 +76,8 @@ func (f *Front) takeLocked(req *http.Request) *Fault {
 	return nil
 }
 
-// before makes what goes wrong before the registry sees a request. It
-// tells whether that was the answer.
+// before causes faults before the registry sees a request. It reports
+// whether it has answered.
 func (fault *Fault) before(w http.ResponseWriter, req *http.Request) bool {
 	if fault.Delay > 0 {
 		select {

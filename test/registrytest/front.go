@@ -47,10 +47,10 @@ func (r *Request) Received() int64 { return r.received.Load() }
 // Sent is how many bytes of body the answer has so far.
 func (r *Request) Sent() int64 { return r.sent.Load() }
 
-// IsManifest tells whether it is about a manifest.
+// IsManifest reports whether the request is for a manifest.
 func (r *Request) IsManifest() bool { return strings.Contains(r.Path, "/manifests/") }
 
-// IsBlob tells whether it is about a blob, and not about an upload.
+// IsBlob reports whether the request is for a blob, and is no upload.
 func (r *Request) IsBlob() bool {
 	return strings.Contains(r.Path, "/blobs/") && !strings.Contains(r.Path, "/blobs/uploads/")
 }

@@ -74,8 +74,9 @@ func (g *GoogleRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// Tunnel starts a proxy that connects whoever asks with one address, whatever
-// host is asked for. It returns its URL, and lives as long as the test.
+// Tunnel starts a proxy that connects every client with one address,
+// whatever host is requested. It returns its URL, and lives as long as the
+// test.
 func Tunnel(t testing.TB, to string) string {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

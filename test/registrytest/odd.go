@@ -26,17 +26,17 @@ type Odd struct {
 	Account Account // what it wants to know; the zero value is nothing
 }
 
-// Account says how a registry treats clients that it does not know.
+// Account configures how a registry treats anonymous clients.
 type Account struct {
-	User, Password string // "" and "": whoever has no account is served
+	User, Password string // if both are "", clients without an account are served
 	Identity       string // an identity token that the endpoint takes instead
 
 	Refuse    int    // status for unknown clients; 0 is 401
-	RootOnly  bool   // only the API's root says what is wanted
-	Silent    bool   // nothing says what is wanted
+	RootOnly  bool   // only the API's root has a challenge
+	Silent    bool   // nothing has a challenge
 	Basic     bool   // the account is wanted itself, and no token for it
 	Endpoint  string // text of the token endpoint's answer, with %s for the token; "" is a plain one
-	SeenIsIn  bool   // whoever was at the token endpoint is served without a token
+	SeenIsIn  bool   // a client that was at the token endpoint is served without a token
 	seen      bool
 	endpoints int
 }

@@ -28,7 +28,7 @@ type Particular struct {
 	NoStatus   bool
 	MaxPatch   int64 // a PATCH with more is answered 416; 0: none is
 	MaxBody    int64 // a body with more is answered 413
-	Early      bool  // what is refused is not read, and its connection closed
+	Early      bool  // the body of a refused request is not read, and the connection is closed
 	Reset      bool  // instead of a refusal the connection is broken
 
 	Taken      int                          // status of a PATCH that is taken; 0: 202
@@ -169,7 +169,7 @@ func (p *Particular) inSession(w http.ResponseWriter, r *http.Request, id, path 
 	}
 }
 
-// refusal is what is known to be refused from a request's headers.
+// refusal returns the refusal that follows from a request's headers.
 func (p *Particular) refusal(r *http.Request, s *session) (status int, code, text string) {
 	ranged := r.Header.Get("Content-Range") != ""
 	switch patch := r.Method == http.MethodPatch; {
@@ -284,8 +284,8 @@ func sum(data []byte) string {
 	return digests.Format(h)
 }
 
-// refuse answers with an error of the specification's form, or with text
-// where there is no code.
+// refuse answers with an error of the specification's form, or with text if
+// code is "".
 func refuse(w http.ResponseWriter, status int, code, text string) {
 	if code == "" {
 		w.WriteHeader(status)

@@ -44,8 +44,8 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	}
 }
 
-// exchange passes on one request and its answer. It tells whether the
-// connection can take another.
+// exchange forwards one request and its answer. It reports whether the
+// connection can be used again.
 func (b *bridge) exchange() bool {
 	req, err := http.ReadRequest(b.fromClient)
 	if err != nil {
@@ -128,8 +128,9 @@ func (b *bridge) body(n int64) error {
 const (
 	sliceMost  = 256 << 10
 	sliceLeast = 16 << 10
-	// sliceTime is how long a slice may take at the connection's rate:
-	// long beside a timer's precision, short beside what is measured.
+	// sliceTime is the length of a slice at the connection's rate: long
+	// compared with a timer's precision, short compared with what is
+	// measured.
 	sliceTime = 5 * time.Millisecond
 )
 

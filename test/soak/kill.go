@@ -15,8 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errNothingToKill says that a mount had no process for so long that it
-// is not just between two of them.
+// errNothingToKill means that a mount had no process for too long.
 var errNothingToKill = errors.New("no process serves the mount")
 
 // process is a live child of a keeper.
@@ -38,7 +37,7 @@ func (m *mount) kill(rng *rand.Rand) error {
 		if len(all) == 0 || spare && len(all) == 1 {
 			continue
 		}
-		victim := all[0] // who serves is the oldest
+		victim := all[0] // the oldest process serves
 		if spare {
 			victim = all[len(all)-1]
 		}
@@ -94,7 +93,7 @@ func children(of int) ([]process, error) {
 	return all, nil
 }
 
-// stat says since when a process runs, and whether it does.
+// stat returns the start time of a process, and whether it is alive.
 func stat(pid int) (began uint64, live bool) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

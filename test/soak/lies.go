@@ -144,7 +144,7 @@ func (l *liar) look(rng *rand.Rand, r *report) error {
 	return nil
 }
 
-// read reads in one of three ways: by what is open, by a mapping, by a new
+// read reads in one of three ways: through an open file, a mapping, or a new
 // open.
 func (l *liar) read(way, off, n int) ([]byte, error) {
 	name := filepath.Join(l.dir, fileName)
@@ -162,8 +162,8 @@ func (l *liar) read(way, off, n int) ([]byte, error) {
 	return pread(f, nil, off, n)
 }
 
-// right reads all of the file until it is right in every way, and counts what
-// is wrong in the end.
+// right reads the file until it is right in every way, and counts what is
+// wrong in the end.
 func (l *liar) right(ctx context.Context, rng *rand.Rand, kill bool, r *report) error {
 	const step = 1 << 20
 	var left string

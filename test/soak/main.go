@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// config says what a campaign is like.
+// config configures a campaign.
 type config struct {
 	bin    string
 	other  string        // another build, which takes mounts over; may be empty
@@ -100,7 +100,7 @@ func soak(ctx context.Context, cfg config) error {
 	return nil
 }
 
-// report is what a campaign saw.
+// report is the result of a campaign.
 type report struct {
 	faults                      map[string]int
 	blobs                       int
@@ -292,7 +292,7 @@ func (m *mount) harass(ctx context.Context, cfg config, reg *sick, samples []sam
 	return err
 }
 
-// tick waits for a moment and says whether ctx still goes on.
+// tick waits for a moment and reports whether ctx is still alive.
 func tick(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():

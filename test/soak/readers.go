@@ -22,12 +22,12 @@ type mount struct {
 	bin, cache, repo, dir string
 	size                  int64        // of the cache
 	kills, spares         atomic.Int64 // processes that were killed: those that served, and those that would
-	restarts              int64        // of who serves, by restart; for harass alone
+	restarts              int64        // takeovers by restart; for harass alone
 	id                    uint64       // of the mount, as the kernel counts them
 	log                   bytes.Buffer // of its processes; to be read when they have ended
 	cmd                   *exec.Cmd
 	using                 sync.RWMutex // held by readers; exclusive while it is mounted anew
-	of                    sample       // what is mounted; under using
+	of                    sample       // of the mounted artifact; guarded by using
 }
 
 // up mounts and returns when the files are there.
@@ -85,7 +85,7 @@ func (m *mount) down() error {
 	return errors.Join(err, m.cmd.Wait())
 }
 
-// tally is what readers saw.
+// tally counts the readers' results.
 type tally struct {
 	reads, bytes, failed, wrong atomic.Int64
 	last                        atomic.Value // of string: the last read that failed or was wrong
@@ -112,7 +112,7 @@ func (m *mount) read(rng *rand.Rand, touching *toucher, t *tally) {
 	defer f.Close()
 	for range 1 + rng.IntN(8) {
 		m.compare(f, touching, kind, rng, t)
-		time.Sleep(time.Millisecond) // what is cached takes none: faults are what counts
+		time.Sleep(time.Millisecond) // cached data takes no time; faults are what counts
 	}
 }
 
@@ -146,7 +146,7 @@ func (m *mount) compare(f *os.File, touching *toucher, kind kind, rng *rand.Rand
 type kind struct {
 	name  string
 	flags int
-	whole int // offset and length are multiples of it; 0: of nothing
+	whole int // offset and length are multiples of it; 0 for none
 	read  func(f *os.File, touching *toucher, off, n int) ([]byte, error)
 }
 

@@ -145,8 +145,8 @@ func (s *sick) note(kind string) {
 	s.counts[kind]++
 }
 
-// told is what was injected and asked for so far. A process that has no
-// readers any more may still ask.
+// told returns what was injected and requested so far. A process without
+// readers may still send requests.
 func (s *sick) told() (faults map[string]int, blobs int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,8 +168,8 @@ func start(r *http.Request) (n int64) {
 	return n
 }
 
-// spoil says whether byte at of an answer may be wrong: each piece of a
-// blob once, for twice would be wrong for good.
+// spoil reports whether byte at of an answer may be wrong: each piece of a
+// blob once, because twice would be wrong for good.
 func (s *sick) spoil(r *http.Request, at int64) bool {
 	const piece = 256 << 10
 	s.mu.Lock()

@@ -20,7 +20,7 @@ type watch struct {
 	seen    map[string]uint64
 }
 
-// run looks until ctx ends. Nobody but eviction removes files meanwhile.
+// run checks until ctx ends. Only eviction removes files meanwhile.
 func (w *watch) run(ctx context.Context) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

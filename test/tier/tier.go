@@ -6,9 +6,8 @@ import (
 	"testing"
 )
 
-// Long skips a test under -short. The test does what is named, which takes
-// more than a second, or needs root, FUSE or a program that is not there
-// everywhere.
+// Long skips a test under -short. what names the reason: the test takes more
+// than a second, or needs root, FUSE or a program that may be missing.
 func Long(t testing.TB, what string) {
 	t.Helper()
 	if testing.Short() {

@@ -1,5 +1,6 @@
-// Package traces has what a real guest did with its memory, as data for
-// tests and measurements: Debian 12 with 1 GiB, at work for minutes.
+// Package traces has recordings of what a real guest did with its memory, as
+// data for tests and measurements: Debian 12 with 1 GiB, at work for
+// minutes.
 package traces
 
 import (

@@ -16,7 +16,7 @@ type monitor struct {
 	out  *json.Encoder
 }
 
-// errRefused is wrapped by errors for what QEMU would not or could not do.
+// errRefused is wrapped by errors about refusals of QEMU.
 var errRefused = errors.New("refused")
 
 // message is an answer, an error, an event or the greeting.
@@ -93,7 +93,8 @@ func (m *monitor) status(ctx context.Context, query string, done func(status str
 	}
 }
 
-// ignoreShared leaves the memory out of what is saved and loaded: it is a file.
+// ignoreShared leaves the memory, which is a file, out of saving and
+// loading.
 func (m *monitor) ignoreShared() error {
 	capability := map[string]any{"capability": "x-ignore-shared", "state": true}
 	return m.call("migrate-set-capabilities", map[string]any{"capabilities": []any{capability}}, nil)

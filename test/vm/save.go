@@ -43,7 +43,8 @@ func (g *Guest) save(ctx context.Context) error {
 	return m.end()
 }
 
-// saveTo stops the guest, writes all of it to a new directory, and has it go on.
+// saveTo stops the guest, writes its state to a new directory, and continues
+// it.
 func (m *machine) saveTo(ctx context.Context, disk, memory, dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err

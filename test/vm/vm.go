@@ -49,8 +49,8 @@ func (g *Guest) Path() string { return g.dir }
 // Dir returns the directory of a snapshot.
 func (g *Guest) Dir(snapshot string) string { return filepath.Join(g.dir, snapshot) }
 
-// Open returns the guest in dir. What is not there yet is made, which takes
-// root, a Debian mirror and some minutes; progress is told what is being done.
+// Open returns the guest in dir. It makes what is missing, which takes root,
+// a Debian mirror and some minutes; it reports its steps to progress.
 func Open(ctx context.Context, dir string, progress func(string)) (*Guest, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -103,7 +103,8 @@ func (g *Guest) missing() (packages []string) {
 	return packages
 }
 
-// image makes kernel and image. The image comes last: where it is, all is.
+// image makes kernel and image. The image comes last: if it exists,
+// everything does.
 func (g *Guest) image(ctx context.Context) error {
 	making, err := os.MkdirTemp(g.dir, "making-")
 	if err != nil {

@@ -174,7 +174,7 @@ func (i *inode) time(seconds, extra int) time.Time {
 	return time.Unix(s, ns)
 }
 
-// Stat returns what the inode says.
+// Stat returns the metadata of an inode.
 func (f *FS) Stat(number uint64) (vfs.Info, error) {
 	i, err := f.existing(number)
 	if err != nil {

@@ -190,7 +190,7 @@ func (f *FS) journalBlock(i *inode, number int64) ([]byte, error) {
 	return f.pages.Bytes(int64(r.physical)*f.blockSize, int(f.blockSize))
 }
 
-// tag says where a logged block belongs.
+// tag is the home block of a logged block.
 type tag struct {
 	home    uint64
 	escaped bool

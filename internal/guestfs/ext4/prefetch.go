@@ -196,7 +196,7 @@ func (f *FS) prefetchDirectories(dirs []*inode) {
 		if i.flags&(flagInlineData|flagEncrypt) != 0 || i.size > maxTables {
 			continue
 		}
-		// An error is met again by whoever reads the directory.
+		// The reader of the directory gets the error again.
 		_ = f.runs(i, 0, f.blocksIn(i), func(_ int64, r run) error {
 			if total += r.count * f.blockSize; total > maxTables {
 				return errFound

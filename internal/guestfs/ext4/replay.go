@@ -101,7 +101,7 @@ type recovery struct {
 	lastCommit   uint64 // time of the last commit, in seconds
 }
 
-// transaction is what was read of one.
+// transaction is one transaction of the log, as read so far.
 type transaction struct {
 	writes  []write
 	revoked []uint64
@@ -112,7 +112,7 @@ type transaction struct {
 	wrongData bool
 }
 
-// errEnd ends a log: what follows is not a part of it.
+// errEnd means the end of the log: the rest is not part of it.
 var errEnd = errors.New("end of the log")
 
 // scan reads transactions until one was not committed.

@@ -145,8 +145,8 @@ func (f *FS) Describe() vfs.Description {
 // Root returns the root's number.
 func (f *FS) Root() uint64 { return rootInode }
 
-// Stat returns what a file's entry says. Permissions are those of a mount
-// without options.
+// Stat returns the metadata in a file's entry. Permissions are those of a
+// mount without options.
 func (f *FS) Stat(inode uint64) (vfs.Info, error) {
 	if inode == rootInode {
 		info := vfs.Info{Inode: inode, Type: vfs.Directory, Mode: 0o755, Links: 1, Size: f.rootSize}

@@ -159,7 +159,7 @@ func (f *FS) readDescription() vfs.Description {
 	return d
 }
 
-// logIsEmpty reports whether nobody uses the log: its newest restart area is
+// logIsEmpty reports whether the log is unused: its newest restart area is
 // that of an unmount, or it was never written.
 func (f *FS) logIsEmpty() bool {
 	r, err := f.record(recordLog)
@@ -209,8 +209,8 @@ func filetime(n uint64) time.Time {
 	return time.Unix(int64(n/1e7)-epoch, int64(n%1e7)*100)
 }
 
-// Stat returns what the file's record says. Permissions are those of a mount
-// without options: NTFS has access control lists instead.
+// Stat returns the metadata in the file's record. Permissions are those of a
+// mount without options, because NTFS has access control lists instead.
 func (f *FS) Stat(inode uint64) (vfs.Info, error) {
 	r, err := f.existing(inode)
 	if err != nil {

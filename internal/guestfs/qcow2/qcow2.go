@@ -184,7 +184,8 @@ func (q *Image) entrySize() int64 {
 // clusters is how many clusters a table of the second level has.
 func (q *Image) clusters() int64 { return 1 << q.clusterBits / q.entrySize() }
 
-// unit is what the tables can map by itself: a cluster or a subcluster.
+// unit returns the size that one table entry maps: a cluster or a
+// subcluster.
 func (q *Image) unit() int64 {
 	if q.extended {
 		return 1 << q.clusterBits / 32

@@ -60,7 +60,7 @@ func (c *Pages) Bytes(off int64, n int) ([]byte, error) {
 		return data[in : in+n : in+n], nil
 	}
 	p := make([]byte, n)
-	if n > 1<<20 { // would only push out what is worth keeping
+	if n > 1<<20 { // would only evict more useful pages
 		return p, ReadFull(c.img, p, off)
 	}
 	if n > Reach {
@@ -173,7 +173,7 @@ func (c *Pages) keep(number int64, data []byte) {
 	if c.pages[number] != nil {
 		return
 	}
-	// A page of a longer read would keep all of it in memory.
+	// A subslice would keep all of a long read in memory.
 	p := &page{number: number, data: slices.Clone(data)}
 	c.pages[number] = p
 	c.push(p)

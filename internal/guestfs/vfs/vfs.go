@@ -49,7 +49,7 @@ const (
 	Socket
 )
 
-// Info is what stat shows of a file.
+// Info is the metadata of a file.
 type Info struct {
 	Inode        uint64
 	Type         Type
@@ -73,7 +73,7 @@ type DirEntry struct {
 // Extent is a range of bytes: of a file's data, or of an image.
 type Extent struct{ Offset, Length int64 }
 
-// Description is what there is to know about a file system as a whole.
+// Description describes a whole file system.
 type Description struct {
 	Type, Label, UUID string
 	Size              int64

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// Unknown is the type of what is not recognized.
+	// Unknown is the type of an unrecognized volume.
 	Unknown = "unknown"
 	lvm     = "lvm"
 
@@ -28,8 +28,8 @@ func readHead(img vfs.Image) ([]byte, error) {
 	return head, vfs.ReadFull(img, head, 0)
 }
 
-// signatures are the magic numbers that suffice to know a format. Where they
-// lie is what blkid looks for.
+// signatures are the magic numbers of formats, in the places where blkid
+// looks for them.
 var signatures = []struct {
 	kind   string
 	offset int

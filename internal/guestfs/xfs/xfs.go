@@ -180,7 +180,7 @@ func (i *inode) time(at int) time.Time {
 	return time.Unix(int64(int32(be.Uint32(i.raw[at:]))), int64(be.Uint32(i.raw[at+4:])))
 }
 
-// Stat returns what the inode says.
+// Stat returns the metadata of an inode.
 func (f *FS) Stat(number uint64) (vfs.Info, error) {
 	i, err := f.existing(number)
 	if err != nil {
