@@ -75,10 +75,10 @@ func newTransport(o Options, at endpoint, lim limits, dial dialFunc) (*http.Tran
 	return t, nil
 }
 
-// connBuffer is the size of a connection's buffers, in bytes: a TLS record.
+// connBuffer is the size of a connection's buffers, in bytes: headers fit.
 // Every idle connection of every mount has two of them, and larger reads and
 // writes go past them.
-const connBuffer = 16 << 10
+const connBuffer = 4 << 10
 
 // tlsConfig verifies the certificates of all hosts, except the endpoint's
 // own if at.skipVerify is set.

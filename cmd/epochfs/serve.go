@@ -16,6 +16,10 @@ import (
 	"github.com/cocoonstack/epochfs/internal/mounting"
 )
 
+// longNote is the size of a note that is worth a collection, in bytes: the
+// collection itself needs some hundreds of KiB.
+const longNote = 1 << 20
+
 // served is a live mount that this process serves.
 type served struct {
 	opts    *mountOptions
@@ -36,7 +40,6 @@ func (opts *mountOptions) prepareToServe() chan os.Signal {
 	if err := keeper.SpareFromOOM(); err != nil {             // systemd starts it without a keeper
 		opts.log.Debug("oom_score_adj is unchanged", "error", err)
 	}
-	boundMemory(os.Getenv)
 	return signals
 }
 
@@ -62,6 +65,7 @@ func inherited(link *keeper.Link) (kept fs.Kept, ok bool) {
 // serves it until it is gone.
 func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept fs.Kept) (err error) {
 	opts.log = opts.log.With("mount", opts.dir)
+	standLean(os.Getenv)
 	signals := opts.prepareToServe()
 	defer signal.Stop(signals)
 	if link.Systemd() && kept.Ended() { // while no process served it
@@ -87,8 +91,10 @@ func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept 
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
 	m, err := o.Resume(kept, n, opts.dir, opts.look(), link.Chosen(), func() error {
-		n = nil
-		debug.FreeOSMemory() // the wait may be long
+		if len(n.Known) > longNote {
+			n = nil
+			debug.FreeOSMemory() // the wait may be long
+		}
 		return link.Standby()
 	})
 	if errors.Is(err, keeper.ErrGone) { // then others serve the mount
@@ -177,6 +183,7 @@ func (s *served) answerStatus() (done func()) {
 
 // run serves until the mount is gone.
 func (s *served) run(signals <-chan os.Signal) {
+	boundMemory(os.Getenv)
 	s.tell()
 	if err := s.o.Prefetch(s.opts.prefetch); err != nil {
 		s.opts.log.Warn("nothing is prefetched", "cause", err)

@@ -183,7 +183,6 @@ func (k *keeper) noted(w *worker, m message) {
 	case w == k.next && m.is(varStandby):
 		w.standby = true
 		k.unprepared = 0
-		debug.FreeOSMemory() // return the memory that the start of a worker took
 	case w != k.serving: // ignore other workers
 	case m.is(varStore):
 		name := m.vars[varName]

@@ -5,41 +5,48 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/cocoonstack/epochfs/internal/control"
 )
-
-// collector converts a mount's status to metrics each time it is scraped.
-type collector struct {
-	version string
-	status  func() control.Mount
-}
 
 // metric is a metric's description with the function that reports its values
 // for a mount.
 type metric struct {
-	desc *prometheus.Desc
-	kind prometheus.ValueType
+	desc desc
+	kind kind
 	tell func(m *control.Mount, now time.Time, value tell)
 }
 
 // tell is called with each value and its label values.
 type tell func(v float64, labels ...string)
 
-func describe(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("epochfs_"+name, help, labels, nil)
+// desc describes a metric.
+type desc struct {
+	name, help string
+	labels     []string // names
+}
+
+// kind is a metric's type in Prometheus's text form.
+type kind string
+
+const (
+	counterKind   kind = "counter"
+	gaugeKind     kind = "gauge"
+	histogramKind kind = "histogram"
+)
+
+func describe(name, help string, labels ...string) desc {
+	return desc{"epochfs_" + name, help, labels}
 }
 
 func counter(name, help string, value func(*control.Mount) int64) metric {
-	return metric{describe(name, help), prometheus.CounterValue, func(m *control.Mount, _ time.Time, tell tell) {
+	return metric{describe(name, help), counterKind, func(m *control.Mount, _ time.Time, tell tell) {
 		tell(float64(value(m)))
 	}}
 }
 
 func gauge(name, help string, value func(*control.Mount) int64) metric {
 	g := counter(name, help, value)
-	g.kind = prometheus.GaugeValue
+	g.kind = gaugeKind
 	return g
 }
 
@@ -56,7 +63,7 @@ func oneIf(b bool) float64 {
 }
 
 // places returns a metric with a value for each mirror and the registry.
-func perHost(name, help string, kind prometheus.ValueType, value func(p *control.Mirror, now time.Time) float64) metric {
+func perHost(name, help string, kind kind, value func(p *control.Mirror, now time.Time) float64) metric {
 	return metric{describe(name, help, "host"), kind, func(m *control.Mount, now time.Time, tell tell) {
 		for i := range m.Mirrors {
 			tell(value(&m.Mirrors[i], now), m.Mirrors[i].Host)
@@ -79,27 +86,22 @@ func count(is func(*control.File) bool) func(*control.Mount) int64 {
 	return sum(func(f *control.File) int64 { return int64(oneIf(is(f))) })
 }
 
-// Describe sends the descriptions of all metrics.
-func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	out <- mountInfo
-	out <- firstByte
-	for _, m := range all {
-		out <- m.desc
-	}
-}
-
-// Collect sends the metrics of the mount's current status.
-func (c *collector) Collect(out chan<- prometheus.Metric) {
-	m, now := c.status(), time.Now()
+// collect writes all metrics of a mount.
+func collect(t *text, version string, m control.Mount, now time.Time) {
 	m.Mirrors = byHost(m.Mirrors)
-	out <- prometheus.MustNewConstMetric(mountInfo, prometheus.GaugeValue, 1,
-		c.version, strings.ToValidUTF8(m.Dir, "\uFFFD"), m.Reference, m.Digest)
+	t.begin(mountInfo, gaugeKind)
+	t.value("", mountInfo.labels, []string{m.Digest, strings.ToValidUTF8(m.Dir, "\uFFFD"), m.Reference, version}, 1)
 	for _, metric := range all {
+		begun := false // a metric without values is left out
 		metric.tell(&m, now, func(v float64, labels ...string) {
-			out <- prometheus.MustNewConstMetric(metric.desc, metric.kind, v, labels...)
+			if !begun {
+				t.begin(metric.desc, metric.kind)
+				begun = true
+			}
+			t.value("", metric.desc.labels, labels, v)
 		})
 	}
-	out <- latency(&m.Link.Latency)
+	t.latency(&m.Link.Latency)
 }
 
 // byHost merges mirrors on the same host: a label's value must be unique.
@@ -119,14 +121,17 @@ func byHost(places []control.Mirror) (all []control.Mirror) {
 	return all
 }
 
-func latency(h *control.Histogram) prometheus.Metric {
-	buckets := map[float64]uint64{}
-	var n uint64
+// latency writes firstByte.
+func (t *text) latency(h *control.Histogram) {
+	t.begin(firstByte, histogramKind)
+	n := int64(0)
 	for i, times := range h.Counts {
-		n += uint64(times)
+		n += times
 		if i < len(h.Bounds) {
-			buckets[h.Bounds[i]] = n
+			t.value("_bucket", []string{"le"}, []string{number(h.Bounds[i])}, float64(n))
 		}
 	}
-	return prometheus.MustNewConstHistogram(firstByte, n, h.Sum, buckets)
+	t.value("_bucket", []string{"le"}, []string{"+Inf"}, float64(n))
+	t.value("_sum", nil, nil, h.Sum)
+	t.value("_count", nil, nil, float64(n))
 }

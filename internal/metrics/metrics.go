@@ -14,9 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"github.com/cocoonstack/epochfs/internal/control"
 )
 
@@ -120,12 +117,21 @@ func (s *Server) Close() error {
 	return err
 }
 
-// handler answers scrapes from a registry of its own, because the default
-// registry has other collectors.
+// handler answers scrapes.
 func handler(version string, status func() control.Mount) http.Handler {
-	r := prometheus.NewRegistry()
-	r.MustRegister(&collector{version: version, status: status})
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{
-		MaxRequestsInFlight: most, Timeout: answerIn, ErrorHandling: promhttp.HTTPErrorOnError,
+	scrapes := make(chan struct{}, most)
+	answer := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case scrapes <- struct{}{}:
+			defer func() { <-scrapes }()
+		default:
+			http.Error(w, "too many scrapes at a time", http.StatusServiceUnavailable)
+			return
+		}
+		t := new(text)
+		collect(t, version, status(), time.Now())
+		w.Header().Set("Content-Type", contentType)
+		_, _ = w.Write(t.Bytes()) // it fails if the client has gone
 	})
+	return http.TimeoutHandler(answer, answerIn, "the mount does not tell its status")
 }

@@ -11,8 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"go.uber.org/goleak"
 
 	"github.com/cocoonstack/epochfs/internal/control"
@@ -175,7 +174,14 @@ func TestAddress(t *testing.T) {
 
 // Names and units are as Prometheus wants them.
 func TestNames(t *testing.T) {
-	problems, err := testutil.CollectAndLint(&collector{version: "v1", status: sample})
+	odd := sample()
+	odd.Dir, odd.Mirrors[1].Host = "/a\\b\"c\nd{}", "h\"\n"
+	out := new(text)
+	collect(out, "v1", odd, time.Now())
+	if !strings.Contains(out.String(), `dir="/a\\b\"c\nd{}"`) {
+		t.Error("a directory is not escaped")
+	}
+	problems, err := promlint.New(out).Lint()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,12 +194,9 @@ func TestNames(t *testing.T) {
 // operations has them all.
 func TestDocs(t *testing.T) {
 	have := map[string]bool{}
-	descs := make(chan *prometheus.Desc, 100)
-	(&collector{}).Describe(descs)
-	close(descs)
-	fqName := regexp.MustCompile(`fqName: "(\w+)"`)
-	for d := range descs {
-		have[fqName.FindStringSubmatch(d.String())[1]] = true
+	have[mountInfo.name], have[firstByte.name] = true, true
+	for _, m := range all {
+		have[m.desc.name] = true
 	}
 	if len(have) != len(all)+2 {
 		t.Fatalf("%d names of %d metrics", len(have), len(all)+2)

@@ -3,13 +3,11 @@ package metrics
 import (
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/cocoonstack/epochfs/internal/control"
 )
 
 var (
-	mountInfo = describe("mount_info", "What is mounted where, by which version; always 1.", "version", "dir", "reference", "digest")
+	mountInfo = describe("mount_info", "What is mounted where, by which version; always 1.", "digest", "dir", "reference", "version")
 	firstByte = describe("registry_first_byte_seconds", "Time from requests for bytes of files to the first byte of their answers.")
 )
 
@@ -40,13 +38,13 @@ var all = []metric{
 	longestWait,
 	wrongPieces,
 
-	perHost("registry_requests_total", "HTTP requests to the registry and its mirrors, those for tokens too.", prometheus.CounterValue,
+	perHost("registry_requests_total", "HTTP requests to the registry and its mirrors, those for tokens too.", counterKind,
 		func(p *control.Mirror, _ time.Time) float64 { return float64(p.Requests) }),
-	perHost("registry_received_bytes_total", "Bytes of bodies that came from there.", prometheus.CounterValue,
+	perHost("registry_received_bytes_total", "Bytes of bodies that came from there.", counterKind,
 		func(p *control.Mirror, _ time.Time) float64 { return float64(p.Bytes) }),
-	perHost("registry_up", "Whether it is asked: 0 for a mirror that has failed and is left alone for a while.", prometheus.GaugeValue,
+	perHost("registry_up", "Whether it is asked: 0 for a mirror that has failed and is left alone for a while.", gaugeKind,
 		func(p *control.Mirror, now time.Time) float64 { return oneIf(!p.Resting.After(now)) }),
-	perHost("registry_wrong_blobs", "Blobs of which a mirror has sent wrong bytes.", prometheus.GaugeValue,
+	perHost("registry_wrong_blobs", "Blobs of which a mirror has sent wrong bytes.", gaugeKind,
 		func(p *control.Mirror, _ time.Time) float64 { return float64(p.Wrong) }),
 	retries,
 	gauge("registry_failures_in_a_row", "Requests for bytes of files that failed since a byte arrived.",
@@ -67,7 +65,7 @@ var all = []metric{
 }
 
 var openFiles = metric{
-	describe("files_open", "Files that are open, by how the kernel reads them.", "mode"), prometheus.GaugeValue,
+	describe("files_open", "Files that are open, by how the kernel reads them.", "mode"), gaugeKind,
 	func(m *control.Mount, _ time.Time, tell tell) {
 		for _, mode := range []string{"cached", "direct", "passthrough"} {
 			tell(float64(count(func(f *control.File) bool { return f.Mode == mode })(m)), mode)
@@ -76,7 +74,7 @@ var openFiles = metric{
 }
 
 var longestWait = metric{
-	describe("longest_wait_seconds", "How long the reader has waited who waits longest; 0 where none does."), prometheus.GaugeValue,
+	describe("longest_wait_seconds", "How long the reader has waited who waits longest; 0 where none does."), gaugeKind,
 	func(m *control.Mount, now time.Time, tell tell) {
 		var longest time.Duration
 		for _, w := range m.Waiting {
@@ -87,7 +85,7 @@ var longestWait = metric{
 }
 
 var wrongPieces = metric{
-	describe("wrong_pieces_total", "Pieces of cached files that were found wrong after they were kept, by what found them; they were dropped and are fetched again.", "found_by"), prometheus.CounterValue,
+	describe("wrong_pieces_total", "Pieces of cached files that were found wrong after they were kept, by what found them; they were dropped and are fetched again.", "found_by"), counterKind,
 	func(m *control.Mount, _ time.Time, tell tell) {
 		for by, n := range m.Wrong.FoundBy {
 			tell(float64(n), by)
@@ -96,7 +94,7 @@ var wrongPieces = metric{
 }
 
 var retries = metric{
-	describe("registry_retries_total", "Requests that did not bring what they were made for, by why.", "cause"), prometheus.CounterValue,
+	describe("registry_retries_total", "Requests that did not bring what they were made for, by why.", "cause"), counterKind,
 	func(m *control.Mount, _ time.Time, tell tell) {
 		for cause, n := range m.Network.Causes {
 			tell(float64(n), cause)
