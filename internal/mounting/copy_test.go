@@ -38,7 +38,7 @@ func holey(t *testing.T, name string, data int64) artifacttest.File {
 
 // headsOfDoubles allows for the first bytes of second requests, which a
 // machine under load brings about. It is much less than a piece.
-const headsOfDoubles = 16 << 10
+const headsOfDoubles = 64 << 10
 
 // TestDirectoryFromAFullCache makes a directory while the cache takes but a
 // part of it, in all forms that a file can have: no byte of a blob is
