@@ -150,7 +150,10 @@ func (f *family) memory(t testing.TB, name string, size int64, changes ...string
 func TestPackedSharesWithItsBase(t *testing.T) {
 	t.Parallel()
 	f := readFamily(t)
-	const size = 64 << 20
+	size := int64(64 << 20)
+	if testing.Short() {
+		size = 24 << 20
+	}
 	m1 := []artifacttest.File{f.memory(t, "m1", size)}
 	m2 := []artifacttest.File{f.memory(t, "m2", size, "m1-m2")}
 	store := artifacttest.NewStore()
@@ -267,7 +270,11 @@ func TestLargePackWithoutRanges(t *testing.T) {
 // nobody uses.
 func TestPackedGenerations(t *testing.T) {
 	t.Parallel()
-	const size, generations = 6 << 20, 60
+	const size = 6 << 20
+	generations := 60
+	if testing.Short() {
+		generations = 40
+	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	data := make([]byte, size)
 	artifacttest.Fill(data, 1)

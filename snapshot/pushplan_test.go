@@ -90,10 +90,15 @@ func TestChunkPlan(t *testing.T) {
 // layers by the smallest chunk size that does it; registries take the
 // manifest, and readers find that size again.
 func TestChunkPlanOfAnySize(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 5))
-	for try := range 60 {
+	tries := 60
+	if testing.Short() {
+		tries = 12
+	}
+	for try := range tries {
 		sizes := make([]int64, 1+rng.IntN(1+int(rng.Uint32()%1500)))
 		for i := range sizes {
 			sizes[i] = rng.Int64N(1 << (1 + rng.IntN(46)))
