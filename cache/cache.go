@@ -27,10 +27,10 @@ const (
 	// links with a long delay want more.
 	defaultConcurrency = 16
 	// bufferBudget bounds the bytes that fetches hold in memory, for the
-	// process, unless it is told another.
+	// process, unless Options.Memory is set.
 	bufferBudget = 64 << 20
 	// defaultPatience is how long a fetch that another process has claimed
-	// may stand still before it is done here.
+	// may stand still before this process fetches the same.
 	defaultPatience = 3 * time.Second
 	// defaultPeerIdle is how long a file that another copies from stays open,
 	// and so cannot be evicted, after the last copy. Opening it again costs
@@ -39,13 +39,13 @@ const (
 	// watchPause is between two looks at the counters of files that nobody
 	// reads.
 	watchPause = time.Second
-	// defaultGrace is how long a fetch is held up by what is read from the
-	// disk for all: how much room there is, which file holds what. It is
+	// defaultGrace bounds how long a fetch waits for what is read from the disk
+	// for all fetches: how much room there is, which file holds what. It is
 	// less than most requests take, and more than most disks do.
 	defaultGrace = 50 * time.Millisecond
 )
 
-// Options tell how to open a cache. The zero value is usable.
+// Options configure a cache. The zero value is usable.
 type Options struct {
 	Concurrency int           // requests in flight for all files; 0: 16
 	ReadTimeout time.Duration // how long a read waits for missing bytes; 0: for ever
@@ -80,7 +80,7 @@ type Cache struct {
 	noticed chan struct{} // another process may have taken pieces back
 
 	// In memory.
-	memory  *overlay.Memory     // pieces that are not on disk; nil in a Reader's
+	memory  *overlay.Memory     // pieces that are not on disk
 	buffers *semaphore.Weighted // bytes that fetches hold
 	windows windows
 
@@ -109,7 +109,6 @@ func Open(dir string, opts Options) (*Cache, error) {
 		return nil, fmt.Errorf("cache %s: %w", dir, err)
 	}
 	c.setDir(d)
-	c.memory = overlay.New()
 	c.quota = quota.New(quota.Options{
 		Dir: d, Size: c.opts.Size, Grace: c.opts.grace, Evict: c.evict,
 		Before: func() { c.opts.before("measure") },
@@ -133,6 +132,7 @@ func newCache(opts Options) *Cache {
 	c := &Cache{
 		opts:    opts,
 		log:     opts.Log,
+		memory:  overlay.New(),
 		buffers: semaphore.NewWeighted(opts.Memory),
 		windows: newWindows(),
 		rate:    transport.NewLimiter(opts.LimitRate),
@@ -216,8 +216,8 @@ func (c *Cache) Close() error {
 	return c.dir.Close()
 }
 
-// File opens the cached form of f, and makes it if there is none. What is
-// missing comes from src. Files with the same content share one form.
+// File opens the cached form of f, and makes it if there is none. Missing bytes
+// are fetched from src. Files with the same content share one form.
 func (c *Cache) File(f *layout.File, src Source) (*File, error) {
 	g := disk.NewGrid(f)
 	key := keyOf(f, g, src)

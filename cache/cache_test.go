@@ -363,3 +363,33 @@ func TestStreamVouchesForItself(t *testing.T) {
 	eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
 	checkRead(t, h, a.flat, 0, len(a.flat))
 }
+
+// TestPresentReadAllocatesNothing reads what is present, of a file that is
+// sealed and of one that is not.
+func TestPresentReadAllocatesNothing(t *testing.T) {
+	for _, sealed := range []bool{false, true} {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
+		to := len(a.flat) / 2
+		if sealed {
+			to = len(a.flat)
+		}
+		if _, err := h.ReadExactly(t.Context(), make([]byte, to), 0); err != nil {
+			t.Fatal(err)
+		}
+		if sealed {
+			eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
+		}
+		p, off := make([]byte, 4096), 0
+		n := testing.AllocsPerRun(100, func() {
+			if _, err := h.ReadAt(context.Background(), p, int64(off)); err != nil {
+				t.Fatal(err)
+			}
+			off = (off + 7*4096) % (to - len(p))
+		})
+		if n != 0 && !underRace {
+			t.Errorf("sealed %v: %v allocations a read", sealed, n)
+		}
+	}
+}

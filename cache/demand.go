@@ -65,9 +65,9 @@ func (e *entry) lose(pieces []int, cause error) {
 }
 
 // loseWithin is lose for those pieces of payload [off, off+n) that the disk
-// does not give back: who asks again has them fetched.
+// does not give back. The next read fetches them.
 func (e *entry) loseWithin(off, n int64, cause error) {
-	if e.held == nil || errors.Is(cause, errClosed) {
+	if e.link == nil || errors.Is(cause, errClosed) {
 		return // a Local changes nothing
 	}
 	var lost []int

@@ -12,8 +12,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// entry is one cached file, open in this process. What it has of a kind stands
-// in one field each, which has the methods for that.
+// entry is one cached file, open in this process. Each of its concerns is a
+// field, whose type has the methods for it.
 type entry struct {
 	cache *Cache
 	link  *transport.Link // nil: nothing is fetched
@@ -29,7 +29,7 @@ type entry struct {
 
 	refused  error             // why the file takes no data; nil if it does
 	asked    atomic.Bool       // waits in Cache.checks
-	reading  readahead.Tracker // who reads how
+	reading  readahead.Tracker // recognises readers, for readahead
 	refuting sync.Mutex        // held while it is decided whether a part is wrong
 
 	flights  flights  // pieces on their way
@@ -48,7 +48,7 @@ func (e *entry) open(key string, mode disk.Mode) (err error) {
 }
 
 // Drop is disk.Beside.Drop.
-func (e *entry) Drop(i int) bool { return e.held != nil && e.held.Drop(i) }
+func (e *entry) Drop(i int) bool { return e.held.Drop(i) }
 
 // Source is disk.Beside.Source.
 func (e *entry) Source() string {

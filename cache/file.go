@@ -18,8 +18,8 @@ type File struct {
 
 // ReadAt fills p from the file's offset off on, as io.ReaderAt does: less
 // than len(p) only at the end of the file, with io.EOF, or with an error.
-// What is missing is fetched. When ctx ends, ReadAt returns at once and
-// the fetch goes on for others.
+// Missing bytes are fetched. When ctx ends, ReadAt returns at once and the fetch
+// goes on for others.
 func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return f.read(ctx, p, off, false)
 }
@@ -51,14 +51,15 @@ func (f *File) read(ctx context.Context, p []byte, off int64, exactly bool) (int
 	return len(p), nil
 }
 
-// Prefetch has all that is missing fetched when nobody waits for other
-// bytes. It returns at once.
+// Prefetch queues all missing bytes, to be fetched when nobody waits for others.
+// It returns at once.
 func (f *File) Prefetch() { f.entry.flights.queueMissing(prefetched, 0, f.entry.grid.Pieces(), 0) }
 
-// OnDrop has call called when bytes [off, off+n) of the file, or with n 0 all
-// of it, may have been handed out and are not what is read now: whoever keeps
-// copies must drop them. What was taken back before is told too, for copies
-// that another process has left. call may take its time.
+// OnDrop registers call, which is called with bytes [off, off+n) of the file, or
+// with n 0 for all of it, that may have been read and are no longer what the
+// file holds: copies of them must be dropped. Pieces that were taken back before
+// are reported as well, for copies that another process has left. call may
+// block.
 func (f *File) OnDrop(call func(off, n int64)) { f.entry.disk.OnDrop(call) }
 
 // Backing returns the file on disk for the kernel to read by itself. ok is

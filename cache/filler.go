@@ -11,9 +11,8 @@ import (
 )
 
 // Filler is the cached form of a file for a caller that fetches all of it
-// itself, in order: such a caller knows better what to ask for next than
-// readers do who come as they like. Offsets are in a part's payload. What is
-// kept or loaded begins at a multiple of the part's grain and ends at one, or
+// itself, in order. Offsets are in a part's payload. A stretch that is kept or
+// loaded begins at a multiple of the part's grain and ends at one, or
 // at the part's end. Filler is safe for concurrent use, on different
 // stretches.
 type Filler struct {

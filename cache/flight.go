@@ -52,7 +52,7 @@ type flight struct {
 	alone   bool      // fetched without the lock among processes
 	cause   error     // why the last try failed
 
-	watchers []chan<- landing // told of the end; each has room for that
+	watchers []chan<- landing // receive the end; each has room for that
 }
 
 // pending is a flight somebody waits for.
@@ -97,7 +97,7 @@ func (f *flights) shut() {
 	}
 }
 
-// errClosed is the error of whoever waits for pieces of an entry that is closed.
+// errClosed is the error of reads of an entry that is closed.
 var errClosed = fs.ErrClosed
 
 // flightLocked returns the flight of piece i, and begins it if there is none.
@@ -110,8 +110,8 @@ func (f *flights) flightLocked(i int) *flight {
 	return fl
 }
 
-// join finds or begins the flights of what is missing of pieces [from, to),
-// and counts the caller among those who wait. What is held in memory is added
+// join finds or begins the flights of the missing pieces of [from, to), and
+// counts the caller among their waiters. Pieces that the overlay holds are added
 // to held.
 func (f *flights) join(from, to int, held overlay.Pieces) ([]pending, overlay.Pieces, error) {
 	var waits []pending
@@ -135,7 +135,7 @@ func (f *flights) join(from, to int, held overlay.Pieces) ([]pending, overlay.Pi
 			fl.since = time.Now()
 		}
 		waits = append(waits, pending{i, fl})
-		// Who comes anew tries at once, whatever others wait for.
+		// A new reader tries at once, even if others wait for a pause.
 		if !fl.running && (!fl.urgent || fl.paused) {
 			fl.urgent, fl.paused = true, false
 			want = appendPiece(want, e, i)
@@ -156,8 +156,8 @@ func appendPiece(spans []span, e *entry, i int) []span {
 	return append(spans, span{entry: e, from: i, to: i + 1})
 }
 
-// elsewhere is how often a reader looks whether another process has brought
-// what a request of this one still waits for.
+// elsewhere is how often a reader checks whether another process has brought
+// the piece that a request of this one still waits for.
 const elsewhere = time.Second
 
 // wait blocks until a flight has ended, and returns its error, or until ctx
@@ -168,13 +168,13 @@ func (f *flights) wait(ctx context.Context, w pending) error {
 		return w.flight.err
 	default:
 	}
-	look := time.NewTicker(elsewhere)
-	defer look.Stop()
+	tick := time.NewTicker(elsewhere)
+	defer tick.Stop()
 	for {
 		select {
 		case <-w.flight.done:
 			return w.flight.err
-		case <-look.C:
+		case <-tick.C:
 			if f.entry.state.Has(w.piece) {
 				f.land(w.piece, nil)
 			}
@@ -201,7 +201,7 @@ func (f *flights) ended(ctx context.Context, last error) error {
 	return err
 }
 
-// leave takes the caller from those who wait.
+// leave takes the caller from the waiters.
 func (f *flights) leave(waits []pending) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -210,10 +210,9 @@ func (f *flights) leave(waits []pending) {
 	}
 }
 
-// watch has the ends of the flights of pieces sent to w, which must have room
-// for them. It returns the pieces that are still to be queued. A watcher does
-// not count as one who waits: a reader that joins the flight has the piece
-// queued as demand.
+// watch sends the ends of the flights of pieces to w, which must have room for
+// them. It returns the pieces that are still to be queued. A watcher does not
+// count as a waiter: a reader that joins the flight queues the piece as demand.
 func (f *flights) watch(pieces []int, w chan<- landing) (want []int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

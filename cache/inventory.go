@@ -39,8 +39,8 @@ func (c *Cache) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	return inventory.Prune(ctx, c.dir, c.quota.Limit, opts)
 }
 
-// Verify reads everything that is present and compares it with what was
-// kept. What is wrong is marked missing, so that it is fetched again, and a
+// Verify reads everything that is present and compares it with checksums and
+// digests. Wrong pieces become missing, so that they are fetched again, and a
 // file that cannot be read at all is removed; both are in the result. onBytes
 // is called with the bytes that were read. When ctx ends, Verify returns the
 // result so far with the error of ctx.

@@ -26,8 +26,8 @@ type job struct {
 // errPaused is the error of a replay or a prefetch that is not worth doing now.
 var errPaused = errors.New("not now")
 
-// memory waits for room for n bytes in memory. What is larger than all the
-// room gets all of it. release gives it back.
+// memory blocks until the job may hold n bytes in memory. More than the bound
+// for all jobs counts as that bound. release ends it.
 func (j *job) memory(n int64) (release func(), err error) {
 	c := j.entry.cache
 	n = min(n, c.opts.Memory)
@@ -51,7 +51,7 @@ func (j *job) failed(from, to int, err error) {
 	slow := errors.Is(err, transport.ErrSlow)
 	var pause time.Duration
 	if !slow { // that one is counted by the link
-		// Whoever is told of the failure finds it counted.
+		// Before the waiters are woken: they find the failure counted.
 		e.cache.counts.retried(err)
 		pause = e.link.Pause(err)
 	}
@@ -128,14 +128,15 @@ func (j *job) follow(piece int) {
 	}()
 }
 
-// Bounds of the wait between two looks at what another process fetches.
+// Bounds of the wait between two checks of what another process fetches.
 const (
 	followFirst = time.Millisecond
 	followMost  = 20 * time.Millisecond
 )
 
-// comes waits until a piece is present, or until nothing of the file has
-// come for so long that its fetcher must be taken for dead or stopped.
+// comes blocks until a piece is present, or until nothing of the file has come
+// for so long that its fetcher must be dead or stopped. It reports whether the
+// piece is present.
 func (e *entry) comes(ctx context.Context, piece int) (bool, error) {
 	pause := followFirst
 	seen, since := e.state.Count(), time.Now()
@@ -151,7 +152,7 @@ func (e *entry) comes(ctx context.Context, piece int) (bool, error) {
 		} else if time.Since(since) > e.cache.opts.patience {
 			return false, nil
 		}
-		if !e.state.HeldElsewhere(piece) { // its fetcher has let go; it may have failed
+		if !e.state.HeldElsewhere(piece) { // its fetcher has given it up, and may have failed
 			return e.state.Has(piece), nil
 		}
 	}

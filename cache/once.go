@@ -5,15 +5,15 @@ import (
 	"sync"
 )
 
-// once has one fetch of a part with a given digest at a time, for the process:
-// who comes second waits and copies.
+// once admits one fetch of a part with a given digest at a time, for the
+// process. The second waits, and then copies.
 type once struct {
 	mu       sync.Mutex               // never held over I/O
 	byDigest map[string]chan struct{} // parts on their way
 }
 
-// begin blocks until it is the caller's turn, and returns what ends that, or
-// nil if ctx has ended.
+// begin blocks until it is the caller's turn. done ends the turn; it is nil if
+// ctx has ended.
 func (o *once) begin(ctx context.Context, digest string) (done func()) {
 	for {
 		o.mu.Lock()

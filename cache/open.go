@@ -13,19 +13,16 @@ import (
 
 // newEntry returns an entry without files on disk.
 func newEntry(c *Cache, f *layout.File, g *disk.Grid, l *transport.Link) *entry {
-	e := &entry{cache: c, file: f, grid: g, link: l}
+	e := &entry{cache: c, link: l, file: f, grid: g, held: c.memory.Of()}
 	e.ctx, e.stop = context.WithCancel(c.ctx)
-	if c.memory != nil {
-		e.held = c.memory.Of()
-	}
 	e.flights.init(e)
 	e.proofs.init(e)
 	e.peers.init(e)
 	return e
 }
 
-// openEntry opens or makes the files of an entry. What is damaged is removed
-// and made anew, once.
+// openEntry opens or makes the files of an entry. Damaged files are removed and
+// made again, once.
 func (c *Cache) openEntry(key string, f *layout.File, g *disk.Grid, l *transport.Link) (*entry, error) {
 	e := newEntry(c, f, g, l)
 	err := e.openSafe(key, disk.Keep)
@@ -78,7 +75,7 @@ func mayDoWithout(err error) bool {
 	return disk.Refuses(err) || errors.Is(err, disk.ErrInUse) || errors.Is(err, disk.ErrHeld) || errors.Is(err, disk.ErrDamaged) || errors.Is(err, fs.ErrNotExist)
 }
 
-// shut ends the entry's fetches. From now on only what is present is read.
+// shut ends the entry's fetches. From now on only present pieces can be read.
 func (e *entry) shut() {
 	e.flights.shut()
 	e.disk.Quiet()
@@ -89,10 +86,8 @@ func (e *entry) shut() {
 func (e *entry) close() {
 	e.shut()
 	e.flights.users.Wait()
-	if e.held != nil {
-		e.held.Close()
-	}
-	if e.disk.OnDisk() && (e.disk.Keeps() || e.held == nil) {
+	e.held.Close()
+	if e.disk.OnDisk() && (e.disk.Keeps() || e.link == nil) {
 		e.disk.Touch() // reading counts as use, for the order of eviction
 	}
 	e.peers.giveAllBack()

@@ -52,7 +52,7 @@ func (ps *peers) copyPieces(part, from, to int, most time.Duration, keep keepFun
 // or waited for.
 func (ps *peers) wants(i int) bool {
 	e := ps.entry
-	return !e.unkept() || e.held == nil || e.flights.flying(i, i+1)
+	return !e.unkept() || e.link == nil || e.flights.flying(i, i+1)
 }
 
 // copyPiece copies piece i from another file's form of the same part,

@@ -36,8 +36,8 @@ func keyOf(f *layout.File, g *disk.Grid, src Source) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// proofWindow is how much of a part is had at a time to be hashed, and
-// proofLeast how much where that has to be held in memory.
+// proofWindow is how much of a part is fetched at a time to be hashed, and
+// proofLeast how much if it has to be held in memory.
 const (
 	proofWindow = 32 << 20
 	proofLeast  = 4 << 20
@@ -81,8 +81,8 @@ func (ps *proofs) prove(ctx context.Context, from, to int64) error {
 	return nil
 }
 
-// compared reports whether what is present of piece i may be handed out,
-// whoever sent it, or what is missing will be compared when it comes.
+// compared reports whether piece i may be handed out as it is on disk, whatever
+// source sent it, or is missing and will be compared when it comes.
 func (ps *proofs) compared(i int) bool {
 	e := ps.entry
 	if e.grid.Checked(e.grid.Part(i)) || e.state.Verified(i) {
@@ -117,9 +117,9 @@ func (ps *proofs) proved(from, to int64, held overlay.Pieces) bool {
 	return true
 }
 
-// compare has a part compared with its digest, and what is missing of it
-// fetched for that. When it returns nil, the part is verified, or was wrong
-// and is gone.
+// compare blocks until a part was compared with its digest, and fetches its
+// missing pieces for that. When it returns nil, the part is verified, or was
+// wrong and is gone.
 func (ps *proofs) compare(ctx context.Context, part int) error {
 	ps.mu.Lock()
 	p := ps.byPart[part]
@@ -140,7 +140,7 @@ func (ps *proofs) compare(ctx context.Context, part int) error {
 	ps.mu.Lock()
 	if p.waiters--; p.waiters == 0 {
 		p.cancel()
-		ps.endLocked(part, p) // who comes now begins anew
+		ps.endLocked(part, p) // the next reader begins again
 	}
 	ps.mu.Unlock()
 	return ps.entry.flights.ended(ctx, nil)

@@ -25,8 +25,8 @@ const (
 	requestLeast = 1 << 20
 	requestMost  = 16 << 20
 	// prefetchMost bounds requests that no reader has caused. It is small, so
-	// that a reader who comes to wait for their bytes, or for their
-	// connection, does not wait long.
+	// that a reader that has to wait for their bytes, or for their connection,
+	// does not wait long.
 	prefetchMost = 4 << 20
 )
 

@@ -30,7 +30,7 @@ func (c *Cache) PutRef(reference, digest string) error {
 	return c.report.small(reference, inventory.PutRef(c.dir, reference, digest))
 }
 
-// PutArtifact notes what an artifact consists of, for whoever looks at the
+// PutArtifact notes what an artifact consists of, for commands that read the
 // cache without it: its files, as File keeps them from src, and the small
 // blobs with the given digests. reference names it by its digest.
 func (c *Cache) PutArtifact(reference, digest string, files []*layout.File, src Source, blobs []string) error {

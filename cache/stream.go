@@ -27,8 +27,8 @@ func (j *job) adopt(body io.ReadCloser) {
 }
 
 // passBlob fetches a part from its first byte to its last and fills its pieces
-// as it passes them. It goes on when nobody waits any more: stopping would mean
-// to begin again. body is nil unless it is there already.
+// as it passes them. It goes on when nobody waits any more, because a stream that is
+// stopped has to begin again. body is nil unless it is there already.
 func (j *job) passBlob(body io.ReadCloser) {
 	e := j.entry
 	defer j.prefetchOn()
@@ -93,7 +93,7 @@ func (j *job) readBlob(body io.ReadCloser) (next int, err error) {
 	whole := e.link.NewReader(j.ctx, r, transport.ReaderOptions{Body: body, Leave: true, Retried: e.cache.counts.retried})
 	defer whole.Close()
 
-	// Where each piece has a digest, the whole blob's says nothing more.
+	// If each piece has a digest, that of the whole blob adds nothing.
 	hash := newSideHash(!r.Checked)
 	defer hash.close()
 	stored := &io.LimitedReader{R: hash.tee(whole), N: p.StoredSize}

@@ -15,7 +15,7 @@ import (
 // contentError is an error of the bytes, not of the way to them.
 type contentError struct {
 	error
-	elsewhere bool // the source knows another place to try
+	elsewhere bool // the source has another upstream to try
 	all       bool // a blob is wrong as a whole, and nobody knows where
 }
 
@@ -41,7 +41,7 @@ func (e *entry) blame(part int, body io.ReadCloser, err error) {
 func (e *entry) checkPiece(i int, payload []byte) (verified bool, err error) {
 	want, ok := e.grid.Sum(i)
 	if !ok {
-		if want, ok = e.vouched(i); !ok {
+		if want, ok = e.held.Vouched(i); !ok {
 			return false, nil
 		}
 	}
@@ -52,18 +52,8 @@ func (e *entry) checkPiece(i int, payload []byte) (verified bool, err error) {
 	return true, nil
 }
 
-// vouched returns the digest of a piece that was hashed with all of its part,
-// and right, while it was in memory: if it comes again, it is compared with
-// that.
-func (e *entry) vouched(i int) (want [sha256.Size]byte, ok bool) {
-	if e.held == nil {
-		return want, false
-	}
-	return e.held.Vouched(i)
-}
-
-// hashed is what was hashed of a part, piece by piece. What lies on disk by
-// the time that its digest is known may be something else.
+// hashed are the pieces of a part as they were hashed. By the time that the
+// part's digest is known, the disk may hold something else.
 type hashed struct {
 	sums []uint64                  // checksums of its pieces, in order
 	held map[int][sha256.Size]byte // digests of those that were in memory
@@ -80,14 +70,12 @@ func (h *hashed) inMemory(piece int, payload []byte) {
 
 // vouch marks those pieces of a part as verified that are what was hashed:
 // another process may have put other bytes in the place of some meanwhile.
-// Of those that were in memory it is noted what they are.
+// The digests of those that were in memory are noted.
 func (e *entry) vouch(part int, pieces *hashed) {
 	for i, sum := range pieces.sums {
 		e.state.SetVerified(e.grid.First[part]+i, sum)
 	}
-	if e.held != nil {
-		e.held.Vouch(pieces.held)
-	}
+	e.held.Vouch(pieces.held)
 }
 
 // refute deals with a raw part that did not have its digest when pieces was
@@ -95,7 +83,7 @@ func (e *entry) vouch(part int, pieces *hashed) {
 // nothing is said of the part's source: it is hashed again. drops is what
 // disk.File.Drops was before.
 func (e *entry) refute(part int, pieces *hashed, drops int64) {
-	e.refuting.Lock() // of two who hashed the same bytes, one finds them
+	e.refuting.Lock() // if two have hashed the same bytes, one finds them
 	defer e.refuting.Unlock()
 	if len(pieces.held) > 0 && e.disk.Drops() != drops {
 		return
@@ -129,7 +117,7 @@ func (e *entry) compareKept(i int) {
 	defer buffers.Put(buf)
 	word, err := e.disk.LoadAsKept(i, buf)
 	if errors.Is(err, disk.ErrNotAsKept) && word&disk.WordSuspect == 0 &&
-		e.disk.Discard(i, i+1, disk.Found{By: disk.ByDisk, Cause: err, Word: word}) > 0 && e.held != nil {
+		e.disk.Discard(i, i+1, disk.Found{By: disk.ByDisk, Cause: err, Word: word}) > 0 {
 		e.held.Rotted(i)
 	}
 }

@@ -6,27 +6,28 @@ import (
 	"sync/atomic"
 )
 
-// Whoever shows a file keeps copies of what it has read: the kernel's pages.
-// They must go when a piece is taken back, by this process or by another. Each
-// process compares the turns in the words with those that it has seen: at
+// A process that shows a file leaves copies of what it has read: the kernel's
+// pages. They must go when a piece is taken back, by this process or by another.
+// Each process compares the turns in the words with those that it has seen: at
 // once if it took the piece back itself, else when a counter in the state's
-// header has moved, which is looked at with each read and now and then.
+// header has moved. It reads the counter with each read, and every second.
 
-// watchUnended is the number of looks after which the turns are compared if a
-// process seems to be taking pieces back: it may have died over it.
+// watchUnended is the number of comparisons of the counters after which the
+// turns are compared although no counter has moved, if a process seems to be
+// taking pieces back: it may have died over it.
 const watchUnended = 16
 
-// changes is what is known of pieces that were taken back, and who is told.
+// changes are the pieces of a file that were taken back, and the calls of OnDrop.
 type changes struct {
-	begun atomic.Uint64 // the state's counter at the last look, with what this process added
+	begun atomic.Uint64 // the state's counter when it was last compared, with what this process added
 
 	mu    sync.Mutex
 	calls []func(off, n int64)
 	seen  map[int]Word // turns of pieces, if they are not 0
 	wrong uint64       // the state's counter, with what this process added
-	idle  int          // looks since the last comparison
-	todo  []Stretch    // still to be told
-	tells bool         // somebody is at it
+	idle  int          // how often the counters were compared since the turns were
+	todo  []Stretch    // still to be reported
+	tells bool         // a goroutine reports
 }
 
 // sawLocked notes the word that this process has given to a piece.
@@ -41,7 +42,7 @@ func (c *changes) sawLocked(i int, word Word) {
 	}
 }
 
-// todoLocked has a stretch told to those who keep copies.
+// todoLocked queues a stretch to be reported.
 func (c *changes) todoLocked(s Stretch) {
 	if len(c.calls) == 0 {
 		return
@@ -57,7 +58,7 @@ func (c *changes) todoLocked(s Stretch) {
 	}
 }
 
-// tell calls whoever keeps copies. It holds no lock meanwhile, and nobody waits
+// tell reports what is queued. It holds no lock while it calls, and nobody waits
 // for it.
 func (c *changes) tell() {
 	for {
@@ -78,10 +79,11 @@ func (c *changes) tell() {
 	}
 }
 
-// OnDrop has call called when bytes [off, off+n) of the file, or with n 0 all
-// of it, may have been handed out and are not what is read now: whoever keeps
-// copies must drop them. What was taken back before is told too, for copies
-// that another process has left. call may take its time.
+// OnDrop registers call, which is called with bytes [off, off+n) of the file, or
+// with n 0 for all of it, that may have been read and are no longer what the
+// file holds: copies of them must be dropped. Pieces that were taken back before
+// are reported as well, for copies that another process has left. call may
+// block.
 func (f *File) OnDrop(call func(off, n int64)) {
 	c := &f.changes
 	c.mu.Lock()
@@ -106,9 +108,9 @@ func (f *File) Changed() bool {
 	return atomic.LoadUint64(f.State.counter(offBegun)) != f.changes.begun.Load()
 }
 
-// Compare looks whether other processes have taken pieces back, and has copies
-// of them dropped. all is for whoever looks now and then, and so finds what a
-// process has left undone.
+// Compare finds pieces that other processes have taken back, and reports them to
+// the calls of OnDrop. With all, it also finds, in the end, what a process that
+// died has left unreported.
 func (f *File) Compare(all bool) {
 	news, wrong := f.changes.compare(f, all)
 	if wrong == 0 {
@@ -122,7 +124,7 @@ func (f *File) Compare(all bool) {
 	f.dir.hooks.Log.Error("wrong bytes were dropped", line...)
 }
 
-// compare returns what others have taken back since the last look, and how
+// compare returns what others have taken back since the last comparison, and how
 // many pieces they found to be wrong.
 func (c *changes) compare(f *File, all bool) (news []Stretch, wrong int64) {
 	c.mu.Lock()

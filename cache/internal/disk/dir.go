@@ -290,7 +290,7 @@ func Blocks(info fs.FileInfo) int64 {
 var ErrInUse = errors.New("in use")
 
 // Remove unlinks a cached file that nobody uses. Nothing is truncated, so
-// whoever opened it meanwhile reads on.
+// a process that opened it meanwhile reads on.
 func (d *Dir) Remove(key string) error {
 	name := path.Join(Files, key)
 	f, err := d.OpenFile(name+".state", os.O_RDWR|os.O_CREATE)
@@ -304,9 +304,9 @@ func (d *Dir) Remove(key string) error {
 	if gone, err := unlinked(f); err != nil || gone {
 		return errors.Join(ErrInUse, err) // somebody else removed it, and it may be there anew
 	}
-	// The state goes last: as long as it is there, whoever opens it waits for
-	// our lock, and then finds it unlinked. A state without its data is
-	// damage, and made anew.
+	// The state goes last: as long as it is there, a process that opens it
+	// waits for our lock, and then finds it unlinked. A state without its data
+	// is damage, and made again.
 	var errs []error
 	for _, suffix := range []string{".data", ".meta", ".state"} {
 		errs = append(errs, d.Unlink(name+suffix))

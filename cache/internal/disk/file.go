@@ -22,13 +22,13 @@ type Mode int
 const (
 	// Keep is for a file that is read and filled. It is made if there is none.
 	Keep Mode = iota
-	// Read changes nothing on disk: what is found out about pieces is known to
-	// this process alone.
+	// Read changes nothing on disk: only this process knows what it finds out
+	// about pieces.
 	Read
-	// Lend is for a file that is copied from. No data is written, but what is
-	// found wrong becomes missing for all, where that can be written. It waits
-	// for no lock: who is just setting the file up, or evicting it, may be
-	// stopped.
+	// Lend is for a file that is copied from. No data is written, but wrong
+	// pieces become missing for all processes, if the state can be written. It waits
+	// for no lock: a process that is setting the file up, or evicting it, may
+	// be stopped.
 	Lend
 	// Inspect is Lend, but waits for locks.
 	Inspect
@@ -60,7 +60,7 @@ type File struct {
 	backing *os.File // read-only, for the kernel; opened once
 }
 
-// Beside is what a file's user has of it beside what is on disk.
+// Beside is what a file's user has of it besides what is on disk.
 type Beside interface {
 	// Drop drops what is held in memory of piece i, and reports whether there
 	// was anything. It is called under a lock of the file.

@@ -20,7 +20,7 @@ import (
 )
 
 // recordVersion is the version of KEY.meta: two lines of JSON that describe
-// what the file is made of, for whoever looks at the cache without the
+// what the file is made of, for processes that read the cache without the
 // artifact. The first line is a Record, the second the file's map, which may
 // be large and is not always needed.
 const recordVersion = 1

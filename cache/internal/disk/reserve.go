@@ -55,7 +55,7 @@ func (s *State) reserve(i int) error {
 	return err
 }
 
-// noFallocate reports whether err says that a file system has no fallocate.
+// noFallocate reports whether err means that a file system has no fallocate.
 func noFallocate(err error) bool {
 	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
 }

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spoolMark begins the names of spools: files that hold what must be read again
-// and has no other place. The lock of whoever writes one keeps it from being
+// spoolMark begins the names of spools: files for bytes that must be read again
+// and are stored nowhere else. The lock of its writer keeps a spool from being
 // removed, however old it is.
 const spoolMark = "spool" + TmpMark
 

@@ -172,8 +172,9 @@ func header(key string, pieces int) []byte {
 	return b
 }
 
-// enterBoot marks what an earlier run of the machine left unsealed. What is
-// read from now on is what the disk has, whatever it failed to take before.
+// enterBoot marks the pieces that an earlier run of the machine left unsealed as
+// suspect. From now on reads return what the disk has, whatever it failed to
+// take before.
 func (s *State) enterBoot() {
 	if s.thisBoot() {
 		return
@@ -293,7 +294,7 @@ func (s *State) UnlockPieces(i, j int) {
 	Unlock(s.file, StateHeader+8*int64(i), 8*int64(j-i))
 }
 
-// TryLockSeal takes the lock of whoever verifies the file as a whole. It
+// TryLockSeal takes the lock for verifying the file as a whole. It
 // reports false if another process has it.
 func (s *State) TryLockSeal() (bool, error) { return TryLock(s.file, unix.F_WRLCK, lockSeal, 1) }
 

@@ -16,8 +16,8 @@ import (
 // A present piece that turns out to be wrong has been read: the kernel keeps
 // pages of it, for mounts of this process and of others. So its word does not
 // go back to zero. It keeps a number, its turn, that counts how often the
-// piece was taken back, and whoever shows the file compares the turns with
-// those that it has seen (changes.go). Presence, checksum and turn change with
+// piece was taken back, and a process that shows the file compares the turns
+// with those that it has seen (changes.go). Presence, checksum and turn change with
 // one compare-and-swap, so a process that dies in between leaves nothing half
 // done. Counters in the header show when a comparison is worth its while.
 type Word uint64
@@ -181,7 +181,7 @@ func (s *State) withdraw(i int, old Word) bool {
 }
 
 // Clear makes piece i missing, and reports whether it was present. If it was
-// not, its turn moves on all the same, for whoever is just about to put it
+// not, its turn moves on all the same, for a process that is about to put it
 // there; but not if the word has no blocks on disk, and a store could fail.
 func (s *State) Clear(i int) bool {
 	for {

@@ -1,6 +1,6 @@
 package disk
 
-// What a present piece was found wrong by, or where an Incoming comes from.
+// What found a present piece wrong, or where an Incoming comes from.
 // These are the keys of Counts.Wrong.
 const (
 	ByStream    = "stream"    // all of a blob passed and had other bytes
@@ -16,7 +16,7 @@ const (
 // Finders are all of these.
 var Finders = []string{ByStream, ByFetch, ByCopy, ByLate, ByDigest, ByDisk, ByVerify, ByElsewhere}
 
-// Found is how pieces were seen to be wrong.
+// Found is how pieces were found wrong.
 type Found struct {
 	By    string
 	Cause error        // may be nil
@@ -24,15 +24,15 @@ type Found struct {
 	Gone  func() []any // may be nil; called when nobody gets the pieces any more, for further attributes of the log line
 }
 
-// Discard deals with pieces [from, to), whose bytes are not right, or differ
-// from others that may be: it is the only way in which a piece that somebody
-// may have read is given up for that. They are missing from now on, and so
+// Discard gives up pieces [from, to), whose bytes are wrong, or differ from
+// others that may be right. It is the only way in which a piece that somebody
+// may have read is given up for that. The pieces become missing, and so are
 // fetched again or, by the caller, replaced; the file is not sealed any more;
-// the kernel's pages of them are dropped in every mount that shows them; one
-// line is logged, and the pieces are counted. With a word, nothing happens
-// unless that is still the piece's. It returns how many pieces were there.
+// every mount that shows them drops the kernel's pages; one line is logged, and
+// the pieces are counted. With a word, nothing happens unless that is still the
+// piece's. Discard returns how many pieces were present or held.
 func (f *File) Discard(from, to int, found Found) int {
-	if shown, done := f.dir.hooks.Shown(f.Key); shown != nil { // f may be open to be looked at alone
+	if shown, done := f.dir.hooks.Shown(f.Key); shown != nil { // f may be open only to be read
 		defer done()
 		f = shown
 	}
@@ -71,10 +71,10 @@ func (f *File) takeBack(from, to int, word Word, wrong bool) (n int) {
 	}
 	if word == 0 {
 		f.drops.Add(1)
-		defer f.drops.Add(1) // who began meanwhile may have seen some of it
+		defer f.drops.Add(1) // a read that began meanwhile may have seen some of it
 	}
 	sealed := f.State.Sealed()
-	f.State.Unseal() // before a word changes: who sees the seal does not look at words
+	f.State.Unseal() // before a word changes: a reader that sees the seal does not read words
 	c := &f.changes
 	c.mu.Lock()
 	moved, done := f.State.taking()
@@ -90,7 +90,7 @@ func (f *File) takeBack(from, to int, word Word, wrong bool) (n int) {
 		if gone {
 			n++
 		}
-		if gone || word == 0 { // and told of below
+		if gone || word == 0 { // and reported below
 			c.sawLocked(i, f.State.Word(i))
 		}
 	}

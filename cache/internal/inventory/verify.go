@@ -39,11 +39,10 @@ type Verification struct {
 	Wrong  []Finding
 }
 
-// Verify reads everything that is present and compares it with what was
-// kept: each piece with its checksum, and each stored blob that is
-// complete and not compressed with its digest. What is wrong is marked
-// missing, so that it is fetched again, and a file that cannot be read at
-// all is removed; both are in the result. onBytes is called with the bytes
+// Verify reads everything that is present, and compares each piece with its
+// checksum, and each stored blob that is complete and not compressed with its
+// digest. Wrong pieces become missing, so that they are fetched again, and a
+// file that cannot be read at all is removed; both are in the result. onBytes is called with the bytes
 // that were read. When ctx ends, Verify returns the result so far with the
 // error of ctx.
 func Verify(ctx context.Context, d *disk.Dir, onBytes func(int64)) (Verification, error) {

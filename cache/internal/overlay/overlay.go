@@ -20,8 +20,8 @@ import (
 // is held whatever its size.
 const Size = 64 << 20
 
-// Memory holds pieces of all files, the latest of them: what was fetched ahead
-// of a reader must live until he comes. Those that were read go first.
+// Memory holds the latest pieces of all files: a piece that was fetched ahead of
+// a reader must stay until it is read. Pieces that were read go first.
 type Memory struct {
 	later *semaphore.Weighted // bytes of pieces that are still to be written
 
@@ -127,7 +127,7 @@ func (f *File) Get(i int) []byte {
 	return p.data
 }
 
-// Peek is Get for who is no reader.
+// Peek is Get without counting as a read.
 func (f *File) Peek(i int) []byte {
 	m := f.mem
 	m.mu.Lock()

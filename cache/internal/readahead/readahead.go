@@ -1,5 +1,5 @@
-// Package readahead recognises who reads a file in an order, and decides what
-// is worth fetching before it is asked for. It fetches nothing.
+// Package readahead recognises readers that read a file in order, and decides
+// what is worth fetching before they ask for it. It fetches nothing.
 package readahead
 
 import (
@@ -8,19 +8,19 @@ import (
 )
 
 const (
-	// trackedReads is how many readers of one file are told apart.
+	// trackedReads is how many readers of one file are distinguished.
 	trackedReads = 8
 	// aheadMost is what a steady reader has fetched beyond it: enough for
-	// 16 connections of 16 MB/s and half a second. Who has read more
+	// 16 connections of 16 MB/s and half a second. A reader that has read more
 	// than that gets as much again, up to aheadLong: so the link does not
 	// idle while such a reader crosses holes.
 	aheadMost = 64 << 20
 	aheadLong = 256 << 20
 	// steady is how much in a row makes a reader a steady one, who gets
 	// growth times as much ahead as has been read. Before that it is a third of
-	// it: who looks at a megabyte does not pay for many. Where every request
-	// takes long, and from the file's start, where those begin who read all of
-	// it, less is enough to say so.
+	// it: a reader of one megabyte does not pay for many. If every request
+	// takes long, and from the file's start, where those begin that read all of
+	// it, less is enough.
 	steady       = 4 << 20
 	steadySoon   = 1 << 20
 	growth       = 4
@@ -38,9 +38,9 @@ const (
 	strideAhead = 32
 )
 
-// Tracker recognises who reads a file in an order. The kernel asks in its
-// own order and from many processes through one daemon, so it looks at
-// offsets and not at handles.
+// Tracker recognises the readers of one file that read in order. The kernel
+// sends requests in its own order and from many processes through one daemon, so
+// Tracker goes by offsets and not by handles.
 type Tracker struct {
 	mu    sync.Mutex
 	clock uint64
