@@ -16,7 +16,7 @@ func stoppedAt(t *testing.T, dir string, a artifact, blobs map[string][]byte, st
 	t.Helper()
 	liar := &fakeSource{blobs: blobs, mangle: wrongIn(5)}
 	stuck = newStuckDisk(step)
-	stopped = openFile(t, openCache(t, dir, Options{before: stuck.before}), a.file, liar)
+	stopped = openFile(t, openCache(t, dir, Options{before: stuck.before, grace: time.Minute}), a.file, liar)
 	done = make(chan error, 1)
 	go func() {
 		_, err := stopped.ReadAt(context.Background(), make([]byte, 1), stopped.entry.grid.Stretch(0, 1).Off)
@@ -80,7 +80,7 @@ func TestWrongTransferCountsOnce(t *testing.T) {
 	pieces := e.grid.Pieces()
 	checkRead(t, h, a.flat, 0, int(e.grid.Stretch(pieces-1, pieces).Off))
 	stuck := newStuckDisk("mark")
-	other := openFile(t, openCache(t, dir, Options{before: stuck.before}), a.file, src).entry
+	other := openFile(t, openCache(t, dir, Options{before: stuck.before, grace: time.Minute}), a.file, src).entry
 	stored := make(chan error, 1)
 	go func() {
 		_, err := other.store(&disk.Incoming{Payload: make([]byte, 128<<10)})
