@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/crane"
+
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
@@ -347,4 +349,88 @@ func TestRottenBase(t *testing.T) {
 	if got := p.run("cat", p.ref("whole"), "cow.raw"); !bytes.Equal(got, files[0].Data) {
 		t.Error("what was sent again is not read")
 	}
+}
+
+// pushPair pushes two snapshots of a VM, the second with the first as its
+// base, and returns the files of the second.
+func (p *trip) pushPair() []artifacttest.File {
+	seed := uint64(time.Now().UnixNano())
+	p.t.Logf("seed %d", seed)
+	first, second := tripFiles(rand.New(rand.NewPCG(seed, 2)))
+	export := filepath.Join(p.dir, "export.tar")
+	for i, files := range [][]artifacttest.File{first, second} {
+		must(p.t, os.WriteFile(export, artifacttest.Tar(artifacttest.Envelope, files), 0o600))
+		p.run("push", "--format", "packed", "--input", export, p.ref([]string{"first", "second"}[i]), "--base", []string{"none", p.ref("first")}[i])
+	}
+	return second
+}
+
+// check reads an artifact by cat, and through a mount where there can be one.
+func (p *trip) check(tag string, files []artifacttest.File) {
+	p.t.Helper()
+	for _, f := range files {
+		if got := p.run("cat", p.ref(tag), f.Name); !bytes.Equal(got, f.Data) {
+			p.t.Errorf("%s of %s differs", f.Name, tag)
+		}
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
+		return
+	}
+	dir := p.t.TempDir()
+	p.run("mount", p.ref(tag), dir)
+	defer p.run("umount", dir)
+	for _, f := range files {
+		if got, err := os.ReadFile(filepath.Join(dir, f.Name)); err != nil || !bytes.Equal(got, f.Data) {
+			p.t.Errorf("%s of %s differs in the mount: %v", f.Name, tag, err)
+		}
+	}
+}
+
+// What copies artifacts without knowing the format copies all of a packed one.
+func TestCraneCopiesPacked(t *testing.T) {
+	tier.Long(t, "mounts")
+	t.Parallel()
+	from := newTrip(t, registrytest.InMemory(t))
+	files := from.pushPair()
+	to := newTrip(t, registrytest.NewFront(t, &registrytest.Particular{}))
+	must(t, crane.Copy(from.ref("second"), to.ref("copied"), crane.Insecure, crane.WithContext(t.Context())))
+	to.check("copied", files)
+	if a, b := from.layers("second"), to.layers("copied"); !slices.Equal(a, b) {
+		t.Errorf("layers %v became %v", a, b)
+	}
+}
+
+// A garbage collection keeps a child whole whose base's manifest was deleted.
+func TestCollectionKeepsChildren(t *testing.T) {
+	tier.Long(t, "runs Debian's docker-registry")
+	t.Parallel()
+	debian := registrytest.Debian(t, registrytest.DebianOptions{})
+	p := newTrip(t, registrytest.Before(t, debian.URL))
+	files := p.pushPair()
+	base, shared := p.manifest("first"), 0
+	for _, d := range p.layers("second") {
+		if slices.Contains(p.layers("first"), d) {
+			shared++
+		}
+	}
+	if shared == 0 {
+		t.Fatal("the child shares nothing")
+	}
+	blob := func() int {
+		resp, err := http.Get(debian.URL + "/v2/vm/blobs/" + base.Config.Digest)
+		must(t, err)
+		must(t, resp.Body.Close())
+		return resp.StatusCode
+	}
+	if got := blob(); got != http.StatusOK {
+		t.Fatalf("the base's config: status %d", got)
+	}
+	digest, err := crane.Digest(p.ref("first"), crane.Insecure, crane.WithContext(t.Context()))
+	must(t, err)
+	must(t, crane.Delete(p.front.Host+"/vm@"+digest, crane.Insecure, crane.WithContext(t.Context())))
+	debian.Collect(t)
+	if got := blob(); got != http.StatusNotFound {
+		t.Errorf("the base's config after the collection: status %d", got)
+	}
+	p.check("second", files)
 }

@@ -65,6 +65,18 @@ func (r *Registry) Start(t testing.TB) {
 	}
 }
 
+// Collect stops the registry, has it collect its garbage, and starts it again.
+func (r *Registry) Collect(t testing.TB) {
+	t.Helper()
+	r.Stop()
+	cmd := exec.Command(r.binary, "garbage-collect", r.config)
+	cmd.Env = r.env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r.Start(t)
+}
+
 // Debian starts a docker-registry on a free loopback port, with its data
 // in a directory of the test, and stops it with the test. Without the
 // binary the test is skipped.
