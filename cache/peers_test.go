@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
@@ -33,7 +34,7 @@ func packedArtifact(t *testing.T, rng *rand.Rand, src *fakeSource, c *Cache, nam
 		frames = append(frames, index[ref.Offset:ref.Offset+ref.Stored])
 	}
 	for _, frame := range frames {
-		must(t, c.PutBlob(layout.DigestOf(sha256.Sum256(frame)), frame))
+		must(t, c.PutBlob(digests.Format(sha256.Sum256(frame)), frame))
 	}
 	return artifact{f, data, data}
 }
@@ -111,7 +112,7 @@ func TestPeersThatAreNoHelp(t *testing.T) {
 			removeBlob(t, c, a.file.Index.HeadDigest)
 		}, 0},
 		"without a section": {func(t *testing.T, c *Cache, a artifact) {
-			removeBlob(t, c, layout.DigestOf(a.file.Index.Head.Sections[0].Sum))
+			removeBlob(t, c, digests.Format(a.file.Index.Head.Sections[0].Sum))
 		}, 0},
 	} {
 		src := &fakeSource{}

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
@@ -23,7 +23,7 @@ func TestSectionsGoWithTheirFiles(t *testing.T) {
 	fillRandom(rng, changed[:packed.MinGranule])
 	second := packedArtifact(t, rng, src, c, "second", changed)
 	there := func(a artifact) bool {
-		_, err := c.Blob(layout.DigestOf(a.file.Index.Head.Sections[0].Sum))
+		_, err := c.Blob(digests.Format(a.file.Index.Head.Sections[0].Sum))
 		return err == nil
 	}
 	for _, a := range []artifact{first, second} {

@@ -2,11 +2,11 @@ package cache
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"io"
 	"sync"
 
 	"github.com/cocoonstack/epochfs/cache/internal/buffers"
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // sideHash hashes what passes a reader in a goroutine of its own, so that
@@ -64,7 +64,7 @@ func (h *sideHash) digest() (digest string, ok bool) {
 	}
 	h.close()
 	sum := <-h.sum
-	return "sha256:" + hex.EncodeToString(sum[:]), true
+	return digests.Format(sum), true
 }
 
 type sideReader struct {

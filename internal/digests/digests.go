@@ -46,6 +46,9 @@ func Hex(s string) (digits string, ok bool) {
 	return digits, true
 }
 
+// FromHex returns the digest with hex digits from Hex.
+func FromHex(digits string) string { return prefix + digits }
+
 // HasPrefix reports whether a reference begins as a digest does. No tag
 // does, because a tag has no colon.
 func HasPrefix(ref string) bool { return strings.HasPrefix(ref, prefix) }

@@ -28,7 +28,7 @@ func TestDigest(t *testing.T) {
 	if !ok || sum != sha256.Sum256([]byte("abc")) || Format(sum) != abc {
 		t.Errorf("Parse: %x, %v", sum, ok)
 	}
-	if digits, ok := Hex(abc); !ok || "sha256:"+digits != abc {
+	if digits, ok := Hex(abc); !ok || "sha256:"+digits != abc || FromHex(digits) != abc {
 		t.Errorf("Hex: %s, %v", digits, ok)
 	}
 }

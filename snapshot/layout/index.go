@@ -159,8 +159,5 @@ func (x *Index) Part() Part {
 // Pack returns the digest and the size of a pack of the file.
 func (x *Index) Pack(i int) (digest string, size int64) {
 	p := &x.Head.Packs[i]
-	return DigestOf(p.Digest), p.Size
+	return digests.Format(p.Digest), p.Size
 }
-
-// DigestOf formats a sum as a digest of registries and caches.
-func DigestOf(sum packed.Sum) string { return digests.Format(sum) }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
 // PruneOptions choose what is to go. What a process has open never does. The
@@ -131,7 +132,7 @@ func pruneSmall(d *disk.Dir, inv *Inventory, gone map[string]bool, opts PruneOpt
 		}
 	}
 	err = eachSmall(d, disk.Blobs, func(name string, info fs.FileInfo) {
-		if !kept["sha256:"+path.Base(name)] {
+		if !kept[digests.FromHex(path.Base(name))] {
 			drop(name, disk.Blocks(info), info.ModTime())
 		}
 	})

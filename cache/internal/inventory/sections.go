@@ -69,7 +69,11 @@ func dropSections(d *disk.Dir, sections []string) (n int, freed int64) {
 			continue
 		}
 		kept[digest] = true // no digest twice
-		name := path.Join(disk.Blobs, strings.TrimPrefix(digest, "sha256:"))
+		digits, ok := digests.Hex(digest)
+		if !ok {
+			continue
+		}
+		name := path.Join(disk.Blobs, digits)
 		info, err := d.Stat(name)
 		if err == nil && d.Unlink(name) == nil {
 			n++
