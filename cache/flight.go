@@ -116,6 +116,7 @@ func (f *flights) flightLocked(i int) *flight {
 func (f *flights) join(from, to int, held overlay.Pieces) ([]pending, overlay.Pieces, error) {
 	var waits []pending
 	var want []span
+	recorded := true // all that is wanted
 	e := f.entry
 	f.mu.Lock()
 	if f.closing {
@@ -139,9 +140,13 @@ func (f *flights) join(from, to int, held overlay.Pieces) ([]pending, overlay.Pi
 		if !fl.running && (!fl.urgent || fl.paused) {
 			fl.urgent, fl.paused = true, false
 			want = appendPiece(want, e, i)
+			recorded = recorded && len(fl.watchers) > 0
 		}
 	}
 	f.mu.Unlock()
+	if !recorded {
+		f.queue.surprise()
+	}
 	f.queue.push(demanded, want...)
 	return waits, held, nil
 }

@@ -34,6 +34,10 @@ const (
 // reader had to wait.
 const yieldFor = 500 * time.Millisecond
 
+// replayYield is the same for replays, after a reader had to wait for bytes
+// that are not among the recorded ones.
+const replayYield = 100 * time.Millisecond
+
 // span is a run of pieces [from, to) of one file that somebody wants.
 type span struct {
 	entry    *entry
@@ -49,11 +53,12 @@ type queue struct {
 	hold  func() bool // nothing is to be replayed or prefetched now; dispatch is called when that ends
 	jobs  sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	running int
-	waited  time.Time // when a reader last had to wait
-	spans   [priorities][]span
+	mu        sync.Mutex
+	closed    bool
+	running   int
+	waited    time.Time // when a reader last had to wait
+	surprised time.Time // when one last had to wait for what no replay brings
+	spans     [priorities][]span
 }
 
 // push queues spans, after those of the same priority.
@@ -68,6 +73,13 @@ func (q *queue) push(p priority, spans ...span) {
 	}
 	q.spans[p] = append(q.spans[p], spans...)
 	q.dispatchLocked()
+}
+
+// surprise notes that a reader waits for what no replay brings.
+func (q *queue) surprise() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.surprised = time.Now()
 }
 
 // dispatch starts what may start.
@@ -101,6 +113,8 @@ func (q *queue) roomLocked(p priority, l *transport.Link) int {
 		limit = min(limit-1, l.Connections(limit))
 	case p >= replayed && q.hold():
 		return 0
+	case p == replayed && time.Since(q.surprised) < replayYield:
+		limit /= 4
 	case p == replayed:
 		limit -= 3
 	case p == prefetched && time.Since(q.waited) < yieldFor:

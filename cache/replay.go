@@ -262,6 +262,17 @@ func (e *entry) nearby(pieces []int) (spans []span) {
 	return spans
 }
 
+// FetchAhead has what is missing of bytes [off, off+n) fetched as for a reader
+// that will want them next. It returns at once.
+func (f *File) FetchAhead(off, n int64) {
+	e := f.entry
+	off, n = f.within(off, n)
+	if a := e.access(off, n); a.From < a.To {
+		i, j := e.grid.In(a.From, a.To)
+		e.flights.queueMissing(ahead, i, j, 0)
+	}
+}
+
 // Present reports whether bytes [off, off+n) of the file can be read without
 // the network.
 func (f *File) Present(off, n int64) bool {

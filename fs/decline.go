@@ -1,9 +1,12 @@
 package fs
 
 import (
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -43,7 +46,7 @@ var pageSize = int64(os.Getpagesize())
 
 // declines reports whether a READ of n is declined.
 func (t *tree) declines(n *node, in *fuse.ReadIn) bool {
-	if !t.playsAlong.Load() || int64(in.Size) <= pageSize || in.ReadFlags&fuse.READ_LOCKOWNER != 0 || in.Flags&unix.O_DIRECT != 0 {
+	if !kernelAsksAgain.Load() || int64(in.Size) <= pageSize || in.ReadFlags&fuse.READ_LOCKOWNER != 0 || in.Flags&unix.O_DIRECT != 0 {
 		return false
 	}
 	off := int64(in.Offset)
@@ -97,6 +100,58 @@ func (d *declined) take(off, n int64) bool {
 func (d *declined) hasLocked(page int64) bool {
 	b := d.blocks[page/declinedBlock]
 	return b != nil && b[page%declinedBlock/64]&(1<<(page%64)) != 0
+}
+
+// has reports whether the page at off is noted.
+func (d *declined) has(off int64) bool {
+	if !d.some.Load() {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.hasLocked(off / pageSize)
+}
+
+// runs returns the pages that are noted, as ascending ranges of bytes.
+func (d *declined) runs() (all []pageRange) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, at := range slices.Sorted(maps.Keys(d.blocks)) {
+		for page := at * declinedBlock; page < (at+1)*declinedBlock; page++ {
+			if !d.hasLocked(page) {
+				continue
+			}
+			if n := len(all); n > 0 && all[n-1].end == page*pageSize {
+				all[n-1].end += pageSize
+			} else {
+				all = append(all, pageRange{page * pageSize, (page + 1) * pageSize})
+			}
+		}
+	}
+	return all
+}
+
+// repairPause is how long Repair waits between two looks at the queue.
+const repairPause = time.Millisecond
+
+// Repair drops the empty pages that the kernel keeps of what was declined of a
+// file, so that a later reader does not have to ask for them one by one. It
+// blocks until the drops are queued, or the mount ends.
+func (m *Mounted) Repair(name string) {
+	node := m.tree.byName[name]
+	if node == nil {
+		return
+	}
+	for _, r := range node.declined.runs() {
+		for m.notify.crowded(node.ino) {
+			select {
+			case <-m.notify.ended:
+				return
+			case <-time.After(repairPause):
+			}
+		}
+		m.notify.drop(node.ino, r)
+	}
 }
 
 // served takes the pages of [off, off+n) from the notes.

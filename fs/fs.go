@@ -82,8 +82,9 @@ type Options struct {
 	// by threads that answer requests, so it returns at once.
 	Decline func(name string, off, n int64) bool
 	// Asked, if not nil, is called with each READ that is not declined,
-	// before it is answered. It must return at once.
-	Asked  func(name string, off, n int64)
+	// before it is answered. again reports whether the first page was
+	// declined before. It must return at once.
+	Asked  func(name string, off, n int64, again bool)
 	Record *Recording // only for Mount: what readers touch is recorded; nil: it is not
 
 	// Crash makes a panic in a request's handler end the process, so
@@ -137,13 +138,10 @@ type tree struct {
 	backing atomic.Bool              // whether passthrough may be tried
 	log     *slog.Logger
 
-	onKnown    atomic.Pointer[func(name string)]
-	asked      func(name string, off, n int64)
-	recorded   *recording                           // nil: nothing is recorded
-	decline    func(name string, off, n int64) bool // nil: nothing is declined
-	tried      sync.Once
-	playsAlong atomic.Bool // whether the kernel repeats declined requests
-
+	onKnown       atomic.Pointer[func(name string)]
+	asked         func(name string, off, n int64, again bool)
+	recorded      *recording                           // nil: nothing is recorded
+	decline       func(name string, off, n int64) bool // nil: nothing is declined
 	declinedReads atomic.Int64
 }
 

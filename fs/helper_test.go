@@ -34,7 +34,8 @@ var helpers = map[string]func(args []string) error{
 	"nofuse": helpNoFUSE, "faults": helpFaults, "readat": helpReadAt,
 	"signalled": helpSignalled, "umount": helpUmount, "drain": helpDrain,
 	"cross": helpCross, "handle": helpHandle, "byhandle": helpByHandle,
-	"touch": helpTouch,
+	"touch": helpTouch, "drop": helpDrop, "sendfile": helpSendfile, "splice": helpSplice,
+	"populate": helpPopulate, "uring": helpUring, "uringdirect": helpUringDirect,
 }
 
 func runTestHelper(args []string) int {

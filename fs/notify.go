@@ -114,6 +114,14 @@ func (n *notifier) dropSoonLocked() {
 	}
 }
 
+// crowded reports whether so many ranges of a file are queued that further ones
+// might merge with all of it.
+func (n *notifier) crowded(ino uint64) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.waiting[ino]) >= mostRanges/2
+}
+
 // addRange adds a range to the queued ones unless one of them contains it.
 func addRange(all []pageRange, r pageRange) []pageRange {
 	for _, a := range all {

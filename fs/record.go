@@ -35,7 +35,7 @@ func (t *tree) record(r *Recording) {
 		return
 	}
 	if err := tryDeclining(context.Background()); err == nil {
-		t.playsAlong.Store(true)
+		kernelAsksAgain.Store(true)
 	} else {
 		t.log.Warn("the recording has what the kernel reads ahead as well", "cause", err)
 	}
@@ -63,7 +63,7 @@ func (t *tree) endRecording() {
 // that is not declined.
 func (t *tree) touched(n *node, off, length int64) {
 	if t.asked != nil {
-		t.asked(n.Name, off, length)
+		t.asked(n.Name, off, length, n.declined.has(off))
 	}
 	r := t.recorded
 	if !r.active() {
@@ -86,4 +86,4 @@ func (m *Mounted) EndRecording() { m.tree.endRecording() }
 
 // Exact reports whether speculative READs are declined where that is asked for,
 // so that a recording has pages which readers have touched, and no others.
-func (m *Mounted) Exact() bool { return m.tree.playsAlong.Load() }
+func (m *Mounted) Exact() bool { return kernelAsksAgain.Load() }

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -87,25 +89,20 @@ func tryCommand(ctx context.Context, what string) *exec.Cmd {
 	return cmd
 }
 
-// TryDeclining finds out, in the background and once, whether READs can be
-// declined. None is declined before.
-func (m *Mounted) TryDeclining() {
-	m.tree.tried.Do(func() {
+// kernelAsksAgain is whether READs can be declined: false until that is known.
+var kernelAsksAgain atomic.Bool
+
+var tryOnce sync.Once
+
+// TryDeclining finds out, in the background and once for the process, whether
+// READs can be declined. No mount declines one before. It is for who will want
+// to; to start it early is to decline sooner.
+func TryDeclining() {
+	tryOnce.Do(func() {
 		go func() {
-			ctx, cancel := context.WithCancel(context.Background())
-			defer cancel()
-			go func() {
-				select {
-				case <-m.done:
-					cancel()
-				case <-ctx.Done():
-				}
-			}()
-			if err := tryDeclining(ctx); err != nil {
-				m.tree.log.Debug("no READ is declined", "cause", err)
-				return
+			if tryDeclining(context.Background()) == nil {
+				kernelAsksAgain.Store(true)
 			}
-			m.tree.playsAlong.Store(true)
 		}()
 	})
 }
@@ -133,7 +130,7 @@ func tryServeReads() error {
 	if err != nil {
 		return err
 	}
-	m.tree.playsAlong.Store(true)
+	kernelAsksAgain.Store(true)
 	for _, f := range files {
 		cmd := tryCommand(context.Background(), filepath.Join(m.Dir(), f.Name))
 		cmd.Stderr = os.Stderr

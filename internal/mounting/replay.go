@@ -27,6 +27,7 @@ const (
 // Replay is a working set on its way: into the cache, and into the kernel.
 type Replay struct {
 	m      *fs.Mounted
+	ctx    context.Context // ends with the replay, or when it is given up
 	cancel context.CancelFunc
 	files  map[string]*replayFile
 	order  []*replayFile // files in the artifact's order
@@ -36,13 +37,15 @@ type Replay struct {
 	recorded, local, fetched, stored, used, late atomic.Int64
 	noRoom                                       atomic.Bool // the kernel takes no more pages
 
-	mu      sync.Mutex
-	pending []replayed // to be handed to the kernel, the next one first
-	more    *sync.Cond // pending, or ended
-	ended   bool
-	closed  bool           // nothing is handed over any more
-	handing sync.WaitGroup // known; begun only while not closed
-	ready   time.Duration  // when all was local; 0: it is not yet
+	mu       sync.Mutex
+	pending  []replayed     // to be handed to the kernel, the next one first
+	more     *sync.Cond     // pending, or complete
+	ended    bool           // all of the set has come, or cannot
+	complete bool           // nothing more will be pending
+	closed   bool           // nothing is handed over any more
+	handing  sync.WaitGroup // known; begun only while not closed
+	others   sync.WaitGroup // windows outside of the set; begun only while not ended
+	ready    time.Duration  // when all was local; 0: it is not yet
 }
 
 // replayFile is one file of a replay.
@@ -54,12 +57,15 @@ type replayFile struct {
 	stages [][]cache.Extent
 	wants  []cache.Extent // of all stages, ascending
 	parked []cache.Extent // present, for when the kernel knows the file
+
+	windows map[int64]bool // by offset, outside of the set and fetched
 }
 
 // replayed is bytes of a file that are present.
 type replayed struct {
-	file *replayFile
-	x    cache.Extent
+	file     *replayFile
+	x        cache.Extent
+	recorded bool // it is in the set
 }
 
 // Replay fetches what a working set names of the artifact's files, stage by
@@ -75,10 +81,10 @@ func (o *Opened) Replay(ctx context.Context, set *workingset.Set, m *fs.Mounted,
 		limit = min(replayMost, o.payload()/replayShare)
 	}
 	r.prepare(o, set, limit)
-	ctx, r.cancel = context.WithCancel(ctx)
+	r.ctx, r.cancel = context.WithCancel(ctx)
 	o.replay.Store(r)
 	m.OnKnown(r.known)
-	m.TryDeclining()
+	fs.TryDeclining()
 	go func() {
 		defer r.cancel()
 		select {
@@ -86,7 +92,7 @@ func (o *Opened) Replay(ctx context.Context, set *workingset.Set, m *fs.Mounted,
 		case <-r.done:
 		}
 	}()
-	go r.run(ctx)
+	go r.run()
 	return r
 }
 
@@ -139,7 +145,7 @@ func (r *Replay) prepare(o *Opened, set *workingset.Set, limit int64) {
 	}
 }
 
-func (r *Replay) run(ctx context.Context) {
+func (r *Replay) run() {
 	began := time.Now()
 	var storing sync.WaitGroup
 	for range replayStorers {
@@ -147,12 +153,12 @@ func (r *Replay) run(ctx context.Context) {
 	}
 	var coming []*cache.Replay
 	for _, f := range r.order {
-		coming = append(coming, f.open.Replay(ctx, f.stages, func(x cache.Extent, fetched bool) {
+		coming = append(coming, f.open.Replay(r.ctx, f.stages, func(x cache.Extent, fetched bool) {
 			r.local.Add(x.N)
 			if fetched {
 				r.fetched.Add(x.N)
 			}
-			r.push(replayed{f, x})
+			r.push(replayed{f, x, true})
 		}))
 	}
 	for range r.stages {
@@ -165,13 +171,20 @@ func (r *Replay) run(ctx context.Context) {
 	}
 	r.mu.Lock()
 	r.ended = true
-	if ctx.Err() == nil {
+	if r.ctx.Err() == nil {
 		r.ready = time.Since(began)
 	}
+	r.mu.Unlock()
+	r.others.Wait()
+	r.mu.Lock()
+	r.complete = true
 	r.more.Broadcast()
 	r.mu.Unlock()
 	storing.Wait()
-	close(r.done)
+	close(r.done) // nothing is declined any more
+	for _, f := range r.order {
+		r.m.Repair(f.name)
+	}
 }
 
 // push has bytes handed to the kernel.
@@ -179,7 +192,7 @@ func (r *Replay) push(p replayed) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// What follows the bytes before goes with them.
-	if n := len(r.pending); n > 0 && r.pending[n-1].file == p.file && r.pending[n-1].x.Off+r.pending[n-1].x.N == p.x.Off {
+	if n := len(r.pending); n > 0 && r.pending[n-1].file == p.file && r.pending[n-1].recorded == p.recorded && r.pending[n-1].x.Off+r.pending[n-1].x.N == p.x.Off {
 		r.pending[n-1].x.N += p.x.N
 		return
 	}
@@ -191,7 +204,7 @@ func (r *Replay) push(p replayed) {
 func (r *Replay) store() {
 	for {
 		r.mu.Lock()
-		for len(r.pending) == 0 && !r.ended {
+		for len(r.pending) == 0 && !r.complete {
 			r.more.Wait()
 		}
 		if len(r.pending) == 0 {
@@ -212,7 +225,9 @@ func (r *Replay) hand(p replayed) {
 	off := p.x.Off &^ (page - 1)
 	end := min((p.x.Off+p.x.N+page-1)&^(page-1), f.size)
 	n, err := r.m.Store(f.name, off, end-off, f.open.ReadPresent)
-	r.stored.Add(n)
+	if p.recorded {
+		r.stored.Add(n)
+	}
 	switch {
 	case errors.Is(err, fs.ErrUnknown):
 		r.mu.Lock()
@@ -240,7 +255,7 @@ func (r *Replay) known(name string) {
 	f.parked = nil
 	r.mu.Unlock()
 	for _, x := range parked {
-		r.hand(replayed{f, x})
+		r.hand(replayed{f, x, true})
 	}
 }
 
@@ -286,18 +301,47 @@ func (r *Replay) Stats() ReplayStats {
 	return s
 }
 
-// askedFor notes a READ of a page that the set has. Of a larger READ it is
-// not known what its reader wants.
-func (r *Replay) askedFor(name string, off, n int64) {
+// askedFor notes a READ of a page. Of a larger READ it is not known what its
+// reader wants. If the page was declined as one of a window, and is not in the
+// set, the window was not read for the set: then it is fetched after all.
+func (r *Replay) askedFor(name string, off, n int64, again bool) {
 	f := r.files[name]
-	if f == nil || n > workingset.PageSize || !f.has(off) {
-		return
-	}
-	if f.open.Present(off, n) {
+	switch {
+	case f == nil || n > workingset.PageSize:
+	case !f.has(off):
+		if again {
+			r.outside(f, off&^(window-1))
+		}
+	case f.open.Present(off, n):
 		r.used.Add(n)
-	} else {
+	default:
 		r.late.Add(n)
 	}
+}
+
+// window is what the kernel reads around a fault, in bytes.
+const window = 2 << 20
+
+// outside has a window fetched that was declined, and its pages handed to the
+// kernel.
+func (r *Replay) outside(f *replayFile, off int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended || f.windows[off] {
+		return
+	}
+	if f.windows == nil {
+		f.windows = map[int64]bool{}
+	}
+	f.windows[off] = true
+	r.others.Add(1)
+	go func() { // the page that was asked for goes first
+		defer r.others.Done()
+		f.open.FetchAhead(off, window)
+		w := f.open.Replay(r.ctx, [][]cache.Extent{{{Off: off, N: window}}}, func(x cache.Extent, _ bool) { r.push(replayed{f, x, false}) })
+		w.Next()
+		<-w.Done()
+	}()
 }
 
 // has reports whether the set has the page at off.
@@ -307,25 +351,27 @@ func (f *replayFile) has(off int64) bool {
 }
 
 // asked notes a READ.
-func (o *Opened) asked(name string, off, n int64) {
+func (o *Opened) asked(name string, off, n int64, again bool) {
 	if r := o.replay.Load(); r != nil {
-		r.askedFor(name, off, n)
+		r.askedFor(name, off, n, again)
 	}
 }
 
-// decline reports whether a speculative READ is to be declined: its bytes are
-// missing while a replay is under way, which brings those of them that are
-// wanted.
+// decline reports whether a speculative READ is to be declined, whose bytes
+// are missing: while a replay is under way, which brings those that are wanted.
 func (o *Opened) decline(name string, off, n int64) bool {
 	r := o.replay.Load()
 	if r == nil {
+		return false
+	}
+	f := r.files[name]
+	if f == nil || f.open.Present(off, n) {
 		return false
 	}
 	select {
 	case <-r.done:
 		return false
 	default:
+		return true
 	}
-	f := r.files[name]
-	return f != nil && !f.open.Present(off, n)
 }
