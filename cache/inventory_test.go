@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
@@ -359,6 +360,40 @@ func TestHalfMadeIsNothing(t *testing.T) {
 
 // A prune that is told to end stops before the next file, and tells what
 // has gone.
+// TestPruneKeepsNotes keeps what is noted about an artifact as long as a file
+// of the artifact is there, and no longer.
+func TestPruneKeepsNotes(t *testing.T) {
+	src, dir := &fakeSource{}, t.TempDir()
+	a := makeFile(t, newRand(t), src, kinds[0], 1<<20)
+	keep(t, dir, "reg/a", a, src, len(a.flat), time.Hour)
+	c := openCache(t, dir, Options{})
+	inv, err := c.Inventory()
+	if err != nil || len(inv.Artifacts) != 1 {
+		t.Fatalf("%+v, %v", inv, err)
+	}
+	note, about := []byte("about the artifact"), inv.Artifacts[0].Reference+" note"
+	digest := digests.Of(note)
+	if err := errors.Join(c.PutBlob(digest, note), c.PutRef(about, digest)); err != nil {
+		t.Fatal(err)
+	}
+	user := openFile(t, openCache(t, dir, Options{}), a.file, src)
+	for _, inUse := range []bool{true, false} {
+		if !inUse {
+			if err := user.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := c.Prune(t.Context(), PruneOptions{To: -1, All: true}); err != nil {
+			t.Fatal(err)
+		}
+		_, _, refErr := c.Ref(about)
+		_, blobErr := c.Blob(digest)
+		if (refErr == nil) != inUse || (blobErr == nil) != inUse {
+			t.Errorf("in use %v: %v, %v", inUse, refErr, blobErr)
+		}
+	}
+}
+
 func TestPruneEnds(t *testing.T) {
 	src := &fakeSource{}
 	c := openCache(t, t.TempDir(), Options{})

@@ -7,6 +7,7 @@ import (
 	"math"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
@@ -127,7 +128,12 @@ func pruneSmall(d *disk.Dir, inv *Inventory, gone map[string]bool, opts PruneOpt
 		return err
 	}
 	for _, r := range all {
-		if !kept[r.Reference] && !kept[r.Digest] {
+		// What is noted about an artifact has its reference before a space.
+		about, _, noted := strings.Cut(r.Reference, " ")
+		switch {
+		case noted && kept[about]:
+			kept[r.Digest] = true
+		case !kept[r.Reference] && !kept[r.Digest]:
 			drop(r.name, r.disk, r.used)
 		}
 	}
