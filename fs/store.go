@@ -27,6 +27,10 @@ const (
 	mostStoring = 4
 	// mostStored bounds the bytes of one store.
 	mostStored = 256 << 10
+	// lookupTries and lookupPause bound how long the kernel may take to make a
+	// file known after the answer to its LOOKUP was sent.
+	lookupTries = 20
+	lookupPause = 500 * time.Microsecond
 	// storeLinger is how long a thread waits for the next store.
 	storeLinger = 100 * time.Millisecond
 )
@@ -75,6 +79,7 @@ func (m *Mounted) Store(name string, off, n int64, read func(p []byte, off int64
 	if m.tree.readAhead(node, off, end-off) {
 		return 0, nil
 	}
+	tries := lookupTries
 	for off < end {
 		if !node.known.Load() {
 			return stored, ErrUnknown
@@ -85,6 +90,11 @@ func (m *Mounted) Store(name string, off, n int64, read func(p []byte, off int64
 		}
 		if err := m.notify.store(node.ino, pageRange{off, off + part}, read); err != nil {
 			m.room.giveBack(part)
+			if errors.Is(err, unix.ENOENT) && tries > 0 {
+				tries--
+				time.Sleep(lookupPause)
+				continue
+			}
 			if errors.Is(err, unix.ENOENT) {
 				node.known.Store(false)
 				err = ErrUnknown
