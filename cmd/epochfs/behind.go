@@ -71,6 +71,11 @@ func (opts *mountOptions) startBehind(ctx context.Context) error {
 		_ = cmd.Wait() // its exit code was already reported
 		return &exitError{text: got.Error, code: got.Code}
 	}
+	if opts.wait == waitSet {
+		if err := opts.awaitSet(ctx); err != nil {
+			return err
+		}
+	}
 	_, err = io.WriteString(opts.out, got.Output)
 	return errors.Join(err, cmd.Process.Release())
 }
@@ -95,28 +100,33 @@ func (opts *mountOptions) keeperStart() (keeper.Start, error) {
 
 // pathFlags take paths, which must be made absolute for a process with
 // another working directory.
-var pathFlags = []string{"cache-dir", "hosts-dir", "log-file"}
+var pathFlags = []string{"cache-dir", "hosts-dir", "log-file", "record"}
 
 // workerArgs returns the command line of the processes that serve the mount,
 // now and after restarts: all flags that were set.
 func workerArgs(flags *pflag.FlagSet, reference, dir string) ([]string, error) {
 	args := []string{"epochfs", "mount"}
-	var err error
+	var errs error
 	flags.Visit(func(f *pflag.Flag) {
-		value := f.Value.String()
-		switch size, isSize := f.Value.(*byteSize); {
-		case slices.Contains([]string{"options", "sloppy", "fake", "foreground"}, f.Name):
+		if slices.Contains([]string{"options", "sloppy", "fake", "foreground", "wait"}, f.Name) {
 			return
-		case isSize:
-			value = strconv.FormatInt(int64(*size), 10)
-		case value != "" && slices.Contains(pathFlags, f.Name):
-			var absErr error
-			value, absErr = filepath.Abs(value)
-			err = errors.Join(err, absErr)
 		}
-		args = append(args, "--"+f.Name+"="+value)
+		arg, err := flagArg(f)
+		errs = errors.Join(errs, err)
+		args = append(args, arg)
 	})
-	return append(args, "--", reference, dir), err
+	return append(args, "--", reference, dir), errs
+}
+
+// flagArg returns the argument that gives another process the same flag.
+func flagArg(f *pflag.Flag) (arg string, err error) {
+	value := f.Value.String()
+	if size, ok := f.Value.(*byteSize); ok {
+		value = strconv.FormatInt(int64(*size), 10)
+	} else if value != "" && slices.Contains(pathFlags, f.Name) {
+		value, err = filepath.Abs(value)
+	}
+	return "--" + f.Name + "=" + value, err
 }
 
 // pathEnvs contain paths that are used as long as the mount exists.

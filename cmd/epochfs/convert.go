@@ -83,11 +83,12 @@ func runConvert(ctx context.Context, opts convertOptions) error {
 	}
 	keepAnnotations(&push, src.Artifact)
 	push.Artifact, push.Payloads = src.Artifact, src
-	var closeBase func()
-	if push.Base, closeBase, err = opts.written.openBase(ctx, cfg, ref); err != nil {
+	base, err := opts.written.openBase(ctx, cfg, ref)
+	if err != nil {
 		return err
 	}
-	defer closeBase()
+	defer closeBase(base)
+	setBase(&push, base)
 	reg, err := cfg.Registry(ref)
 	if err != nil {
 		return err
@@ -104,6 +105,9 @@ func runConvert(ctx context.Context, opts convertOptions) error {
 	m.finish()
 	if err != nil {
 		return m.interrupted(ctx, fmt.Errorf("%s to %s: %w", src.Reference, ref, err), "the tag is unchanged, and complete blobs are not sent again")
+	}
+	if !opts.dryRun {
+		opts.inheritSet(ctx, cfg, reg, ref.WithDigest(result.ManifestDigest), src, base)
 	}
 	done := pushOptions{globals: opts.globals, out: opts.out, dryRun: opts.dryRun}
 	return done.print(ref.WithDigest(result.ManifestDigest), result)

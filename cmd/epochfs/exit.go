@@ -13,6 +13,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
 	"github.com/cocoonstack/epochfs/internal/inside"
 	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/internal/workingset"
 	"github.com/cocoonstack/epochfs/registry"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
@@ -81,6 +82,7 @@ var kinds = []struct {
 	{registry.ErrReference, exitUsage},
 	{layout.ErrContent, exitContent},
 	{registry.ErrContent, exitContent},
+	{workingset.ErrInvalid, exitContent},
 	{inside.ErrMisbehaved, exitContent},
 	{vfs.ErrDamaged, exitContent},
 	{vfs.ErrMetacopy, exitNotFound},

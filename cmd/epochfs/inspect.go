@@ -51,7 +51,50 @@ type inspected struct {
 	Data        int64             `json:"data"`
 	Stored      int64             `json:"stored"`
 	Packed      *inspectedPacks   `json:"packed,omitempty"`
+	WorkingSet  *inspectedSet     `json:"working_set,omitempty"`
 	Files       []inspectedFile   `json:"files"`
+}
+
+// inspectedSet is the working set that the registry has for the snapshot.
+type inspectedSet struct {
+	Digest  string `json:"digest,omitempty"` // of its manifest
+	FoundBy string `json:"found_by"`
+	Runs    int    `json:"runs"` // how often it was recorded
+	Stages  int    `json:"stages"`
+	Size    int64  `json:"size"`
+}
+
+func (w *inspectedSet) text() string {
+	if w == nil {
+		return "none"
+	}
+	return fmt.Sprintf("%s in %d stages, recorded %s; found by %s", size(w.Size), w.Stages, times(w.Runs), w.FoundBy)
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
+}
+
+// setPatience is how long inspect waits for what it can do without.
+const setPatience = 5 * time.Second
+
+// inspectSet returns the artifact's working set, or nil. That it cannot be
+// asked for is a note.
+func (opts *inspectOptions) inspectSet(ctx context.Context, o *mounting.Opened) *inspectedSet {
+	within, cancel := context.WithTimeout(ctx, setPatience)
+	defer cancel()
+	found, err := o.WorkingSet(within)
+	if err != nil && ctx.Err() == nil {
+		opts.note("no working set: %v", err)
+	}
+	if found == nil {
+		return nil
+	}
+	set := mounting.Inherit(found.Set, o.Artifact.Files)
+	return &inspectedSet{Digest: found.Digest, FoundBy: found.By, Runs: set.Runs, Stages: set.Stages(), Size: set.Bytes()}
 }
 
 type inspectedFile struct {
@@ -77,6 +120,7 @@ func runInspect(ctx context.Context, opts inspectOptions) error {
 	if all.Packed, err = inspectPacks(ctx, o); err != nil {
 		return fmt.Errorf("%s: %w", o.Reference, err)
 	}
+	all.WorkingSet = opts.inspectSet(ctx, o)
 	if opts.json {
 		return printJSON(opts.out, all)
 	}
@@ -148,6 +192,7 @@ func printInspected(out io.Writer, all inspected) error {
 			row(r[0], r[1])
 		}
 	}
+	row("working set", all.WorkingSet.text())
 	if err := w.Flush(); err != nil {
 		return err
 	}

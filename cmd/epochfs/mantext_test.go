@@ -68,6 +68,8 @@ epochfs umount /mnt/snap`,
 	"epochfs-mount": `epochfs mount registry.example/team/vm:v1 /mnt/snap
 epochfs mount --prefetch all --metrics 9100 registry.example/team/vm:v1 /mnt/snap
 mount -t fuse.epochfs -o allow_other registry.example/team/vm:v1 /mnt/snap`,
+	"epochfs-record": `epochfs record --runs 3 --push registry.example/team/vm:v1 -- start-vm {}
+epochfs record -o vm.set registry.example/team/vm:v1 first.set second.set`,
 	"epochfs-umount":      `epochfs umount /mnt/snap`,
 	"epochfs-materialize": "epochfs materialize registry.example/team/vm:v1\nepochfs materialize -o vm.tar registry.example/team/vm:v1\nepochfs materialize --to-dir /srv/vm registry.example/team/vm:v1",
 	"epochfs-push":        "epochfs push myvm registry.example/team/vm:v1\nepochfs push --input vm.tar --zstd 3 --chunk 64MiB registry.example/team/vm:v2",

@@ -32,12 +32,20 @@ type mountOptions struct {
 	allowOther bool
 	uid, gid   uint32
 	prefetch   mounting.Prefetch
-	metrics    metrics.Address
-	sloppy     bool // ignore unknown mount options
-	fake       bool // check, but do not mount
-	noexec     bool
-	timeout    time.Duration // how long the mount may take to be ready; 0 for ever
-	flags      *pflag.FlagSet
+
+	prefetchLimit byteSize // 0: as suits the snapshot
+	workingSet    string   // "" for what the registry has
+	wait          waitFor
+	record        string // file to record to, or ""
+	recordWindow  time.Duration
+	recordQuiet   time.Duration
+
+	metrics metrics.Address
+	sloppy  bool // ignore unknown mount options
+	fake    bool // check, but do not mount
+	noexec  bool
+	timeout time.Duration // how long the mount may take to be ready; 0 for ever
+	flags   *pflag.FlagSet
 }
 
 func newMountCmd(g *globals) *cobra.Command {
@@ -60,8 +68,14 @@ mount.fuse.epochfs it is the helper of mount -t fuse.epochfs and /etc/fstab.`,
 	f.BoolVar(&opts.allowOther, "allow-other", false, "let other users access the mount")
 	f.Uint32Var(&opts.uid, "uid", uint32(os.Getuid()), "owner of the files")
 	f.Uint32Var(&opts.gid, "gid", uint32(os.Getgid()), "group of the files")
-	opts.prefetch = mounting.PrefetchSmall
-	f.Var(&opts.prefetch, "prefetch", "what to fetch before it is read: small means all files under 1 MiB")
+	opts.prefetch = mounting.PrefetchAuto
+	f.Var(&opts.prefetch, "prefetch", "what to fetch before it is read: small means all files under 1 MiB, auto those and the working set, all then memory and the rest")
+	f.Var(&opts.prefetchLimit, "prefetch-limit", "how much of a working set to fetch (default the smaller of 1GiB and a quarter of the data)")
+	f.StringVar(&opts.workingSet, "working-set", "", "file or reference of the working set to fetch, or none (default the registry's for the snapshot)")
+	f.Var(&opts.wait, "wait", "return when the working set is local")
+	f.StringVar(&opts.record, "record", "", "record to this file which pages are read; no working set is fetched then")
+	f.DurationVar(&opts.recordWindow, "record-window", 30*time.Second, "how long to record, from the first read on")
+	f.DurationVar(&opts.recordQuiet, "record-quiet", 0, "end the recording when no new page was read for this long")
 	f.Var(&opts.metrics, "metrics", "serve Prometheus metrics on this address; the host of a port alone is the loopback address")
 	f.DurationVar(&opts.timeout, "mount-timeout", 0, "how long the mount may take to be ready, 0 for ever")
 	f.BoolVar(&opts.sloppy, "sloppy", false, "ignore unknown mount options")
@@ -72,7 +86,7 @@ mount.fuse.epochfs it is the helper of mount -t fuse.epochfs and /etc/fstab.`,
 		f.Lookup(name).Hidden = true
 	}
 	f.VarP(&optionList{flags: f, sloppy: &opts.sloppy}, "options", "o", "mount options, named like the flags")
-	for _, name := range []string{"sloppy", "fake", "noexec"} {
+	for _, name := range []string{"sloppy", "fake", "noexec", "record-quiet"} {
 		f.Lookup(name).Hidden = true
 	}
 	return cmd
@@ -143,6 +157,9 @@ func (opts *mountOptions) parse() (mounting.Config, error) {
 	if err == nil {
 		_, err = cfg.Reference(opts.reference)
 	}
+	if err == nil {
+		err = opts.checkHints(&cfg)
+	}
 	return cfg, err
 }
 
@@ -182,7 +199,7 @@ func (opts *mountOptions) checkMountpoint(name string) (string, error) {
 // checkOutside refuses paths of this process's files that the mount would
 // hide: opening one of them would wait for this very process.
 func (opts *mountOptions) checkOutside(cacheDir string, hostsDirs []string) error {
-	for _, path := range slices.Concat([]string{cacheDir, opts.logFile, control.Dir()}, hostsDirs) {
+	for _, path := range slices.Concat([]string{cacheDir, opts.logFile, opts.record, control.Dir()}, hostsDirs) {
 		if path == "" {
 			continue
 		}
@@ -252,12 +269,20 @@ func (opts *mountOptions) serve(ctx context.Context, link *keeper.Link, pipe *re
 	defer func() { err = errors.Join(err, o.Close()) }()
 	look := opts.look()
 	look.Since = time.Now()
+	h := &hints{opts: opts, o: o}
+	if opts.record != "" {
+		if h.recording, err = newRecording(o.Artifact, opts.record, opts.recordWindow, opts.recordQuiet); err != nil {
+			return err
+		}
+		look.Record = h.recording.touch
+	}
 	m, err := o.Mount(opts.dir, look)
 	if err != nil {
 		return err
 	}
 	defer m.Wait()
-	s := &served{opts: opts, link: link, o: o, m: m, since: look.Since, scrapes: scrapes}
+	h.m = m
+	s := &served{opts: opts, link: link, o: o, m: m, hints: h, since: look.Since, scrapes: scrapes}
 	s.keep()
 	var line strings.Builder
 	if err := opts.printMounted(&line, s); err != nil {

@@ -122,11 +122,12 @@ func runPush(ctx context.Context, opts pushOptions) error {
 	}
 	defer reg.Close()
 	p.Uploader = reg
-	var closeBase func()
-	if push.Base, closeBase, err = opts.written.openBase(ctx, cfg, ref); err != nil {
+	base, err := opts.written.openBase(ctx, cfg, ref)
+	if err != nil {
 		return err
 	}
-	defer closeBase()
+	defer closeBase(base)
+	setBase(&push, base)
 	// Buffers take most of it; garbage must not take as much again.
 	debug.SetMemoryLimit(push.Memory / 8 * 7)
 	m := opts.startMeter("push "+ref.Repository, total)
@@ -139,7 +140,11 @@ func runPush(ctx context.Context, opts pushOptions) error {
 	if err != nil {
 		return m.interrupted(ctx, fmt.Errorf("%s: %w", ref, err), "the tag is unchanged, and complete blobs are not sent again")
 	}
-	return opts.print(ref.WithDigest(result.ManifestDigest), result)
+	ref = ref.WithDigest(result.ManifestDigest)
+	if !opts.dryRun {
+		opts.inheritSet(ctx, cfg, reg, ref, base)
+	}
+	return opts.print(ref, result)
 }
 
 // push converts flags to the options of package snapshot.

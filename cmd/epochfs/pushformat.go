@@ -70,36 +70,48 @@ func (o *formatOptions) apply(p *snapshot.PushOptions) error {
 
 // openBase opens the base of a packed artifact that is to be written as ref,
 // or returns nil if there is none. The caller must close it.
-func (o *formatOptions) openBase(ctx context.Context, cfg mounting.Config, ref registry.Reference) (*snapshot.PushBase, func(), error) {
-	nothing := func() {}
+func (o *formatOptions) openBase(ctx context.Context, cfg mounting.Config, ref registry.Reference) (*mounting.Opened, error) {
 	if o.format != formatPacked || o.base == noBase {
-		return nil, nothing, nil
+		return nil, nil
 	}
 	name := o.base
 	if name == "" {
 		name = ref.String()
 	} else if base, err := cfg.Reference(name); err != nil {
-		return nil, nothing, err
+		return nil, err
 	} else if base.Host != ref.Host {
-		return nil, nothing, usagef("--base %s is in another registry than %s: packs are shared within one", base, ref)
+		return nil, usagef("--base %s is in another registry than %s: packs are shared within one", base, ref)
 	}
 	opened, err := mounting.Open(ctx, name, cfg)
 	if o.base == "" && (errors.Is(err, registry.ErrNotFound) || errors.Is(err, snapshot.ErrKind)) {
-		return nil, nothing, nil // the tag is free, or names another kind of artifact
+		return nil, nil // the tag is free, or names another kind of artifact
 	}
 	if o.base == "" && errors.Is(err, registry.ErrDenied) {
-		return nil, nothing, fmt.Errorf("the base of the push cannot be read, --base none pushes without one: %w", err)
+		return nil, fmt.Errorf("the base of the push cannot be read, --base none pushes without one: %w", err)
 	}
 	if err != nil {
-		return nil, nothing, err
+		return nil, err
 	}
-	closeIt := func() { _ = opened.Close() } // it was only read
 	if opened.Artifact.Manifest.ArtifactType != manifest.ArtifactTypePacked {
-		closeIt()
+		_ = opened.Close() // it was only read
 		if o.base == "" {
-			return nil, nothing, nil
+			return nil, nil
 		}
-		return nil, nothing, usagef("--base %s is not a packed artifact: convert it to one", o.base)
+		return nil, usagef("--base %s is not a packed artifact: convert it to one", o.base)
 	}
-	return &snapshot.PushBase{Artifact: opened.Artifact, Name: opened.Reference.Repository}, closeIt, nil
+	return opened, nil
+}
+
+// setBase makes an open artifact the base of a push. base may be nil.
+func setBase(p *snapshot.PushOptions, base *mounting.Opened) {
+	if base != nil {
+		p.Base = &snapshot.PushBase{Artifact: base.Artifact, Name: base.Reference.Repository}
+	}
+}
+
+// closeBase closes a base that was only read, or nil.
+func closeBase(base *mounting.Opened) {
+	if base != nil {
+		_ = base.Close()
+	}
 }

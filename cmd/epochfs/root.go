@@ -66,7 +66,7 @@ or else EPOCH_SERVER. Results go to stdout, everything else to stderr.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	g.addFlags(root)
 	root.AddCommand(
-		newMountCmd(g), newUmountCmd(), newRestartCmd(g), newMaterializeCmd(g), newPushCmd(g), newConvertCmd(g),
+		newMountCmd(g), newUmountCmd(), newRestartCmd(g), newMaterializeCmd(g), newPushCmd(g), newConvertCmd(g), newRecordCmd(g),
 		newInspectCmd(g), newLsCmd(g), newCatCmd(g), newCpCmd(g), newFsCmd(g), newDiffCmd(g), newDemoCmd(g), newStatusCmd(g), newVersionCmd(g),
 		newCacheCmd(g), newDoctorCmd(g), newAutomapCmd(),
 	)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	fusefs "github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/mounting"
 	"github.com/cocoonstack/epochfs/test/cocoontest"
@@ -30,12 +31,16 @@ const epochToken = "epoch-token-of-the-test"
 const patience = time.Minute
 
 func TestMain(m *testing.M) {
+	if fusefs.IsTry() { // started by a mount, without the name of a command
+		os.Exit(fusefs.TryMain())
+	}
 	testscript.Main(m, map[string]func(){
 		"epochfs":            mainOfTests,
 		"mount.fuse.epochfs": main,
 		automapName:          main,
 		"mapper":             mapper,
 		"cocoon":             cocoontest.Main,
+		"toucher":            toucher,
 	})
 }
 

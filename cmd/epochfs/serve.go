@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,6 +27,7 @@ type served struct {
 	link    *keeper.Link
 	o       *mounting.Opened
 	m       *fs.Mounted
+	hints   *hints
 	since   time.Time // when the mount began, in whatever process
 	notKept string    // why no process could take over; "" if one can
 	scrapes *metrics.Server
@@ -105,7 +107,8 @@ func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept 
 		return err
 	}
 	defer m.Wait()
-	s := &served{opts: opts, link: link, o: o, m: m, since: since}
+	// A recording does not go on: what the kernel keeps is not read again.
+	s := &served{opts: opts, link: link, o: o, m: m, hints: &hints{opts: opts, o: o, m: m}, since: since}
 	// Not before: the previous process had the port.
 	if s.scrapes, err = metrics.Listen(opts.metrics); err != nil {
 		opts.log.Warn("metrics are no longer served", "error", err)
@@ -170,6 +173,7 @@ func (s *served) answerStatus() (done func()) {
 		st.Program = buildVersion()
 		st.KeeperPID, st.NotKept = s.keeperPID(), s.notKept
 		st.Metrics = s.scrapes.Addr()
+		st.WorkingSet = s.hints.status()
 		return st
 	}
 	s.scrapes.Serve(buildVersion(), status)
@@ -189,7 +193,10 @@ func (s *served) run(signals <-chan os.Signal) {
 		s.opts.log.Warn("nothing is prefetched", "cause", err)
 	}
 	go s.stayAlive()
+	var hinted sync.WaitGroup
+	hinted.Go(s.hints.run)
 	s.untilGone(signals)
+	hinted.Wait()
 	letGo(s.link)
 }
 

@@ -26,6 +26,9 @@ func printStatus(b *strings.Builder, m control.Mount, now time.Time) {
 			fmt.Fprintf(b, "  %s were not fetched: other cached files had them\n", size(m.Cache.Copied))
 		}
 	}
+	for _, line := range setLines(m.WorkingSet) {
+		fmt.Fprintf(b, "  %s\n", printable(line))
+	}
 	if len(m.Mirrors) > 1 {
 		for _, p := range m.Mirrors {
 			fmt.Fprintf(b, "  %s\n", printable(mirrorLine(p, now)))
@@ -55,6 +58,35 @@ func usersText(users []control.User) string {
 		all = append(all, fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(all, "; ")
+}
+
+// setLines returns what there is to know about the working set.
+func setLines(w *control.WorkingSet) (lines []string) {
+	if w == nil {
+		return nil
+	}
+	switch {
+	case w.Error != "":
+		lines = append(lines, "working set: none, "+w.Error)
+	case w.State == control.SetLooking:
+		lines = append(lines, "working set: the registry is asked for one")
+	case w.State == control.SetNone:
+		lines = append(lines, "working set: none; epochfs record makes one")
+	default:
+		lines = append(lines, fmt.Sprintf("working set (by %s, %d recordings): %s recorded, %s local, %s fetched, %s stored, %s used, %s late, %s unused",
+			w.FoundBy, w.Runs, size(w.Recorded), size(w.Local), size(w.Fetched), size(w.Stored), size(w.Used), size(w.Late), size(w.Unused)))
+	}
+	if r := w.Recording; r != nil {
+		line := fmt.Sprintf("recording to %s: %s touched", r.File, size(r.Bytes))
+		switch {
+		case r.Error != "":
+			line += "; " + r.Error
+		case r.Done:
+			line += "; done"
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // causes formats why requests were repeated.

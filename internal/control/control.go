@@ -49,6 +49,9 @@ type Mount struct {
 	Users     []User    `json:"users,omitempty"`   // that the asking user can see; the mount itself does not know
 	Metrics   string    `json:"metrics,omitempty"` // address of the metrics endpoint
 	Trouble   string    `json:"trouble,omitempty"` // a problem with the mount as a whole
+
+	// WorkingSet is nil if the mount neither replays nor records one.
+	WorkingSet *WorkingSet `json:"working_set,omitempty"`
 }
 
 // User is a process, loop device or mount that uses a mount.
@@ -160,6 +163,41 @@ type Cache struct {
 	// Copied counts the bytes of packed artifacts that were copied from
 	// other cached files instead of fetched, since the process began.
 	Copied int64 `json:"copied"`
+}
+
+// WorkingSet is the status of a mount's working set. Sizes are in bytes.
+type WorkingSet struct {
+	State   string `json:"state"`              // one of the Set constants
+	Ready   bool   `json:"ready"`              // a start of the VM need not wait for the network
+	FoundBy string `json:"found_by,omitempty"` // "manifest", "content", "base", "name" or "file"
+	Runs    int    `json:"runs"`               // recordings in the set
+	Error   string `json:"error,omitempty"`    // why there is no set
+
+	Recorded int64 `json:"recorded"` // the data that the set names
+	Local    int64 `json:"local"`    // of that, what is in the cache
+	Fetched  int64 `json:"fetched"`  // of that, what came from the registry
+	Stored   int64 `json:"stored"`   // handed to the kernel, whose reads of it are not seen
+	Used     int64 `json:"used"`     // read when it was local
+	Late     int64 `json:"late"`     // read before it was local
+	Unused   int64 `json:"unused"`   // local, and neither read nor handed to the kernel
+
+	Recording *Recording `json:"recording,omitempty"` // nil if the mount does not record
+}
+
+// States of a working set.
+const (
+	SetLooking   = "looking"   // the registry is being asked for one
+	SetNone      = "none"      // there is none
+	SetReplaying = "replaying" // it is being fetched
+	SetReady     = "ready"     // it is local, as far as it is to be
+)
+
+// Recording is the status of a mount's recording.
+type Recording struct {
+	File  string `json:"file"`
+	Bytes int64  `json:"bytes"` // of pages that were touched
+	Done  bool   `json:"done"`
+	Error string `json:"error,omitempty"`
 }
 
 // Wait describes bytes that readers wait for.

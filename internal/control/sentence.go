@@ -18,7 +18,7 @@ func (m *Mount) Sentence(now time.Time) string {
 	if m.Trouble != "" {
 		return m.Trouble
 	}
-	parts := []string{m.local()}
+	parts := append([]string{m.local()}, m.WorkingSet.sentences()...)
 	wait := m.longest()
 	stuck := wait != nil && wait.Error != ""
 	if stuck {
@@ -46,6 +46,27 @@ func (m *Mount) local() string {
 		data, local = data+f.Data, local+f.Local
 	}
 	return fmt.Sprintf("local: %s of %s", Percent(local, data), humanize.IBytes(uint64(data)))
+}
+
+// sentences returns what is worth knowing about the working set.
+func (w *WorkingSet) sentences() (all []string) {
+	if w == nil {
+		return nil
+	}
+	switch {
+	case w.State == SetReplaying:
+		all = append(all, fmt.Sprintf("working set: %s of %s local", Percent(w.Local, w.Recorded), humanize.IBytes(uint64(w.Recorded))))
+	case w.State == SetReady:
+		text := fmt.Sprintf("working set of %s local", humanize.IBytes(uint64(w.Local)))
+		if w.Late > 0 {
+			text += fmt.Sprintf(", %s of it late", Percent(w.Late, w.Local))
+		}
+		all = append(all, text)
+	}
+	if r := w.Recording; r != nil && !r.Done {
+		all = append(all, fmt.Sprintf("recording: %s touched", humanize.IBytes(uint64(r.Bytes))))
+	}
+	return all
 }
 
 // Percent formats part as a percentage of whole. The results 0 % and 100 %

@@ -77,6 +77,18 @@ func TestSentence(t *testing.T) {
 			m.Reads.Failed, m.Cache.Full = 2, true
 			m.Mirrors[0].Resting, m.Mirrors[0].Error = now.Add(time.Second), "no answer in time"
 		},
+		"local: 3 % of 14 GiB; working set: 50 % of 30 MiB local; nothing waits": func(m *Mount) {
+			m.WorkingSet = &WorkingSet{State: SetReplaying, Recorded: 30 << 20, Local: 15 << 20}
+		},
+		"local: 3 % of 14 GiB; working set of 30 MiB local; nothing waits": func(m *Mount) {
+			m.WorkingSet = &WorkingSet{State: SetReady, Recorded: 30 << 20, Local: 30 << 20}
+		},
+		"local: 3 % of 14 GiB; working set of 30 MiB local, 10 % of it late; nothing waits": func(m *Mount) {
+			m.WorkingSet = &WorkingSet{State: SetReady, Recorded: 30 << 20, Local: 30 << 20, Late: 3 << 20}
+		},
+		"local: 3 % of 14 GiB; recording: 12 MiB touched; nothing waits": func(m *Mount) {
+			m.WorkingSet = &WorkingSet{State: SetNone, Recording: &Recording{Bytes: 12 << 20}}
+		},
 		"it is stopped": func(m *Mount) { m.Trouble = "it is stopped" },
 	} {
 		if got := mount(change).Sentence(now); got != want {

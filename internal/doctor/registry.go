@@ -17,6 +17,7 @@ import (
 	"github.com/cocoonstack/epochfs/registry/hosts"
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/manifest"
 )
 
 // patience bounds the wait for one host.
@@ -102,7 +103,11 @@ func checkOwn(ctx context.Context, cfg *mounting.Config, ref registry.Reference,
 		size, data = size+f.Size(), data+f.PayloadSize()
 	}
 	found := ok("reference", "%s, %d files, %s, %s of data", a.Kind, len(a.Files), humanize.IBytes(uint64(size)), humanize.IBytes(uint64(data)))
-	return []Check{reached, keys, found, checkRange(ctx, cfg, ref, server, a)}, a
+	checks := []Check{reached, keys, found, checkRange(ctx, cfg, ref, server, a)}
+	if a.Kind == manifest.KindSnapshot {
+		checks = append(checks, checkWorkingSet(ctx, cfg, ref, server, a))
+	}
+	return checks, a
 }
 
 // demote turns problems that keep no mount from working into notes.

@@ -37,8 +37,9 @@ func sample() control.Mount {
 			{Host: "m.example", Requests: 2, Bytes: 20, Resting: time.Now().Add(time.Hour), Wrong: 1},
 			{Host: "r.example", Requests: 3, Bytes: 30, Registry: true},
 		},
-		Cache:   control.Cache{Used: 7, Limit: 8, Full: true},
-		Waiting: []control.Wait{{Since: time.Now().Add(-time.Minute)}},
+		Cache:      control.Cache{Used: 7, Limit: 8, Full: true},
+		WorkingSet: &control.WorkingSet{Ready: true, Recorded: 70, Local: 60, Fetched: 50, Stored: 40, Used: 30, Late: 20, Unused: 10},
+		Waiting:    []control.Wait{{Since: time.Now().Add(-time.Minute)}},
 	}
 }
 
@@ -112,6 +113,14 @@ epochfs_registry_first_byte_seconds_bucket{le="0.1"} 7
 epochfs_registry_first_byte_seconds_bucket{le="+Inf"} 8
 epochfs_registry_first_byte_seconds_sum 1.5
 epochfs_registry_first_byte_seconds_count 8
+epochfs_working_set_bytes 70
+epochfs_working_set_local_bytes 60
+epochfs_working_set_fetched_bytes 50
+epochfs_working_set_stored_bytes 40
+epochfs_working_set_used_bytes 30
+epochfs_working_set_late_bytes 20
+epochfs_working_set_unused_bytes 10
+epochfs_working_set_ready 1
 epochfs_cache_used_bytes 7
 epochfs_cache_limit_bytes 8
 epochfs_cache_full 1

@@ -54,6 +54,16 @@ var all = []metric{
 	gauge("registry_connection_bytes_per_second", "What one connection carries, smoothed; 0 while unknown.",
 		func(m *control.Mount) int64 { return m.Link.Connection }),
 
+	setBytes("working_set_bytes", "Data that the mount's working set names.", func(w *control.WorkingSet) int64 { return w.Recorded }),
+	setBytes("working_set_local_bytes", "Of the working set, what is in the cache.", func(w *control.WorkingSet) int64 { return w.Local }),
+	setBytes("working_set_fetched_bytes", "Of the working set, what came from the registry.", func(w *control.WorkingSet) int64 { return w.Fetched }),
+	setBytes("working_set_stored_bytes", "Of the working set, what was handed to the kernel.", func(w *control.WorkingSet) int64 { return w.Stored }),
+	setBytes("working_set_used_bytes", "Of the working set, what was read when it was local.", func(w *control.WorkingSet) int64 { return w.Used }),
+	setBytes("working_set_late_bytes", "Of the working set, what was read before it was local.", func(w *control.WorkingSet) int64 { return w.Late }),
+	setBytes("working_set_unused_bytes", "Of the working set, what is local, and neither read nor handed to the kernel.", func(w *control.WorkingSet) int64 { return w.Unused }),
+	flag("working_set_ready", "Whether a start of the VM need not wait for the network.",
+		func(m *control.Mount) bool { return m.WorkingSet != nil && m.WorkingSet.Ready }),
+
 	counter("cache_copied_bytes_total", "Bytes of packed artifacts that were taken from other cached files and not fetched.",
 		func(m *control.Mount) int64 { return m.Cache.Copied }),
 	gauge("cache_used_bytes", "What the cache takes on disk, with what other mounts have in it.",
@@ -62,6 +72,16 @@ var all = []metric{
 		func(m *control.Mount) int64 { return m.Cache.Limit }),
 	flag("cache_full", "Whether what is fetched cannot be kept, because all that is there is in use.",
 		func(m *control.Mount) bool { return m.Cache.Full }),
+}
+
+// setBytes returns a gauge of the working set, 0 without one.
+func setBytes(name, help string, value func(*control.WorkingSet) int64) metric {
+	return gauge(name, help, func(m *control.Mount) int64 {
+		if m.WorkingSet == nil {
+			return 0
+		}
+		return value(m.WorkingSet)
+	})
 }
 
 var openFiles = metric{

@@ -32,6 +32,8 @@ const (
 	ByContent  = "content"  // it was made for an artifact with the same memory
 	ByBase     = "base"     // it refers to the artifact's base
 	ByName     = "name"     // the user has named it
+
+	ByRecording = "recording" // it was recorded on this machine
 )
 
 // setLookup bounds how long a registry is asked for a working set.
@@ -217,8 +219,9 @@ func (o *Opened) WorkingSet(ctx context.Context) (*FoundSet, error) {
 	return found, err
 }
 
-// setKey names the answer about an artifact in the cache.
-func setKey(ref registry.Reference) string { return "working set of " + ref.String() }
+// setKey names the answer about an artifact in the cache, which keeps it as
+// long as the artifact: that is what the name begins with.
+func setKey(ref registry.Reference) string { return ref.String() + " working-set" }
 
 // keptSet returns the answer in the cache, and whether there is one.
 func (o *Opened) keptSet(key string) (found *FoundSet, answered bool) {

@@ -17,13 +17,16 @@ import (
 
 // MountOptions configure a mount.
 type MountOptions struct {
-	AllowOther bool      // accessible to other users
-	NoExec     bool      // no program is run from it
-	Contexts   []string  // see fs.Options
-	UID, GID   uint32    // owner of everything
-	Crash      bool      // a panic ends the process: another takes over
-	Since      time.Time // when the mount began; only for Mount
-	Log        *slog.Logger
+	AllowOther bool     // accessible to other users
+	NoExec     bool     // no program is run from it
+	Contexts   []string // see fs.Options
+	UID, GID   uint32   // owner of everything
+	Crash      bool     // a panic ends the process: another takes over
+	// Record is told which bytes of which of the artifact's files are read,
+	// and how long after the mount was ready; nil records nothing.
+	Record func(file int, off, n int64, after time.Duration)
+	Since  time.Time // when the mount began; only for Mount
+	Log    *slog.Logger
 }
 
 // Mount shows the artifact's files in a directory, the envelope first. It
@@ -139,10 +142,24 @@ func (o *Opened) options(opts MountOptions) fs.Options {
 		Time:       o.Artifact.Created,
 		FSName:     o.Reference.String(),
 		Crash:      opts.Crash,
+		Record:     o.recording(opts.Record),
 		Log:        opts.Log,
 		Decline:    o.decline,
 		Asked:      o.asked,
 	}
+}
+
+// recording returns what makes a mount record, or nil. A mount shows the
+// envelope before the artifact's files.
+func (o *Opened) recording(touch func(file int, off, n int64, after time.Duration)) *fs.Recording {
+	if touch == nil {
+		return nil
+	}
+	first := 0
+	if o.Artifact.Envelope != nil {
+		first = 1
+	}
+	return &fs.Recording{Touch: func(i int, off, n int64, after time.Duration) { touch(i-first, off, n, after) }}
 }
 
 // mountFiles opens the files of a mount.

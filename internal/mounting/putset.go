@@ -114,3 +114,9 @@ func (o *Opened) PushWorkingSet(ctx context.Context, set *workingset.Set) (strin
 	}
 	return digest, err
 }
+
+// KeepWorkingSet makes a set that was recorded here the cache's answer about
+// the artifact.
+func (o *Opened) KeepWorkingSet(set *workingset.Set) {
+	o.keepSet(setKey(o.Reference), &FoundSet{Set: set, By: ByRecording})
+}

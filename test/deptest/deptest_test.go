@@ -95,7 +95,7 @@ var allowed = map[string][]string{
 
 	// Where everything is joined.
 	"internal/mounting": {"cache", "fs", "internal/control", "internal/digests", "internal/direct", "internal/whole", "internal/workingset", "registry", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest", "snapshot/sparse"},
-	"internal/doctor":   {"cocoon", "fs", "internal/keeper", "internal/mounting", "internal/sandbox", "registry", "registry/credentials", "registry/hosts", "snapshot", "snapshot/layout"},
+	"internal/doctor":   {"cocoon", "fs", "internal/keeper", "internal/mounting", "internal/sandbox", "registry", "registry/credentials", "registry/hosts", "snapshot", "snapshot/layout", "snapshot/manifest"},
 	"internal/demo":     nil, // shows the program from outside
 	"cmd/epochfs": {
 		"cache", "cocoon", "fs", "internal/control", "internal/demo", "internal/digests", "internal/doctor", "internal/keeper", "internal/logging", "internal/metrics", "internal/mounting", "internal/mounts", "registry",
