@@ -28,7 +28,7 @@ SITE_NEEDS  = fusermount3:fuse3 docker-registry:docker-registry nginx:nginx traf
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
-.PHONY: all build demo check test race test-deb bench bench-push bench-takeover bench-inside bench-packed bench-vm lint fuzz soak site generate install dist clean demo-needs test-needs site-needs bench-needs
+.PHONY: all build demo check test race test-deb bench bench-push bench-takeover bench-inside bench-packed bench-fleet bench-vm lint fuzz soak site generate install dist clean demo-needs test-needs site-needs bench-needs
 
 all: build
 
@@ -80,6 +80,11 @@ bench-takeover: bench-needs build
 bench-inside: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows inside,inside-diff,inside-local $(BENCHFLAGS)
+
+# Many mounts and VMs on one node, under 4 minutes.
+bench-fleet: bench-needs build
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
+	bin/bench -rows fleet-memory,fleet-many,fleet-start,fleet-shared $(BENCHFLAGS)
 
 # The packed format, under 6 minutes; the row granules compares sizes of granules.
 bench-packed: bench-needs build

@@ -40,6 +40,8 @@ func calledAs(args []string) func(ctx context.Context) error {
 		return func(context.Context) error { return touchPages(args[2], args[1] == "true") }
 	case len(args) == 5 && args[0] == resuming:
 		return func(ctx context.Context) error { return resumeGuest(ctx, args[1], args[2], args[3], args[4]) }
+	case len(args) == 2 && args[0] == holding:
+		return func(context.Context) error { return holdMapping(args[1]) }
 	case len(args) == 3 && args[0] == loopingBack:
 		return func(context.Context) error { return serveLoopback(args[1], args[2]) }
 	case len(args) == 3 && args[0] == streaming:
