@@ -119,7 +119,7 @@ func (u *upstream) nginx(t testing.TB, more ...string) string {
 	dir, port := t.TempDir(), freePort(t)
 	cert, key := u.ca.Issue(t)
 	write(t, filepath.Join(dir, "epochfs.conf"), changed(t, "nginx.conf", append(more,
-		"/var/cache/nginx/epochfs", filepath.Join(dir, "cache"),
+		"/var/cache/nginx-epochfs", filepath.Join(dir, "cache"),
 		"server registry.example:443", "server "+u.front.Host,
 		"proxy_ssl_name                registry.example", "proxy_ssl_name localhost",
 		"Host         registry.example", "Host "+u.front.Host, "Host registry.example", "Host "+u.front.Host,

@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"github.com/cocoonstack/epochfs/test/tier"
@@ -97,9 +96,8 @@ func TestSite(t *testing.T) {
 	m, page, pages := start(t, 0, sitePages)
 	u := newUpstream(t, m)
 	unique := page * int64(len(pages))
-	var text strings.Builder
-	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "cache\tmounts\tsent MB\tper unique byte\tbeside the cache MB\tp50 ms\tp99 ms\twrong\t\n")
+	fmt.Printf("%d pages of %d bytes, the registry %s away\n", len(pages), page, roundTrip)
+	fmt.Printf("%-16s %6s %9s %15s %12s %8s %8s %6s\n", "cache", "mounts", "sent, MB", "per unique byte", "beside, MB", "p50, ms", "p99, ms", "wrong")
 	for _, cache := range []struct {
 		name  string
 		lazy  bool
@@ -116,7 +114,7 @@ func TestSite(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, %d", cache.name, nodes), func(t *testing.T) {
 				got := u.starts(t, cache.start(t), nodes, page, pages)
 				ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-				fmt.Fprintf(w, "%s\t%d\t%.1f\t%.2f\t%.1f\t%.2f\t%.1f\t%d\t\n", cache.name, nodes, float64(got.sent)/1e6, float64(got.sent)/float64(unique),
+				fmt.Printf("%-16s %6d %9.1f %15.2f %12.1f %8.2f %8.1f %6d\n", cache.name, nodes, float64(got.sent)/1e6, float64(got.sent)/float64(unique),
 					float64(got.direct)/1e6, ms(got.p50), ms(got.p99), got.wrong)
 				if nodes == 1 {
 					one = got
@@ -130,6 +128,4 @@ func TestSite(t *testing.T) {
 			})
 		}
 	}
-	w.Flush()
-	fmt.Printf("%d pages of %d bytes, the registry %s away\n%s", len(pages), page, roundTrip, text.String())
 }
