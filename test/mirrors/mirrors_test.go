@@ -27,8 +27,8 @@ func TestNginx(t *testing.T) {
 	t.Parallel()
 	m, page, pages := start(t, 64<<20, 100)
 	u := newUpstream(t, m)
-	one := u.starts(t, u.nginx(t), 1, page, pages)
-	few := u.starts(t, u.nginx(t), 4, page, pages)
+	one := u.starts(t, way{mirror: u.nginx(t)}, 1, page, pages)
+	few := u.starts(t, way{mirror: u.nginx(t)}, 4, page, pages)
 	lazily(t, u, one, few, 2) // on a machine that has much to do, one or the other waits too long for the cache
 }
 
@@ -41,8 +41,8 @@ func TestNginxFollows(t *testing.T) {
 	u := newUpstream(t, m)
 	u.moves()
 	cache := u.nginx(t)
-	few := u.starts(t, cache, 4, page, pages)
-	again := u.starts(t, cache, 4, page, pages)
+	few := u.starts(t, way{mirror: cache}, 4, page, pages)
+	again := u.starts(t, way{mirror: cache}, 4, page, pages)
 	lazily(t, u, few, again, 0.5)
 	u.askWithCredentials(t, cache)
 	if u.leaked.Load() {
@@ -64,7 +64,7 @@ func TestDoctor(t *testing.T) {
 		{u.pullThrough(t), "fetches whole blobs", 1 << 40},
 	} {
 		u.sent()
-		out, err := u.newNode(t, c.cache).run("doctor", u.front.Host+"/"+repo)
+		out, err := u.newNode(t, way{mirror: c.cache}).run("doctor", u.front.Host+"/"+repo)
 		if n := u.sent(); err != nil || n > c.most || strings.Count(out, c.cache+" ") != 1 || !strings.Contains(out, c.said) {
 			t.Errorf("%s is to be one that is %q; %d bytes were sent: %v\n%s", c.cache, c.said, n, err, out)
 		}
@@ -100,26 +100,28 @@ func TestSite(t *testing.T) {
 	fmt.Printf("%-16s %6s %9s %15s %12s %8s %8s %6s\n", "cache", "mounts", "sent, MB", "per unique byte", "beside, MB", "p50, ms", "p99, ms", "wrong")
 	for _, cache := range []struct {
 		name  string
-		lazy  bool
+		alone bool // the nodes do not go past it
 		start func(testing.TB) string
 	}{
 		{"none", false, func(testing.TB) string { return "" }},
-		{"nginx, 256 KiB", true, func(t testing.TB) string { return u.nginx(t) }},
+		{"nginx", true, func(t testing.TB) string { return u.nginx(t) }},
 		{"nginx, 1 MiB", true, func(t testing.TB) string { return u.nginx(t, "slice 256k", "slice 1m") }},
+		{"nginx, mirror", false, func(t testing.TB) string { return u.nginx(t) }},
 		{"Traffic Server", true, u.trafficServer},
+		{"TS, mirror", false, u.trafficServer},
 		{"docker-registry", false, u.pullThrough},
 	} {
 		var one site
 		for _, nodes := range []int{1, 8, 32} {
 			t.Run(fmt.Sprintf("%s, %d", cache.name, nodes), func(t *testing.T) {
-				got := u.starts(t, cache.start(t), nodes, page, pages)
+				got := u.starts(t, way{cache.start(t), cache.alone}, nodes, page, pages)
 				ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 				fmt.Printf("%-16s %6d %9.1f %15.2f %12.1f %8.2f %8.1f %6d\n", cache.name, nodes, float64(got.sent)/1e6, float64(got.sent)/float64(unique),
 					float64(got.direct)/1e6, ms(got.p50), ms(got.p99), got.wrong)
 				if nodes == 1 {
 					one = got
 				}
-				if cache.lazy {
+				if cache.alone {
 					lazily(t, u, one, got, most)
 				}
 				if got.wrong > 0 {

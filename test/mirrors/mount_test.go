@@ -28,8 +28,14 @@ type node struct {
 	env []string
 }
 
-// newNode makes one; mirror is a URL, "" for none.
-func (u *upstream) newNode(t testing.TB, mirror string) *node {
+// way is how a node gets to the registry.
+type way struct {
+	mirror string // URL of a cache, "" for none
+	alone  bool   // the cache stands for the registry: the node does not go past it
+}
+
+// newNode makes one.
+func (u *upstream) newNode(t testing.TB, w way) *node {
 	n := &node{t: t, dir: t.TempDir(), ref: u.front.Host + "/" + repo}
 	hosts := filepath.Join(n.dir, "hosts", "_default")
 	for _, d := range []string{hosts, filepath.Join(n.dir, "mnt")} {
@@ -37,9 +43,13 @@ func (u *upstream) newNode(t testing.TB, mirror string) *node {
 			t.Fatal(err)
 		}
 	}
-	text := fmt.Sprintf("server = %q\nca = %q\n", u.front.URL, u.ca.File)
-	if mirror != "" {
-		text += fmt.Sprintf("[host.%q]\ncapabilities = [\"pull\"]\nca = %q\n", mirror, u.ca.File)
+	server := u.front.URL
+	if w.alone {
+		server = w.mirror
+	}
+	text := fmt.Sprintf("server = %q\nca = %q\n", server, u.ca.File)
+	if w.mirror != "" && !w.alone {
+		text += fmt.Sprintf("[host.%q]\ncapabilities = [\"pull\"]\nca = %q\n", w.mirror, u.ca.File)
 	}
 	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -174,12 +184,12 @@ type site struct {
 	wrong    int
 }
 
-// starts has that many nodes start the snapshot by way of a mirror.
-func (u *upstream) starts(t testing.TB, mirror string, nodes int, page int64, pages []int64) site {
+// starts has that many nodes start the snapshot at once.
+func (u *upstream) starts(t testing.TB, w way, nodes int, page int64, pages []int64) site {
 	t.Helper()
 	all := make([]*node, nodes)
 	for i := range all {
-		all[i] = u.newNode(t, mirror)
+		all[i] = u.newNode(t, w)
 	}
 	u.sent()
 	var mu sync.Mutex
@@ -194,7 +204,7 @@ func (u *upstream) starts(t testing.TB, mirror string, nodes int, page int64, pa
 			if err == nil {
 				x, err = n.touch(u, page, pages)
 			}
-			if err == nil {
+			if err == nil && !w.alone {
 				direct, err = n.fromRegistry()
 			}
 			mu.Lock()
