@@ -25,10 +25,10 @@ const most = 1.25
 func TestNginx(t *testing.T) {
 	tier.Long(t, "runs nginx")
 	t.Parallel()
-	m, page, pages := start(t, 64<<20, 100)
+	m, page, pages := start(t, 32<<20, 60)
 	u := newUpstream(t, m)
 	one := u.starts(t, way{mirror: u.nginx(t)}, 1, page, pages)
-	few := u.starts(t, way{mirror: u.nginx(t)}, 4, page, pages)
+	few := u.starts(t, way{u.nginx(t), true}, 4, page, pages)
 	lazily(t, u, one, few, 2) // on a machine that has much to do, one or the other waits too long for the cache
 }
 
@@ -37,12 +37,12 @@ func TestNginx(t *testing.T) {
 func TestNginxFollows(t *testing.T) {
 	tier.Long(t, "runs nginx")
 	t.Parallel()
-	m, page, pages := start(t, 64<<20, 100)
+	m, page, pages := start(t, 32<<20, 60)
 	u := newUpstream(t, m)
 	u.moves()
 	cache := u.nginx(t)
-	few := u.starts(t, way{mirror: cache}, 4, page, pages)
-	again := u.starts(t, way{mirror: cache}, 4, page, pages)
+	few := u.starts(t, way{mirror: cache}, 2, page, pages)
+	again := u.starts(t, way{mirror: cache}, 2, page, pages)
 	lazily(t, u, few, again, 0.5)
 	u.askWithCredentials(t, cache)
 	if u.leaked.Load() {
