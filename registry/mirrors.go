@@ -154,8 +154,10 @@ func ask[T any](ctx context.Context, m *Mirrors, w want, try func(*upstream) (T,
 }
 
 // tooLong is how long a mirror may hold a request that is then given up,
-// without being blamed.
-const tooLong = 500 * time.Millisecond
+// without being blamed for it. A cache that has others wait while it fetches a
+// slice, and look again every half a second, is no worse than one that fetches
+// it for each.
+const tooLong = 2 * time.Second
 
 // GetManifest is Registry.GetManifest. It resolves a tag only with upstreams
 // that prove their identity: by verified TLS, or on this machine.

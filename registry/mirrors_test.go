@@ -119,6 +119,26 @@ func TestMirrorBreaksOff(t *testing.T) {
 	}
 }
 
+// A cache that has a reader wait for half a second, as nginx does while it
+// fetches a slice for another, is asked again.
+func TestMirrorThatLetsWait(t *testing.T) {
+	own, mirror := stock(t, registrytest.InMemory(t)), stock(t, registrytest.InMemory(t))
+	m := mirrored(t, own.URL, nil, Options{}, at(mirror.Front))
+	mirror.Inject(&registrytest.Fault{Delay: time.Minute, Times: 1})
+	ctx, cancel := context.WithTimeout(t.Context(), 600*time.Millisecond)
+	defer cancel()
+	if _, _, err := m.Source("vm").OpenBlob(ctx, own.digest, int64(len(own.blob)), 0, 10); err == nil {
+		t.Fatal("a mirror that hangs has answered")
+	}
+	own.read(t, m, 0, 10)
+	if got := mirror.counts(); got != [2]int{0, 2} {
+		t.Errorf("the mirror was asked for %v", got)
+	}
+	if got := own.counts(); got != [2]int{} {
+		t.Errorf("the registry was asked for %v", got)
+	}
+}
+
 // A request that was given up because the mirror does not answer counts
 // against it.
 func TestMirrorThatHangs(t *testing.T) {
