@@ -376,6 +376,7 @@ func (p *trip) check(tag string, files []artifacttest.File) {
 	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
 		return
 	}
+	p.run("doctor", p.ref(tag))
 	dir := p.t.TempDir()
 	p.run("mount", p.ref(tag), dir)
 	defer p.run("umount", dir)

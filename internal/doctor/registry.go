@@ -191,11 +191,20 @@ func load(ctx context.Context, cfg *mounting.Config, ref registry.Reference, h *
 	return a, used, err
 }
 
-// largest returns the part with the most stored bytes, or nil.
+// largest returns the part with the most stored bytes, or nil. Each pack of a
+// packed file counts as one.
 func largest(a *snapshot.Artifact) (most *layout.Part) {
 	for _, f := range a.Files {
-		for i := range f.Parts {
-			if p := &f.Parts[i]; most == nil || p.StoredSize > most.StoredSize {
+		parts := f.Parts
+		if x := f.Index; x != nil {
+			parts = nil
+			for i := range x.Head.Packs {
+				digest, size := x.Pack(i)
+				parts = append(parts, layout.Part{Digest: digest, StoredSize: size})
+			}
+		}
+		for i := range parts {
+			if p := &parts[i]; most == nil || p.StoredSize > most.StoredSize {
 				most = p
 			}
 		}

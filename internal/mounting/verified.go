@@ -19,6 +19,7 @@ type stretch struct {
 }
 
 // verified returns the bytes of a stretch. They are kept under its digest.
+// Bytes that are wrong are requested once more.
 func (d *downloader) verified(ctx context.Context, s stretch) ([]byte, error) {
 	d.read(s.own)
 	if data, err := d.cache.Blob(s.own); err == nil {
@@ -38,7 +39,7 @@ func (d *downloader) verified(ctx context.Context, s stretch) ([]byte, error) {
 		d.keep(s.own, data)
 		return data, nil
 	}
-	for {
+	for bad := 0; ; {
 		got, err := tries(ctx, d.lateness(), func(ctx context.Context) (brought, error) { return d.readStretch(ctx, s) })
 		switch {
 		case err != nil:
@@ -46,7 +47,11 @@ func (d *downloader) verified(ctx context.Context, s stretch) ([]byte, error) {
 		case digests.Of(got.data) == s.own:
 			d.keep(s.own, got.data)
 			return got.data, nil
-		case !d.reg.Blame(s.digest, got.body):
+		case d.reg.Blame(s.digest, got.body):
+			continue
+		}
+		d.indexes.forget(s.digest)
+		if bad++; bad > 1 {
 			return nil, fmt.Errorf("bytes %d to %d of blob %s have another digest: %w", s.off, s.off+s.n, s.digest, layout.ErrContent)
 		}
 	}
@@ -149,9 +154,20 @@ func (x *indexes) cut(s stretch) []byte {
 	}
 	data = data[s.off:][:s.n:s.n]
 	if digests.Of(data) != s.own {
-		x.size -= s.size
-		delete(x.held, s.digest)
+		x.forgetLocked(s.digest)
 		return nil
 	}
 	return data
+}
+
+// forget lets go of an index that is wrong.
+func (x *indexes) forget(digest string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.forgetLocked(digest)
+}
+
+func (x *indexes) forgetLocked(digest string) {
+	x.size -= int64(len(x.held[digest]))
+	delete(x.held, digest)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/cocoonstack/epochfs/registry"
+	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
@@ -35,6 +37,7 @@ type sick struct {
 	wholes  atomic.Bool  // ranges are ignored
 	present sync.RWMutex // held by what cannot do without it; exclusive while it is away
 	configs []string     // blobs that come as they should: a mount may not begin without them
+	atOnce  []string     // blobs in which one byte is wrong, once: their granules lie across pieces
 
 	mu     sync.Mutex
 	rng    *rand.Rand
@@ -175,12 +178,17 @@ func (s *sick) spoil(r *http.Request, at int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := fmt.Sprint(r.URL.Path, " ", (start(r)+at-1)/piece)
-	if r.Header.Get("Range") == "" {
+	if r.Header.Get("Range") == "" || s.among(s.atOnce, r) {
 		key = r.URL.Path // hashed as a whole
 	}
 	ok := !s.spoilt[key]
 	s.spoilt[key] = true
 	return ok
+}
+
+// among reports whether a request is for one of some blobs.
+func (s *sick) among(blobs []string, r *http.Request) bool {
+	return slices.ContainsFunc(blobs, func(d string) bool { return strings.HasSuffix(r.URL.Path, d) })
 }
 
 func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -192,7 +200,7 @@ func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.blobs++
 	s.mu.Unlock()
 	out := &sickWriter{ResponseWriter: w}
-	config := slices.ContainsFunc(s.configs, func(d string) bool { return strings.HasSuffix(r.URL.Path, d) })
+	config := s.among(s.configs, r)
 	if !config && s.upTo(1000) < s.chance.Load() {
 		f := faults[s.upTo(int64(len(faults)))]
 		if f.name == "bit flipped" && !s.flips {
@@ -260,25 +268,32 @@ type sample struct {
 
 const fileName = "memory-ranges"
 
+// form is what an artifact is stored as.
+type form struct {
+	artifacttest.Options
+	packed bool
+}
+
 // unchecked is the form without a digest of anything smaller than the whole.
-var unchecked = artifacttest.Options{}
+var unchecked = form{}
 
 // push makes artifacts in all forms and stores them.
 func (s *sick) push(ctx context.Context, rng *rand.Rand, size int64, n int) ([]sample, error) {
-	forms := []artifacttest.Options{
-		{Piece: 256 << 10},
-		{Chunk: 1 << 20, Zstd: true},
-		{Chunk: 1 << 20},
+	forms := []form{
+		{Options: artifacttest.Options{Piece: 256 << 10}},
+		{packed: true},
+		{Options: artifacttest.Options{Chunk: 1 << 20, Zstd: true}},
 		unchecked,
+		{Options: artifacttest.Options{Chunk: 1 << 20}},
 	}
 	if s.flips {
-		forms = forms[:3]
+		forms = slices.Delete(forms, 3, 4)
 	}
 	return s.pushAs(ctx, rng, size, n, forms...)
 }
 
 // pushAs makes artifacts in those forms and stores them.
-func (s *sick) pushAs(ctx context.Context, rng *rand.Rand, size int64, n int, forms ...artifacttest.Options) ([]sample, error) {
+func (s *sick) pushAs(ctx context.Context, rng *rand.Rand, size int64, n int, forms ...form) ([]sample, error) {
 	ref, err := registry.ParseReference(s.host+"/soak/vm", registry.ReferenceOptions{})
 	if err != nil {
 		return nil, err
@@ -294,17 +309,41 @@ func (s *sick) pushAs(ctx context.Context, rng *rand.Rand, size int64, n int, fo
 		for f.Map.DataSize() < size/4 {
 			f = artifacttest.RandomFile(rng, fileName, size)
 		}
-		a := artifacttest.Snapshot([]artifacttest.File{f}, forms[i%len(forms)])
-		m, err := manifest.Parse(a.Manifest)
-		if err != nil {
-			return nil, err
-		}
-		s.configs = append(s.configs, m.Config.Digest)
 		tag := fmt.Sprint(i)
-		if err := a.Push(ctx, r, "soak/vm", tag); err != nil {
+		if err := s.put(ctx, r, tag, f, forms[i%len(forms)]); err != nil {
 			return nil, err
 		}
 		out = append(out, sample{tag, f.Data})
 	}
 	return out, nil
+}
+
+// put stores the artifact of a file.
+func (s *sick) put(ctx context.Context, r *registry.Registry, tag string, f artifacttest.File, as form) error {
+	files := []artifacttest.File{f}
+	if as.packed {
+		_, err := (&snapshot.Pusher{Uploader: r}).Push(ctx, snapshot.PushOptions{
+			Name: "soak/vm", Tag: tag, Packed: true, Input: bytes.NewReader(artifacttest.Tar(artifacttest.Envelope, files)),
+		})
+		if err != nil {
+			return err
+		}
+	} else if err := artifacttest.Snapshot(files, as.Options).Push(ctx, r, "soak/vm", tag); err != nil {
+		return err
+	}
+	raw, _, err := r.GetManifest(ctx, "soak/vm", tag)
+	if err != nil {
+		return err
+	}
+	m, err := manifest.Parse(raw)
+	if err != nil {
+		return err
+	}
+	s.configs = append(s.configs, m.Config.Digest)
+	for _, d := range m.Layers {
+		if as.packed {
+			s.atOnce = append(s.atOnce, d.Digest)
+		}
+	}
+	return nil
 }
