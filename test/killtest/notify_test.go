@@ -41,7 +41,7 @@ type lockedPage struct {
 // lockPage makes such a mount. The registry ignores Range. The disk has two
 // parts that share a page. The first is dropped, since its stream brings a
 // wrong bit; the second is held back, and with it the READ of the page.
-func lockPage(t *testing.T) *lockedPage {
+func lockPage(t *testing.T, flags ...string) *lockedPage {
 	t.Helper()
 	data := make([]byte, 33<<20+512+4096)
 	rand.NewChaCha8([32]byte{9}).Read(data)
@@ -60,6 +60,9 @@ func lockPage(t *testing.T) *lockedPage {
 	}))
 	w := newWorld(t, front.Host, artifacttest.Options{})
 	l.world, l.front = w, front
+	if len(flags) > 0 {
+		w.flags = flags
+	}
 	pushAs(t, front.Host, "vm", disk)
 	w.mount()
 	l.abortAtEnd()
