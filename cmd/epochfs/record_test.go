@@ -173,9 +173,28 @@ func TestRecordAndReplay(t *testing.T) {
 			if w := after.WorkingSet; w.Late != 0 || w.Used+w.Stored < w.Recorded {
 				t.Errorf("after the start: %+v", w)
 			}
+			s.takenOver()
 			s.run("epochfs", "umount", s.mnt)
 			s.secondStart(touches)
 		})
+	}
+}
+
+// takenOver kills the process of the mount: the next one replays the set, from
+// the cache.
+func (s *site) takenOver() {
+	s.t.Helper()
+	worker := s.status().PID
+	must(s.t, unix.Kill(worker, unix.SIGKILL))
+	s.front.Reset()
+	eventually(s.t, "another process has replayed the set", func() bool {
+		m := s.status()
+		return m.PID != 0 && m.PID != worker && m.WorkingSet != nil && m.WorkingSet.Ready && m.WorkingSet.Local == m.WorkingSet.Recorded
+	})
+	for _, r := range s.front.Requests() {
+		if strings.Contains(r.Path, "/referrers/") || r.IsBlob() {
+			s.t.Errorf("the process that took over asked for %s", r.Path)
+		}
 	}
 }
 
