@@ -2,8 +2,8 @@ package registry
 
 import "io"
 
-// piece is a part of a body that was read into a chunk buffer.
-type piece struct {
+// readChunk is a part of a body that was read into a chunk buffer.
+type readChunk struct {
 	buf *[]byte
 	n   int
 	err error // ended the body; as from io.ReadFull
@@ -11,15 +11,15 @@ type piece struct {
 
 // ahead reads a body in chunks, one chunk ahead of its consumer.
 type ahead struct {
-	full chan piece   // the next chunk, or the error that ended the body
-	free chan *[]byte // buffers whose bytes are no longer needed
+	full chan readChunk // the next chunk, or the error that ended the body
+	free chan *[]byte   // buffers whose bytes are no longer needed
 	stop chan struct{}
 }
 
 // readAhead starts reading body. The caller returns buffers to free, and
 // calls close before anything else reads or seeks body.
 func readAhead(body io.Reader) *ahead {
-	a := &ahead{full: make(chan piece), free: make(chan *[]byte, 2), stop: make(chan struct{})}
+	a := &ahead{full: make(chan readChunk), free: make(chan *[]byte, 2), stop: make(chan struct{})}
 	a.free <- chunks.Get().(*[]byte)
 	a.free <- chunks.Get().(*[]byte)
 	go a.run(body)
@@ -29,7 +29,7 @@ func readAhead(body io.Reader) *ahead {
 func (a *ahead) run(body io.Reader) {
 	defer close(a.full)
 	for {
-		p := piece{}
+		p := readChunk{}
 		select {
 		case p.buf = <-a.free:
 		case <-a.stop:

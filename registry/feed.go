@@ -7,20 +7,20 @@ import (
 	"io"
 )
 
-// feed provides the bytes of one blob to an upload, in pieces of up to
-// uploadChunk bytes. It keeps the first piece in memory. So as long as only
-// that piece was used, the upload can start over even if the source can be
+// feed provides the bytes of one blob to an upload, in chunks of up to
+// uploadChunk bytes. It keeps the first chunk in memory. So as long as only
+// that chunk was used, the upload can start over even if the source can be
 // read only once.
 type feed struct {
-	body  io.Reader                 // the bytes after the first piece
+	body  io.Reader                 // the bytes after the first chunk
 	again func() (io.Reader, error) // sets body to the blob's start; nil if that is impossible
-	buf   []byte                    // holds the first piece; nil if the whole blob is in memory
+	buf   []byte                    // holds the first chunk; nil if the whole blob is in memory
 	first []byte
 	ended bool // nothing follows first
 
-	ahead *ahead // reads body; nil until the first piece is used
+	ahead *ahead // reads body; nil until the first chunk is used
 	cur   *[]byte
-	used  int // pieces returned by next since start
+	used  int // chunks returned by next since start
 	dirty bool
 }
 
@@ -29,7 +29,7 @@ var (
 	errStopped = errors.New("the rest is not needed")
 )
 
-// newFeed reads the first piece of body into buf.
+// newFeed reads the first chunk of body into buf.
 func newFeed(body io.Reader, again func() (io.Reader, error), buf []byte) (*feed, error) {
 	f := &feed{body: body, again: again, buf: buf}
 	return f, f.readFirst()
@@ -68,7 +68,7 @@ func (f *feed) start() error {
 	return f.readFirst()
 }
 
-// next returns the next piece, valid until the next call of next or start,
+// next returns the next chunk, valid until the next call of next or start,
 // or io.EOF. It fails when stop is closed.
 func (f *feed) next(stop <-chan struct{}) ([]byte, error) {
 	f.used++
@@ -94,8 +94,8 @@ func (f *feed) next(stop <-chan struct{}) ([]byte, error) {
 	}
 }
 
-// took makes a chunk that was read ahead the current piece.
-func (f *feed) took(p piece, ok bool) ([]byte, error) {
+// took makes a chunk that was read ahead the current chunk.
+func (f *feed) took(p readChunk, ok bool) ([]byte, error) {
 	if !ok {
 		return nil, io.EOF
 	}

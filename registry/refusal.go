@@ -31,7 +31,7 @@ func (u *uploader) judge(err error, n int64) error {
 
 // unsure reports whether a refusal of n bytes may concern the way, or the
 // number of bytes. Some registries take small blobs in a way in which they
-// refuse large ones, and accept pieces that they cannot join into a blob.
+// refuse large ones, and accept chunks that they cannot join into a blob.
 func (u *uploader) unsure(e *Error, n int64) bool {
 	switch state := u.r.ways.state(u.way); {
 	case state == wayUnknown:

@@ -16,7 +16,7 @@ import (
 
 // Ways in the order in which they are tried.
 var (
-	waysOfLarge  = []way{byPieces, byStream, byWhole, bySmall}
+	waysOfLarge  = []way{byChunks, byStream, byWhole, bySmall}
 	waysOfMemory = []way{byWhole, byStream, bySmall} // fewest requests first
 )
 
@@ -139,7 +139,7 @@ func (u *uploader) learned(err error, breaks *int) {
 func (u *uploader) refuse(e *Error) {
 	e.again = false
 	u.r.ways.refused(e)
-	if u.way == byPieces || u.way == bySmall || e.Status != http.StatusRequestEntityTooLarge && u.r.ways.state(u.way) != wayDone {
+	if u.way == byChunks || u.way == bySmall || e.Status != http.StatusRequestEntityTooLarge && u.r.ways.state(u.way) != wayDone {
 		u.r.ways.set(u.way, wayRefused)
 	}
 }
@@ -157,7 +157,7 @@ func (u *uploader) session(ctx context.Context, f *feed) error {
 	if u.way == byStream {
 		err = u.stream(ctx, f)
 	} else {
-		err = u.pieces(ctx, f)
+		err = u.chunks(ctx, f)
 	}
 	digest := u.known
 	if err == nil {
@@ -207,8 +207,8 @@ func (u *uploader) end(ctx context.Context, digest string) error {
 	})
 }
 
-// pieces sends all bytes in PATCHes with a Content-Range.
-func (u *uploader) pieces(ctx context.Context, f *feed) error {
+// chunks sends all bytes in PATCHes with a Content-Range.
+func (u *uploader) chunks(ctx context.Context, f *feed) error {
 	for good := 0; ; {
 		p, err := f.next(ctx.Done())
 		switch err {
@@ -221,7 +221,7 @@ func (u *uploader) pieces(ctx context.Context, f *feed) error {
 			return err
 		}
 		for len(p) > 0 {
-			n, err := u.piece(len(p))
+			n, err := u.chunk(len(p))
 			if err == nil {
 				err = u.patch(ctx, p[:n])
 			}
@@ -242,28 +242,28 @@ func (u *uploader) pieces(ctx context.Context, f *feed) error {
 	}
 }
 
-// piece returns how many of the n available bytes go into the next PATCH.
-func (u *uploader) piece(n int) (int, error) {
-	most := u.r.ways.piece(u.way, u.least)
+// chunk returns how many of the n available bytes go into the next PATCH.
+func (u *uploader) chunk(n int) (int, error) {
+	most := u.r.ways.chunk(u.way, u.least)
 	switch {
 	case most == 0:
-		err := u.t.fail(ErrUnreachable, fmt.Errorf("the registry wants pieces of at least %d bytes, which is too large", u.least))
+		err := u.t.fail(ErrUnreachable, fmt.Errorf("the registry wants chunks of at least %d bytes, which is too large", u.least))
 		err.odd = true
 		return 0, err
 	case n <= most:
 		return n, nil
-	case u.least > 0: // no piece except the last may be smaller
+	case u.least > 0: // no chunk except the last may be smaller
 		k := n / most
 		return (n + k - 1) / k, nil
 	}
 	return most, nil
 }
 
-// smaller reports whether a piece of n bytes that was refused for its size
+// smaller reports whether a chunk of n bytes that was refused for its size
 // is to be sent again as two, to the same session.
 func (u *uploader) smaller(ctx context.Context, err error, n int) bool {
 	var e *Error
-	if !errors.As(err, &e) || u.way != byPieces || u.unknown() {
+	if !errors.As(err, &e) || u.way != byChunks || u.unknown() {
 		return false
 	}
 	tooLarge := e.Status == http.StatusRequestEntityTooLarge

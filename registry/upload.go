@@ -162,7 +162,7 @@ func (u *uploader) moved(resp *http.Response) error {
 	return u.t.wrong("the registry redirects the upload to another host")
 }
 
-// patch appends a piece. It does not repeat a failed PATCH blindly: some
+// patch appends a chunk. It does not repeat a failed PATCH blindly: some
 // registries would append it twice, some end the session. It repeats it only
 // if the registry says that it has nothing of it.
 func (u *uploader) patch(ctx context.Context, p []byte) error {
@@ -217,7 +217,7 @@ func (u *uploader) patched(resp *http.Response, n int64, ranged bool) error {
 	u.r.ways.patched.Store(true)
 	u.r.ways.taken(u.way, n)
 	last, ok := lastByte(resp.Header.Get("Range"))
-	sure := ok || u.way != byPieces || !u.unknown()
+	sure := ok || u.way != byChunks || !u.unknown()
 	if sent := u.sent + n; ranged && (!sure || ok && last != sent-1) {
 		err := u.t.wrong("the registry has %d bytes, but %d were sent", last+1, sent)
 		if !ok {

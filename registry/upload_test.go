@@ -55,7 +55,7 @@ func TestUploadRequests(t *testing.T) {
 	if _, _, err := r.UploadBlob(ctx, "vm", io.MultiReader(bytes.NewReader(large))); err != nil {
 		t.Fatal(err)
 	}
-	if post, patch, put := count(f, "POST", ""), count(f, "PATCH", ""), count(f, "PUT", ""); post != 1 || patch != 4 || put != 1 { // the first piece in halves
+	if post, patch, put := count(f, "POST", ""), count(f, "PATCH", ""), count(f, "PUT", ""); post != 1 || patch != 4 || put != 1 { // the first chunk in halves
 		t.Error(post, patch, put)
 	}
 	for _, q := range f.Requests() {
@@ -70,7 +70,7 @@ func TestUploadRequests(t *testing.T) {
 }
 
 // nthPatch matches the nth PATCH, after which it is known that a registry
-// takes pieces.
+// takes chunks.
 func nthPatch(nth int64) func(*http.Request) bool {
 	var n atomic.Int64
 	return func(r *http.Request) bool { return r.Method == http.MethodPatch && n.Add(1) == nth }

@@ -14,14 +14,14 @@ import (
 type way int
 
 const (
-	// byPieces appends pieces of uploadChunk bytes, each a PATCH with a
-	// Content-Range, and ends with a PUT. A break costs one piece.
-	byPieces way = iota
+	// byChunks appends chunks of uploadChunk bytes, each a PATCH with a
+	// Content-Range, and ends with a PUT. A break costs one chunk.
+	byChunks way = iota
 	// byStream sends one PATCH without a Content-Range, and a PUT.
 	byStream
 	// byWhole sends all bytes in the PUT, so the digest must be known.
 	byWhole
-	// bySmall is byPieces with pieces of smallChunk bytes.
+	// bySmall is byChunks with chunks of smallChunk bytes.
 	bySmall
 	numWays
 )
@@ -38,7 +38,7 @@ const (
 
 // ways records what one push has learned about a registry. The zero value
 // knows nothing. One upload at a time tries an unknown way, and others that
-// need that way wait for the result: a refusal costs one piece, not one for
+// need that way wait for the result: a refusal costs one chunk, not one for
 // each upload.
 type ways struct {
 	patched  atomic.Bool // a PATCH was accepted
@@ -48,7 +48,7 @@ type ways struct {
 	known  [numWays]wayState
 	asking chan struct{}  // nil, or closed when an upload has found out
 	about  way            // the way that is being tried
-	halves bool           // pieces of uploadChunk bytes are refused, half as large ones are not
+	halves bool           // chunks of uploadChunk bytes are refused, half as large ones are not
 	took   [numWays]int64 // size of the largest accepted body
 	limit  [numWays]int64 // smallest refused body; larger ones do not go this way; 0 if none was refused
 	most   int64          // smallest body that was answered 413; 0 if none was
@@ -154,7 +154,7 @@ func (w *ways) limitTo(k way, n int64) {
 }
 
 // tooLarge records that a body of n bytes was answered 413. Smaller sizes
-// that were never accepted are not tried either, except pieces of
+// that were never accepted are not tried either, except chunks of
 // smallChunk.
 func (w *ways) tooLarge(n int64) {
 	w.mu.Lock()
@@ -173,7 +173,7 @@ func (w *ways) spend(n int64) {
 }
 
 // left returns how many more bytes may be sent in vain, so that finding out
-// about all ways costs hardly more than one piece.
+// about all ways costs hardly more than one chunk.
 func (w *ways) left() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -197,7 +197,7 @@ func (w *ways) probe() int {
 	return min(w.leftLocked(), uploadChunk/2)
 }
 
-// halve halves the size of pieces for the rest of the push. It reports
+// halve halves the size of chunks for the rest of the push. It reports
 // whether they were larger.
 func (w *ways) halve(n int) bool {
 	w.mu.Lock()
@@ -209,9 +209,9 @@ func (w *ways) halve(n int) bool {
 	return true
 }
 
-// piece returns how many bytes go into a PATCH of byPieces or bySmall, for a
+// chunk returns how many bytes go into a PATCH of byChunks or bySmall, for a
 // registry that wants at least least bytes; 0 if no size fits.
-func (w *ways) piece(k way, least int64) int {
+func (w *ways) chunk(k way, least int64) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.pieceLocked(k, least)
@@ -225,7 +225,7 @@ func (w *ways) pieceLocked(k way, least int64) int {
 	case k == bySmall:
 		n = max(int64(smallChunk), least)
 	case w.known[k] == wayUnknown:
-		// Two halves show whether pieces are accepted, and cost one. They
+		// Two halves show whether chunks are accepted, and cost one. They
 		// are larger than those of bySmall, because some registries take
 		// only these.
 		n = max(min(n, int64(w.leftLocked()))/2, int64(smallChunk)*3/2, least)
@@ -246,7 +246,7 @@ func (w *ways) takes(k way, size int64) bool {
 	switch {
 	case w.known[k] == wayRefused:
 		return false
-	case k == byPieces || k == bySmall:
+	case k == byChunks || k == bySmall:
 		return w.pieceLocked(k, 0) > 0
 	}
 	fits := func(most int64) bool { return most == 0 || size >= 0 && size < most }

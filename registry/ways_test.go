@@ -19,7 +19,7 @@ import (
 
 const mib = 1 << 20
 
-// stuck is a Range that stays at the first piece.
+// stuck is a Range that stays at the first chunk.
 func stuck(before, n int64) string {
 	if before > 0 {
 		return fmt.Sprintf("0-%d", before-1)
@@ -35,23 +35,23 @@ var particulars = []struct {
 	large way
 	once  way // of what can be read only once; numWays: none
 	small way
-	more  int64 // bytes that finding out costs besides a piece
+	more  int64 // bytes that finding out costs besides a chunk
 }{
-	{"plain", func() *registrytest.Particular { return &registrytest.Particular{} }, byPieces, byPieces, byWhole, 0},
+	{"plain", func() *registrytest.Particular { return &registrytest.Particular{} }, byChunks, byChunks, byWhole, 0},
 	{"416 over 4 MiB", func() *registrytest.Particular {
 		return &registrytest.Particular{MaxPatch: int64(smallChunk)}
 	}, byWhole, bySmall, byWhole, 0},
 	{"416 over 4 MiB, early", func() *registrytest.Particular {
 		return &registrytest.Particular{MaxPatch: int64(smallChunk), Early: true}
 	}, byWhole, bySmall, byWhole, 0},
-	{"416 over 4 MiB of a piece", func() *registrytest.Particular {
+	{"416 over 4 MiB of a chunk", func() *registrytest.Particular {
 		return &registrytest.Particular{NoRanged: http.StatusRequestedRangeNotSatisfiable}
 	}, byStream, byStream, byWhole, 0},
 	{"201 and a stuck Range", func() *registrytest.Particular {
 		return &registrytest.Particular{Taken: http.StatusCreated, Range: stuck, NoStatus: true}
 	}, byStream, byStream, byWhole, 0},
 	{"202 and a stuck Range", func() *registrytest.Particular { return &registrytest.Particular{Range: stuck} }, byStream, byStream, byWhole, 0},
-	{"Range of the piece", func() *registrytest.Particular {
+	{"Range of the chunk", func() *registrytest.Particular {
 		return &registrytest.Particular{Range: func(before, n int64) string { return fmt.Sprintf("%d-%d", before, before+n-1) }}
 	}, byStream, byStream, byWhole, 0},
 	{"no Range", func() *registrytest.Particular {
@@ -59,10 +59,10 @@ var particulars = []struct {
 	}, byStream, byStream, byWhole, 0},
 	{"200, and a unit", func() *registrytest.Particular {
 		return &registrytest.Particular{Taken: http.StatusOK, Range: func(before, n int64) string { return fmt.Sprintf("bytes=0-%d", before+n-1) }}
-	}, byPieces, byPieces, byWhole, 0},
+	}, byChunks, byChunks, byWhole, 0},
 	{"204, no Location", func() *registrytest.Particular {
 		return &registrytest.Particular{Taken: http.StatusNoContent, Location: func(string) string { return "" }}
-	}, byPieces, byPieces, byWhole, 0},
+	}, byChunks, byChunks, byWhole, 0},
 	{"PUT only, 405", func() *registrytest.Particular {
 		return &registrytest.Particular{NoPatch: http.StatusMethodNotAllowed}
 	}, byWhole, numWays, byWhole, 64 << 10},
@@ -92,24 +92,24 @@ var particulars = []struct {
 	}, bySmall, bySmall, bySmall, 0},
 	{"413 over 3 MiB", func() *registrytest.Particular {
 		return &registrytest.Particular{MaxBody: 3 * mib, NoStatus: true}
-	}, byPieces, byPieces, byWhole, 0},
-	{"large pieces", func() *registrytest.Particular {
+	}, byChunks, byChunks, byWhole, 0},
+	{"large chunks", func() *registrytest.Particular {
 		return &registrytest.Particular{MinChunk: int64(uploadChunk) - 1}
-	}, byPieces, byPieces, byWhole, 0},
-	{"pieces that are too large", func() *registrytest.Particular {
+	}, byChunks, byChunks, byWhole, 0},
+	{"chunks that are too large", func() *registrytest.Particular {
 		return &registrytest.Particular{MinChunk: int64(uploadChunk) + 1}
 	}, byStream, byStream, byWhole, 0},
 }
 
 // requestsBy is how many requests a blob of n bytes takes.
 func requestsBy(k way, n int, halves bool) requests {
-	piece := uploadChunk
+	chunk := uploadChunk
 	if halves {
-		piece /= 2
+		chunk /= 2
 	}
 	switch k {
-	case byPieces:
-		return requests{post: 1, put: 1, other: (n + piece - 1) / piece}
+	case byChunks:
+		return requests{post: 1, put: 1, other: (n + chunk - 1) / chunk}
 	case byStream:
 		return requests{post: 1, put: 1, other: 1}
 	case bySmall:
@@ -119,7 +119,7 @@ func requestsBy(k way, n int, halves bool) requests {
 }
 
 // What is read again, once, or known before goes up in the way that the
-// registry takes; finding out costs one piece, and is not done again.
+// registry takes; finding out costs one chunk, and is not done again.
 func TestWays(t *testing.T) {
 	large := [][]byte{random(2*uploadChunk + 5), random(uploadChunk + 7)}
 	for _, c := range particulars {
@@ -268,7 +268,7 @@ func TestWaysAndFaults(t *testing.T) {
 					}
 					rc, err := r.GetBlob(t.Context(), "vm", digest)
 					reads(t, "stored", rc, err, data)
-					if n := r.ways.state(byPieces); n != wayDone {
+					if n := r.ways.state(byChunks); n != wayDone {
 						t.Errorf("state %d", n)
 					}
 				})
@@ -373,17 +373,17 @@ func TestBrokenUploadSaysWhatIsSentAgain(t *testing.T) {
 func TestWaysCancelled(t *testing.T) {
 	t.Parallel()
 	var w ways
-	leave, err := w.enter(t.Context(), byPieces)
+	leave, err := w.enter(t.Context(), byChunks)
 	if err != nil {
 		t.Fatal(err)
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := w.enter(gone, byPieces); !errors.Is(err, context.Canceled) {
+	if _, err := w.enter(gone, byChunks); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	leave()
-	if leave, err = w.enter(t.Context(), byPieces); err != nil { // the next one finds out
+	if leave, err = w.enter(t.Context(), byChunks); err != nil { // the next one finds out
 		t.Fatal(err)
 	}
 	leave()

@@ -89,7 +89,7 @@ func TestPiecesThatLeadNowhere(t *testing.T) {
 			if n := p.Wasted(); n > 2*int64(len(data)) {
 				t.Errorf("%d bytes for nothing", n)
 			}
-			if r.ways.state(byPieces) != wayRefused {
+			if r.ways.state(byChunks) != wayRefused {
 				t.Error("the way is not refused")
 			}
 		})
@@ -111,7 +111,7 @@ func TestExpectationRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, "stored", p.Blob(digests.Of(data)), data)
-	if p.Wasted() != 0 || r.ways.state(byPieces) != wayDone {
-		t.Error(p.Wasted(), r.ways.state(byPieces))
+	if p.Wasted() != 0 || r.ways.state(byChunks) != wayDone {
+		t.Error(p.Wasted(), r.ways.state(byChunks))
 	}
 }
