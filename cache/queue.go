@@ -36,7 +36,7 @@ const yieldFor = 500 * time.Millisecond
 
 // replayYield is the same for replays, after a reader had to wait for bytes
 // that are not among the recorded ones.
-const replayYield = 100 * time.Millisecond
+const replayYield = 300 * time.Millisecond
 
 // span is a run of pieces [from, to) of one file that somebody wants.
 type span struct {

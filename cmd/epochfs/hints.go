@@ -74,6 +74,7 @@ func (h *hints) wanted() bool {
 }
 
 func (h *hints) fetch(ctx context.Context) {
+	fs.TryDeclining() // it takes as long as the look-up
 	found, err := h.find(ctx)
 	if ctx.Err() != nil {
 		return
