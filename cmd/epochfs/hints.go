@@ -15,6 +15,7 @@ import (
 	"github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/internal/control"
 	"github.com/cocoonstack/epochfs/internal/mounting"
+	"github.com/cocoonstack/epochfs/internal/mounts"
 	"github.com/cocoonstack/epochfs/internal/workingset"
 )
 
@@ -221,17 +222,16 @@ func (opts *mountOptions) awaitSet(ctx context.Context) error {
 			return err
 		}
 		i := slices.IndexFunc(all, func(m control.Mount) bool { return m.Dir == opts.dir })
-		if i < 0 {
-			return fmt.Errorf("the mount on %s does not tell about its working set", opts.dir)
-		}
-		if w := all[i].WorkingSet; w != nil {
-			switch w.State {
-			case control.SetReady:
-				return nil
-			case control.SetNone:
-				opts.note("%s has no working set to wait for", opts.reference)
-				return nil
+		switch {
+		case i < 0 || all[i].WorkingSet == nil: // another process may be taking over
+			if m, err := mounts.Find(opts.dir); m == nil {
+				return errors.Join(err, fmt.Errorf("the mount on %s has ended", opts.dir))
 			}
+		case all[i].WorkingSet.State == control.SetReady:
+			return nil
+		case all[i].WorkingSet.State == control.SetNone:
+			opts.note("%s has no working set to wait for", opts.reference)
+			return nil
 		}
 		select {
 		case <-tick.C:

@@ -152,6 +152,9 @@ func (opts *recordOptions) finish(ctx context.Context, o *mounting.Opened, set *
 		Files: len(set.Files), Stages: set.Stages(), Size: set.Bytes(), Data: touchedData(o.Artifact, set),
 	}
 	opts.warn(o, done.Data)
+	if set.Partial && opts.file != "" {
+		opts.note("the recording was cut short: its mount's process was killed, and the set is marked as partial")
+	}
 	where := "kept in the cache, for mounts on this machine"
 	switch {
 	case opts.push:

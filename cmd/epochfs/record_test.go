@@ -301,6 +301,27 @@ func TestRecordEnds(t *testing.T) {
 	}
 }
 
+// TestRecordAll records a command that reads nearly everything, which is worth
+// one more line than one that does not.
+func TestRecordAll(t *testing.T) {
+	tier.Long(t, "mounts")
+	t.Parallel()
+	s := newRecordSite(t, formatV1)
+	lines := map[string]int{}
+	for _, command := range []string{"cat {}/config.json", "cat {}/memory-ranges"} {
+		code, out, stderr := s.try("epochfs", "--json", "record", s.ref, "--", "sh", "-c", command+" >/dev/null")
+		var got recorded
+		must(t, json.Unmarshal([]byte(out), &got))
+		if all := strings.HasSuffix(command, "memory-ranges"); code != 0 || (got.Data == recordPages*workingset.PageSize) != all {
+			t.Errorf("%s: exit code %d, %+v: %s", command, code, got, stderr)
+		}
+		lines[command] = strings.Count(stderr, "\n")
+	}
+	if lines["cat {}/memory-ranges"] != lines["cat {}/config.json"]+1 {
+		t.Errorf("lines: %v", lines)
+	}
+}
+
 // TestRecordRefuses has wrong usage, commands that fail or touch nothing, and
 // sets that must not be used.
 func TestRecordRefuses(t *testing.T) {
