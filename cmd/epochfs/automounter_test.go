@@ -259,8 +259,14 @@ func TestAutomounter(t *testing.T) {
 	if got := a.mounted(); len(got) != 1 || got[0] != name {
 		t.Errorf("mounted are %q", got)
 	}
-	if n := s.front.Counts().Manifests; n != 2 { // one was pushed
-		t.Errorf("%d requests for manifests", n)
+	asked := 0
+	for _, r := range s.front.Requests() {
+		if r.Method == "GET" && strings.HasSuffix(r.Path, "/manifests/latest") {
+			asked++
+		}
+	}
+	if asked < 1 || asked > 2 { // a mount asks once more where the answer is late
+		t.Errorf("the registry was asked %d times for 16 looks", asked)
 	}
 	a.badNames()
 	a.expires()
