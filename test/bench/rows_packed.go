@@ -250,7 +250,6 @@ func (b *bench) readBoth(ctx context.Context, in string) (fetched, added int64, 
 		if err != nil {
 			return 0, 0, err
 		}
-		unix.Sync()
 		if blocks[i], err = allocated(cache); err != nil {
 			return 0, 0, err
 		}
@@ -306,6 +305,9 @@ func packedBlocksRow(ctx context.Context, b *bench) ([]*line, error) {
 // blocks count once.
 func allocated(dir string) (int64, error) {
 	var st unix.Statfs_t
+	if err := syncFS(dir); err != nil {
+		return 0, err
+	}
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, err
 	}
