@@ -71,6 +71,7 @@ func (opts *mountOptions) startBehind(ctx context.Context) error {
 		_ = cmd.Wait() // its exit code was already reported
 		return &exitError{text: got.Error, code: got.Code}
 	}
+	lookAt(opts.dir)
 	if opts.wait == waitSet {
 		if err := opts.awaitSet(ctx); err != nil {
 			return err
@@ -78,6 +79,16 @@ func (opts *mountOptions) startBehind(ctx context.Context) error {
 	}
 	_, err = io.WriteString(opts.out, got.Output)
 	return errors.Join(err, cmd.Process.Release())
+}
+
+// lookAt makes the files of a mount known to the kernel, which takes pages of no
+// others. The processes that serve and keep the mount must not wait for it; this
+// one may. An error is of no concern: whoever opens a file looks it up as well.
+func lookAt(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		_, _ = e.Info()
+	}
 }
 
 // keeperStart returns what the keeper of this mount is started with.

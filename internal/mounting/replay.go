@@ -56,7 +56,7 @@ type replayFile struct {
 
 	stages [][]cache.Extent
 	wants  []cache.Extent // of all stages, ascending
-	parked []cache.Extent // present, for when the kernel knows the file
+	parked []replayed     // present, for when the kernel knows the file
 
 	windows map[int64]bool // by offset, outside of the set and fetched
 }
@@ -65,13 +65,13 @@ type replayFile struct {
 type replayed struct {
 	file     *replayFile
 	x        cache.Extent
-	recorded bool // it is in the set
+	recorded bool // it is data that the set names
 }
 
 // Replay fetches what a working set names of the artifact's files, stage by
 // stage, and hands the pages to the kernel as they come. It returns at once.
-// Files that the artifact does not have are ignored, and so are holes and
-// what lies beyond a file's end. limit bounds the bytes of data; 0 stands for
+// Files that the artifact does not have are ignored, and so is what lies
+// beyond a file's end. limit bounds the bytes of pages; 0 stands for
 // the smaller of 1 GiB and a quarter of the payload. The replay ends with ctx
 // or the mount.
 func (o *Opened) Replay(ctx context.Context, set *workingset.Set, m *fs.Mounted, limit int64) *Replay {
@@ -133,12 +133,11 @@ func (r *Replay) prepare(o *Opened, set *workingset.Set, limit int64) {
 	for i := range r.stages {
 		for _, f := range r.order {
 			for k, x := range f.stages[i] {
-				data := f.open.Data(x.Off, x.N)
-				if limit -= data; limit < 0 {
+				if limit -= x.N; limit < 0 { // holes take memory too
 					f.stages[i] = f.stages[i][:k]
 					break
 				}
-				r.recorded.Add(data)
+				r.recorded.Add(f.open.Data(x.Off, x.N))
 				f.wants = append(f.wants, x)
 			}
 		}
@@ -161,7 +160,10 @@ func (r *Replay) run() {
 			r.push(replayed{f, x, true})
 		}))
 	}
-	for range r.stages {
+	for i := range r.stages {
+		for _, f := range r.order {
+			r.holes(f, f.stages[i])
+		}
 		for _, c := range coming {
 			c.Next()
 		}
@@ -184,6 +186,23 @@ func (r *Replay) run() {
 	close(r.done) // nothing is declined any more
 	for _, f := range r.order {
 		r.m.Repair(f.name)
+	}
+}
+
+// holes has the pages of extents that hold no data handed to the kernel. They
+// cost the network nothing, but each that the kernel does not have makes it read
+// a window around it.
+func (r *Replay) holes(f *replayFile, extents []cache.Extent) {
+	const page = workingset.PageSize
+	for _, x := range extents {
+		if f.open.Data(x.Off, x.N) == x.N {
+			continue
+		}
+		for off := x.Off; off < x.Off+x.N; off += page {
+			if f.open.Data(off, page) == 0 {
+				r.push(replayed{f, cache.Extent{Off: off, N: page}, false})
+			}
+		}
 	}
 }
 
@@ -231,7 +250,7 @@ func (r *Replay) hand(p replayed) {
 	switch {
 	case errors.Is(err, fs.ErrUnknown):
 		r.mu.Lock()
-		f.parked = append(f.parked, cache.Extent{Off: off + n, N: end - off - n})
+		f.parked = append(f.parked, replayed{f, cache.Extent{Off: off + n, N: end - off - n}, p.recorded})
 		r.mu.Unlock()
 	case errors.Is(err, fs.ErrNoRoom):
 		r.noRoom.Store(true)
@@ -254,8 +273,8 @@ func (r *Replay) known(name string) {
 	parked := f.parked
 	f.parked = nil
 	r.mu.Unlock()
-	for _, x := range parked {
-		r.hand(replayed{f, x, true})
+	for _, p := range parked {
+		r.hand(p)
 	}
 }
 
