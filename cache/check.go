@@ -20,9 +20,10 @@ const (
 	// checkPatience bounds how long a check stands back for fetches before
 	// each file.
 	checkPatience = 10 * time.Second
-	// checkPoll is between two looks whether fetches run.
+	// checkPoll is the pause between two checks whether fetches run.
 	checkPoll = 10 * time.Millisecond
-	// checkPause is how long a check waits that another process is at.
+	// checkPause is the wait before a check that another process is making is
+	// tried again.
 	checkPause = 100 * time.Millisecond
 )
 
@@ -44,7 +45,7 @@ func (e *entry) Unsealed() {
 	}
 }
 
-// askCheck has a complete file checked when no reader waits.
+// askCheck has a complete file checked when no job runs.
 func (c *Cache) askCheck(e *entry) {
 	if e.asked.Swap(true) {
 		return
@@ -73,7 +74,7 @@ func (c *Cache) checkLoop() {
 	}
 }
 
-// standBack waits until nothing is fetched.
+// standBack waits until no job runs, for at most checkPatience.
 func (c *Cache) standBack(e *entry) {
 	for since := time.Now(); c.queue.busy() && time.Since(since) < checkPatience; {
 		select {

@@ -14,7 +14,7 @@
 // (internal/quota), what the directory holds (internal/inventory), and readers
 // that read in order (internal/readahead).
 //
-// No mutex is held over I/O, and no fetch waits long for work that is done for
-// all: docs/architecture.md has one miss from READ to answer, and the locks with
-// their order.
+// No mutex that every read or every job takes is held over I/O, and no fetch
+// waits long for work that is done for all. docs/architecture.md has one miss
+// from READ to answer, and the locks with their order and their exceptions.
 package cache

@@ -121,9 +121,9 @@ func (e *entry) keepLater(p *disk.Incoming, again <-chan struct{}, later *sync.W
 	}()
 }
 
-// keepHeld writes a piece that is held in memory, unless it may be of bytes that
-// were found wrong meanwhile. What came once more and is other bytes is
-// replaced: some readers have these, and some those.
+// keepHeld writes a held piece to disk, unless it no longer has its digest or
+// pieces were taken back since it came. If other bytes are on disk by then, they
+// are discarded first: readers may have got either.
 func (e *entry) keepHeld(p *disk.Incoming) {
 	i := p.Piece
 	if !p.Verified { // it may have been found right

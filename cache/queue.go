@@ -97,7 +97,7 @@ func (q *queue) close() {
 	q.jobs.Wait()
 }
 
-// busy reports whether somebody waits for bytes, or soon will.
+// busy reports whether a job runs.
 func (q *queue) busy() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -62,7 +62,7 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	}
 	t.seen(n)
 	if t.declines(n, in) {
-		return nil, fuse.EIO
+		return nil, fuse.EIO // the kernel repeats the READ page by page: see decline.go
 	}
 	off := int64(in.Offset)
 	p := buf[:min(int64(len(buf)), size-off)]

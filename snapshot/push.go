@@ -385,7 +385,7 @@ func (u *push) finish(ctx context.Context) (*PushResult, error) {
 	return res, nil
 }
 
-// format returns v2 if a file uses it, else v1.
+// format returns the schema of a packed push, else v2 if a file uses it, else v1.
 func (u *push) format() string {
 	if u.packer != nil {
 		return schemaPacked

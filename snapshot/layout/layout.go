@@ -1,6 +1,7 @@
 // Package layout defines the form of a parsed artifact: files, each a list
 // of parts. Above the parser, no code depends on whether a file came from
-// format v1, v2 or a cloud image.
+// format v1, v2 or a cloud image; packed files differ in that they have an
+// index.
 //
 // Three address spaces are distinct. Stored bytes are a blob's bytes in the
 // registry; digests and ranges refer to them. The payload is the

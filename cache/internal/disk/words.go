@@ -148,10 +148,9 @@ func (s *State) put(i int, old Word, sum uint64, verified bool) bool {
 	return s.swap(i, old, w)
 }
 
-// Hand notes the checksum of a piece that is not on disk and was handed to
-// readers all the same, in the word, which is empty otherwise. If other bytes
-// come for the piece later, copies of these have to be dropped. Without room
-// on disk for the word, nothing is noted.
+// Hand records in the word the checksum of a missing piece that readers got
+// from memory. If other bytes come later, the readers' copies must be dropped.
+// Without room on disk for the word, nothing is recorded.
 func (s *State) Hand(i int, sum uint64) {
 	if !s.readOnly && s.reserve(i) != nil {
 		return
@@ -218,8 +217,8 @@ func (s *State) counter(off int) *uint64 { return (*uint64)(unsafe.Pointer(&s.me
 
 // taking announces that pieces are taken back. done takes how many of them
 // were wrong and returns by how much that moves the counter. A process that
-// dies in between leaves the two others apart, and turns are compared now and
-// then. In a file that can only be read nothing is counted, and moved is 0.
+// dies in between leaves the counters begun and ended unequal; then turns are
+// compared from time to time. In a file that can only be read nothing is counted, and moved is 0.
 func (s *State) taking() (moved uint64, done func(wrong int) uint64) {
 	if s.readOnly {
 		return 0, func(int) uint64 { return 0 }

@@ -34,10 +34,10 @@ func (p *Incoming) Sum() uint64 {
 // is to be fetched again, unless it is there.
 var ErrOvertaken = errors.New("another process has changed the piece meanwhile")
 
-// MakeWay looks at what is there of a piece. kept is true if it is that piece,
-// or one that was verified: that is never written over, because others may read
-// it, and the kernel. Other bytes are discarded first, so that nobody reads
-// them while they are replaced. word is what the piece's word is then.
+// MakeWay prepares the place of a piece. kept is true if the same piece or a
+// verified one is present: readers and the kernel may be reading it, so it is
+// not overwritten. MakeWay discards any other piece, so that nobody reads it
+// while it is replaced. word is the piece's word afterwards.
 func (f *File) MakeWay(p *Incoming) (word Word, kept bool) {
 	for sum := p.Sum(); ; {
 		word = f.State.Word(p.Piece)
@@ -58,14 +58,13 @@ func (f *File) MakeWay(p *Incoming) (word Word, kept bool) {
 	}
 }
 
-// mostOvertaken is how often a piece is written that others overtake.
+// mostOvertaken bounds how often Write tries again.
 const mostOvertaken = 5
 
 // Write writes a piece, for which there is room, and marks it present. Between
-// any two of its steps another process may have put the piece there, and sealed
-// the file: one that waits for this one does not wait for long. So the word is
-// looked at once more before the data is written, and must still be the same
-// after that. The error is ErrOvertaken or the disk's.
+// any two steps another process may put the piece there and seal the file,
+// since it waits only a short time for this process. So the word is read again
+// before the data is written, and must be unchanged after that. The error is ErrOvertaken or the disk's.
 func (f *File) Write(p *Incoming) error {
 	if err := f.State.reserve(p.Piece); err != nil {
 		return err
@@ -94,9 +93,10 @@ func (f *File) Write(p *Incoming) error {
 	return ErrOvertaken
 }
 
-// overtaken deals with a piece that was written although its word is not old
-// any more. What another process put there is not what lies there now. It
-// reports whether nobody has put the piece there or taken it back.
+// overtaken handles a piece whose word changed while its data was written. If
+// another process has marked other bytes as present, overtaken discards the
+// piece, because this process has overwritten them. It returns true if the piece
+// is still missing and its turn has not moved.
 func (f *File) overtaken(p *Incoming, old Word) bool {
 	word := f.State.Word(p.Piece)
 	if word.Present() && !word.HasSum(p.Sum()) {

@@ -22,10 +22,10 @@ const (
 	stepShare   = 64
 	stepLeast   = 1 << 20
 	reserveMost = 64 << 20
-	// measureAgain is how long it counts that a measurement found no room.
+	// measureAgain is how long a measurement that found no room stays valid.
 	measureAgain = time.Second
-	// measureEarly is the step from which on the next measurement begins when
-	// half of it is left: bytes come faster than a large cache is measured.
+	// measureEarly is a step. If a step is as large, the next measurement begins
+	// when half of it is left: bytes come faster than a large cache is measured.
 	measureEarly = 64 << 20
 )
 
