@@ -91,8 +91,9 @@ bench-packed: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows packed-size,packed-again,packed-push,packed-lives,packed-shared,packed-blocks,packed-seq,packed-random,packed-touched,packed-no-range,packed-tar,packed-start,packed-memory $(BENCHFLAGS)
 
-# A real guest and the pages that one touches, started from cold mounts. The
-# guest is made once, in some minutes, and kept among the user's caches.
+# A real guest and the pages that one touches, started from cold mounts, under 10
+# minutes. The guest is made once, in some minutes more, and kept among the
+# user's caches.
 bench-vm: BENCH_NEEDS += debootstrap:debootstrap qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils gcc:gcc+libc6-dev mke2fs:e2fsprogs
 bench-vm: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench

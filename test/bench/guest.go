@@ -12,24 +12,18 @@ import (
 	"github.com/cocoonstack/epochfs/test/vm"
 )
 
-// realGuest opens the guest, and makes it where it is not there yet.
+// realGuest opens the guest, and makes it where it is not there yet: in the
+// directory that was named, or in one among the user's caches.
 func (b *bench) realGuest(ctx context.Context) (*vm.Guest, error) {
-	if b.running != nil {
-		return b.running, nil
-	}
-	if b.guest == "" {
+	dir := b.guest
+	if dir == "" {
 		caches, err := os.UserCacheDir()
 		if err != nil {
 			return nil, err
 		}
-		b.guest = filepath.Join(caches, "epochfs-bench-guest")
+		dir = filepath.Join(caches, "epochfs-bench-guest")
 	}
-	g, err := vm.Open(ctx, b.guest, func(what string) { fmt.Fprint(os.Stderr, what, " … ") })
-	if err != nil {
-		return nil, err
-	}
-	b.running = g
-	return g, nil
+	return vm.Open(ctx, dir, func(what string) { fmt.Fprint(os.Stderr, what, " … ") })
 }
 
 // guestTag makes sure that a snapshot of the guest is in the registry, in a

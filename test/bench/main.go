@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/snapshot/packed"
-	"github.com/cocoonstack/epochfs/test/vm"
 )
 
 func main() {
@@ -50,7 +49,7 @@ func run() error {
 	flag.StringVar(&opts.json, "json", "", "write the figures to this file too")
 	flag.StringVar(&opts.plot, "plot", "", "draw them into this SVG file too")
 	flag.StringVar(&opts.dir, "dir", os.TempDir(), "where a directory for all data is made, on a file system like the cache's")
-	flag.StringVar(&opts.guest, "guest", "", "directory of a real guest: the rows vm-* make what it does not have, those of the packed format take its exports, m1.tar and m2.tar")
+	flag.StringVar(&opts.guest, "guest", "", "directory of a real guest: the rows vm-* make what it does not have; for those of the packed format it has exports, m1.tar and m2.tar")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -99,13 +98,13 @@ type bench struct {
 	runs     int
 	registry *registry
 	writer   *writer
-	pushed   map[string]bool // tags
-	warm     bool            // the page cache cannot be dropped here
-	held     held            // memory that each run finds free; none in most rows
-	keep     bool            // the page cache is left as it is between runs
-	guest    string          // directory of a real guest; "" for the traces, and for a directory among the user's caches
-	running  *vm.Guest       // what is in that; nil until it is asked for
-	made     *family         // nil until it is made
+	pushed   map[string]bool    // tags
+	warm     bool               // the page cache cannot be dropped here
+	held     held               // memory that each run finds free; none in most rows
+	keep     bool               // the page cache is left as it is between runs
+	guest    string             // directory of a real guest; "" for the traces, and for a directory among the user's caches
+	sets     map[string]float64 // MB of the working sets that were recorded and pushed, by tag
+	made     *family            // nil until it is made
 
 	section      []packed.Granule // those of large files; nil until they are made
 	sectionPacks []packed.Pack
@@ -120,7 +119,7 @@ type row struct {
 // measure runs the rows, one after another.
 func measure(ctx context.Context, opts options, rows []row) (r *report, err error) {
 	began := time.Now()
-	b := &bench{runs: max(1, opts.runs), pushed: map[string]bool{}, guest: opts.guest}
+	b := &bench{runs: max(1, opts.runs), pushed: map[string]bool{}, sets: map[string]float64{}, guest: opts.guest}
 	if b.epochfs, err = filepath.Abs(opts.epochfs); err != nil {
 		return nil, err
 	}

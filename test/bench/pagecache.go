@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 
@@ -39,13 +40,17 @@ func cachedPages(name string) (int64, error) {
 	return int64(stat.Cache), nil
 }
 
-// dropPages drops the clean pages of the files in a directory, and below it.
+// dropPages drops the pages of the files in a directory, and below it.
 func dropPages(dir string) error {
-	unix.Sync()
 	return filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
-		return forget(path)
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
 	})
 }

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/cocoonstack/epochfs/test/vm"
 )
@@ -96,7 +99,8 @@ func vmRow(ctx context.Context, b *bench) ([]*line, error) {
 	best := cold[len(cold)-1]
 	return append(lines,
 		counted("fetched until then, "+packedWithSet, "MB", best.fetched, atMost, 45),
-		memoryLine("the mount in the page cache then, "+packedWithSet, best.cached, pk.set)), nil
+		memoryLine("the mount in the page cache then, "+packedWithSet, best.cached, pk.set),
+		askedLine("until the mount is there, "+best.name+", which is looked for", best, cold[1], "not looked for")), nil
 }
 
 // vmSlowRow is a cold start of the guest on a slow link.
@@ -194,7 +198,7 @@ func vmChildRow(ctx context.Context, b *bench) ([]*line, error) {
 		return nil, err
 	}
 	own := filepath.Join(b.dir, "own.set")
-	if err := b.record(ctx, g, child, "-o", own); err != nil {
+	if _, err := b.record(ctx, g, child, "-o", own); err != nil {
 		return nil, err
 	}
 	inherited := &start{tag: child, link: startLink}
@@ -225,7 +229,8 @@ func vmRecordRow(ctx context.Context, b *bench) ([]*line, error) {
 	}
 	defer os.RemoveAll(cache)
 	recording := func() (float64, error) {
-		return b.recordIn(ctx, g, cache, tag, "--runs", "1", "-o", filepath.Join(b.dir, "one.set"))
+		_, seconds, err := b.recordIn(ctx, g, cache, tag, "-o", filepath.Join(b.dir, "one.set"))
+		return seconds, err
 	}
 	if _, err := recording(); err != nil { // brings the data
 		return nil, err
@@ -253,44 +258,54 @@ func (b *bench) recordedGuest(ctx context.Context, format string) (r recorded, e
 	if r.tag, err = b.guestTag(ctx, format, vm.Snapshots[0].Name); err != nil {
 		return r, err
 	}
-	file := filepath.Join(b.dir, r.tag+".set")
-	if !b.pushed[file] {
-		if err := b.record(ctx, g, r.tag, "--push", "-o", file); err != nil {
+	if b.sets[r.tag] == 0 {
+		if b.sets[r.tag], err = b.record(ctx, g, r.tag, "--push"); err != nil {
 			return r, err
 		}
-		b.pushed[file] = true
 	}
-	r.set, err = setSize(file)
-	return r, err
+	r.set = b.sets[r.tag]
+	return r, nil
 }
 
-// record records the guest's start from an artifact.
-func (b *bench) record(ctx context.Context, g *vm.Guest, tag string, flags ...string) error {
+// record records the guest's start from an artifact, and returns how many MB of
+// pages it takes.
+func (b *bench) record(ctx context.Context, g *vm.Guest, tag string, flags ...string) (set float64, err error) {
 	cache, err := os.MkdirTemp(b.dir, "cache-")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer os.RemoveAll(cache)
-	_, err = b.recordIn(ctx, g, cache, tag, append(flags, "--runs", strconv.Itoa(recordRuns))...)
-	return err
+	set, _, err = b.recordIn(ctx, g, cache, tag, append(flags, "--runs", strconv.Itoa(recordRuns))...)
+	return set, err
 }
 
-// recordIn does it with a cache, and returns the seconds of the last first turn.
-func (b *bench) recordIn(ctx context.Context, g *vm.Guest, cache, tag string, flags ...string) (float64, error) {
+// recordIn does it with a cache, and returns the seconds of the last first turn
+// too.
+func (b *bench) recordIn(ctx context.Context, g *vm.Guest, cache, tag string, flags ...string) (set, seconds float64, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	result := filepath.Join(cache, "first-turn")
-	args := append([]string{"record"}, flags...)
+	args := append([]string{"record", "--json", "--cache-dir", cache}, flags...)
 	args = append(args, b.registry.addr+"/"+repo+":"+tag, "--", self, resuming, g.Path(), strconv.Itoa(recordTurns), result, "{}")
-	if _, err := b.run(ctx, cache, args...); err != nil {
-		return 0, err
+	cmd := exec.CommandContext(ctx, b.epochfs, args...)
+	var words bytes.Buffer
+	cmd.Stderr = &words
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, 0, fmt.Errorf("epochfs record: %w: %s", err, strings.TrimSpace(words.String()))
+	}
+	var of struct {
+		Size int64 `json:"size"`
+	}
+	if err := json.Unmarshal(out, &of); err != nil {
+		return 0, 0, err
 	}
 	text, err := os.ReadFile(result)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	var seconds float64
-	return seconds, json.Unmarshal(text, &seconds)
+	err = json.Unmarshal(text, &seconds)
+	return float64(of.Size) / 1e6, seconds, err
 }

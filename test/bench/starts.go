@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -29,6 +31,7 @@ type start struct {
 	seconds   sample // of the work
 	fromMount sample // seconds from the beginning of the mount to the end of the work
 	ready     sample // seconds that the mount took
+	asked     sample // requests until the directory was there
 	fetched   sample // MB until the end of the work, from the beginning of the mount
 	cached    sample // MB of the mount in the page cache then
 }
@@ -59,17 +62,28 @@ type work func(m *mount, end func() error) (float64, error)
 
 // run mounts, works, and notes what that took.
 func (s *start) run(ctx context.Context, b *bench, do work) (float64, error) {
-	addr, proxy, err := b.link(&s.link)
+	backend, stop, err := b.lean()
+	if err != nil {
+		return 0, err
+	}
+	defer stop()
+	proxy, err := shaping.Start(backend, s.link)
 	if err != nil {
 		return 0, err
 	}
 	defer proxy.Close()
+	dir, err := os.MkdirTemp(b.dir, "mount-")
+	if err != nil {
+		return 0, err
+	}
+	asked := requestsUntilMounted(filepath.Join(dir, "mnt"), proxy)
 	began := time.Now()
-	m, err := b.mount(ctx, addr, s.tag, s.flags...)
+	m, err := b.mountIn(ctx, dir, filepath.Join(dir, "cache"), proxy.Addr(), s.tag, s.flags...)
 	if err != nil {
 		return 0, err
 	}
 	defer m.close()
+	s.asked = append(s.asked, float64(<-asked))
 	seconds, err := do(m, func() error {
 		s.fromMount = append(s.fromMount, time.Since(began).Seconds())
 		s.fetched = append(s.fetched, float64(proxy.Counts().Body)/1e6)
@@ -83,6 +97,31 @@ func (s *start) run(ctx context.Context, b *bench, do work) (float64, error) {
 	s.seconds = append(s.seconds, seconds)
 	s.ready = append(s.ready, m.took.Seconds())
 	return seconds, nil
+}
+
+// requestsUntilMounted sends the number of requests that had come when something
+// answered that is mounted on a directory, which is not there yet. What is mounted
+// asks nothing before that but what the mount needs.
+func requestsUntilMounted(dir string, proxy *shaping.Proxy) <-chan int64 {
+	requests := make(chan int64, 1)
+	go func() {
+		outside, err := device(filepath.Dir(dir))
+		for deadline := time.Now().Add(time.Minute); err == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			if now, err := device(dir); err == nil && now != outside {
+				break
+			}
+		}
+		requests <- proxy.Counts().Requests
+	}()
+	return requests
+}
+
+// askedLine compares the requests until two mounts were there.
+func askedLine(work string, ours, theirs *start, reference string) *line {
+	l := timed(work, ours.asked, reference, theirs.asked, atMost, 1)
+	l.Unit = "requests"
+	l.Note = fmt.Sprintf("%s s, without %s s", number(ours.ready.median()), number(theirs.ready.median()))
+	return l
 }
 
 // starts measures several, in turn.
