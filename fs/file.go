@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"io"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -71,6 +72,9 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		n.served(off, end-off)
 		return newReadResult(zeros()[:len(p)]), fuse.OK
 	}
+	if in.Flags&unix.O_DIRECT == 0 && in.ReadFlags&fuse.READ_LOCKOWNER == 0 {
+		defer n.reads.begin(off, int64(in.Size))()
+	}
 	ctx := requestContext(cancel)
 	err := readFull(ctx, n.Content, p, off)
 	if err != nil && ctx.Err() != nil {
@@ -85,6 +89,42 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		t.logRead(n, off, len(p), err)
 	}
 	return nil, fuse.Status(errno)
+}
+
+// reads are the buffered READs of a file that are being answered. The kernel
+// holds the locks of their pages.
+type reads struct {
+	mu     sync.Mutex
+	ranges []*pageRange
+}
+
+// begin notes a READ of n bytes from off on. The returned function takes it
+// from the notes.
+func (r *reads) begin(off, n int64) (end func()) {
+	pages := &pageRange{off &^ (pageSize - 1), (off + n + pageSize - 1) &^ (pageSize - 1)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ranges = append(r.ranges, pages)
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		at := slices.Index(r.ranges, pages)
+		r.ranges = slices.Delete(r.ranges, at, at+1)
+	}
+}
+
+// first returns the pages of the first READ that overlaps a range, or an empty
+// range at its end.
+func (r *reads) first(in pageRange) pageRange {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first := pageRange{in.end, in.end}
+	for _, pages := range r.ranges {
+		if pages.overlaps(in) && pages.off < first.off {
+			first = *pages
+		}
+	}
+	return first
 }
 
 // served notes that length bytes from off on of a file are about to be answered.

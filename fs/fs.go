@@ -118,6 +118,7 @@ type node struct {
 	known    atomic.Bool // whether the kernel has looked up the inode, as far as this process has seen
 	declined declined
 	readers  readers
+	reads    reads
 }
 
 // tree answers the kernel's requests. Except for the handles it is built

@@ -230,7 +230,7 @@ func (m *Mounted) Forget(name string, off, n int64) {
 		return
 	}
 	if r, ok := pagesOf(off, n, node.Map.Size()); ok {
-		m.notify.drop(node.ino, r)
+		m.notify.forget(node.ino, r)
 	}
 }
 

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -71,6 +72,7 @@ type notifier struct {
 	waiting map[uint64][]pageRange // queued ranges by inode
 	sending map[uint64][]pageRange // ranges being sent, by inode
 	storing map[uint64][]pageRange // ranges being stored, by inode
+	wrong   map[uint64][]pageRange // ranges of which wrong bytes were dropped, by inode
 	running int                    // threads that drop
 	storers int                    // threads that store
 	closed  bool
@@ -83,8 +85,30 @@ type notifier struct {
 func newNotifier(device int, failed func(ino uint64, err error)) *notifier {
 	return &notifier{
 		device: device, failed: failed,
-		waiting: map[uint64][]pageRange{}, sending: map[uint64][]pageRange{}, storing: map[uint64][]pageRange{},
+		waiting: map[uint64][]pageRange{}, sending: map[uint64][]pageRange{},
+		storing: map[uint64][]pageRange{}, wrong: map[uint64][]pageRange{},
 		stores: make(chan *store, mostStoring), ended: make(chan struct{}),
+	}
+}
+
+// forget drops the pages of a range, whose bytes were found wrong, and notes
+// it for dropAgain. It returns at once.
+func (n *notifier) forget(ino uint64, r pageRange) {
+	n.mu.Lock()
+	n.wrong[ino] = addRange(n.wrong[ino], r)
+	n.mu.Unlock()
+	n.drop(ino, r)
+}
+
+// dropAgain drops once more all that forget has dropped.
+func (n *notifier) dropAgain() {
+	n.mu.Lock()
+	wrong := maps.Clone(n.wrong)
+	n.mu.Unlock()
+	for ino, ranges := range wrong {
+		for _, r := range ranges {
+			n.drop(ino, r)
+		}
 	}
 }
 

@@ -156,7 +156,7 @@ func TestResend(t *testing.T) {
 	check(t, reader.Start())
 	for n := range int64(3) {
 		eventually(t, "the request comes", func() bool { return content.entered.Load() == n+1 })
-		check(t, m.Resend())
+		check(t, m.PredecessorGone())
 	}
 	close(content.open)
 	check(t, reader.Wait())
@@ -164,6 +164,35 @@ func TestResend(t *testing.T) {
 		t.Error("wrong bytes")
 	}
 	m.eventually(t, "f", Usage{})
+}
+
+// What was dropped is dropped again when the process before is gone: a thread
+// of it may have stored wrong bytes since.
+func TestDropAgain(t *testing.T) {
+	wrong, right := newChanging('a'), newChanging('b')
+	m := mounted(t, []File{fileOf("f", 16*4096, right)}, Options{})
+	help(t, "sha", filepath.Join(m.Dir(), "f"))
+	m.Forget("f", 4096, 4096)
+	eventually(t, "the page is dropped", func() bool {
+		m.notify.mu.Lock()
+		defer m.notify.mu.Unlock()
+		return len(m.notify.waiting) == 0 && len(m.notify.sending) == 0
+	})
+	for _, page := range []int64{1, 2} {
+		_, err := m.Store("f", page*4096, 4096, func(p []byte, off int64) bool {
+			_, err := wrong.ReadAt(context.Background(), p, off)
+			return err == nil
+		})
+		check(t, err)
+	}
+	if got := shows(t, m, "f", 1); got != 'a' {
+		t.Fatalf("it shows %q", got)
+	}
+	check(t, m.PredecessorGone())
+	eventually(t, "the page is dropped again", func() bool { return shows(t, m, "f", 1) == 'b' })
+	if got := shows(t, m, "f", 2); got != 'a' {
+		t.Errorf("another page shows %q", got)
+	}
 }
 
 // What waits to be sent is bounded.

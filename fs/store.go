@@ -21,6 +21,9 @@ import (
 // range is marked as being stored before its bytes are read, and a drop that
 // overlaps it is sent when it has arrived; a range that is to be dropped
 // already is not stored.
+//
+// What a READ is being answered for comes with its answer, and is not stored:
+// the store would wait for that answer.
 
 const (
 	// mostStoring bounds the stores being sent. Each takes a thread.
@@ -63,10 +66,11 @@ type store struct {
 // last page of a file is whole where the file ends. read fills p from an
 // offset on, and reports false if it cannot at once. If the file is open in
 // passthrough, or would be opened so, Store has the kernel read the pages of
-// the backing file instead. Store blocks until the kernel has the pages; it may
-// wait for a READ of them to be answered, so no thread that answers READs calls
-// it. It returns the number of bytes that were stored, and why the rest was
-// not.
+// the backing file instead. Pages that a READ is being answered for come with
+// its answer, and count as stored. Store blocks until the kernel has the pages.
+// It may wait for a READ of them that has only just come, so no thread that
+// answers READs calls it. It returns the number of bytes that were stored, and
+// why the rest was not.
 func (m *Mounted) Store(name string, off, n int64, read func(p []byte, off int64) bool) (stored int64, err error) {
 	node := m.tree.byName[name]
 	if node == nil {
@@ -84,7 +88,13 @@ func (m *Mounted) Store(name string, off, n int64, read func(p []byte, off int64
 		if !node.known.Load() {
 			return stored, ErrUnknown
 		}
-		part := min(end-off, mostStored)
+		busy := node.reads.first(pageRange{off, end})
+		if busy.off <= off {
+			n := min(busy.end, end) - off
+			off, stored = off+n, stored+n
+			continue
+		}
+		part := min(busy.off-off, mostStored)
 		if !m.room.take(part) {
 			return stored, ErrNoRoom
 		}

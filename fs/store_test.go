@@ -116,6 +116,12 @@ func TestStoreOfLockedPages(t *testing.T) {
 		check(t, readers[i].Start())
 	}
 	eventually(t, "pages are locked", func() bool { return locked.entered.Load() >= 2 })
+	reads := &m.tree.byName["locked"].reads
+	reads.mu.Lock()
+	for i := range reads.ranges { // as if they had come only after the look
+		*reads.ranges[i] = pageRange{1 << 40, 1<<40 + 1}
+	}
+	reads.mu.Unlock()
 	var storing sync.WaitGroup
 	for i := range 2 {
 		storing.Go(func() { _, _ = m.Store("locked", int64(i)<<20, 4096, from(locked.bytesContent)) })
@@ -144,6 +150,59 @@ func TestStoreOfLockedPages(t *testing.T) {
 	}
 	storing.Wait()
 	m.Wait()
+}
+
+// A store does not wait for a READ that is being answered, and stores what lies
+// around it.
+func TestStoreAroundReads(t *testing.T) {
+	data := randomBytes(8<<20, 1)
+	locked := newBlocked(data)
+	m := mounted(t, []File{fileOf("f", 8<<20, locked)}, Options{})
+	path := filepath.Join(m.Dir(), "f")
+	reader := &child{Cmd: helperCmd("readat", path, fmt.Sprint(4<<20), "4096")}
+	check(t, reader.Start())
+	eventually(t, "pages are locked", func() bool { return locked.entered.Load() >= 1 })
+	began := locked.entered.Load()
+	if n, err := m.Store("f", 0, 8<<20, from(data)); n != 8<<20 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	for _, at := range []int64{0, 8<<20 - 4096} {
+		if got := shows(t, m, "f", int(at/4096)); got != data[at] {
+			t.Errorf("at %d: %q", at, got)
+		}
+	}
+	if n := locked.entered.Load(); n != began {
+		t.Errorf("%d READs of what was stored", n-began)
+	}
+	close(locked.open)
+	check(t, reader.Wait())
+	if got := help(t, "sha", path); got != shaLine(data) {
+		t.Error("wrong bytes")
+	}
+	if n := m.tree.byName["f"].reads.ranges; len(n) > 0 {
+		t.Errorf("READs are left: %v", n)
+	}
+}
+
+func TestFirstRead(t *testing.T) {
+	var r reads
+	ends := []func(){r.begin(8192, 100), r.begin(65536, 4096), r.begin(8192, 100)}
+	for _, c := range []struct{ in, want pageRange }{
+		{pageRange{0, 8192}, pageRange{8192, 8192}},
+		{pageRange{0, 1 << 20}, pageRange{8192, 12288}},
+		{pageRange{12288, 1 << 20}, pageRange{65536, 69632}},
+		{pageRange{69632, 1 << 20}, pageRange{1 << 20, 1 << 20}},
+	} {
+		if got := r.first(c.in); got != c.want {
+			t.Errorf("%v: %v, want %v", c.in, got, c.want)
+		}
+	}
+	for _, end := range ends {
+		end()
+	}
+	if len(r.ranges) > 0 {
+		t.Errorf("%v are left", r.ranges)
+	}
 }
 
 // What is dropped while it is being stored is dropped when it has arrived, so

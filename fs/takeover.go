@@ -126,9 +126,15 @@ func resend(device *os.File) error {
 	return os.NewSyscallError("ask for unanswered requests", err)
 }
 
-// Resend asks the kernel to send all unanswered requests again. Requests in
-// progress in this process arrive twice.
-func (m *Mounted) Resend() error { return resend(m.kept.Device) }
+// PredecessorGone makes good what the process that served the mount before may
+// have done while it ended. It may have taken a request: the kernel sends all
+// unanswered requests again, and those in progress in this process arrive twice.
+// It may have stored bytes that were found wrong since: what this process has
+// dropped is dropped again.
+func (m *Mounted) PredecessorGone() error {
+	m.notify.dropAgain()
+	return resend(m.kept.Device)
+}
 
 // Kept holds the files that a process needs to take over a mount.
 type Kept struct {
@@ -153,8 +159,16 @@ func Resume(kept Kept, dir string, files []File, opts Options, begin func() erro
 	return m, nil
 }
 
+// newSuccessor returns the tree of a process that takes over. It declines
+// nothing, since it does not know what its predecessor has declined: of a READ
+// that is asked for again, the error may reach the reader.
+func newSuccessor(files []File, opts Options) (*tree, error) {
+	opts.Decline = nil
+	return newTree(files, opts)
+}
+
 func resume(kept Kept, dir string, files []File, opts Options, begin func() error) (*Mounted, error) {
-	t, err := newTree(files, opts)
+	t, err := newSuccessor(files, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -74,3 +74,19 @@ func TestNegotiatedBefore(t *testing.T) {
 		t.Errorf("of no reply: %x", got)
 	}
 }
+
+// A process that takes over declines nothing.
+func TestSuccessorDeclinesNothing(t *testing.T) {
+	forceDeclining(t)
+	all := func(string, int64, int64) bool { return true }
+	for want, newOne := range map[bool]func([]File, Options) (*tree, error){true: newTree, false: newSuccessor} {
+		tr, err := newOne([]File{bytesFile("f", randomBytes(1<<20, 1))}, Options{Decline: all})
+		check(t, err)
+		tr.handles, err = openHandles(make([]byte, handlesSize(1, 16)), 1)
+		check(t, err)
+		h, _ := tr.handles.open(1, firstIno, cached, 0)
+		if got := tr.declines(tr.nodes[0], &fuse.ReadIn{Fh: h.fh, Size: 1 << 20}); got != want {
+			t.Errorf("declined: %v, want %v", got, want)
+		}
+	}
+}

@@ -224,7 +224,7 @@ func (s *served) stayAlive() {
 			s.m.Breathe()
 			s.link.Alive()
 		case <-s.link.Again():
-			if err := s.m.Resend(); err != nil {
+			if err := s.m.PredecessorGone(); err != nil {
 				s.opts.log.Warn("requests may have been lost with the process before", "error", err)
 			}
 		case <-s.link.Lost():

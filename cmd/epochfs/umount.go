@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cocoonstack/epochfs/fs"
 	"github.com/cocoonstack/epochfs/internal/control"
+	"github.com/cocoonstack/epochfs/internal/keeper"
 	"github.com/cocoonstack/epochfs/internal/mounts"
 )
 
@@ -38,6 +40,7 @@ func newUmountCmd() *cobra.Command {
 }
 
 func runUmount(name string, lazy bool) error {
+	abortAbandoned(name)
 	if fs.Stale(name) {
 		return fs.CleanStale(name)
 	}
@@ -58,6 +61,23 @@ func runUmount(name string, lazy bool) error {
 		return fmt.Errorf("the mount on %s is %s, not epochfs: %w", dir, m.Type, errNotFound)
 	}
 	return explainBusy(dir, fs.Unmount(dir, lazy))
+}
+
+// abortAbandoned ends the mount on a directory if all of its processes were
+// killed and one of them hangs in the kernel: to unmount it would hang as well.
+// Root ends every such mount, also one that is no longer on a directory.
+func abortAbandoned(name string) {
+	if os.Geteuid() == 0 {
+		keeper.AbortAbandoned("")
+		return
+	}
+	dir, err := fs.Canonical(name)
+	if err != nil {
+		return
+	}
+	if m, err := mounts.Find(dir); err == nil && m != nil && m.Ours() {
+		keeper.AbortAbandoned(strconv.Itoa(m.Minor))
+	}
 }
 
 // explainBusy adds the users of a busy mount to an unmount error.

@@ -39,12 +39,11 @@ func (k *keeper) waiting() bool {
 	return err != nil || n > 0
 }
 
-// giveUp ends the connection, so that pending requests fail. If the kernel's
-// abort file is unavailable, the connection ends when the keeper closes the
-// last descriptor.
+// giveUp ends the connection, so that pending requests fail. If it cannot be
+// aborted, it ends when the keeper closes the last descriptor.
 func (k *keeper) giveUp(why string) {
 	k.log.Error("the mount is given up", "dir", k.dir, "cause", why)
-	_ = os.WriteFile(k.control("abort"), []byte("1"), 0)
+	abort(k.connection)
 	if k.serving != nil {
 		k.serving.kill("", k.log)
 		k.serving.reap()

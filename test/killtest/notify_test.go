@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/digests"
+	"github.com/cocoonstack/epochfs/internal/mounts"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
 )
@@ -177,8 +178,48 @@ func TestKilledInNotification(t *testing.T) {
 	l.readersServed()
 }
 
-// The same for a worker that is not the keeper's child, and that the keeper
-// kills to have another binary take over.
+// If keeper and worker are killed in that moment, nobody is left who could
+// answer the READ: umount ends the connection, and all who wait for it.
+func TestUmountWhatWasAbandoned(t *testing.T) {
+	for _, how := range []string{"mounted", "detached"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			l := lockPage(t)
+			l.signal(l.keeper, unix.SIGKILL)
+			first := l.keeper
+			l.poll("the keeper is gone", func() bool { return dead(first) })
+			for _, pid := range l.processes() {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+			l.must(l.reader.Process.Kill())
+			done := make(chan error, 2)
+			if how == "detached" { // hangs
+				go func() { done <- exec.Command("umount", "-l", l.path("mnt")).Run() }()
+				l.poll("the mount is detached", func() bool {
+					m, err := mounts.Find(l.path("mnt"))
+					return err == nil && m == nil
+				})
+				_, _ = l.run("umount", l.path("mnt")) // fails: nothing is there
+			} else {
+				go func() {
+					_, err := l.run("umount", "--lazy", l.path("mnt"))
+					done <- err
+				}()
+			}
+			select {
+			case err := <-done:
+				l.must(err)
+			case <-time.After(patience):
+				t.Fatal("umount hangs")
+			}
+			_ = l.reader.Wait()
+			l.poll("the killed processes are gone", func() bool { return len(l.processes()) == 0 && dead(l.worker) })
+		})
+	}
+}
+
+// A worker that hangs so, is not the keeper's child, and is killed by the keeper
+// to have another binary take over, is followed at once as well.
 func TestRestartInNotification(t *testing.T) {
 	t.Parallel()
 	l := lockPage(t)
