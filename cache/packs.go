@@ -217,12 +217,12 @@ func (j *job) inPack(pack int) ([]packed.Wanted, error) {
 func (j *job) takeIn(digest string, body io.ReadCloser, at int64, granules []packed.Wanted) error {
 	e := j.entry
 	granule := e.file.Index.Head.Granule
-	release, err := j.memory(packed.DecodeRoom(granule) + packed.MaxStored(granule))
+	release, err := j.memory(packed.DecodeRoom(granule) + packed.ReadRoom(granule))
 	if err != nil {
 		return &granuleError{err, granules[0].ID}
 	}
 	defer release()
-	stored, data := buffers.Get(packed.MaxStored(granule)), buffers.Get(packed.DecodeRoom(granule))
+	stored, data := buffers.Get(packed.ReadRoom(granule)), buffers.Get(packed.DecodeRoom(granule))
 	defer buffers.Put(stored)
 	defer buffers.Put(data)
 	failed, err := packed.ReadFrames(body, at, granules, stored, func(w packed.Wanted, frame []byte) error {

@@ -32,7 +32,9 @@ func (p *part) granules(i int) (first, last int) {
 func (f *fetcher) fetchGranules(i int, release func()) ([]byte, error) {
 	p := f.p
 	off, n := p.payload(i)
-	u := &granuleUnit{f: f, unit: i, off: off, data: f.d.memory.get(n)}
+	first, last := p.granules(i)
+	u := &granuleUnit{f: f, off: off, unit: i, first: first, filled: make([]bool, last-first+1)}
+	u.data = f.d.memory.get(packed.DecodeRoom(n))[:n]
 	wanted, err := u.load()
 	if err != nil {
 		f.d.memory.put(u.data)
@@ -57,15 +59,19 @@ type granuleUnit struct {
 	unit int
 	off  int64 // of data in the payload
 	data []byte
+
+	first  int    // granule of the unit
+	filled []bool // granules that are in data
 }
 
 // load fills in the granules that are there, and returns the others.
 func (u *granuleUnit) load() (wanted []packed.Wanted, err error) {
 	p := u.f.p
-	first, last := p.granules(u.unit)
-	for i := first; i <= last; i++ {
+	for k := range u.filled {
+		i := u.first + k
 		off, n := p.packed.Extent(i)
 		if p.keep != nil && p.keep.Load(p.index, off, u.data[off-u.off:][:n]) {
+			u.filled[k] = true
 			continue
 		}
 		g, err := p.packed.Granule(p.ctx, i)
@@ -108,24 +114,47 @@ func (u *granuleUnit) take(in *packBytes, r packed.Range) error {
 	p := u.f.p
 	index := p.packed
 	memory, granule := &u.f.d.memory, index.Head.Granule
-	stored, decoded := memory.get(packed.MaxStored(granule)), memory.get(packed.DecodeRoom(granule))
+	stored, decoded := memory.get(packed.ReadRoom(granule)), memory.get(packed.DecodeRoom(granule))
 	defer memory.put(stored)
 	defer memory.put(decoded)
 	_, err := packed.ReadFrames(in, in.at, r.Granules, stored, func(w packed.Wanted, frame []byte) error {
 		off, n := index.Extent(w.ID)
-		// To decode next to other granules would take longer than the copy.
-		data, err := packed.Decode(decoded, frame, n, w.Sum)
+		room := u.data[off-u.off:][:n]
+		into := decoded
+		if u.free(w.ID) {
+			into = u.data[off-u.off:][:packed.DecodeRoom(n)]
+			into = into[:n:len(into)]
+		}
+		data, err := packed.Decode(into, frame, n, w.Sum)
 		if err != nil {
 			return fmt.Errorf("%w: %w", layout.ErrContent, err)
 		}
-		room := u.data[off-u.off:][:n]
-		copy(room, data)
+		if len(data) > 0 && &data[0] != &room[0] {
+			copy(room, data)
+		}
+		u.filled[w.ID-u.first] = true
 		if p.keep != nil {
 			p.keep.Keep(p.index, off, room, true)
 		}
 		return nil
 	})
 	return transport.NoEOF(err)
+}
+
+// free reports whether granule i can be decoded in its place: the decoder may
+// write to some room behind it, in which no granule must be yet.
+func (u *granuleUnit) free(i int) bool {
+	index := u.f.p.packed
+	off, n := index.Extent(i)
+	for k := i + 1 - u.first; k < len(u.filled); k++ {
+		if next, _ := index.Extent(u.first + k); next >= off+packed.DecodeRoom(n) {
+			break
+		}
+		if u.filled[k] {
+			return false
+		}
+	}
+	return true
 }
 
 // packBytes reads a pack, or a range of it, in order.

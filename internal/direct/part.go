@@ -9,6 +9,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
 )
 
 // part is a part of a file that is being read.
@@ -158,7 +159,7 @@ func (p *part) extent(i int) (off, n int64) {
 func (p *part) weight(i int) int64 {
 	if p.packed != nil {
 		_, n := p.payload(i)
-		return n
+		return packed.DecodeRoom(n)
 	}
 	_, n := p.extent(i)
 	if p.Encoding != layout.Raw && !p.cut {

@@ -48,26 +48,41 @@ func Plan(wanted []Wanted, gap, limit int64) []Range {
 	return all
 }
 
+// ReadRoom is the size of a buffer with which ReadFrames makes few reads: a
+// granule's frame takes some 10 KiB.
+func ReadRoom(granule int64) int64 { return MaxStored(granule) + 128<<10 }
+
 // ReadFrames reads the frames of granules from in, which is their pack from
 // offset at on, and calls each for every granule. The granules must ascend
 // by offset; several may share a frame, which is read once. The frame is in
 // buf, which must have room for MaxStored, until each returns. ReadFrames
-// returns the first error, which may be io.EOF, and the granule that it
-// concerns.
+// reads no byte beyond the last frame. It returns the first error, which may be
+// io.EOF, and the granule that it concerns.
 func ReadFrames(in io.Reader, at int64, granules []Wanted, buf []byte, each func(w Wanted, frame []byte) error) (failed Wanted, err error) {
-	var frame []byte
+	var last int64
 	for _, w := range granules {
-		if end := w.Offset + w.Stored; end > at {
-			frame = buf[:w.Stored]
-			if _, err := io.CopyN(io.Discard, in, w.Offset-at); err != nil {
-				return w, err
-			}
-			if _, err := io.ReadFull(in, frame); err != nil {
-				return w, err
-			}
-			at = end
+		last = max(last, w.Offset+w.Stored)
+	}
+	held := buf[:0] // bytes of the pack from offset at on
+	for _, w := range granules {
+		skip := w.Offset - at
+		if n := int64(len(held)); skip <= n {
+			held = held[skip:]
+		} else if _, err := io.CopyN(io.Discard, in, skip-n); err != nil {
+			return w, err
+		} else {
+			held = held[:0]
 		}
-		if err := each(w, frame); err != nil {
+		at = w.Offset
+		if lacks := int(w.Stored) - len(held); lacks > 0 {
+			n := copy(buf, held)
+			more, err := io.ReadAtLeast(in, buf[n:min(int64(len(buf)), last-at)], lacks)
+			if err != nil {
+				return w, err
+			}
+			held = buf[:n+more]
+		}
+		if err := each(w, held[:w.Stored:w.Stored]); err != nil {
 			return w, err
 		}
 	}
