@@ -79,7 +79,7 @@ func TestRestartWithOtherBinaries(t *testing.T) {
 		edit edit
 	}{
 		"other-memory":      {"memory has version 1, not 2", otherMemory},
-		"other-cache":       {"cannot use the cached file", edit{"cache/state.go", "stateVersion = 1\n", "stateVersion = 2\n"}},
+		"other-cache":       {"cannot use the cached file", edit{"cache/internal/disk/state.go", "stateVersion = 1\n", "stateVersion = 2\n"}},
 		"other-negotiation": {"negotiates otherwise", edit{"fs/mount.go", "maxBackground = 128\n", "maxBackground = 64\n"}},
 		"older":             {"negotiates otherwise", fewerCapabilities},
 	} {

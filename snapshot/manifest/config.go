@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"reflect"
@@ -51,19 +52,35 @@ func ParseConfig(raw []byte) (*SnapshotConfig, error) {
 	return &cfg, nil
 }
 
+// maxObject bounds an object that otherObjects returns, in bytes, as that of an
+// envelope is bounded.
+const maxObject = 256 << 10
+
+// object is a JSON object of at most maxObject bytes, or nil for every other
+// value, of which no copy is made.
+type object json.RawMessage
+
+func (o *object) UnmarshalJSON(value []byte) error {
+	if len(value) <= maxObject && value[0] == '{' {
+		*o = bytes.Clone(value)
+	}
+	return nil
+}
+
 // otherObjects returns the values of a config blob's keys that SnapshotConfig
-// does not have, if they are objects.
+// does not have, if they are objects of at most maxObject bytes.
 func otherObjects(raw []byte) (map[string]json.RawMessage, error) {
-	var all map[string]json.RawMessage
+	var all map[string]object
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return nil, err
 	}
+	others := map[string]json.RawMessage{}
 	for key, value := range all {
-		if known[strings.ToLower(key)] || len(value) == 0 || value[0] != '{' {
-			delete(all, key)
+		if value != nil && !known[strings.ToLower(key)] {
+			others[key] = json.RawMessage(value)
 		}
 	}
-	return all, nil
+	return others, nil
 }
 
 // known holds SnapshotConfig's keys in lower case.
