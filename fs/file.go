@@ -73,7 +73,7 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		return newReadResult(zeros()[:len(p)]), fuse.OK
 	}
 	if in.Flags&unix.O_DIRECT == 0 && in.ReadFlags&fuse.READ_LOCKOWNER == 0 {
-		defer n.reads.begin(off, int64(in.Size))()
+		defer n.reads.end(n.reads.begin(off, int64(in.Size)))
 	}
 	ctx := requestContext(cancel)
 	err := readFull(ctx, n.Content, p, off)
@@ -95,22 +95,28 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 // holds the locks of their pages.
 type reads struct {
 	mu     sync.Mutex
-	ranges []*pageRange
+	ranges []pageRange // by slot; an empty one is free
 }
 
-// begin notes a READ of n bytes from off on. The returned function takes it
-// from the notes.
-func (r *reads) begin(off, n int64) (end func()) {
-	pages := &pageRange{off &^ (pageSize - 1), (off + n + pageSize - 1) &^ (pageSize - 1)}
+// begin notes a READ of n bytes, at least one, from off on, and returns its
+// slot for end.
+func (r *reads) begin(off, n int64) (slot int) {
+	pages := pageRange{off &^ (pageSize - 1), (off + n + pageSize - 1) &^ (pageSize - 1)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.ranges = append(r.ranges, pages)
-	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		at := slices.Index(r.ranges, pages)
-		r.ranges = slices.Delete(r.ranges, at, at+1)
+	if slot = slices.Index(r.ranges, pageRange{}); slot >= 0 {
+		r.ranges[slot] = pages
+		return slot
 	}
+	r.ranges = append(r.ranges, pages)
+	return len(r.ranges) - 1
+}
+
+// end takes a READ from the notes.
+func (r *reads) end(slot int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ranges[slot] = pageRange{}
 }
 
 // first returns the pages of the first READ that overlaps a range, or an empty
@@ -120,8 +126,8 @@ func (r *reads) first(in pageRange) pageRange {
 	defer r.mu.Unlock()
 	first := pageRange{in.end, in.end}
 	for _, pages := range r.ranges {
-		if pages.overlaps(in) && pages.off < first.off {
-			first = *pages
+		if pages != (pageRange{}) && pages.overlaps(in) && pages.off < first.off {
+			first = pages
 		}
 	}
 	return first
