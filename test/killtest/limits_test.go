@@ -62,7 +62,12 @@ func TestManyMounts(t *testing.T) {
 	if n := strings.Count(string(table), w.dir); n > 0 {
 		t.Errorf("%d mounts are left", n)
 	}
-	if now := w.names("cache"); !slices.Equal(now, cache) {
+	// What is noted of references and working sets may be noted later.
+	noted := func(name string) bool {
+		return strings.Contains(name, "/refs/") && filepath.Ext(name) == ".json"
+	}
+	cache = slices.DeleteFunc(cache, noted)
+	if now := slices.DeleteFunc(w.names("cache"), noted); !slices.Equal(now, cache) {
 		t.Errorf("in the cache there was %q, and is %q", cache, now)
 	}
 	if now := w.names("run"); !slices.Equal(now, run) {
