@@ -53,13 +53,13 @@ type Options struct {
 	LimitRate   int64         // bytes fetched per second, for the process; 0: no limit
 	Memory      int64         // bytes that fetches hold in memory; 0: 64 MiB
 	Log         *slog.Logger  // nil: nothing is logged
+	Tardy       time.Duration // transport.Options.Tardy
 
 	// Tests have others.
 	patience time.Duration
 	grace    time.Duration
 	peerIdle time.Duration
 	watch    time.Duration // between looks at what other processes have changed
-	tardy    time.Duration // transport.Options.Tardy
 	readDisk func(f *os.File, p []byte, off int64) (int, error)
 	before   func(work string) // called before work that reads the disk at length, and between the steps of a write
 }
@@ -277,7 +277,7 @@ func (c *Cache) linkTo(src Source) *transport.Link {
 	defer c.mu.Unlock()
 	l := c.links[src]
 	if l == nil {
-		l = transport.NewLink(src, transport.Options{Limit: c.rate, Tardy: c.opts.tardy})
+		l = transport.NewLink(src, transport.Options{Limit: c.rate, Tardy: c.opts.Tardy})
 		c.links[src] = l
 	}
 	return l

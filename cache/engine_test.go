@@ -77,7 +77,7 @@ func (r *recording) OpenBlob(ctx context.Context, digest string, size, off, n in
 func TestSlowRequestIsMadeAgain(t *testing.T) {
 	src := &stuckOnce{fakeSource: &fakeSource{}}
 	a := makeFile(t, newRand(t), src.fakeSource, kinds[1], 4<<20)
-	h := openFile(t, openCache(t, t.TempDir(), Options{tardy: usual}), a.file, src)
+	h := openFile(t, openCache(t, t.TempDir(), Options{Tardy: usual}), a.file, src)
 	src.stuck.Store(true)
 	checkRead(t, h, a.flat, 0, len(a.flat))
 	if src.stuck.Load() {

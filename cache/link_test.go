@@ -82,7 +82,7 @@ func TestStallingRegistry(t *testing.T) {
 	for _, stall := range []int{0, 100_000} {
 		synctest.Test(t, func(t *testing.T) {
 			far := &distant{fakeSource: src, delay: 10 * time.Millisecond, nth: 3, stall: stall}
-			c := openCache(t, t.TempDir(), Options{tardy: usual})
+			c := openCache(t, t.TempDir(), Options{Tardy: usual})
 			took, longest := readOn(t, openFile(t, c, a.file, far), a.flat)
 			t.Logf("%v in all, %v the longest read, %d requests, %d of them made again", took, longest, far.asked, c.Counts().Retries["slow"])
 			if took > 5*time.Second || longest > 500*time.Millisecond {
@@ -99,7 +99,7 @@ func TestNoStorm(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kinds[1], 100<<20)
 	synctest.Test(t, func(t *testing.T) {
 		far := &distant{fakeSource: src, delay: 10 * time.Millisecond}
-		c := openCache(t, t.TempDir(), Options{tardy: usual})
+		c := openCache(t, t.TempDir(), Options{Tardy: usual})
 		f := openFile(t, c, a.file, far)
 		read := func(first, last int) (requests int, slow int64) {
 			before := c.Counts().Retries["slow"]
@@ -140,7 +140,7 @@ func TestLimitedReadsFetchOnce(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kinds[1], 16<<20)
 	synctest.Test(t, func(t *testing.T) {
 		far := &distant{fakeSource: src, delay: 10 * time.Millisecond}
-		c := openCache(t, t.TempDir(), Options{LimitRate: 256 << 10, tardy: usual})
+		c := openCache(t, t.TempDir(), Options{LimitRate: 256 << 10, Tardy: usual})
 		took, _ := readOn(t, openFile(t, c, a.file, far), a.flat)
 		_, fetched := src.reset()
 		if fetched != int64(len(a.data)) || c.Counts().Retries["slow"] != 0 {

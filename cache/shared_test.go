@@ -213,7 +213,7 @@ func TestSlowLinkIsLeftAlone(t *testing.T) {
 	a := makeFile(t, newRand(t), src, kind{name: "chunks", chunk: 1 << 20}, 2<<20)
 	synctest.Test(t, func(t *testing.T) {
 		slow := &dripping{src, 250 * time.Millisecond, 750 * time.Millisecond}
-		h := openFile(t, openCache(t, t.TempDir(), Options{tardy: usual}), a.file, slow)
+		h := openFile(t, openCache(t, t.TempDir(), Options{Tardy: usual}), a.file, slow)
 		last := a.file.Map.Segments()[a.file.Map.Len()-1]
 		checkRead(t, h, a.flat, int(last.Offset), 1) // from now on it is known how long an answer takes
 		src.reset()

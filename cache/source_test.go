@@ -275,8 +275,8 @@ func openCache(t testing.TB, dir string, opts Options) *Cache {
 	if opts.grace == 0 {
 		opts.grace = 10 * time.Second // where the machine is slow the disk is not
 	}
-	if opts.tardy == 0 {
-		opts.tardy = 10 * time.Second // and neither are requests
+	if opts.Tardy == 0 {
+		opts.Tardy = 10 * time.Second // and neither are requests
 	}
 	c, err := Open(dir, opts)
 	if err != nil {

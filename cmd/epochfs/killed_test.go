@@ -87,7 +87,9 @@ func (k *killedRun) run(name string, data int64, rng *rand.Rand) {
 	k.front.Reset()
 	missing := data - k.local()
 	k.front.Reset()
-	if out, err := exec.Command("epochfs", k.args...).CombinedOutput(); err != nil {
+	cmd := exec.Command("epochfs", k.args...)
+	cmd.Env = append(os.Environ(), tardyEnv+"=10s")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		k.t.Fatalf("%v: %s", err, out)
 	}
 	const frames = 128 << 10 // what frames of random data take beside it

@@ -166,6 +166,9 @@ func (g *globals) prepare(cmd *cobra.Command) error {
 	return nil
 }
 
+// tardy is transport.Options.Tardy. Tests that count requests set it.
+var tardy time.Duration
+
 // config returns the configuration for mounting; timeout is the command's
 // own default for --read-timeout.
 func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
@@ -178,6 +181,7 @@ func (g *globals) config(timeout time.Duration) (mounting.Config, error) {
 		LimitRate:   int64(g.limitRate),
 		ReadTimeout: timeout,
 		UserAgent:   "epochfs/" + buildVersion(),
+		Tardy:       tardy,
 		Log:         g.log,
 	}
 	if g.timeoutSet {

@@ -47,9 +47,16 @@ func TestMain(m *testing.M) {
 // reportEnv is how often a command tells of its progress, in scripts.
 const reportEnv = "EPOCHFS_TEST_REPORT_EVERY"
 
+// tardyEnv is the shortest wait that counts as a stall, in scripts that count
+// requests or bytes: on a busy machine others have doubles.
+const tardyEnv = "EPOCHFS_TEST_TARDY"
+
 func mainOfTests() {
 	if d, err := time.ParseDuration(os.Getenv(reportEnv)); err == nil {
 		reportEvery = d
+	}
+	if d, err := time.ParseDuration(os.Getenv(tardyEnv)); err == nil {
+		tardy = d
 	}
 	main()
 }

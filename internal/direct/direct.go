@@ -19,12 +19,12 @@ type Options struct {
 	Concurrency int           // concurrent requests; 0 for 16
 	ReadTimeout time.Duration // how long a unit, or a step of it, is tried; 0 for ever
 	LimitRate   int64         // bytes per second; 0 for no limit
+	Tardy       time.Duration // transport.Options.Tardy
 	// Store returns the local copy of a file, by index, or nil. If it also
 	// implements Cache, fetched bytes are written to it. May be nil.
 	Store func(file int) Store
 
-	tardy time.Duration // transport.Options.Tardy; tests set another
-	held  int64         // bytes of whole packs in memory; 0 for mostHeld
+	held int64 // bytes of whole packs in memory; 0 for mostHeld
 }
 
 const (
@@ -89,7 +89,7 @@ func New(src transport.Source, files []*layout.File, opts Options) *Payloads {
 	}
 	d.changed = sync.NewCond(&d.mu)
 	d.ctx, d.stop = context.WithCancel(context.Background())
-	d.link = transport.NewLink(src, transport.Options{Limit: transport.NewLimiter(opts.LimitRate), Timeout: opts.ReadTimeout, Tardy: opts.tardy})
+	d.link = transport.NewLink(src, transport.Options{Limit: transport.NewLimiter(opts.LimitRate), Timeout: opts.ReadTimeout, Tardy: opts.Tardy})
 	for i, f := range files {
 		var store Store
 		if opts.Store != nil {

@@ -147,7 +147,7 @@ func TestStallingRegistry(t *testing.T) {
 				return f
 			}
 			began := time.Now()
-			if err := s.read(Options{tardy: usual}); err != nil {
+			if err := s.read(Options{Tardy: usual}); err != nil {
 				t.Fatal(err)
 			}
 			if took := time.Since(began); took > 5*time.Second {
@@ -163,7 +163,7 @@ func TestLimitRate(t *testing.T) {
 		s := newStock(t)
 		s.raw(8<<20, 0)
 		began := time.Now()
-		if err := s.read(Options{LimitRate: 256 << 10, ReadTimeout: 10 * time.Second, tardy: usual}); err != nil {
+		if err := s.read(Options{LimitRate: 256 << 10, ReadTimeout: 10 * time.Second, Tardy: usual}); err != nil {
 			t.Fatal(err)
 		}
 		took, want := time.Since(began), 32*time.Second

@@ -34,7 +34,7 @@ func TestLargePacksPass(t *testing.T) {
 			}
 		}
 		held := 0
-		d := New(s.src, s.files, Options{Memory: LeastMemory, held: 64 << 10, tardy: 10 * time.Second})
+		d := New(s.src, s.files, Options{Memory: LeastMemory, held: 64 << 10, Tardy: 10 * time.Second})
 		r, err := d.OpenPayload(t.Context(), s.files[0])
 		if err != nil {
 			t.Fatal(err)

@@ -221,8 +221,8 @@ var ofEachKind = sync.OnceValue(func() *stock {
 
 // read compares all files with what they must be.
 func (s *stock) read(opts Options) error {
-	if opts.tardy == 0 {
-		opts.tardy = 10 * time.Second // where the machine is slow requests are not
+	if opts.Tardy == 0 {
+		opts.Tardy = 10 * time.Second // where the machine is slow requests are not
 	}
 	d := New(s.src, s.files, opts)
 	defer d.Close()

@@ -26,6 +26,7 @@ type Config struct {
 	Memory      int64         // bytes that the process may take, at least LeastMemory; 0 for the default
 	HostsDirs   []string      // directories with hosts.toml files, before the default ones
 	UserAgent   string        // for the registry; "" for the default
+	Tardy       time.Duration // transport.Options.Tardy
 	Log         *slog.Logger  // nil for no log
 	Known       []byte        // Note.Known of a live mount that is taken over; or nil
 

@@ -69,6 +69,7 @@ func Open(ctx context.Context, reference string, cfg Config) (*Opened, error) {
 		LimitRate:   cfg.LimitRate,
 		Memory:      cfg.buffers(),
 		Log:         cfg.Log,
+		Tardy:       cfg.Tardy,
 	})
 	if err != nil {
 		o.Registry.Close()

@@ -48,6 +48,7 @@ func newPlace(t *testing.T, backend http.Handler, a *artifacttest.Artifact) *pla
 	p := &place{t: t, front: front, ref: front.Host + "/team/vm:v1", cfg: Config{
 		CacheDir:    filepath.Join(t.TempDir(), "cache"),
 		ReadTimeout: 20 * time.Second,
+		Tardy:       10 * time.Second, // requests are counted
 		EpochServer: front.URL,
 		EpochToken:  "token",
 	}}

