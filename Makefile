@@ -56,6 +56,7 @@ test: test-needs lint
 # Before a release: everything under the race detector, campaigns in full.
 race: export EPOCHFS_FULL_CAMPAIGNS = 1
 race: TESTTIME = 40m
+race: TEST_NEEDS += fio:fio
 race: test-needs lint
 	$(GORACETEST) ./...
 

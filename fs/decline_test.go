@@ -2,6 +2,8 @@ package fs
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -9,6 +11,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // declining is a tree of one file of 8 MiB that declines what it may.
@@ -191,5 +195,47 @@ func TestMountsOnTopWhileDeclining(t *testing.T) {
 	check(t, unix.Unmount(over, 0))
 	if got != shaLine(data) || mapped != got {
 		t.Error("overlayfs: wrong bytes")
+	}
+}
+
+// fio finds every block as it wrote it, whichever way it reads.
+func TestFioWhileDeclining(t *testing.T) {
+	tier.Long(t, "runs fio")
+	needRoot(t)
+	program, err := exec.LookPath("fio")
+	if err != nil {
+		t.Skip("no fio here: make race installs it")
+	}
+	forceDeclining(t)
+	dir := t.TempDir()
+	fio := func(file string, args ...string) {
+		t.Helper()
+		args = append([]string{"--name=verify", "--filename=" + file, "--size=16m", "--bsrange=4k-64k", "--verify=crc32c", "--verify_fatal=1", "--randseed=7"}, args...)
+		cmd := exec.Command(program, args...)
+		cmd.Dir = dir // fio writes a file about its job
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("fio %s: %v: %s", args, err, out)
+		}
+	}
+	flat := filepath.Join(dir, "flat")
+	fio(flat, "--rw=write", "--do_verify=0")
+	data, err := os.ReadFile(flat)
+	check(t, err)
+	all := func(string, int64, int64) bool { return true }
+	m := mounted(t, []File{bytesFile("f", data)}, Options{Decline: all})
+	path := filepath.Join(m.Dir(), "f")
+	for _, how := range [][]string{
+		{"--ioengine=psync"},
+		{"--ioengine=psync", "--direct=1"},
+		{"--ioengine=mmap"},
+		{"--ioengine=libaio", "--direct=1", "--iodepth=8"},
+		{"--ioengine=io_uring", "--iodepth=8"},
+		{"--ioengine=splice"},
+	} {
+		help(t, "drop", path)
+		fio(path, append(how, "--readonly", "--rw=read")...)
+	}
+	if m.tree.declinedReads.Load() == 0 {
+		t.Error("nothing was declined")
 	}
 }
