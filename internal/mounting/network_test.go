@@ -70,6 +70,9 @@ func TestFaultsOfTheNetwork(t *testing.T) {
 			a, data := big()
 			p := newPlace(t, registrytest.NewHandler(), a)
 			p.cfg.ReadTimeout = 0
+			if fault.Stall > 0 {
+				p.cfg.Tardy = time.Second
+			}
 			o := p.mustOpen(p.ref)
 			p.front.Reset()
 			p.front.Inject(fault)
