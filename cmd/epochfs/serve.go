@@ -38,8 +38,8 @@ func (opts *mountOptions) prepareToServe() chan os.Signal {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	keeper.SurviveBrokenPipes()
-	_ = os.WriteFile("/proc/self/comm", []byte("epochfs"), 0) // for ps: it was started by a descriptor
-	if err := keeper.SpareFromOOM(); err != nil {             // systemd starts it without a keeper
+	_ = os.WriteFile("/proc/self/comm", []byte(keeper.WorkerName), 0) // it was started by a descriptor
+	if err := keeper.SpareFromOOM(); err != nil {                     // systemd starts it without a keeper
 		opts.log.Debug("oom_score_adj is unchanged", "error", err)
 	}
 	return signals

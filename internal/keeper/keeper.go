@@ -42,6 +42,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// WorkerName is what a worker calls itself, for ps.
+const WorkerName = "epochfs"
+
 // Names under which a worker's descriptors are kept.
 const (
 	Device = "fuse"   // the connection

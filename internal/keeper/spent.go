@@ -68,14 +68,19 @@ func parseThread(stat string) (thread, bool) {
 // spent reports whether no thread of a process can return to user space, and
 // how the process ended. ok is false if that cannot be determined.
 func spent(pid int) (status syscall.WaitStatus, ok bool) {
-	first, ok := readThread(fmt.Sprintf("/proc/%d/stat", pid))
+	return spentAt(fmt.Sprintf("/proc/%d", pid))
+}
+
+// spentAt does that for the process with a directory of /proc.
+func spentAt(dir string) (status syscall.WaitStatus, ok bool) {
+	first, ok := readThread(dir + "/stat")
 	if !ok || !first.spent() {
 		return 0, false
 	}
 	// A thread that is not spent may have created another during the
 	// first pass.
 	for range 2 {
-		if !allSpent(pid) {
+		if !allSpent(dir + "/task") {
 			return 0, false
 		}
 	}
@@ -85,8 +90,7 @@ func spent(pid int) (status syscall.WaitStatus, ok bool) {
 	return first.status, true
 }
 
-func allSpent(pid int) bool {
-	dir := fmt.Sprintf("/proc/%d/task", pid)
+func allSpent(dir string) bool {
 	tasks, err := os.ReadDir(dir)
 	if err != nil {
 		return false

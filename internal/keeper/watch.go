@@ -35,7 +35,7 @@ const (
 // ended handles the end of the serving worker.
 func (k *keeper) ended(w *worker, status syscall.WaitStatus) (code int, ended bool) {
 	if !k.kept() || k.dead() {
-		if !k.kept() && k.connection != "" {
+		if _, hangs := spent(w.pid); hangs && !k.kept() && k.connection != "" {
 			AbortAbandoned(k.connection)
 		}
 		k.killNext()

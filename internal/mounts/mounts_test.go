@@ -1,10 +1,10 @@
 package mounts
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,6 +96,58 @@ func TestUsers(t *testing.T) {
 	}
 }
 
+// A path belongs to each mount that it is in or on, and to no other of a similar
+// name.
+func TestPlaces(t *testing.T) {
+	p := newPlaces([]*Mount{{Dir: "/a"}, {Dir: "/a/b"}, {Dir: "/a"}, {Dir: "/c"}, {Dir: "/"}})
+	for path, want := range map[string][]int{
+		"/a":             {0, 2, 4},
+		"/a/file":        {0, 2, 4},
+		"/a/b":           {1, 0, 2, 4},
+		"/a/b/c/d":       {1, 0, 2, 4},
+		"/ab":            {4},
+		"/c/x (deleted)": {3, 4},
+		"/":              {4},
+		"pipe:[123]":     nil,
+		"":               nil,
+	} {
+		if got := p.with(path); !slices.Equal(got, want) {
+			t.Errorf("%q is in %v, not in %v", path, got, want)
+		}
+	}
+}
+
+// Each mount has its own users, whoever is looked at with it.
+func TestUsersOfSeveral(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*Mount
+	for i, name := range []string{"one", "two", "two/below", "none"} {
+		m := &Mount{Dir: filepath.Join(dir, name), Major: 1<<20 + i} // devices that do not exist
+		if err := os.Mkdir(m.Dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	for _, name := range []string{"one/%s", "two/below/cow.raw"} {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+	}
+	var got []string
+	for _, users := range UsersOf(all) {
+		got = append(got, find(users, os.Getpid()))
+	}
+	want := []string{"has %s open", "has below/cow.raw open", "has cow.raw open", ""}
+	if !slices.Equal(got, want) {
+		t.Errorf("users: %q, not %q", got, want)
+	}
+}
+
 func TestMapped(t *testing.T) {
 	dir := t.TempDir()
 	f, err := os.Create(filepath.Join(dir, "memory"))
@@ -128,7 +180,7 @@ func TestMapped(t *testing.T) {
 	m := asMount(t, dir)
 	use := func() string {
 		used := map[int]string{}
-		mapped(table, []*Mount{m}, map[string][]int{fmt.Sprintf("%02x:%02x", m.Major, m.Minor): {0}}, used)
+		newPlaces([]*Mount{m}).mapped(table, used)
 		return used[0]
 	}
 	if got := use(); got != "has memory mapped" {

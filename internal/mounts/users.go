@@ -2,13 +2,17 @@ package mounts
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // User is a process, device or mount that keeps a mount busy.
@@ -36,43 +40,83 @@ func (m *Mount) Users() []User { return UsersOf([]*Mount{m})[0] }
 // process once.
 func UsersOf(all []*Mount) [][]User {
 	users := make([][]User, len(all))
-	device := map[string][]int{}
-	for i, m := range all {
-		users[i] = append(m.below(), m.loops()...)
-		dev := fmt.Sprintf("%02x:%02x", m.Major, m.Minor)
-		device[dev] = append(device[dev], i)
+	p := newPlaces(all)
+	p.below(users)
+	p.loops(users)
+	procs := processes()
+	used := make([]map[int]string, len(procs))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for n, proc := range procs {
+		g.Go(func() error {
+			used[n] = p.usedBy(proc)
+			p.mapped(filepath.Join(proc, "maps"), used[n])
+			return nil
+		})
 	}
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil {
+	_ = g.Wait() // no error is returned
+	for n, proc := range procs {
+		if len(used[n]) == 0 {
 			continue
 		}
-		used := usedBy(dir, all)
-		mapped(filepath.Join(dir, "maps"), all, device, used)
-		if len(used) == 0 {
-			continue
-		}
-		comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
-		for i, what := range used {
+		pid, _ := strconv.Atoi(filepath.Base(proc))
+		comm, _ := os.ReadFile(filepath.Join(proc, "comm"))
+		for i, what := range used[n] {
 			users[i] = append(users[i], User{PID: pid, Command: strings.TrimSpace(string(comm)), What: what})
 		}
 	}
 	return users
 }
 
+// processes returns the /proc directories of all processes.
+func processes() (dirs []string) {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err == nil {
+			dirs = append(dirs, "/proc/"+e.Name())
+		}
+	}
+	return dirs
+}
+
+// places finds the mounts to which paths and devices belong, by their index: a
+// process has some dozens of paths, and there may be hundreds of mounts.
+type places struct {
+	all    []*Mount
+	dir    map[string][]int
+	device map[string][]int // in the form of /proc/PID/maps
+}
+
+func newPlaces(all []*Mount) *places {
+	p := &places{all: all, dir: map[string][]int{}, device: map[string][]int{}}
+	for i, m := range all {
+		p.dir[m.Dir] = append(p.dir[m.Dir], i)
+		dev := fmt.Sprintf("%02x:%02x", m.Major, m.Minor)
+		p.device[dev] = append(p.device[dev], i)
+	}
+	return p
+}
+
+// with returns the mounts that an absolute path is in or on.
+func (p *places) with(path string) (at []int) {
+	for dir := path; ; {
+		at = append(at, p.dir[dir]...)
+		end := strings.LastIndexByte(dir, '/')
+		if end < 0 || dir == "/" {
+			return at
+		}
+		dir = dir[:max(end, 1)]
+	}
+}
+
 // usedBy describes how the process with the /proc directory proc uses mounts,
 // by their index. It does not look at mappings.
-func usedBy(proc string, all []*Mount) map[int]string {
+func (p *places) usedBy(proc string) map[int]string {
 	used := map[int]string{}
-	look := func(link string, what func(m *Mount, target string) string) {
-		target, err := os.Readlink(link)
-		if err != nil || !strings.HasPrefix(target, "/") {
-			return
-		}
-		for i, m := range all {
-			if used[i] == "" && m.holds(target) {
-				used[i] = what(m, target)
+	look := func(target, what string) {
+		for _, i := range p.with(target) {
+			if used[i] == "" {
+				used[i] = strings.Replace(what, "%s", p.all[i].relative(target), 1)
 			}
 		}
 	}
@@ -81,18 +125,29 @@ func usedBy(proc string, all []*Mount) map[int]string {
 		{"root", "has its root directory there"},
 		{"exe", "runs a program from there"},
 	} {
-		look(filepath.Join(proc, link.name), func(*Mount, string) string { return link.what })
+		if target, err := os.Readlink(filepath.Join(proc, link.name)); err == nil {
+			look(target, link.what)
+		}
 	}
-	fds, _ := os.ReadDir(filepath.Join(proc, "fd"))
-	for _, fd := range fds {
-		look(filepath.Join(proc, "fd", fd.Name()), func(m *Mount, target string) string { return "has " + m.relative(target) + " open" })
+	fds, err := os.Open(filepath.Join(proc, "fd"))
+	if err != nil {
+		return used
+	}
+	defer fds.Close()
+	names, _ := fds.Readdirnames(-1)
+	var target [unix.PathMax]byte
+	for _, name := range names {
+		n, err := unix.Readlinkat(int(fds.Fd()), name, target[:])
+		if err == nil && n > 0 && target[0] == '/' { // and no socket or pipe
+			look(string(target[:n]), "has %s open")
+		}
 	}
 	return used
 }
 
 // mapped adds to used what a table of mappings has of the devices of mounts. A
 // mapping is a use after its file was closed: a VM's memory is one.
-func mapped(maps string, all []*Mount, device map[string][]int, used map[int]string) {
+func (p *places) mapped(maps string, used map[int]string) {
 	f, err := os.Open(maps)
 	if err != nil {
 		return
@@ -100,49 +155,53 @@ func mapped(maps string, all []*Mount, device map[string][]int, used map[int]str
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		// address perms offset dev inode path
-		fields := strings.SplitN(lines.Text(), " ", 6)
-		if len(fields) != 6 {
+		rest := lines.Bytes()
+		for range 3 {
+			_, rest, _ = bytes.Cut(rest, []byte(" "))
+		}
+		dev, rest, _ := bytes.Cut(rest, []byte(" "))
+		at := p.device[string(dev)]
+		if len(at) == 0 {
 			continue
 		}
-		for _, i := range device[fields[3]] {
+		_, path, _ := bytes.Cut(rest, []byte(" "))
+		for _, i := range at {
 			if used[i] == "" {
-				used[i] = "has " + all[i].relative(strings.TrimSpace(fields[5])) + " mapped"
+				used[i] = "has " + p.all[i].relative(string(bytes.TrimSpace(path))) + " mapped"
 			}
 		}
 	}
 }
 
-// loops returns the loop devices backed by files of the mount.
-func (m *Mount) loops() []User {
-	var users []User
+// loops adds the loop devices that are backed by files of mounts.
+func (p *places) loops(users [][]User) {
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, file := range files {
 		target, err := os.ReadFile(file)
-		if path := strings.TrimSuffix(string(target), "\n"); err == nil && m.holds(path) {
-			device := filepath.Base(filepath.Dir(filepath.Dir(file)))
-			users = append(users, User{Command: "/dev/" + device, What: "is a loop device over " + m.relative(path)})
+		if err != nil {
+			continue
+		}
+		path := strings.TrimSuffix(string(target), "\n")
+		device := filepath.Base(filepath.Dir(filepath.Dir(file)))
+		for _, i := range p.with(path) {
+			users[i] = append(users[i], User{Command: "/dev/" + device, What: "is a loop device over " + p.all[i].relative(path)})
 		}
 	}
-	return users
 }
 
-// below returns the mounts inside the mount.
-func (m *Mount) below() []User {
-	all, err := mountinfo.GetMounts(mountinfo.PrefixFilter(m.Dir))
+// below adds the mounts inside mounts.
+func (p *places) below(users [][]User) {
+	known, err := mountinfo.GetMounts(nil)
 	if err != nil {
-		return nil
+		return
 	}
-	var users []User
-	for _, i := range all {
-		if i.Mountpoint != m.Dir {
-			users = append(users, User{Command: i.Source, What: "is mounted on " + i.Mountpoint})
+	for _, k := range known {
+		for _, i := range p.with(filepath.Dir(k.Mountpoint)) {
+			if k.Mountpoint != p.all[i].Dir {
+				users[i] = append(users[i], User{Command: k.Source, What: "is mounted on " + k.Mountpoint})
+			}
 		}
 	}
-	return users
-}
-
-func (m *Mount) holds(path string) bool {
-	return path == m.Dir || strings.HasPrefix(path, m.Dir+"/")
 }
 
 func (m *Mount) relative(path string) string {

@@ -18,11 +18,12 @@ import (
 
 // mount is a mounted artifact with a cache of its own, cold at first.
 type mount struct {
-	b     *bench
-	dir   string
-	cache string
-	PID   int           `json:"pid"` // of the process that serves it
-	took  time.Duration // until the command had returned
+	b      *bench
+	dir    string
+	cache  string
+	PID    int           `json:"pid"`        // of the process that serves it
+	Keeper int           `json:"keeper_pid"` // of the process that keeps it
+	took   time.Duration // until the command had returned
 }
 
 // mount mounts the artifact with a tag from a registry or proxy at addr.

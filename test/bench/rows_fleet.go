@@ -64,35 +64,56 @@ func (b *bench) mountMany(ctx context.Context, n int, addr, tag string) (all []*
 // several of them have counted once (PSS), and their threads.
 func resident(all []*mount) (pss, threads float64, err error) {
 	for _, m := range all {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.PID))
+		var p, t float64
+		// One of the three may end, and another may be about to take its place.
+		err := eventually(20*time.Second, func() (err error) {
+			p, t, err = m.resident()
+			return err
+		})
 		if err != nil {
 			return 0, 0, err
 		}
-		keeper := field(string(status), "PPid")
-		pids := []string{keeper}
-		tasks, err := filepath.Glob(filepath.Join("/proc", keeper, "task", "*", "children"))
-		if err != nil {
-			return 0, 0, err
-		}
-		for _, task := range tasks { // whichever thread has started them
-			children, err := os.ReadFile(task)
-			if err != nil {
-				return 0, 0, err
-			}
-			pids = append(pids, strings.Fields(string(children))...)
-		}
-		if len(pids) != 3 {
-			return 0, 0, fmt.Errorf("a mount has %d processes", len(pids))
-		}
-		for _, pid := range pids {
-			kib, n, err := residentOf(pid)
-			if err != nil {
-				return 0, 0, err
-			}
-			pss, threads = pss+kib*1024/1e6, threads+n
-		}
+		pss, threads = pss+p, threads+t
 	}
 	return pss, threads, nil
+}
+
+// resident is what the three processes of a mount have in memory, in MB (PSS),
+// and their threads.
+func (m *mount) resident() (pss, threads float64, err error) {
+	pids, err := m.processes()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, pid := range pids {
+		kib, n, err := residentOf(pid)
+		if err != nil {
+			return 0, 0, err
+		}
+		pss, threads = pss+kib*1024/1e6, threads+n
+	}
+	return pss, threads, nil
+}
+
+// processes returns the ids of the keeper, the worker and the spare.
+func (m *mount) processes() ([]string, error) {
+	keeper := strconv.Itoa(m.Keeper)
+	tasks, err := filepath.Glob(filepath.Join("/proc", keeper, "task", "*", "children"))
+	if err != nil {
+		return nil, err
+	}
+	pids := []string{keeper}
+	for _, task := range tasks { // whichever thread has started them
+		children, err := os.ReadFile(task)
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, strings.Fields(string(children))...)
+	}
+	if len(pids) != 3 {
+		return nil, fmt.Errorf("the mount kept by process %s has %d processes", keeper, len(pids))
+	}
+	return pids, nil
 }
 
 // residentOf returns a process's PSS, in KiB, and its threads.
