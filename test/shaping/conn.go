@@ -61,6 +61,13 @@ func (b *bridge) exchange() bool {
 	if req.Header.Get("User-Agent") == "" {
 		req.Header.Set("User-Agent", "") // or Write would put one there
 	}
+	if req.Header.Get("Expect") != "" {
+		// The server's own 100 would be taken for its answer.
+		req.Header.Del("Expect")
+		if _, err := io.WriteString(b.client, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
+			return false
+		}
+	}
 	if err := req.Write(b.server); err != nil {
 		return false
 	}
