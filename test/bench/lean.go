@@ -12,8 +12,9 @@ import (
 
 // lean serves what the registry has, its blobs straight from their files. Debian's
 // registry takes some milliseconds of processor a request, which elsewhere is not
-// the processor that starts the guest.
-func (b *bench) lean() (addr string, stop func(), err error) {
+// the processor that starts the guest. It calls note, if there is one, with
+// each request for a blob.
+func (b *bench) lean(note func(*http.Request)) (addr string, stop func(), err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", nil, err
@@ -24,6 +25,9 @@ func (b *bench) lean() (addr string, stop func(), err error) {
 		if r.Method != http.MethodGet || path.Base(path.Dir(r.URL.Path)) != "blobs" || !strings.HasPrefix(digest, "sha256:") {
 			rest.ServeHTTP(w, r)
 			return
+		}
+		if note != nil {
+			note(r)
 		}
 		w.Header().Set("Content-Type", "application/octet-stream")
 		w.Header().Set("Docker-Content-Digest", digest)

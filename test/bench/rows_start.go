@@ -71,6 +71,13 @@ func touchesRow(ctx context.Context, b *bench) ([]*line, error) {
 		lines = append(lines, l)
 	}
 	with := ways[3]
+	for _, w := range ways[2:] {
+		bare, err := b.bare(ctx, w)
+		if err != nil {
+			return lines, err
+		}
+		lines = append(lines, timed(fmt.Sprintf("floor: the %d requests of %s, to nowhere", len(w.requests), w.name), bare, ways[0].name, plain.fromMount, no, 0))
+	}
 	return append(lines,
 		memoryLine("the mount in the page cache then, "+with.name, with.cached, t.setMB),
 		askedLine("until the mount is there, "+with.name, with, ways[1], "without")), nil

@@ -93,7 +93,7 @@ func vmRow(ctx context.Context, b *bench) ([]*line, error) {
 	lines := []*line{timed(firstTurn+", "+downloadedFirst, downloaded, localFiles, local, no, 0)}
 	for i, c := range cold {
 		l := timed(firstTurn+", "+c.name, times[2+i], localFiles, local, goal(limits[i]), limits[i])
-		l.Note = c.note()
+		l.Note = c.text()
 		lines = append(lines, l)
 	}
 	best := cold[len(cold)-1]
@@ -125,9 +125,9 @@ func vmSlowRow(ctx context.Context, b *bench) ([]*line, error) {
 		return nil, err
 	}
 	l := sped(firstTurn+", cold, 20 MB/s in all, packed with its working set", with.seconds, "v1, no working set", plain.seconds, 4)
-	l.Note = fmt.Sprintf("%s; v1 %s", with.note(), plain.note())
+	l.Note = fmt.Sprintf("%s; v1 %s", with.text(), plain.text())
 	other := timed(firstTurn+", cold, 20 MB/s in all, packed, no working set", packed.seconds, "v1, no working set", plain.seconds, no, 0)
-	other.Note = packed.note()
+	other.Note = packed.text()
 	return []*line{l, other}, nil
 }
 
@@ -207,7 +207,7 @@ func vmChildRow(ctx context.Context, b *bench) ([]*line, error) {
 		return nil, err
 	}
 	l := timed(firstTurn+", a second snapshot with the first one's working set, packed", inherited.seconds, "with its own", recorded.seconds, atMost, 1.3)
-	l.Note = fmt.Sprintf("%s; own %s", inherited.note(), recorded.note())
+	l.Note = fmt.Sprintf("%s; own %s", inherited.text(), recorded.text())
 	return []*line{l}, nil
 }
 

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cocoonstack/epochfs/test/shaping"
@@ -34,10 +36,22 @@ type start struct {
 	asked     sample // requests until the directory was there
 	fetched   sample // MB until the end of the work, from the beginning of the mount
 	cached    sample // MB of the mount in the page cache then
+
+	mu       sync.Mutex
+	requests []request // for blobs, of the last run
 }
 
-// note returns the text beside the seconds of a start.
-func (s *start) note() string {
+// request is a request for a blob.
+type request struct{ path, span string }
+
+func (s *start) note(r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = append(s.requests, request{r.URL.Path, r.Header.Get("Range")})
+}
+
+// text returns the text beside the seconds of a start.
+func (s *start) text() string {
 	return fmt.Sprintf("%s MB, %s s from mount", number(s.fetched.median()), number(s.fromMount.median()))
 }
 
@@ -62,7 +76,8 @@ type work func(m *mount, end func() error) (float64, error)
 
 // run mounts, works, and notes what that took.
 func (s *start) run(ctx context.Context, b *bench, do work) (float64, error) {
-	backend, stop, err := b.lean()
+	s.requests = nil
+	backend, stop, err := b.lean(s.note)
 	if err != nil {
 		return 0, err
 	}
