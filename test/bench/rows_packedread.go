@@ -224,7 +224,7 @@ func packedStartRow(ctx context.Context, b *bench) ([]*line, error) {
 		return func() (float64, error) {
 			before := proxy.Counts()
 			began := time.Now()
-			m, err := b.mount(ctx, addr, tags[i])
+			m, err := b.mount(ctx, addr, tags[i], withoutSet...) // one is looked for beside the start
 			if err != nil {
 				return 0, err
 			}
