@@ -31,10 +31,10 @@ type config struct {
 	other  string        // another build, which takes mounts over; may be empty
 	dir    string        // for cache and mount points
 	length time.Duration // at most
-	faults int           // enough of them end it sooner; 0: never
+	faults int           // so many, one of each kind, and kills end it sooner; 0: never
 	seed   uint64
 	flips  bool // wrong bytes; only of artifacts whose every piece has a digest
-	kills  int  // in how many of twenty moments a process of a mount is killed
+	kills  int  // in how many of twenty moments a process of a mount is killed; the least for an end by faults
 	away   bool // the registry goes now and then
 	shared bool // one cache for all mounts, which go from artifact to artifact: files are evicted
 }
@@ -262,7 +262,7 @@ func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, samples
 	work.Go(func() error {
 		for tick(ctx) {
 			switch n := rng.IntN(40); {
-			case cfg.faults > 0 && reg.injected() >= cfg.faults:
+			case cfg.faults > 0 && reg.injected(cfg.faults) && killed(mounts) >= int64(cfg.kills):
 				stop()
 			case n < 1 && cfg.away:
 				if err := reg.away(time.Duration(rng.IntN(1500)) * time.Millisecond); err != nil {
@@ -274,6 +274,13 @@ func harass(ctx context.Context, cfg config, reg *sick, mounts []*mount, samples
 		return nil
 	})
 	return work.Wait()
+}
+
+func killed(mounts []*mount) (n int64) {
+	for _, m := range mounts {
+		n += m.kills.Load()
+	}
+	return n
 }
 
 func (m *mount) harass(ctx context.Context, cfg config, reg *sick, samples []sample, rng *rand.Rand) (err error) {

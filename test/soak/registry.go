@@ -53,6 +53,9 @@ type fault struct {
 	do   func(s *sick, w *sickWriter, r *http.Request) (ask bool)
 }
 
+// flipKind is the fault that only campaigns with flips have.
+const flipKind = "bit flipped"
+
 var faults = []fault{
 	{"429 with Retry-After", func(_ *sick, w *sickWriter, _ *http.Request) bool {
 		w.Header().Set("Retry-After", "0")
@@ -83,7 +86,7 @@ var faults = []fault{
 		r.Header.Del("Range")
 		return true
 	}},
-	{"bit flipped", func(s *sick, w *sickWriter, r *http.Request) bool {
+	{flipKind, func(s *sick, w *sickWriter, r *http.Request) bool {
 		if at := 1 + s.upTo(200_000); s.spoil(r, at) {
 			w.flip = at
 		}
@@ -156,13 +159,19 @@ func (s *sick) told() (faults map[string]int, blobs int) {
 	return maps.Clone(s.counts), s.blobs
 }
 
-func (s *sick) injected() (n int) {
+// injected reports whether there were n faults, and one of each kind.
+func (s *sick) injected(n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.counts {
-		n += c
+	for _, f := range faults {
+		if s.counts[f.name] == 0 && (s.flips || f.name != flipKind) {
+			return false
+		}
 	}
-	return n
+	for _, c := range s.counts {
+		n -= c
+	}
+	return n <= 0
 }
 
 // start is the first byte that a request asks for.
@@ -203,7 +212,7 @@ func (s *sick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	config := s.among(s.configs, r)
 	if !config && s.upTo(1000) < s.chance.Load() {
 		f := faults[s.upTo(int64(len(faults)))]
-		if f.name == "bit flipped" && !s.flips {
+		if f.name == flipKind && !s.flips {
 			f = faults[0]
 		}
 		s.note(f.name)

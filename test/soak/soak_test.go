@@ -52,7 +52,7 @@ func TestFaultCampaignOfLies(t *testing.T) {
 	}
 }
 
-// TestFaultCampaign injects 2,000 faults of all kinds, in make test a quarter,
+// TestFaultCampaign injects 2,000 faults of all kinds, in make test fewer,
 // under readers of real mounts whose processes are killed: no read fails, no
 // byte is wrong.
 func TestFaultCampaign(t *testing.T) {

@@ -19,7 +19,7 @@ func Long(t testing.TB, what string) {
 const FullEnv = "EPOCHFS_FULL_CAMPAIGNS"
 
 // shorter is how many times shorter campaigns are in make test.
-const shorter = 4
+const shorter = 12
 
 // Shorter returns by how much a campaign is to be shortened: 1 in make race and
 // make soak.
