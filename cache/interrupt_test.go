@@ -54,6 +54,9 @@ func TestClaimIsInterrupted(t *testing.T) {
 		c = openCache(t, dir, Options{before: disk.before, readDisk: readDisk, grace: time.Millisecond})
 		h = openFile(t, c, &f, src)
 		t.Cleanup(disk.release) // before the cache is closed
+		if work != "index" {
+			awaitIndex(t, c)
+		}
 		ends(t, "a claim stuck in "+work, disk, func(ctx context.Context) error {
 			release, err := h.Filler().Claim(ctx, 0, 0, f.Parts[0].Length)
 			if err == nil {

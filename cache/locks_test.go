@@ -54,6 +54,15 @@ func unhurried(t *testing.T, h *File, a artifact, disk *stuckDisk) {
 	}
 }
 
+// awaitIndex has the index read, so that a job of a cache with a short grace
+// finds what there is to copy.
+func awaitIndex(t *testing.T, c *Cache) {
+	t.Helper()
+	if !c.index.await(t.Context(), time.Minute) {
+		t.Fatal("there is no index")
+	}
+}
+
 // TestMeasuringKeepsNoReaderWaiting has the measuring of the cache get
 // stuck: readers get what is fetched, it is fetched once, and kept when the
 // disk has answered.
@@ -109,6 +118,7 @@ func TestIndexKeepsNoReaderWaiting(t *testing.T) {
 			disk.release()
 			continue
 		}
+		awaitIndex(t, c)
 		// The job that opens the donor is stuck with the disk. Those of
 		// other parts are not, nor is another file.
 		chunk := func(i int) (off int) {
@@ -281,7 +291,9 @@ func TestFillerCopiesWhileMeasuring(t *testing.T) {
 			_, _ = unix.Poll(nil, 100)
 		}
 	}
-	k := openFile(t, openCache(t, dir, Options{before: slow, grace: time.Millisecond}), &f, src).Filler()
+	c = openCache(t, dir, Options{before: slow, grace: time.Millisecond})
+	awaitIndex(t, c)
+	k := openFile(t, c, &f, src).Filler()
 	release, err := k.Claim(t.Context(), 0, 0, f.Parts[0].Length)
 	if err != nil {
 		t.Fatal(err)
