@@ -18,6 +18,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/packedtest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 const hostileGranule = 16 << 10
@@ -286,6 +287,7 @@ func (l *liar) putPacked(tag string, a *artifacttest.Artifact) {
 // TestHostilePackedInBounds is TestHostileArtifactsInBounds of the packed
 // format.
 func TestHostilePackedInBounds(t *testing.T) {
+	tier.Long(t, "builds the program, and measures it")
 	if underRace {
 		cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^"+t.Name()+"$", ".")
 		if out, err := cmd.CombinedOutput(); err != nil {

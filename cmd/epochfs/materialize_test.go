@@ -34,7 +34,7 @@ func TestMaterialize(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
-	plain := buildPlain(t)
+	bin := buildPlain(t)
 	programs := map[string]string{} // that a script runs, but for the first time
 	for _, kind := range []string{"memory", "epoch", "debian"} {
 		for _, file := range files {
@@ -42,7 +42,7 @@ func TestMaterialize(t *testing.T) {
 				continue
 			}
 			program := programs[file]
-			programs[file] = plain
+			programs[file] = bin
 			t.Run(kind+"/"+filepath.Base(file), func(t *testing.T) {
 				t.Parallel() // each has a registry and a cache of its own
 				w := &world{t: t, plain: program, front: startRegistry(t, kind)}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 	if fusefs.IsTry() { // started by a mount, without the name of a command
 		os.Exit(fusefs.TryMain())
 	}
-	testscript.Main(m, map[string]func(){
+	testscript.Main(runner{m}, map[string]func(){
 		"epochfs":            mainOfTests,
 		"mount.fuse.epochfs": main,
 		automapName:          main,
@@ -115,15 +116,37 @@ func TestScript(t *testing.T) {
 	}
 }
 
-// buildPlain makes the program without the race detector, which takes time and
+// builtIn is the directory of the program that plain made, for all tests; ""
+// if no test asked.
+var builtIn string
+
+// plain makes the program without the race detector, which takes time and
 // memory of its own.
+var plain = sync.OnceValues(func() (string, error) {
+	var err error
+	if builtIn, err = os.MkdirTemp("", "epochfs-plain-"); err != nil {
+		return "", err
+	}
+	bin := filepath.Join(builtIn, "epochfs")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return bin, nil
+})
+
 func buildPlain(t *testing.T) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "epochfs")
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	bin, err := plain()
+	must(t, err)
 	return bin
+}
+
+// runner runs the tests, and removes what they made for each other.
+type runner struct{ *testing.M }
+
+func (r runner) Run() int {
+	defer func() { _ = os.RemoveAll(builtIn) }()
+	return r.M.Run()
 }
 
 // world is what a script has around it.
