@@ -140,7 +140,7 @@ const (
 	// lives is how many snapshots of one guest are pushed, one after
 	// another, and livesSize how much of its memory, in bytes.
 	lives     = 200
-	livesSize = 64 << 20
+	livesSize = 32 << 20
 )
 
 // packedLivesRow pushes many snapshots of one guest, which changes again
@@ -174,7 +174,7 @@ func packedLivesRow(ctx context.Context, b *bench) ([]*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	work := fmt.Sprintf("%d snapshots of a guest, 64 MiB of its memory: ", lives)
+	work := fmt.Sprintf("%d snapshots of a guest, 32 MiB of its memory: ", lives)
 	stored := sized(work+"stored", live.Stored, "in use of it", live.Live, 2.2)
 	// Single runs, so each with its neighbours.
 	return []*line{

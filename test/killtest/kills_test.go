@@ -162,6 +162,36 @@ func (w *world) passes(name string) {
 	})
 }
 
+// mostKills bounds the kills of killWorkers: on a machine that is too busy for a
+// worker to fetch anything in its time, a reader would wait forever.
+const mostKills = 100
+
+// killWorkers kills the worker every 100 ms, until the function it returns is
+// called. That one returns the number of kills.
+func (w *world) killWorkers() (stop func() int) {
+	end, killed := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for tick := time.NewTicker(100 * time.Millisecond); ; {
+			select {
+			case <-end:
+				tick.Stop()
+				killed <- n
+				return
+			case <-tick.C:
+			}
+			if m, err := w.kept(); n < mostKills && err == nil && m.Worker != 0 {
+				_ = unix.Kill(m.Worker, unix.SIGKILL)
+				n++
+			}
+		}
+	}()
+	return func() int {
+		close(end)
+		return <-killed
+	}
+}
+
 // TestGuest has a process map all of the memory privately and touch it in
 // random order, as a VM does, while the worker is killed every 100 ms and
 // the registry is restarted twice.
@@ -173,7 +203,6 @@ func TestGuest(t *testing.T) {
 	w := newWorld(t, host, artifacttest.Options{Piece: 256 << 10}, dense(rng, "memory-ranges", 8<<20))
 	w.mount()
 	guest := w.read("guest", "memory-ranges")
-	done := make(chan struct{})
 	restarted := make(chan struct{})
 	go func() {
 		defer close(restarted)
@@ -184,26 +213,9 @@ func TestGuest(t *testing.T) {
 			debian.Start(t)
 		}
 	}()
-	killed := make(chan int)
-	go func() {
-		n := 0
-		for tick := time.NewTicker(100 * time.Millisecond); ; {
-			select {
-			case <-done:
-				tick.Stop()
-				killed <- n
-				return
-			case <-tick.C:
-			}
-			if m, err := w.kept(); err == nil && m.Worker != 0 {
-				_ = unix.Kill(m.Worker, unix.SIGKILL)
-				n++
-			}
-		}
-	}()
+	stop := w.killWorkers()
 	got := guest.finish(false)
-	close(done)
-	n := <-killed
+	n := stop()
 	<-restarted
 	t.Logf("%d kills in %v", n, got.Longest)
 	if n < 10 {

@@ -54,28 +54,11 @@ func TestGuestUnderReplay(t *testing.T) {
 	w.flags = setFile(t, "memory-ranges", size, somePages(rng, size, 2048))
 	w.mount()
 	guests := []*reading{w.read("huge", "memory-ranges"), w.read("guest", "memory-ranges")}
-	done, killed := make(chan struct{}), make(chan int)
-	go func() {
-		n := 0
-		for tick := time.NewTicker(100 * time.Millisecond); ; {
-			select {
-			case <-done:
-				tick.Stop()
-				killed <- n
-				return
-			case <-tick.C:
-			}
-			if m, err := w.kept(); err == nil && m.Worker != 0 {
-				_ = unix.Kill(m.Worker, unix.SIGKILL)
-				n++
-			}
-		}
-	}()
+	stop := w.killWorkers()
 	for _, g := range guests {
 		t.Logf("%s: %v", g.kind, g.finish(false).Longest)
 	}
-	close(done)
-	n := <-killed
+	n := stop()
 	if n < 3 {
 		t.Errorf("only %d kills", n)
 	}
