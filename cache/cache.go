@@ -157,7 +157,7 @@ func (c *Cache) setDir(d *disk.Dir) {
 	c.report.log, c.report.dir = c.log, d.Name()
 }
 
-// withDefaults returns opts with what was left out.
+// withDefaults returns opts with the defaults of fields that are 0.
 func (opts Options) withDefaults() Options {
 	if opts.Concurrency <= 0 {
 		opts.Concurrency = defaultConcurrency

@@ -6,8 +6,8 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 )
 
-// carve takes one job from the beginning of a span; nil if nothing of it is to
-// be done. idle is the number of requests that could start now: a span is
+// carve takes one job from the beginning of a span, or returns nil if the span
+// needs none. idle is the number of requests that could start now: a span is
 // shared among them. The job is a user of the entry.
 func (f *flights) carve(s span, p priority, idle int) (j *job, rest span) {
 	e := f.entry

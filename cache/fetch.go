@@ -50,7 +50,7 @@ func (j *job) fetch() {
 	if err != nil && err != errPaused {
 		j.failed(from, to, err)
 	} else {
-		e.flights.requeue(from, to) // what was left
+		e.flights.requeue(from, to) // the pieces that were not fetched
 	}
 	e.checkComplete()
 }

@@ -25,8 +25,7 @@ type Filler struct {
 // Filler returns the Filler of f, which must stay open meanwhile.
 func (f *File) Filler() *Filler { return &Filler{entry: f.entry, sums: map[int][]uint64{}} }
 
-// Part returns the payload of a part if all of it is there and verified, else
-// nil.
+// Part returns the payload of a part if it is complete and verified, else nil.
 func (k *Filler) Part(part int) io.Reader {
 	e := k.entry
 	if e.state.Unsafe() || !e.disk.PartVerified(part) {

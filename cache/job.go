@@ -43,9 +43,8 @@ func (j *job) blobRange(off, n int64) transport.Range {
 	return transport.Range{Digest: p.Digest, Size: p.StoredSize, Off: off, N: n, Checked: j.entry.grid.Checked(j.part)}
 }
 
-// failed ends or repeats what is left of a job: pieces that somebody waits for
-// are queued again after a pause, unless err is final, and those to be
-// prefetched as well.
+// failed ends or repeats the rest of a job. Pieces that a reader waits for, or
+// that are prefetched, are queued again after a pause, unless err is final.
 func (j *job) failed(from, to int, err error) {
 	e := j.entry
 	slow := errors.Is(err, transport.ErrSlow)
@@ -93,8 +92,8 @@ func (j *job) lastTry(first, to int, err error, bad map[int]int) (end int) {
 // prefetchPause is how long a prefetch that got stuck waits.
 const prefetchPause = 500 * time.Millisecond
 
-// prefetchOn queues what is left of a prefetch: pieces that nobody waits for
-// are forgotten when a request ends early.
+// prefetchOn queues the rest of a prefetch. Other pieces without a reader are
+// forgotten when a request ends early.
 func (j *job) prefetchOn() {
 	e := j.entry
 	if j.priority != prefetched || e.unkept() || e.cache.quota.Full() || e.state.HasAll(j.from, j.to) {

@@ -160,10 +160,11 @@ func (l *Local) Load(part int, off int64, p []byte) bool {
 	return true
 }
 
-// Claim rechecks what is there from before the last boot, and copies what other
-// files have, to be loaded until release is called: of a packed file whatever
-// they have, of others only if with that the stretch is complete. It locks
-// nothing: others who fetch the same would wait for what is not kept.
+// Claim rechecks the pieces that were written before the last boot, and copies
+// pieces of other files, to be loaded until release is called: for a packed file
+// each piece that another file has, for others only if that completes the
+// stretch. It locks nothing: another process would wait for bytes that are not
+// kept.
 func (l *Local) Claim(ctx context.Context, part int, off, n int64) (release func(), err error) {
 	if l.Here(part, off, n) {
 		return func() {}, nil
@@ -201,7 +202,7 @@ func (l *Local) copyHere(part, from, to int) (release func()) {
 		l.mu.Unlock()
 		l.copying.Unlock()
 	}
-	if missing && l.entry.file.Index == nil { // all of it is fetched
+	if missing && l.entry.file.Index == nil { // the whole stretch is fetched
 		release()
 		return func() {}
 	}

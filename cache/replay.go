@@ -154,7 +154,7 @@ func (r *Replay) run() {
 	pause := time.NewTicker(prefetchPause)
 	defer pause.Stop()
 	for len(r.wants) > 0 {
-		if len(r.left) > 0 && len(r.came) == 0 { // what was left out together is asked for together
+		if len(r.left) > 0 && len(r.came) == 0 { // pages that were left out together are requested together
 			r.askAgain(&r.left)
 		}
 		select {

@@ -213,7 +213,7 @@ func (c *copier) inside(ctx context.Context, o *mounting.Opened, disk shown, a a
 	return nil
 }
 
-// tell reports what was left out, and which flag would have copied it.
+// tell prints which kinds of files were not copied, and the flags that copy them.
 func (c *copier) tell() {
 	var all []string
 	for _, l := range []struct {

@@ -17,8 +17,8 @@ import (
 // The kernel ends a connection when its last descriptor is closed. A thread of
 // a killed process that waits for a locked page keeps its descriptor open, and
 // the page stays locked until the READ that fills it is answered. If no other
-// process is left to answer, the thread waits for ever, and so does everybody
-// who reads from the mount or unmounts it. Then only an abort helps.
+// process is left to answer, the thread waits for ever, and with it every
+// reader of the mount and every umount. Only an abort ends that.
 
 // fuseDevice is the file whose descriptors are connections.
 const fuseDevice = "/dev/fuse"

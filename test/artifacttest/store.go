@@ -84,7 +84,7 @@ func (s *Store) Calls(method string) int {
 	return s.calls[method]
 }
 
-// Blob is a blob's bytes, nil where it is not there.
+// Blob returns a blob's bytes, or nil if it does not exist.
 func (s *Store) Blob(digest string) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,7 +135,7 @@ func (s *Store) GetBlobRange(_ context.Context, _, d string, off, n int64) (io.R
 	return io.NopCloser(io.NewSectionReader(bytes.NewReader(data), off, n)), nil
 }
 
-// BlobExists says whether a blob is there.
+// BlobExists reports whether a blob exists.
 func (s *Store) BlobExists(_ context.Context, _, d string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

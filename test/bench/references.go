@@ -32,8 +32,8 @@ const (
 	spooling  = "spool-push" // ADDR REPOSITORY FILE DIR
 )
 
-// calledAs is the program that this one is by its arguments, or nil where
-// it is the benchmark.
+// calledAs returns the program that the arguments name, or nil if they are those
+// of the benchmark.
 func calledAs(args []string) func(ctx context.Context) error {
 	switch {
 	case len(args) == 3 && args[0] == touching:

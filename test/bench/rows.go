@@ -73,7 +73,7 @@ var allRows = []row{
 	{"check", checkRow},
 }
 
-// moreRows are for whom they are of interest.
+// moreRows are measured only if they are named.
 var moreRows = []row{
 	{"seq-data", func(ctx context.Context, b *bench) ([]*line, error) {
 		r := reading{"cold sequential read, holes left out by lseek, loopback as it is", "v1", memory, nil, 0, sequentialData}

@@ -15,8 +15,8 @@ import (
 // it has come, and may be wrong. A lying campaign has a registry answer ranges
 // of such blobs with wrong bits, which readers of two mounts on one cache get,
 // while processes are killed. Then the registry ignores ranges, all of the
-// blob passes, and no wrong byte may be left: for who has the file open or
-// mapped, and who opens it anew.
+// blob passes, and no wrong byte may be left, neither for readers that have the
+// file open or mapped, nor for those that open it anew.
 const (
 	liarSize  = 48 << 20
 	liarReads = 200

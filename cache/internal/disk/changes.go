@@ -172,7 +172,7 @@ func (c *changes) turnedLocked(f *File) (news []Stretch) {
 		}
 		c.sawLocked(i, word)
 		f.dropBeside(i)
-		if f.State.readOnly { // what this process has noted of it is of no use
+		if f.State.readOnly { // this process cannot write the word itself
 			atomic.StoreUint64(&f.State.words[i], uint64(word))
 		}
 		if i != to {

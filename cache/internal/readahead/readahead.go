@@ -68,7 +68,7 @@ type sequence struct {
 type Access struct {
 	Off, N   int64
 	From, To int64
-	Missing  bool  // something of it is not there
+	Missing  bool  // a piece of the stretch is missing
 	Most     int64 // bytes to fetch ahead at most; 0: as it suits; NothingAhead
 }
 
