@@ -33,7 +33,7 @@ type entry struct {
 	refuting sync.Mutex        // held while it is decided whether a part is wrong
 
 	flights  flights  // pieces on their way
-	proofs   proofs   // parts that are being compared for readers who wait
+	proofs   proofs   // parts that are being compared for waiting readers
 	verdicts verdicts // parts that were wrong
 	peers    peers    // other files that this one copies from
 	packs    packs    // of a packed file

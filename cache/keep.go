@@ -13,7 +13,7 @@ import (
 // errNotKept is the error of a piece that is not put on disk.
 var errNotKept = errors.New("the file takes no data")
 
-// keep puts a piece that has come on disk, and hands it to those who wait. A
+// keep writes a piece that has arrived, and hands it to its waiting readers. A
 // disk that does not take it does not fail the readers, and a disk that takes
 // long is not waited for: they get the piece from memory. later counts what is
 // still to be written, and may be nil.

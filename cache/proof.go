@@ -44,7 +44,7 @@ const (
 )
 
 // proofs are the parts of a file that are being compared with their digests for
-// readers who wait.
+// waiting readers.
 type proofs struct {
 	entry *entry
 
@@ -54,7 +54,7 @@ type proofs struct {
 
 func (ps *proofs) init(e *entry) { ps.entry, ps.byPart = e, map[int]*proof{} }
 
-// proof is the comparison of one part with its digest, for all who wait.
+// proof is the comparison of one part with its digest, for all waiting readers.
 type proof struct {
 	done    chan struct{}
 	err     error // why it could not be compared; read only after done

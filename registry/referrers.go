@@ -234,7 +234,7 @@ func (r *Registry) PutReferrer(ctx context.Context, name, tag, subject string, d
 }
 
 // addReferrer adds an entry to the index of referrers. The registry has no
-// way to change it at once: another writer who read it before this one
+// way to change it at once: another writer that read it before this one
 // wrote will write it without this one's entry. So it is looked at again
 // until it has stood unchanged, with the entry, for longer than a writer
 // takes.

@@ -83,7 +83,7 @@ func (opts *mountOptions) startBehind(ctx context.Context) error {
 
 // lookAt makes the files of a mount known to the kernel, which takes pages of no
 // others. The processes that serve and keep the mount must not wait for it; this
-// one may. An error is of no concern: whoever opens a file looks it up as well.
+// one may. An error does not matter: an open looks the file up as well.
 func lookAt(dir string) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {

@@ -161,7 +161,7 @@ const mostStreams = 4
 
 // passPack returns a pack from a byte on that is not behind r, for unit i of
 // the part. It blocks until the units before that have come: a pack is read
-// again from its first byte for whoever comes too late.
+// again from its first byte for a reader that comes too late.
 func (f *fetcher) passPack(i int, digest string, size int64, r packed.Range) (*packBytes, error) {
 	if err := f.awaitBefore(i); err != nil {
 		return nil, err

@@ -5,7 +5,7 @@
 //   - Reads need no credentials, but /v2/ answers 401 and the token
 //     endpoint it names answers 401 to clients without any.
 //   - Writes need "Authorization: Bearer TOKEN". The token endpoint gives
-//     the token to whoever has it as the password of any user.
+//     the token to a client that has it as the password of any user.
 //   - A blob is uploaded with PUT to its own URL, or by an OCI session:
 //     bytes first, digest last, sessions in memory, one body at a time. A
 //     repeated PATCH is appended again. There is no status GET.

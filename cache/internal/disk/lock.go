@@ -17,7 +17,7 @@ import (
 // state file. They go when the description goes, so a dead process holds
 // none.
 const (
-	LockInUse = 0 // shared by all who have the file open; exclusive to evict
+	LockInUse = 0 // shared by all processes that have the file open; exclusive to evict
 	LockSetup = 1 // exclusive while the header is written or judged
 	lockSeal  = 2 // exclusive while the file is verified as a whole
 	lockRoom  = 3 // exclusive while room for words is made by writing zeros

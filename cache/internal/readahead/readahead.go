@@ -16,11 +16,11 @@ const (
 	// idle while such a reader crosses holes.
 	aheadMost = 64 << 20
 	aheadLong = 256 << 20
-	// steady is how much in a row makes a reader a steady one, who gets
-	// growth times as much ahead as has been read. Before that it is a third of
-	// it: a reader of one megabyte does not pay for many. If every request
-	// takes long, and from the file's start, where those begin that read all of
-	// it, less is enough.
+	// steady is the length of a run of reads after which a reader counts as
+	// steady: then growth times the run is fetched ahead, before that a third
+	// of it, so that a reader of one megabyte does not cost many. If every
+	// request takes long, and at the beginning of the file, where readers of
+	// the whole file begin, a shorter run is enough.
 	steady       = 4 << 20
 	steadySoon   = 1 << 20
 	growth       = 4
@@ -85,8 +85,8 @@ type Reach struct {
 }
 
 // Saw notes a read of a file with size bytes of payload, and how long a
-// request takes. It returns what to fetch ahead, which may be nothing:
-// nothing for those who read what is here.
+// request takes. It returns the stretch to fetch ahead, which is empty if
+// the reader's own bytes are present.
 func (t *Tracker) Saw(l Access, size int64, delay time.Duration) Reach {
 	t.mu.Lock()
 	defer t.mu.Unlock()
