@@ -44,14 +44,13 @@ func putAll(t *testing.T, r *Registry, from string, blobs [][]byte) (n int) {
 	return n
 }
 
-var made int
+var made atomic.Int64
 
 // blobsOf makes blobs that no other test has.
 func blobsOf(n int) [][]byte {
 	blobs := make([][]byte, n)
 	for i := range blobs {
-		made++
-		blobs[i] = random(1000 + made)
+		blobs[i] = random(1000 + int(made.Add(1)))
 	}
 	return blobs
 }
@@ -184,6 +183,7 @@ func TestPutMissingOddMounts(t *testing.T) {
 	for name := range oddMounts() {
 		for proven, before := range map[string]int{"": 0, ", once proven": missesInARow} {
 			t.Run(name+proven, func(t *testing.T) {
+				t.Parallel()
 				f := registrytest.Before(t, debian)
 				r := client(t, f.URL, Options{})
 				blobs := blobsOf(missesInARow + 6)

@@ -14,6 +14,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/test/epochlike"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -140,6 +141,9 @@ func TestWays(t *testing.T) {
 			},
 		} {
 			t.Run(c.name+", "+source, func(t *testing.T) {
+				if source == "a hashed file" || source == "a second export" {
+					tier.Long(t, "sends 12 MB to each of many registries")
+				}
 				t.Parallel()
 				reg := c.reg()
 				f := registrytest.NewFront(t, reg)

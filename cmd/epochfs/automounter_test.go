@@ -25,6 +25,7 @@ import (
 // what is written to goes to memory, with what the package installs for
 // autofs. Its first process lives as long as its stdin.
 const automounterWorld = `set -e
+` + leaveOthers + `
 mount -t tmpfs tmpfs "$WORLD"
 mkdir "$WORLD/upper" "$WORLD/work" "$WORLD/root"
 mount -t overlay -o "lowerdir=/,upperdir=$WORLD/upper,workdir=$WORLD/work" overlay "$WORLD/root"

@@ -38,6 +38,7 @@ ln -sf "$HELPER" /usr/sbin/mount.fuse.epochfs
 // alone, although they are in its control group.
 func TestAutomounterService(t *testing.T) {
 	tier.Long(t, "boots systemd, runs autofs")
+	t.Parallel()
 	if _, err := os.Stat(autofsUnit); err != nil {
 		t.Skip("no unit of autofs (Debian package autofs)")
 	}

@@ -228,6 +228,7 @@ var underRace bool
 // and time.
 func TestHostileArtifactsInBounds(t *testing.T) {
 	tier.Long(t, "builds the program, and measures it")
+	t.Parallel()
 	if underRace {
 		cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^"+t.Name()+"$", ".")
 		if out, err := cmd.CombinedOutput(); err != nil {

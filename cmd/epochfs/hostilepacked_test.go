@@ -288,6 +288,7 @@ func (l *liar) putPacked(tag string, a *artifacttest.Artifact) {
 // format.
 func TestHostilePackedInBounds(t *testing.T) {
 	tier.Long(t, "builds the program, and measures it")
+	t.Parallel()
 	if underRace {
 		cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^"+t.Name()+"$", ".")
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -23,6 +23,7 @@ import (
 // --keep that one fetches what is missing, and no more.
 func TestMaterializeKilled(t *testing.T) {
 	tier.Long(t, "kills the program, again and again")
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	data := make([]byte, 12<<20+77)

@@ -20,6 +20,7 @@ import (
 // the kernel would read by itself.
 func TestPlainUser(t *testing.T) {
 	tier.Long(t, "mounts as another user")
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("root becomes another user here")
 	}
@@ -89,7 +90,7 @@ func (s *site) openTo(uid int) (binary string) {
 	s.run("chown", "-R", fmt.Sprint(uid), s.dir)
 	ready := filepath.Join(s.dir, "ready")
 	holder := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
-		`mkdir dev && mount -t tmpfs tmpfs dev && mknod -m 666 dev/fuse c 10 229 && mount --bind dev/fuse /dev/fuse && touch ready && exec sleep 300`)
+		leaveOthers+`; mkdir dev && mount -t tmpfs tmpfs dev && mknod -m 666 dev/fuse c 10 229 && mount --bind dev/fuse /dev/fuse && touch ready && exec sleep 300`)
 	holder.Dir = s.dir
 	must(s.t, holder.Start())
 	s.t.Cleanup(func() { killed(s.t, holder) })
@@ -152,6 +153,7 @@ func (r *outsideReader) stop() {
 // works, ends with its process, and says so.
 func TestOldKernel(t *testing.T) {
 	tier.Long(t, "mounts, with a kernel that knows less")
+	t.Parallel()
 	s := newSite(t)
 	binary := s.build("old-kernel", edit{"fs/takeover.go", "hasResend = 1 << 39", "hasResend = 1 << 62"})
 	s.run(binary, "mount", "--quiet", "--prefetch", "all", s.ref, s.mnt)

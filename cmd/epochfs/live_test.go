@@ -236,6 +236,7 @@ func exits(t *testing.T, cmd *exec.Cmd) int {
 // the mount stays.
 func TestMountKeepsNothingOpen(t *testing.T) {
 	tier.Long(t, "mounts")
+	t.Parallel()
 	s := newSite(t)
 	r, w, err := os.Pipe()
 	must(t, err)

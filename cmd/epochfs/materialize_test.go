@@ -30,6 +30,7 @@ import (
 // it is the first that each runs against that the program is made for.
 func TestMaterialize(t *testing.T) {
 	tier.Long(t, "runs scripts against three registries")
+	t.Parallel()
 	files, err := filepath.Glob("testdata/materialize/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts: %v", err)

@@ -146,6 +146,7 @@ func tripFiles(rng *rand.Rand) (first, second []artifacttest.File) {
 // every tenth request broken.
 func TestPackedTrips(t *testing.T) {
 	tier.Long(t, "runs the program many times")
+	t.Parallel()
 	for kind, start := range tripRegistries {
 		for _, faults := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/faults=%v", kind, faults), func(t *testing.T) {
@@ -223,6 +224,7 @@ func (p *trip) trips(rng *rand.Rand, faults bool) {
 // target lacks when it is started again.
 func TestConvertKilled(t *testing.T) {
 	tier.Long(t, "kills the program")
+	t.Parallel()
 	for kind, start := range tripRegistries {
 		for _, format := range []string{"packed", "v1"} {
 			t.Run(kind+" to "+format, func(t *testing.T) {

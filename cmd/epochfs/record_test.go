@@ -143,6 +143,7 @@ func readSetFile(t *testing.T, name string) *workingset.Set {
 // before it begins, and it needs the registry no more.
 func TestRecordAndReplay(t *testing.T) {
 	tier.Long(t, "mounts")
+	t.Parallel()
 	for _, format := range []string{formatV1, formatV2, formatPacked} {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()

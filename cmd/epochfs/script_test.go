@@ -96,6 +96,7 @@ var long = map[string]string{
 }
 
 func TestScript(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("testdata/script/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts: %v", err)

@@ -173,6 +173,7 @@ func killed(t *testing.T, cmd *exec.Cmd) {
 
 func TestDescriptorStore(t *testing.T) {
 	tier.Long(t, "mounts, with a descriptor store")
+	t.Parallel()
 	s := newSite(t)
 	m := newManager(s, 64)
 	cmd := m.serve()
@@ -222,6 +223,7 @@ func TestDescriptorStore(t *testing.T) {
 // it tried again at once.
 func TestTakeoverExitCode(t *testing.T) {
 	tier.Long(t, "mounts, with a descriptor store")
+	t.Parallel()
 	s := newSite(t)
 	m := newManager(s, 64)
 	killed(t, m.serve())
@@ -244,6 +246,7 @@ func TestTakeoverExitCode(t *testing.T) {
 // A store that is too small would lose some of what it is sent.
 func TestSmallDescriptorStore(t *testing.T) {
 	tier.Long(t, "mounts, with a descriptor store")
+	t.Parallel()
 	s := newSite(t)
 	m := newManager(s, 3)
 	cmd := m.serve()
@@ -265,6 +268,7 @@ func TestSmallDescriptorStore(t *testing.T) {
 // A service with a store of its own may mount: that is no service of ours.
 func TestMountKeepsOutOfOthersStore(t *testing.T) {
 	tier.Long(t, "mounts, with a descriptor store")
+	t.Parallel()
 	s := newSite(t)
 	m := newManager(s, 64)
 	clean := s.env

@@ -14,6 +14,10 @@ import (
 	"github.com/cocoonstack/epochfs/test/tier"
 )
 
+// leaveOthers unmounts in a new mount namespace what other tests have mounted:
+// a mount ends when it is unmounted in all of them.
+const leaveOthers = "umount --all --lazy --types fuse.epochfs || true"
+
 // boot runs a systemd of the test's own, with process, mount and cgroup
 // namespaces of its own and no unit but ours. Of the machine's files it can
 // write to the site's directory only.
@@ -21,6 +25,7 @@ const boot = `set -e
 echo $$ >"$CGROUP/cgroup.procs"
 exec unshare --kill-child --pid --fork --mount --mount-proc --cgroup sh -c '
 set -e
+` + leaveOthers + `
 mount --bind "$SITE" "$SITE"
 mount -o remount,bind,ro /
 mount -t tmpfs tmpfs /run
@@ -53,7 +58,7 @@ func (s *site) bootSystemd() *realSystemd {
 	if _, err := os.Stat(groups + "/cgroup.procs"); err != nil {
 		groups += "/unified"
 	}
-	groups += fmt.Sprint("/epochfs-test-", os.Getpid())
+	groups += fmt.Sprint("/epochfs-", t.Name(), "-", os.Getpid())
 	if err := os.Mkdir(groups, 0o700); err != nil || binary == "" {
 		t.Skipf("no systemd (%q) or no cgroups of version 2 (%v)", binary, err)
 	}
@@ -145,6 +150,7 @@ func (s *site) installUnit(ref string, changes ...string) (binary string) {
 // TestSystemd has a systemd run the unit that is installed.
 func TestSystemd(t *testing.T) {
 	tier.Long(t, "boots systemd")
+	t.Parallel()
 	s := newSite(t)
 	installed := s.installUnit(s.ref)
 	d := s.bootSystemd()

@@ -76,6 +76,7 @@ func connect(c net.Conn, to string) {
 // yet: it tries for ever, and slowly.
 func TestSystemdTries(t *testing.T) {
 	tier.Long(t, "boots systemd")
+	t.Parallel()
 	s := newSite(t)
 	host, name, _ := strings.Cut(s.ref, "/")
 	late, open := lateRegistry(t, host)
@@ -119,6 +120,7 @@ func TestSystemdTries(t *testing.T) {
 // ever.
 func TestSystemdGivesUp(t *testing.T) {
 	tier.Long(t, "boots systemd")
+	t.Parallel()
 	s := newSite(t)
 	// Ten are over in a second, and so might be the first of two lives below.
 	installed := s.installUnit(s.ref, "StartLimitBurst=150", "StartLimitBurst=60")
@@ -156,6 +158,7 @@ func TestSystemdGivesUp(t *testing.T) {
 // what is open goes on, and the next start mounts.
 func TestSystemdStopsBusy(t *testing.T) {
 	tier.Long(t, "boots systemd")
+	t.Parallel()
 	s := newSite(t)
 	s.installUnit(s.ref, "TimeoutStopSec=10", "TimeoutStopSec=3") // two signals that come together are one
 	d := s.bootSystemd()
@@ -207,6 +210,7 @@ func (s *site) automountUnits(ref, more string) string {
 // again when somebody looks again.
 func TestSystemdAutomount(t *testing.T) {
 	tier.Long(t, "boots systemd")
+	t.Parallel()
 	s := newSite(t)
 	host, name, _ := strings.Cut(s.ref, "/")
 	late, open := lateRegistry(t, host)

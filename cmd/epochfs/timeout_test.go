@@ -30,6 +30,7 @@ func (s *site) timed(args ...string) (code int, stderr string, took time.Duratio
 // every command.
 func TestSilentRegistry(t *testing.T) {
 	tier.Long(t, "waits for time-outs of the program")
+	t.Parallel()
 	s := newSite(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -60,6 +61,7 @@ func TestSilentRegistry(t *testing.T) {
 // was is taken after that time.
 func TestStalledStart(t *testing.T) {
 	tier.Long(t, "waits for time-outs of the program")
+	t.Parallel()
 	s := newSite(t)
 	stall := func(fault *registrytest.Fault) {
 		s.front.Clear()

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,10 +19,15 @@ import (
 // edit is a change to one file of the source.
 type edit struct{ file, old, new string }
 
+// building is held while a version is built.
+var building sync.Mutex
+
 // build makes the program of that version, from source that is edited,
 // once for all tests.
 func (s *site) build(version string, edits ...edit) string {
 	s.t.Helper()
+	building.Lock()
+	defer building.Unlock()
 	self, err := exec.LookPath("epochfs")
 	must(s.t, err)
 	binary := self + "-" + version
@@ -63,6 +69,7 @@ var fewerCapabilities = edit{"fs/mount.go", "const optional = fuse.CAP_EXPORT_SU
 // is done to the mount.
 func TestRestartWithOtherBinaries(t *testing.T) {
 	tier.Long(t, "builds other versions, and mounts")
+	t.Parallel()
 	s := newSite(t)
 	s.run("epochfs", "mount", "--quiet", "--prefetch", "all", s.ref, s.mnt)
 	readers := s.readAlways()
@@ -137,6 +144,7 @@ func askKeeper(t *testing.T, socket, binary string) string {
 // with fewer capabilities.
 func TestUpgrade(t *testing.T) {
 	tier.Long(t, "builds other versions, and mounts")
+	t.Parallel()
 	s := newSite(t)
 	second := filepath.Join(s.dir, "second")
 	must(t, os.Mkdir(second, 0o700))
