@@ -1,6 +1,9 @@
 package main
 
-import "runtime/debug"
+import (
+	"runtime"
+	"runtime/debug"
+)
 
 const (
 	// serveMemory is the collector's soft limit for the process of a mount:
@@ -9,7 +12,7 @@ const (
 	serveMemory = 144 << 20
 	// serveGC trades some time for memory: most of it is reused buffers.
 	serveGC = 50
-	// standMemory is the memory above which a process that stands by collects
+	// standMemory is the memory above which a process that does little collects
 	// garbage.
 	standMemory = 32 << 20
 )
@@ -25,12 +28,17 @@ func boundMemory(getenv func(string) string) {
 	}
 }
 
-// standLean has a process that waits for another one's end collect no garbage
-// unless there is much: a collection costs it more memory than it frees. boundMemory
-// ends that. The environment has precedence.
+// standLean has a process of a mount collect no garbage until there is much, and
+// then as boundMemory has it: a collection costs more memory than it frees while a
+// process stands by, or serves a mount that is hardly read from. The environment
+// has precedence.
 func standLean(getenv func(string) string) {
-	if getenv("GOGC") == "" && getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(standMemory)
-		debug.SetGCPercent(-1)
+	if getenv("GOGC") != "" || getenv("GOMEMLIMIT") != "" {
+		boundMemory(getenv)
+		return
 	}
+	debug.SetMemoryLimit(standMemory)
+	debug.SetGCPercent(-1)
+	// The first collection finds this to be garbage.
+	runtime.AddCleanup(new([64]byte), func(struct{}) { boundMemory(getenv) }, struct{}{})
 }

@@ -35,6 +35,7 @@ type served struct {
 
 // prepareToServe sets up this process to serve a mount.
 func (opts *mountOptions) prepareToServe() chan os.Signal {
+	standLean(os.Getenv)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	keeper.SurviveBrokenPipes()
@@ -67,7 +68,6 @@ func inherited(link *keeper.Link) (kept fs.Kept, ok bool) {
 // serves it until it is gone.
 func (opts *mountOptions) takeOver(ctx context.Context, link *keeper.Link, kept fs.Kept) (err error) {
 	opts.log = opts.log.With("mount", opts.dir)
-	standLean(os.Getenv)
 	signals := opts.prepareToServe()
 	defer signal.Stop(signals)
 	if link.Systemd() && kept.Ended() { // while no process served it
@@ -187,7 +187,7 @@ func (s *served) answerStatus() (done func()) {
 
 // run serves until the mount is gone.
 func (s *served) run(signals <-chan os.Signal) {
-	boundMemory(os.Getenv)
+	standLean(os.Getenv)
 	s.tell()
 	if err := s.o.Prefetch(s.opts.prefetch); err != nil {
 		s.opts.log.Warn("nothing is prefetched", "cause", err)

@@ -88,8 +88,11 @@ var ErrGone = fmt.Errorf("the other process has ended: %w", unix.ECONNRESET)
 
 // receive blocks until a message arrives. The message's descriptors belong
 // to the caller, and no child inherits them.
-func receive(socket int) (message, error) {
-	buf := make([]byte, maxMessage)
+func receive(socket int) (message, error) { return receiveInto(socket, make([]byte, maxMessage)) }
+
+// receiveInto does that with a buffer, of maxMessage bytes, that can be used for
+// the next message.
+func receiveInto(socket int, buf []byte) (message, error) {
 	oob := make([]byte, unix.CmsgSpace(4*8))
 	var n, nOOB, flags int
 	var err error

@@ -1,10 +1,10 @@
 package keeper
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -46,23 +46,35 @@ func (t thread) spent() bool {
 
 // parseThread parses the contents of stat. The command's name, in
 // parentheses, may contain any character.
-func parseThread(stat string) (thread, bool) {
-	at := strings.LastIndexByte(stat, ')')
-	fields := strings.Fields(stat[at+1:])
+func parseThread(stat []byte) (t thread, ok bool) {
 	const (
-		state, flags, signal, code = 0, 6, 28, 49 // fields 3, 9, 31 and 52 of proc(5)
+		flags, signal, code = 6, 28, 49 // fields 9, 31 and 52 of proc(5), from the state on
 	)
-	if at < 0 || len(fields) <= code {
+	_, rest, ok := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" "))
+	if !ok || len(rest) == 0 || rest[0] == ' ' {
 		return thread{}, false
 	}
-	var t thread
-	var err [3]error
-	t.state = fields[state][0]
-	t.flags, err[0] = strconv.ParseUint(fields[flags], 10, 64)
-	t.pending, err[1] = strconv.ParseUint(fields[signal], 10, 64)
-	status, statusErr := strconv.ParseUint(fields[code], 10, 32)
-	t.status, err[2] = syscall.WaitStatus(status), statusErr
-	return t, err == [3]error{}
+	t.state = rest[0]
+	for at := 0; at <= code; at++ {
+		var field []byte
+		field, rest, _ = bytes.Cut(rest, []byte(" "))
+		if at != flags && at != signal && at != code {
+			continue
+		}
+		n, err := strconv.ParseUint(string(bytes.TrimSuffix(field, []byte("\n"))), 10, 64)
+		if err != nil {
+			return thread{}, false
+		}
+		switch at {
+		case flags:
+			t.flags = n
+		case signal:
+			t.pending = n
+		case code:
+			t.status = syscall.WaitStatus(n)
+		}
+	}
+	return t, true
 }
 
 // spent reports whether no thread of a process can return to user space, and
@@ -107,10 +119,18 @@ func allSpent(dir string) bool {
 	return true
 }
 
+// readThread reads a thread's stat, of which there are some 300 bytes. The keeper
+// does so every second, so nothing of it is left for the collector.
 func readThread(name string) (thread, bool) {
-	text, err := os.ReadFile(name)
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return thread{}, false
 	}
-	return parseThread(string(text))
+	defer unix.Close(fd)
+	var stat [2048]byte
+	n, err := unix.Read(fd, stat[:])
+	if err != nil || n == len(stat) {
+		return thread{}, false
+	}
+	return parseThread(stat[:n])
 }

@@ -35,7 +35,7 @@ func TestSpentThread(t *testing.T) {
 		{"", false, false},
 		{stat("epochfs", 'D', 0, 0x100, 9)[:40], false, false},
 	} {
-		got, ok := parseThread(c.line)
+		got, ok := parseThread([]byte(c.line))
 		if ok != c.read || ok && got.spent() != c.end {
 			t.Errorf("%q: %+v, %v", c.line, got, ok)
 		}
@@ -68,6 +68,18 @@ func TestSpentProcess(t *testing.T) {
 		if _, ok := spent(pid); ok {
 			t.Errorf("%s: spent, although it is gone", script)
 		}
+	}
+}
+
+// The keeper looks at its workers every second, and has no collector to speak of.
+func TestLookingLeavesLittle(t *testing.T) {
+	looks := testing.AllocsPerRun(100, func() {
+		if _, ok := spent(os.Getpid()); ok {
+			t.Fatal("this process is spent")
+		}
+	})
+	if looks > 5 { // names of files
+		t.Errorf("a look allocates %v times", looks)
 	}
 }
 

@@ -120,8 +120,8 @@ func (k *keeper) start(exe int, stderr int, names []string, files []int, env ...
 func (k *keeper) follow(w *worker) {
 	_ = send(w.link, newMessage(varKeeper, strconv.Itoa(unix.Getpid())), nil)
 	go func() {
-		for {
-			m, err := receive(w.link)
+		for buf := make([]byte, maxMessage); ; {
+			m, err := receiveInto(w.link, buf)
 			if err != nil {
 				break
 			}
