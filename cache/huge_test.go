@@ -10,6 +10,7 @@ import (
 
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // endless has every blob: its byte at i is i/4096.
@@ -39,6 +40,7 @@ func (b *endlessBody) Read(p []byte) (int, error) {
 // TestClaimsTakeNoRoom opens files of as many bytes as a manifest may
 // claim. What nobody reads takes no room, on disk or in memory.
 func TestClaimsTakeNoRoom(t *testing.T) {
+	tier.Long(t, "opens files of the largest sizes")
 	for _, c := range []*Cache{openCache(t, t.TempDir(), Options{}), openCache(t, t.TempDir(), Options{Size: 1})} {
 		for i := range 40 {
 			size := int64(8 << 40)

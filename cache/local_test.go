@@ -17,6 +17,7 @@ import (
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // openReader opens the cache in dir to be read, until the test ends.
@@ -102,6 +103,7 @@ func loaded(t *testing.T, l *Local, a artifact) (n int64) {
 // TestReaderKeepsNothing reads what a cache has, all and in part, and keeps
 // what it is given nowhere.
 func TestReaderKeepsNothing(t *testing.T) {
+	tier.Long(t, "fills caches with files of all kinds")
 	t.Parallel()
 	src := &fakeSource{}
 	dir := t.TempDir()
@@ -204,6 +206,7 @@ func TestReaderDropsWhatIsWrong(t *testing.T) {
 
 // TestReaderAfterReboot looks at what is there from before the last boot.
 func TestReaderAfterReboot(t *testing.T) {
+	tier.Long(t, "fills caches with files of all kinds")
 	t.Parallel()
 	src := &fakeSource{}
 	dir := t.TempDir()

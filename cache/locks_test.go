@@ -337,6 +337,9 @@ func TestPrefetchWaitsForMeasuring(t *testing.T) {
 		{kind{name: "some room", chunk: 6 << 20}, 120 << 20, 2},
 	} {
 		t.Run(k.kind.name, func(t *testing.T) {
+			if k.look > 1 {
+				tier.Long(t, "prefetches more than memory holds")
+			}
 			src := &fakeSource{}
 			a := makeFile(t, newRand(t), src, k.kind, k.size)
 			disk := newStuckDisk("measure")

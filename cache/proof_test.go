@@ -15,6 +15,7 @@ import (
 	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // named is a source of which it is known who it is.
@@ -44,6 +45,7 @@ func wrongIn(at int64) func(string, int64, []byte) ([]byte, error) {
 // TestUnprovenSource reads from a source that proves nothing: no byte
 // comes before the digest of its blob was compared.
 func TestUnprovenSource(t *testing.T) {
+	tier.Long(t, "fetches large frames again and again")
 	for _, k := range unchecked {
 		t.Run(k.name, func(t *testing.T) {
 			src := &named{fakeSource: &fakeSource{}, origin: "plain"}
@@ -80,6 +82,7 @@ func TestUnprovenSource(t *testing.T) {
 // it is hashed on its way, and its bytes are compared with what they were
 // then when they are fetched again.
 func TestUnprovenWithoutRoom(t *testing.T) {
+	tier.Long(t, "fetches blobs that are larger than memory may hold")
 	for _, k := range unchecked {
 		for _, size := range []int64{1, 40 << 20} { // for nothing, and for some
 			src := &named{fakeSource: &fakeSource{}, origin: "plain"}

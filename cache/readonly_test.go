@@ -156,6 +156,7 @@ func TestReadOnlyCache(t *testing.T) {
 // TestReadOnlyCopies takes a part of a new file from another that a
 // read-only cache has.
 func TestReadOnlyCopies(t *testing.T) {
+	tier.Long(t, "fills caches with files of all kinds")
 	src := &fakeSource{}
 	dir := t.TempDir()
 	_, all, _ := fillCache(t, dir, src)
@@ -182,6 +183,7 @@ func TestReadOnlyCopies(t *testing.T) {
 // the last boot, with a bit of it flipped: no wrong byte comes of it, and
 // what is right is not fetched.
 func TestReadOnlyAfterReboot(t *testing.T) {
+	tier.Long(t, "fills caches with files of all kinds")
 	src := &fakeSource{}
 	dir := t.TempDir()
 	half, _, _ := fillCache(t, dir, src)

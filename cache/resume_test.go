@@ -13,6 +13,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // TestStreamGoesOn breaks the stream of a large frame again and again: the
@@ -40,6 +41,7 @@ func TestStreamGoesOn(t *testing.T) {
 // TestStreamBreaksWithoutRange breaks the stream of a source that ignores
 // ranges, or begins to: it begins again, and reads are right.
 func TestStreamBreaksWithoutRange(t *testing.T) {
+	tier.Long(t, "fetches large frames again and again")
 	for _, noRange := range []bool{true, false} {
 		src := &fakeSource{noRange: noRange}
 		var calls atomic.Int64
@@ -59,6 +61,7 @@ func TestStreamBreaksWithoutRange(t *testing.T) {
 // TestWindowsAreBounded reads several frames whose decoders want as much
 // memory as they may: they go one after the other.
 func TestWindowsAreBounded(t *testing.T) {
+	tier.Long(t, "decodes frames with the largest windows")
 	src := &fakeSource{gate: make(chan struct{}, 100)}
 	data := make([]byte, disk.WholeLimit+1<<20)
 	c := openCache(t, t.TempDir(), Options{})

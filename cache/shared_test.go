@@ -88,6 +88,7 @@ func TestSmallBudget(t *testing.T) {
 // TestFrameHoldsMore has a large frame that decodes to more than its part:
 // nothing of it is vouched for.
 func TestFrameHoldsMore(t *testing.T) {
+	tier.Long(t, "decodes large frames")
 	src := &fakeSource{}
 	data := make([]byte, disk.WholeLimit+4<<20)
 	fillRandom(newRand(t), data)
@@ -107,6 +108,7 @@ func TestFrameHoldsMore(t *testing.T) {
 
 // TestFrameLargerThanCache streams a frame that cannot be kept.
 func TestFrameLargerThanCache(t *testing.T) {
+	tier.Long(t, "fetches large frames again and again")
 	src := &fakeSource{}
 	a := makeFile(t, newRand(t), src, kinds[4], disk.WholeLimit+2<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{Size: 8 << 20}), a.file, src)

@@ -40,6 +40,7 @@ func holey(t *testing.T, name string, data int64) artifacttest.File {
 // part of it, in all forms that a file can have: no byte of a blob is
 // fetched twice, and the files are as they must be.
 func TestDirectoryFromAFullCache(t *testing.T) {
+	t.Parallel()
 	config := artifacttest.File{Name: "config.json", Data: []byte("{}")}
 	small := []artifacttest.File{config, holey(t, "cow.raw", 3<<20+5), holey(t, "memory-ranges", 9<<20+1)}
 	// A frame of more than 32 MiB, which is kept in pieces as it is decoded.
@@ -89,6 +90,7 @@ func TestDirectoryFromAFullCache(t *testing.T) {
 // TestFileThatCameAhead copies a file of which all has come before its
 // turn: what is under way of the file after it is not given up for that.
 func TestFileThatCameAhead(t *testing.T) {
+	t.Parallel()
 	files := []artifacttest.File{{Name: "config.json", Data: []byte("{}")}, holey(t, "cow.raw", 3<<20+5), holey(t, "memory-ranges", 9<<20+1)}
 	p := newPlace(t, registrytest.NewHandler(), artifacttest.Snapshot(files, artifacttest.Options{Piece: 256 << 10}))
 	o := p.mustOpen(p.ref)

@@ -123,6 +123,7 @@ func TestMountsLeaveNothing(t *testing.T) {
 // A hundred readers who were killed while they waited have left nothing,
 // neither while the mount goes on nor after it.
 func TestCancelledReads(t *testing.T) {
+	t.Parallel()
 	const readers, step = 100, 200 << 10
 	a, data := big()
 	p := newPlace(t, registrytest.NewHandler(), a)

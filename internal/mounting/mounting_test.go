@@ -172,6 +172,7 @@ func TestPayloadsAndSizes(t *testing.T) {
 }
 
 func TestWithoutRegistry(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, registrytest.NewHandler(), simple())
 	seen := p.mustOpen(p.ref)
 	read(t, seen, seen.Artifact.Files[0])
@@ -273,6 +274,7 @@ func TestFrameHeaderIsKept(t *testing.T) {
 // again, whether there is no answer, a refusal for now or a body that
 // breaks off.
 func TestSmallBlobsAreAskedForAgain(t *testing.T) {
+	t.Parallel()
 	data := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16) // in two chunks, of 3 or 4 MiB
 	a := artifacttest.Snapshot([]artifacttest.File{{Name: "memory-ranges", Data: data}}, artifacttest.Options{Zstd: true, Chunk: 4 << 20})
 	p := newPlace(t, registrytest.NewHandler(), a)
@@ -314,6 +316,7 @@ func TestWrongConfig(t *testing.T) {
 }
 
 func TestConfigOfAnySize(t *testing.T) {
+	t.Parallel()
 	big := artifacttest.Snapshot(files, artifacttest.Options{Edit: func(m *manifest.OCIManifest, cfg *manifest.SnapshotConfig) {
 		cfg.Description = strings.Repeat("x", 2<<20)
 	}})

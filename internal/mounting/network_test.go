@@ -55,6 +55,7 @@ func readAt(t *testing.T, o *Opened, want []byte) {
 // Whatever breaks on the way, the read goes on where it broke and brings
 // the right bytes, without a whole second download.
 func TestFaultsOfTheNetwork(t *testing.T) {
+	t.Parallel()
 	blob := registrytest.Path("/blobs/")
 	for name, fault := range map[string]*registrytest.Fault{
 		"bodies are cut":       {Match: blob, Cut: 700_000, Times: 12},
@@ -130,6 +131,7 @@ func (s *signer) store(w http.ResponseWriter, r *http.Request) {
 }
 
 func TestExpiringSignaturesAndTokens(t *testing.T) {
+	t.Parallel()
 	s := &signer{registry: registrytest.NewHandler(), good: map[string]bool{}}
 	storage := registrytest.NewFront(t, http.HandlerFunc(s.store))
 	s.storage = storage.URL
@@ -156,6 +158,7 @@ func TestExpiringSignaturesAndTokens(t *testing.T) {
 
 // A real registry goes away for a while, then comes back.
 func TestRegistryRestarts(t *testing.T) {
+	t.Parallel()
 	reg := registrytest.Debian(t, registrytest.DebianOptions{})
 	a, data := big()
 	cfg := Config{CacheDir: filepath.Join(t.TempDir(), "cache")}
@@ -214,6 +217,7 @@ func push(t *testing.T, cfg *Config, ref string, a *artifacttest.Artifact) {
 
 // A tag falls back where nobody answered, with its age, and nowhere else.
 func TestTagFallsBack(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		fault *registrytest.Fault
 		falls bool
@@ -248,6 +252,7 @@ func TestTagFallsBack(t *testing.T) {
 // The same with a name that is in no DNS, and with a certificate that is
 // not the registry's.
 func TestTagFallsBackByName(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, registrytest.NewHandler(), simple())
 	o := p.mustOpen(p.ref)
 	impostor := registrytest.NewTLSFront(t, registrytest.NewHandler(), registrytest.NewCA(t).Config(t))
@@ -275,6 +280,7 @@ func TestTagFallsBackByName(t *testing.T) {
 // A blob that is gone or forbidden fails at once, in plain words; what is
 // present and other files are served; and the next read asks again.
 func TestGoneAndForbidden(t *testing.T) {
+	t.Parallel()
 	for status, kind := range map[int]error{404: registry.ErrNotFound, 403: registry.ErrDenied} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			p := newPlace(t, registrytest.NewHandler(), simple())
@@ -307,6 +313,7 @@ func TestGoneAndForbidden(t *testing.T) {
 // artifact is asked of the registry itself, and when the mirror dies its
 // registry takes over.
 func TestPullThroughMirror(t *testing.T) {
+	t.Parallel()
 	a, data := big()
 	p := newPlace(t, registrytest.NewHandler(), a)
 	upstream := registrytest.Before(t, p.front.URL) // what the mirror asks
@@ -371,6 +378,7 @@ func rangeStatus(t *testing.T, url string) int {
 
 // A mirror whose disk has rotted costs a second request, not a wrong byte.
 func TestRottenMirror(t *testing.T) {
+	t.Parallel()
 	a, data := big()
 	p := newPlace(t, registrytest.NewHandler(), a)
 	mirror := registrytest.Before(t, p.front.URL)

@@ -31,6 +31,7 @@ func stream(t *testing.T, o *Opened, f *layout.File) []byte {
 // not fetched again, what a mount beside it has fetched is not either, and
 // in the end all is verified.
 func TestOrderedReads(t *testing.T) {
+	t.Parallel()
 	data := make([]byte, 24<<20+77)
 	rand.NewChaCha8([32]byte{1}).Read(data)
 	files := []artifacttest.File{{Name: "config.json", Data: []byte("{}")}, {Name: "memory-ranges", Data: data}}
