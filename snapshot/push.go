@@ -363,6 +363,9 @@ func (u *push) finish(ctx context.Context) (*PushResult, error) {
 		return nil, fmt.Errorf("build manifest: %w", err)
 	}
 	if !u.opts.DryRun {
+		if err := ctx.Err(); err != nil { // whatever the Uploader makes of it
+			return nil, err
+		}
 		if err := u.up.PutManifest(ctx, u.opts.Name, u.opts.Tag, raw, manifest.MediaTypeOCIManifest); err != nil {
 			return nil, fmt.Errorf("put manifest %s:%s: %w", u.opts.Name, u.opts.Tag, err)
 		}
