@@ -15,6 +15,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // zstdOf is data in one frame with the given window, in bytes.
@@ -76,6 +77,7 @@ func flipped(b []byte, at int) []byte {
 // TestWindowOfZstd refuses a frame whose window is larger than half of the
 // push's memory, and reads it where it is not.
 func TestWindowOfZstd(t *testing.T) {
+	tier.Long(t, "decodes windows of 64 MB")
 	export := artifacttest.Tar(artifacttest.Envelope, []artifacttest.File{{Name: "cow.raw", Data: make([]byte, 70*mib)}})
 	packed := zstdOf(t, 64<<20, export)
 	push := func(memory int64) (*snapshot.PushResult, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 type edit = func(m *manifest.OCIManifest, cfg *manifest.SnapshotConfig)
@@ -147,6 +148,7 @@ func refused(t *testing.T, name string, a *artifacttest.Artifact) {
 }
 
 func TestHostileArtifactsAreRefused(t *testing.T) {
+	tier.Long(t, "loads and streams hundreds of artifacts")
 	for name, e := range hostile() {
 		refused(t, name+", v1", artifacttest.Snapshot(cow(), artifacttest.Options{Edit: e}))
 		refused(t, name+", v2", artifacttest.Snapshot(cow(), artifacttest.Options{V2: true, Edit: e}))

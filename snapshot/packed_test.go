@@ -18,6 +18,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/packedtest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // pushPacked pushes an export in the packed format, with the artifact that
@@ -148,12 +149,10 @@ func (f *family) memory(t testing.TB, name string, size int64, changes ...string
 
 // A second snapshot of a guest sends what changed, and reads right.
 func TestPackedSharesWithItsBase(t *testing.T) {
+	tier.Long(t, "compresses some hundred MB")
 	t.Parallel()
 	f := readFamily(t)
-	size := int64(64 << 20)
-	if testing.Short() {
-		size = 24 << 20
-	}
+	const size = 64 << 20
 	m1 := []artifacttest.File{f.memory(t, "m1", size)}
 	m2 := []artifacttest.File{f.memory(t, "m2", size, "m1-m2")}
 	store := artifacttest.NewStore()
@@ -244,6 +243,7 @@ func TestPackedBaseIsGone(t *testing.T) {
 
 // A pack that comes whole and is too large to be kept is read once, in order.
 func TestLargePackWithoutRanges(t *testing.T) {
+	tier.Long(t, "reads a pack larger than memory may hold")
 	t.Parallel()
 	data := make([]byte, 36*mib)
 	artifacttest.Fill(data, 3) // it does not compress
@@ -269,12 +269,10 @@ func TestLargePackWithoutRanges(t *testing.T) {
 // After many generations an artifact has few packs, and few bytes that
 // nobody uses.
 func TestPackedGenerations(t *testing.T) {
+	tier.Long(t, "pushes many generations")
 	t.Parallel()
 	const size = 6 << 20
-	generations := 60
-	if testing.Short() {
-		generations = 40
-	}
+	const generations = 60
 	rng := rand.New(rand.NewPCG(1, 2))
 	data := make([]byte, size)
 	artifacttest.Fill(data, 1)

@@ -18,6 +18,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/manifest"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // oddEnvelope has keys, numbers and values that nobody here knows.
@@ -94,6 +95,9 @@ func TestPushRoundTrip(t *testing.T) {
 					continue // no other way than with the stream
 				}
 				t.Run(form+", "+how+" to "+kind, func(t *testing.T) {
+					if how == "file" && form != "v1" && form != "streams" {
+						tier.Long(t, "pushes in every form")
+					}
 					t.Parallel()
 					opts := opts
 					store := artifacttest.NewStore()

@@ -12,6 +12,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // particulars are registries that do not take what others take.
@@ -57,6 +58,9 @@ func TestPushToParticularRegistries(t *testing.T) {
 				opts.Input = io.NewSectionReader(file, 0, file.Size()) // its own
 			}
 			t.Run(kind+", "+source, func(t *testing.T) {
+				if source != "stdin" {
+					tier.Long(t, "sends 17 MB to each of many registries")
+				}
 				t.Parallel()
 				reg := start()
 				f := registrytest.NewFront(t, reg)

@@ -3,39 +3,47 @@ package zstdframe
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"testing"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // Frames say what they hold, are one segment, and are the same whenever
 // they are made: a chunk that did not change must not be sent again.
 func TestEncode(t *testing.T) {
 	for _, level := range []int{1, 3, 7, 19, MaxLevel} {
-		e, err := NewEncoder(level, 2)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, n := range []int{1, 255, 1000, 300 << 10} {
-			src := text(n)
-			frame := e.Encode(nil, src)
-			if size, ok := ContentSize(frame); !ok || size != int64(n) || frame[4]&0x20 == 0 {
-				t.Errorf("level %d, %d bytes: header %x", level, n, frame[:9])
+		t.Run(fmt.Sprint("level ", level), func(t *testing.T) {
+			if level > 7 {
+				tier.Long(t, "compresses thoroughly")
 			}
-			if got, err := Decode(nil, frame, int64(n)); err != nil || !bytes.Equal(got, src) {
-				t.Errorf("level %d, %d bytes: %v", level, n, err)
+			e, err := NewEncoder(level, 2)
+			if err != nil {
+				t.Fatal(err)
 			}
-			var wg sync.WaitGroup
-			for i := range 4 {
-				wg.Go(func() {
-					e.Encode(nil, text(5000*i))
-					if !bytes.Equal(e.Encode(make([]byte, 10), src), frame) {
-						t.Errorf("level %d, %d bytes: another frame", level, n)
-					}
-				})
+			for _, n := range []int{1, 255, 1000, 300 << 10} {
+				src := text(n)
+				frame := e.Encode(nil, src)
+				if size, ok := ContentSize(frame); !ok || size != int64(n) || frame[4]&0x20 == 0 {
+					t.Errorf("level %d, %d bytes: header %x", level, n, frame[:9])
+				}
+				if got, err := Decode(nil, frame, int64(n)); err != nil || !bytes.Equal(got, src) {
+					t.Errorf("level %d, %d bytes: %v", level, n, err)
+				}
+				var wg sync.WaitGroup
+				for i := range 4 {
+					wg.Go(func() {
+						e.Encode(nil, text(5000*i))
+						if !bytes.Equal(e.Encode(make([]byte, 10), src), frame) {
+							t.Errorf("level %d, %d bytes: another frame", level, n)
+						}
+					})
+				}
+				wg.Wait()
 			}
-			wg.Wait()
-		}
+		})
 	}
 	for _, level := range []int{-1, 0, MaxLevel + 1} {
 		if _, err := NewEncoder(level, 1); err == nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // largeIndex makes the index of a file of 100 GiB in granules of 64 KiB,
@@ -52,6 +53,7 @@ func openLarge(tb testing.TB, index []byte, head int, f packed.File) *Index {
 // A file of 1.6 million granules takes no memory for those that nobody
 // reads, and not much for those that somebody does.
 func TestLargeIndexInMemory(t *testing.T) {
+	tier.Long(t, "makes the largest index")
 	index, head, f := largeIndex(t)
 	x := openLarge(t, index, head, f)
 	for i := 0; i < x.Granules(); i += 1000 {
