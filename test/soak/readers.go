@@ -26,20 +26,44 @@ type mount struct {
 	id                    uint64       // of the mount, as the kernel counts them
 	log                   bytes.Buffer // of its processes; to be read when they have ended
 	cmd                   *exec.Cmd
+	ended                 chan error   // holds what Wait returned for cmd
 	using                 sync.RWMutex // held by readers; exclusive while it is mounted anew
 	of                    sample       // of the mounted artifact; guarded by using
 }
 
-// up mounts and returns when the files are there.
+// registryFails is the exit code of a mount whose registry failed each try of a
+// request.
+const registryFails = 3
+
+// up mounts, and returns when the files are there. A mount that a sick registry
+// refuses is tried again.
 func (m *mount) up() error {
-	m.cmd = exec.Command(m.bin, "mount", "-f", "--cache-dir", m.cache, "--cache-size", fmt.Sprint(m.size),
-		"--prefetch", "none", m.repo+":"+m.of.tag, m.dir)
-	out := &m.log
-	m.cmd.Stderr = out
-	if err := m.cmd.Start(); err != nil {
-		return err
-	}
 	for deadline := time.Now().Add(time.Minute); ; {
+		m.cmd = exec.Command(m.bin, "mount", "-f", "--cache-dir", m.cache, "--cache-size", fmt.Sprint(m.size),
+			"--prefetch", "none", m.repo+":"+m.of.tag, m.dir)
+		m.cmd.Stderr = &m.log
+		if err := m.cmd.Start(); err != nil {
+			return err
+		}
+		ended := make(chan error, 1)
+		cmd := m.cmd
+		go func() { ended <- cmd.Wait() }()
+		m.ended = ended
+		err := m.mounted(deadline)
+		if err == nil {
+			return nil
+		}
+		_ = m.cmd.Process.Kill() // it may have ended
+		if <-ended; m.cmd.ProcessState.ExitCode() != registryFails || time.Now().After(deadline) {
+			ended <- err // for down
+			return fmt.Errorf("%w: %s", err, m.log.String())
+		}
+	}
+}
+
+// mounted returns nil when the files are there.
+func (m *mount) mounted(deadline time.Time) error {
+	for time.Now().Before(deadline) {
 		// What the kernel knows of a dead mount it goes on telling, so it
 		// must be another.
 		var st unix.Statx_t
@@ -48,13 +72,12 @@ func (m *mount) up() error {
 			m.id = st.Mnt_id
 			return nil
 		}
-		if time.Now().After(deadline) {
-			_ = m.cmd.Process.Kill()
-			_ = m.cmd.Wait()
-			return fmt.Errorf("%s was not mounted: %s", m.dir, out.String())
+		if len(m.ended) > 0 {
+			break
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+	return fmt.Errorf("%s was not mounted", m.dir)
 }
 
 // cold mounts anew, with an empty cache, when no reader is at it.
@@ -82,7 +105,7 @@ func (m *mount) move(reg *sick, to sample) error {
 
 func (m *mount) down() error {
 	err := exec.Command(m.bin, "umount", "--lazy", m.dir).Run()
-	return errors.Join(err, m.cmd.Wait())
+	return errors.Join(err, <-m.ended)
 }
 
 // tally counts the readers' results.
