@@ -28,7 +28,7 @@ SITE_NEEDS  = fusermount3:fuse3 docker-registry:docker-registry nginx:nginx traf
 
 BENCH_NEEDS = fusermount3:fuse3 docker-registry:docker-registry curl:curl rclone:rclone fio:fio mkfs.xfs:xfsprogs
 
-.PHONY: all build demo check test race test-deb bench bench-push bench-takeover bench-inside bench-packed bench-fleet bench-vm lint fuzz soak site generate install dist clean demo-needs test-needs site-needs bench-needs
+.PHONY: all build demo check test race test-deb bench bench-push bench-takeover bench-inside bench-packed bench-fleet bench-cold bench-vm lint fuzz soak site generate install dist clean demo-needs test-needs site-needs bench-needs
 
 all: build
 
@@ -93,6 +93,12 @@ bench-fleet: bench-needs build
 bench-packed: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows packed-size,packed-again,packed-push,packed-lives,packed-shared,packed-blocks,packed-seq,packed-random,packed-no-range,packed-tar,packed-start,packed-memory $(BENCHFLAGS)
+
+# A cold read beside a download: its time, memory and kernel time, a slow disk, a
+# slow start, under 6 minutes. It takes 13 GB of disk for a while.
+bench-cold: bench-needs build
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
+	bin/bench -rows cold-huge,cold-image,cold-brief,cold-slow-disk $(BENCHFLAGS)
 
 # A real guest and the pages that one touches, started from cold mounts, under 10
 # minutes. The guest is made once, in some minutes more, and kept among the

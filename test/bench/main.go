@@ -76,7 +76,7 @@ func selectRows(names string) ([]row, error) {
 		return allRows, nil
 	}
 	var rows []row
-	allRows := slices.Concat(allRows, moreRows, pushRows, materializeRows, takeoverRows, insideRows, packedRows, startRows, vmRows, fleetRows)
+	allRows := slices.Concat(allRows, moreRows, pushRows, materializeRows, takeoverRows, insideRows, packedRows, startRows, vmRows, fleetRows, copiesRows)
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(allRows, func(r row) bool { return r.name == name })
 		if i < 0 {

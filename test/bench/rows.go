@@ -34,6 +34,9 @@ var artifacts = map[string]struct {
 	"1g":       {form{}, []*dataset{oneGB}},
 	"100g":     {form{}, []*dataset{manyGB}},
 	"segments": {form{}, []*dataset{segments}},
+	"huge":     {form{}, []*dataset{huge}},
+	"image":    {form{}, []*dataset{image}},
+	"brief":    {form{pieces: true}, []*dataset{brief}},
 }
 
 // shaped is the link of most rows.

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cocoonstack/epochfs/test/shaping"
+)
+
+// Files without holes worth the name, so that a row's reference moves the bytes
+// that the mount moves.
+var (
+	huge  = newDataset("memory-ranges", 4202<<20, 4198<<20, 64, 11)
+	image = newDataset("cow.raw", 614<<20, 613<<20, 64, 12)
+	brief = newDataset("memory-ranges", 239<<20, 238<<20, 64, 13)
+)
+
+// copiesRows measure what a cold read costs beside a download.
+var copiesRows = []row{
+	{"cold-huge", func(ctx context.Context, b *bench) ([]*line, error) {
+		return b.copiesRow(ctx, "4.1 GiB", "huge", huge, 1.3)
+	}},
+	{"cold-image", func(ctx context.Context, b *bench) ([]*line, error) {
+		return b.copiesRow(ctx, "643 MB", "image", image, 1.4)
+	}},
+	{"cold-brief", func(ctx context.Context, b *bench) ([]*line, error) {
+		return b.sequentialRow(ctx, "cold sequential read of 250 MB, shaped", "brief", brief, &shaped, 0.33)
+	}},
+	{"cold-slow-disk", slowDiskRow},
+}
+
+// usage is what a mount's serving process and its files have taken.
+type usage struct {
+	kernel float64 // seconds in the kernel
+	memory float64 // bytes: of the process alone, and of pages of the file and of the cache's files
+}
+
+// usage returns it, with the pages of one file of the mount.
+func (m *mount) usage(name string) (u usage, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.PID))
+	if err != nil {
+		return u, err
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	const stime = 12 // counted from the state
+	ticks, err := strconv.ParseFloat(fields[stime], 64)
+	if err != nil {
+		return u, err
+	}
+	u.kernel = ticks / 100 // USER_HZ
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.PID))
+	if err != nil {
+		return u, err
+	}
+	kib, _, _ := strings.Cut(field(string(status), "RssAnon"), " ")
+	anon, err := strconv.ParseFloat(kib, 64)
+	if err != nil {
+		return u, err
+	}
+	mounted, err := cachedPages(m.path(name))
+	if err != nil {
+		return u, err
+	}
+	cached, err := pageCache(m.cache + "/files")
+	u.memory = anon*1024 + float64(mounted*pageSize+cached)
+	return u, err
+}
+
+// copiesRow reads a file without digests of its pieces, on loopback, and shows
+// what its bytes take of memory and of the kernel's time.
+func (b *bench) copiesRow(ctx context.Context, size, tag string, d *dataset, limit float64) ([]*line, error) {
+	if err := b.prepare(ctx, tag); err != nil {
+		return nil, err
+	}
+	url, err := b.blobURL(ctx, b.registry.addr, d)
+	if err != nil {
+		return nil, err
+	}
+	n := float64(d.m.DataSize())
+	var memory, kernel sample
+	ours, theirs, err := b.holding().pair(ctx, func() (float64, error) {
+		m, err := b.mount(ctx, b.registry.addr, tag)
+		if err != nil {
+			return 0, err
+		}
+		defer m.close()
+		before, err := m.usage(d.name)
+		if err != nil {
+			return 0, err
+		}
+		seconds, err := sequential(m.path(d.name), 0, d.m.Size())
+		if err != nil {
+			return 0, err
+		}
+		after, err := m.usage(d.name)
+		memory = append(memory, (after.memory-before.memory)/n)
+		kernel = append(kernel, (after.kernel-before.kernel)/n*(1<<30))
+		return seconds, err
+	}, func() (float64, error) { return b.curl(ctx, url) })
+	if err != nil {
+		return nil, err
+	}
+	return []*line{
+		timed("cold sequential read of "+size+", loopback as it is", ours, "curl of the raw blob", theirs, atMost, limit),
+		counted("memory that it adds, page cache and the process's own, by its bytes", "×", memory, atMost, 1.15),
+		counted("time in the kernel of the serving process, by GiB", "s", kernel, atMost, 1.9),
+	}, nil
+}
+
+// slowDiskRow reads with the cache on a disk that is slower than the link,
+// beside the same with a disk that is not.
+func slowDiskRow(ctx context.Context, b *bench) ([]*line, error) {
+	if err := b.prepare(ctx, "image"); err != nil {
+		return nil, err
+	}
+	addr, proxy, err := b.link(&shaping.Options{Delay: time.Millisecond, Total: 400e6})
+	if err != nil {
+		return nil, err
+	}
+	defer proxy.Close()
+	const rate = 50e6
+	slow, stop, err := b.slowDisk(ctx, 2<<30, rate)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	var kept sample
+	on := func(dir string, kept *sample) func() (float64, error) {
+		return func() (float64, error) {
+			at, err := os.MkdirTemp(dir, "mount-")
+			if err != nil {
+				return 0, err
+			}
+			mnt, err := os.MkdirTemp(b.dir, "mount-")
+			if err != nil {
+				return 0, err
+			}
+			m, err := b.mountIn(ctx, mnt, at, addr, "image")
+			if err != nil {
+				return 0, err
+			}
+			seconds, err := sequential(m.path(image.name), 0, image.m.Size())
+			if have, e := m.cached(image.name); e == nil && err == nil {
+				*kept = append(*kept, float64(have)/1e6)
+			}
+			if e := m.close(); err == nil {
+				err = e
+			}
+			if e := os.RemoveAll(at); err == nil {
+				err = e
+			}
+			return seconds, err
+		}
+	}
+	var all sample
+	ours, theirs, err := b.pair(ctx, on(slow, &kept), on(b.dir, &all))
+	if err != nil {
+		return nil, err
+	}
+	l := timed("cold sequential read of 643 MB, 400 MB/s in all, the cache on a disk of 50 MB/s", ours, "the same, a disk as it is", theirs, atMost, 1.2)
+	l.Note = fmt.Sprintf("%s MB were kept, and %s", number(kept.median()), number(all.median()))
+	return []*line{l}, nil
+}
