@@ -30,7 +30,7 @@ func TestKilled(t *testing.T) {
 		kill(t, k.until(n, "ready").pid, unix.SIGKILL)
 	}
 	k.until(21, "ready")
-	if took := time.Since(began); took > 30*time.Second { // and not 20 pauses of seconds
+	if took := time.Since(began); took > 2*time.Minute { // and not 20 pauses, of up to a minute
 		t.Errorf("20 times took %v", took)
 	}
 	k.unmount()
@@ -48,7 +48,7 @@ func TestGivesUp(t *testing.T) {
 			if code := k.end(); code != 1 {
 				t.Errorf("the keeper's code is %d", code)
 			}
-			if took := time.Since(began); took < 6*time.Second || took > 30*time.Second {
+			if took := time.Since(began); took < 6*time.Second || took > 2*time.Minute {
 				t.Errorf("given up after %v", took)
 			}
 			if text, err := os.ReadFile(filepath.Join(k.dir, "connections/7/abort")); string(text) != "1" {
