@@ -7,7 +7,8 @@ import (
 )
 
 // Long skips a test under -short. what names the reason: the test takes more
-// than a second, or needs root, FUSE or a program that may be missing.
+// than a second, also under the race detector, or needs root, FUSE or a program
+// that may be missing.
 func Long(t testing.TB, what string) {
 	t.Helper()
 	if testing.Short() {
