@@ -13,8 +13,9 @@ EPOCH     ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 TARBALL    = epochfs-$(VERSION)-linux-$(shell $(GO) env GOARCH)
 
 # The race detector writes over what it knows of fresh memory, up to 64 MiB:
-# mapping it anew, as it does from 64 KiB on, costs more than the tests.
-RACE       = clear_shadow_mmap_threshold=67108864
+# mapping it anew, as it does from 64 KiB on, costs more than the tests. At the
+# end of a process it waits for races of its last moments, by default a second.
+RACE       = clear_shadow_mmap_threshold=67108864 atexit_sleep_ms=100
 
 GO        ?= go
 export CGO_ENABLED ?= 1
