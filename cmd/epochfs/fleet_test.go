@@ -1,13 +1,19 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -16,6 +22,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // firecracker FILE: an export tar of a Firecracker snapshot, whose memory is
@@ -91,4 +98,82 @@ func (w *world) google(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Setenv("EPOCH_CA_CERT", ca.File)
 	ts.Setenv("HTTPS_PROXY", registrytest.Tunnel(w.t, strings.TrimPrefix(front.URL, "https://")))
 	ts.Setenv("GCE_METADATA_HOST", registrytest.NewMetadata(w.t).Host)
+}
+
+// Many VMs that map the memory of one snapshot have one copy of it.
+func TestVMsShareMemory(t *testing.T) {
+	tier.Long(t, "mounts")
+	t.Parallel()
+	s := newSite(t)
+	s.run("epochfs", "mount", s.ref, s.mnt)
+	defer s.run("epochfs", "umount", s.mnt)
+	path := filepath.Join(s.mnt, "memory-ranges")
+	st, err := os.Stat(path)
+	must(t, err)
+	var shares, whole int64
+	const vms = 8
+	pids, stop := startMappers(t, vms, path)
+	defer stop()
+	for _, vm := range pids {
+		pss, rss := mappedMemory(t, vm, path)
+		shares, whole = shares+pss, whole+rss
+	}
+	if whole < vms*st.Size() || shares > st.Size()+st.Size()/50+vms<<10 { // each share is in KiB
+		t.Errorf("%d mappings of %d bytes have %d bytes, and are charged for %d", vms, st.Size(), whole, shares)
+	}
+}
+
+// startMappers starts processes that have mapped and touched all of a file. They
+// end with stop.
+func startMappers(t *testing.T, n int, path string) (pids []int, stop func()) {
+	t.Helper()
+	var stops []func()
+	for range n {
+		cmd := exec.Command("mapper", path, "touch")
+		in, err := cmd.StdinPipe()
+		must(t, err)
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		stops = append(stops, func() {
+			in.Close()
+			_, _ = io.Copy(io.Discard, out)
+			_ = cmd.Wait()
+		})
+		if said, err := bufio.NewReader(out).ReadString('\n'); err != nil || said != "mapped\n" {
+			t.Fatalf("%s is not mapped: %q, %v", path, said, err)
+		}
+		pids = append(pids, cmd.Process.Pid)
+	}
+	return pids, func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}
+}
+
+// mappedMemory returns the memory of a process's mapping of a file, with what
+// others map too divided among them and not, in bytes.
+func mappedMemory(t *testing.T, pid int, path string) (pss, rss int64) {
+	t.Helper()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	must(t, err)
+	defer f.Close()
+	here := false
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		w := strings.Fields(lines.Text())
+		var kib int64
+		switch {
+		case len(w) > 1 && strings.Contains(w[0], "-"):
+			here = w[len(w)-1] == path
+		case here && w[0] == "Pss:":
+			_, err = fmt.Sscan(w[1], &kib)
+			pss += kib << 10
+		case here && w[0] == "Rss:":
+			_, err = fmt.Sscan(w[1], &kib)
+			rss += kib << 10
+		}
+		must(t, err)
+	}
+	return pss, rss
 }
