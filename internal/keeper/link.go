@@ -18,6 +18,7 @@ type Link struct {
 	to        unix.Sockaddr // systemd's socket; nil for a keeper
 	inherited map[string][]*os.File
 	chosen    bool
+	one       bool          // started with one processor; see oneProcessor
 	room      int           // of systemd's store, in descriptors
 	serve     chan struct{} // closed when the keeper sends SERVE
 	again     chan struct{} // see Again
@@ -37,6 +38,7 @@ func Join() (*Link, error) {
 		os.Unsetenv(namesEnv)
 		l.chosen = os.Getenv(chosenEnv) != ""
 		os.Unsetenv(chosenEnv)
+		l.takeProcessors()
 		l.inherit(strings.Split(names, ":"))
 		link := l.Inherited(linkName)
 		if link == nil {
@@ -118,6 +120,7 @@ func (l *Link) listen(socket int, lost chan struct{}) {
 			l.mu.Unlock()
 		}
 		if m.is(varServe) {
+			l.runOnAll()
 			close(l.serve)
 		}
 		if m.is(varAgain) {

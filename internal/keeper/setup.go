@@ -113,7 +113,7 @@ func keeperArgs(args []string) []string { return slices.Concat(args[:1], []strin
 
 func (s Start) environment(set setup) ([]string, error) {
 	text, err := json.Marshal(set)
-	return append(slices.Clone(s.Env), setupEnv+"="+string(text)), err
+	return slices.Concat(s.Env, oneProcessor(s.Env), []string{setupEnv + "=" + string(text)}), err
 }
 
 // Is reports whether this process is to be a keeper.
@@ -141,6 +141,7 @@ func takeSetup() (*given, error) {
 			return strings.HasPrefix(kv, name+"=")
 		})
 	})
+	g.env = allProcessors(g.env)
 	if err := g.times.set(os.Getenv(timesEnv)); err != nil {
 		return nil, err
 	}

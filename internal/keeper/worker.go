@@ -228,9 +228,9 @@ func (k *keeper) startFirst(s *given) error {
 
 // startNext starts a worker that prepares itself to take over.
 func (k *keeper) startNext(exe int) {
-	var env []string
+	env := oneProcessor(k.env)
 	if k.serving != nil && k.restart != nil {
-		env = []string{chosenEnv + "=1"}
+		env = append(env, chosenEnv+"=1")
 	}
 	w, err := k.start(exe, 2, []string{Device, Memory}, []int{k.store[Device][0], k.store[Memory][0]}, env...)
 	if err != nil {
