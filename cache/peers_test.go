@@ -20,6 +20,7 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/packedtest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // packedArtifact stores data without holes as a packed file, whose index the
@@ -149,6 +150,7 @@ func xfsDir(t *testing.T) string {
 // TestGranulesShareBlocks has a second snapshot take the blocks of the first,
 // on a file system that can do that.
 func TestGranulesShareBlocks(t *testing.T) {
+	tier.Long(t, "mounts a file system")
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a file system takes root")
 	}
@@ -158,9 +160,12 @@ func TestGranulesShareBlocks(t *testing.T) {
 	c := openCache(t, filepath.Join(dir, "cache"), Options{})
 	data := make([]byte, 1000*g)
 	fillRandom(rng, data)
+	root, err := os.Open(dir)
+	must(t, err)
+	defer root.Close()
 	used := func() int64 {
 		var st unix.Statfs_t
-		unix.Sync()
+		must(t, unix.Syncfs(int(root.Fd())))
 		must(t, unix.Statfs(dir, &st))
 		return int64(st.Blocks-st.Bfree) * st.Bsize
 	}
