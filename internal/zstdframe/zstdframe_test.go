@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -73,6 +74,7 @@ func both(frame []byte, want int64) map[string]func() ([]byte, error) {
 }
 
 func TestContentSize(t *testing.T) {
+	tier.Long(t, "decodes frames of many sizes")
 	for _, n := range []int{1, 255, 256, 65535, 65536 + 255, 65536 + 256, 1 << 20, 5<<20 + 1} {
 		for _, single := range []bool{false, true} {
 			if n < 256 && !single {
@@ -103,6 +105,7 @@ func TestContentSize(t *testing.T) {
 }
 
 func TestWhole(t *testing.T) {
+	tier.Long(t, "decodes frames of many sizes")
 	for _, n := range []int{0, 1, 100, 1 << 20, 3<<20 + 7} {
 		data := text(n)
 		frames := map[string][]byte{
