@@ -71,7 +71,6 @@ func (s *nameServer) serve(conn net.PacketConn) {
 // A name server that fails in the middle, or does not know the name any
 // more, is waited for as a registry is.
 func TestNamesFail(t *testing.T) {
-	t.Parallel()
 	const servfail, nxdomain = 2, 3
 	names := startNameServer(t)
 	for what, rcode := range map[string]uint32{"server failure": servfail, "no such name": nxdomain} {
