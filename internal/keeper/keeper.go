@@ -123,7 +123,7 @@ func Main(newLog func(json bool) *slog.Logger) int {
 }
 
 // room is how much a keeper's memory may grow before it collects garbage.
-const room = 4 << 20
+const room = 3 << 19
 
 // collectLittle turns the collector off until the memory has grown: a collection
 // takes a third of a megabyte, which the runtime keeps, and a keeper makes next to
