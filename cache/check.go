@@ -105,7 +105,8 @@ func (e *entry) check() {
 	}
 	if err := e.disk.Sync(e.ctx.Err); err != nil {
 		if !errors.Is(err, context.Canceled) { // not closing
-			e.unsafe(err)
+			e.state.SetUnsafe()
+			e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 		}
 		return
 	}
@@ -116,12 +117,6 @@ func (e *entry) check() {
 	if !e.disk.AllVerified() {
 		e.state.Unseal() // another process found a piece wrong meanwhile
 	}
-}
-
-// unsafe notes that the disk has failed to take data, with err.
-func (e *entry) unsafe(err error) {
-	e.state.SetUnsafe()
-	e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 }
 
 // checkParts hashes the parts that are not verified. It reports false if one
@@ -187,9 +182,6 @@ func (e *entry) hashPart(part int) (pieces *hashed, ok bool, err error) {
 			whole.Write(step)
 			_, _ = piece.Write(step) // never fails
 			off, n = off+int64(len(step)), n-int64(len(step))
-		}
-		if e.passing.passed(i) {
-			e.disk.Pages.DropAgain(e.grid.Stretch(i, i+1)) // read for this alone
 		}
 		pieces.sums = append(pieces.sums, piece.Sum64())
 	}

@@ -37,7 +37,6 @@ type entry struct {
 	verdicts verdicts // parts that were wrong
 	peers    peers    // other files that this one copies from
 	packs    packs    // of a packed file
-	passing  passing  // pieces of which readers will have pages of their own
 }
 
 // open opens the entry's files on disk.

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"errors"
 	"io"
 	"os"
 	"sync"
@@ -50,36 +49,6 @@ func (f *File) read(ctx context.Context, p []byte, off int64, exactly bool) (int
 		return len(p), io.EOF
 	}
 	return len(p), nil
-}
-
-// Taken is told that bytes [off, off+n) of the file are in the page cache of a
-// mount. What was fetched for readers alone need then not be in that of the
-// cached file too. Taken does not block.
-func (f *File) Taken(off, n int64) {
-	e := f.entry
-	if n < takenLeast || e.unkept() {
-		return
-	}
-	a := e.access(off, min(n, e.file.Size()-off))
-	drop := false
-	for at := a.From; at < a.To; {
-		i := e.grid.At(at)
-		start, size := e.grid.Extent(i)
-		end := min(start+size, a.To)
-		if e.passing.take(i, end-at) {
-			drop = e.disk.Pages.DropLater(e.grid.Stretch(i, i+1)) || drop
-		}
-		at = end
-	}
-	if !drop || !e.flights.use() {
-		return
-	}
-	go func() {
-		defer e.flights.unuse()
-		if err := e.disk.Pages.Drop(e.ctx.Err); err != nil && !errors.Is(err, context.Canceled) {
-			e.unsafe(err)
-		}
-	}()
 }
 
 // Prefetch queues all missing bytes, to be fetched when nobody waits for others.

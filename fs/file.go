@@ -72,8 +72,7 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		n.served(off, end-off)
 		return newReadResult(zeros()[:len(p)]), fuse.OK
 	}
-	buffered := in.Flags&unix.O_DIRECT == 0 && in.ReadFlags&fuse.READ_LOCKOWNER == 0
-	if buffered {
+	if in.Flags&unix.O_DIRECT == 0 && in.ReadFlags&fuse.READ_LOCKOWNER == 0 {
 		defer n.reads.end(n.reads.begin(off, int64(in.Size)))
 	}
 	ctx := requestContext(cancel)
@@ -83,9 +82,6 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	}
 	if err == nil {
 		n.served(off, int64(len(p)))
-		if taker, ok := n.Content.(Taker); ok && buffered {
-			taker.Taken(off, int64(len(p)))
-		}
 		return newReadResult(p), fuse.OK
 	}
 	errno := toErrno(err)

@@ -54,13 +54,6 @@ type Content interface {
 	Cached() int64
 }
 
-// Taker is a Content that is told what it need not keep in memory.
-type Taker interface {
-	// Taken is told that the kernel has bytes [off, off+n) in the page cache
-	// of the mount, or is about to. It does not block.
-	Taken(off, n int64)
-}
-
 // File describes one file of a mount.
 type File struct {
 	Name      string      // a plain name of at most 255 bytes
