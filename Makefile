@@ -39,9 +39,9 @@ build:
 demo: demo-needs build
 	bin/epochfs demo
 
-# Many tests wait: more of them, and of their packages, run at once than there
-# are processors. All of it was vetted before.
-GOTEST     = $(GO) test -vet=off -count=1 -p 4 -parallel 4 -timeout $(TESTTIME)
+# Many tests wait: more of them run at once than there are processors. All of it
+# was vetted before.
+GOTEST     = $(GO) test -vet=off -count=1 -parallel 4 -timeout $(TESTTIME)
 GORACETEST = GORACE="$(RACE) $$GORACE" $(GOTEST) -race
 
 # The three tiers. check needs Go alone: no root, no network, no other program.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -195,6 +196,7 @@ func Mount(t testing.TB, image, kind, options string) (dir string, unmount func(
 	if options != "" {
 		options = "," + options
 	}
+	awaitDetached(t, image)
 	Run(t, "mount", "-t", kind, "-o", "loop"+options, image, dir)
 	var once sync.Once
 	unmount = func() {
@@ -202,6 +204,25 @@ func Mount(t testing.TB, image, kind, options string) (dir string, unmount func(
 	}
 	t.Cleanup(unmount)
 	return dir, unmount
+}
+
+// awaitDetached blocks until no loop device has an image: a mount namespace of
+// another test may keep an earlier mount of it for as long as that test takes.
+func awaitDetached(t testing.TB, image string) {
+	t.Helper()
+	for end := time.Now().Add(3 * time.Minute); attached(image); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s is still attached to a loop device", image)
+		}
+	}
+}
+
+func attached(image string) bool {
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	return slices.ContainsFunc(files, func(name string) bool {
+		text, err := os.ReadFile(name)
+		return err == nil && strings.TrimSpace(string(text)) == image
+	})
 }
 
 // unmountAt unmounts a directory, after making its file system read-only: a
