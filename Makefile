@@ -138,7 +138,7 @@ soak: demo-needs build
 	$(GO) run -buildvcs=false ./test/soak -epochfs bin/epochfs -other bin/epochfs-other -for $(SOAKTIME)
 
 # Site caches, as docs/mirrors has them, between a registry and up to 32 mounts,
-# as root, in some 10 minutes: what docs/operations.md recommends goes by the
+# as root, in some 5 minutes: what docs/operations.md recommends goes by the
 # table, which is printed as it comes.
 site: site-needs
 	cd test/mirrors && EPOCHFS_SITE=1 $(GO) test -count=1 -timeout 30m -run TestSite
