@@ -120,7 +120,7 @@ func allSpent(dir string) bool {
 }
 
 // readThread reads a thread's stat, of which there are some 300 bytes. The keeper
-// does so every second, so nothing of it is left for the collector.
+// does so every second, so this leaves no garbage.
 func readThread(name string) (thread, bool) {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -63,7 +63,7 @@ func documented(t *testing.T, kind string, rows []row) string {
 	return b.String()
 }
 
-// newest reads the newest stored figures of a kind; nil where there are none.
+// newest reads the newest stored figures of a kind, or returns nil.
 func newest(t *testing.T, kind string) (r *report, base string) {
 	t.Helper()
 	files, err := filepath.Glob("../../docs/benchmarks/*-" + kind + ".json")

@@ -131,16 +131,24 @@ func hangsInNotify(pid int) bool {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	for _, task := range tasks {
 		stat, _ := os.ReadFile(task + "/stat")
-		call, _ := os.ReadFile(task + "/syscall")
-		var number, fd int
-		if _, err := fmt.Sscanf(string(call), "%d 0x%x", &number, &fd); err != nil || !strings.Contains(string(stat), ") D ") {
-			continue
-		}
-		if to, _ := os.Readlink(fmt.Sprintf("%s/fd/%d", task, fd)); to == "/dev/fuse" && number != unix.SYS_READ {
+		call, ok := deviceCall(task)
+		if ok && call != unix.SYS_READ && strings.Contains(string(stat), ") D ") {
 			return true
 		}
 	}
 	return false
+}
+
+// deviceCall returns the number of the system call on the FUSE device that a
+// thread waits in. ok is false if it waits in none.
+func deviceCall(task string) (number int, ok bool) {
+	call, _ := os.ReadFile(task + "/syscall")
+	var fd int
+	if _, err := fmt.Sscanf(string(call), "%d 0x%x", &number, &fd); err != nil {
+		return 0, false
+	}
+	to, _ := os.Readlink(fmt.Sprintf("%s/fd/%d", task, fd))
+	return number, to == "/dev/fuse"
 }
 
 // readersServed fails unless the reader of the page has right bytes soon

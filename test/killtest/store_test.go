@@ -94,7 +94,7 @@ func traceReaders(pid int) error {
 	}
 	found := 0
 	for _, task := range tasks {
-		if !reads(task) {
+		if call, ok := deviceCall(task); !ok || call != unix.SYS_READ {
 			continue
 		}
 		tid, err := strconv.Atoi(filepath.Base(task))
@@ -116,15 +116,4 @@ func traceReaders(pid int) error {
 		return fmt.Errorf("no thread of process %d waits for requests", pid)
 	}
 	return nil
-}
-
-// reads reports whether a thread waits in a read of the FUSE device.
-func reads(task string) bool {
-	call, _ := os.ReadFile(task + "/syscall")
-	var number, fd int
-	if _, err := fmt.Sscanf(string(call), "%d 0x%x", &number, &fd); err != nil || number != unix.SYS_READ {
-		return false
-	}
-	to, _ := os.Readlink(fmt.Sprintf("%s/fd/%d", task, fd))
-	return to == "/dev/fuse"
 }

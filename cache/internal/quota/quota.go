@@ -25,7 +25,7 @@ const (
 	// measureAgain is how long a measurement that found no room stays valid.
 	measureAgain = time.Second
 	// measureEarly is a step. If a step is as large, the next measurement begins
-	// when half of it is left: bytes come faster than a large cache is measured.
+	// when half of that remains: bytes arrive faster than a large cache is measured.
 	measureEarly = 64 << 20
 )
 
