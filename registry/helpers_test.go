@@ -13,12 +13,18 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/test/artifacttest"
+	"github.com/cocoonstack/epochfs/test/tier"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) {
-	uploadChunk, smallChunk = 4<<20, 1<<20 // large blobs need not be so large here, but no socket should take one
+	// Large blobs need not be so large here, but no socket should take one.
+	uploadChunk = 1 << 20
+	if tier.Shorter() == 1 {
+		uploadChunk = 4 << 20
+	}
+	smallChunk = uploadChunk / 4
 	goleak.VerifyTestMain(m)
 }
 
@@ -62,6 +68,9 @@ func clientWith(t testing.TB, base string, opts Options, lim limits, dial dialFu
 	if opts.Keychain == nil {
 		opts.Keychain = &keys{}
 	}
+	if dial == nil {
+		dial = dialNarrow
+	}
 	scheme, host, _ := strings.Cut(base, "://")
 	r, err := newRegistry(Reference{Scheme: scheme, Host: host, Repository: "vm", Tag: "1"}, opts, lim, dial)
 	if err != nil {
@@ -69,6 +78,15 @@ func clientWith(t testing.TB, base string, opts Options, lim limits, dial dialFu
 	}
 	t.Cleanup(r.Close)
 	return r
+}
+
+// dialNarrow makes connections whose sockets do not take a large blob.
+func dialNarrow(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return conn, conn.(*net.TCPConn).SetWriteBuffer(64 << 10)
 }
 
 // random are n bytes that are the same in every run.

@@ -18,8 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-const mib = 1 << 20
-
 // stuck is a Range that stays at the first chunk.
 func stuck(before, n int64) string {
 	if before > 0 {
@@ -39,13 +37,13 @@ var particulars = []struct {
 	more  int64 // bytes that finding out costs besides a chunk
 }{
 	{"plain", func() *registrytest.Particular { return &registrytest.Particular{} }, byChunks, byChunks, byWhole, 0},
-	{"416 over 4 MiB", func() *registrytest.Particular {
+	{"416 over a small chunk", func() *registrytest.Particular {
 		return &registrytest.Particular{MaxPatch: int64(smallChunk)}
 	}, byWhole, bySmall, byWhole, 0},
-	{"416 over 4 MiB, early", func() *registrytest.Particular {
+	{"416 over a small chunk, early", func() *registrytest.Particular {
 		return &registrytest.Particular{MaxPatch: int64(smallChunk), Early: true}
 	}, byWhole, bySmall, byWhole, 0},
-	{"416 over 4 MiB of a chunk", func() *registrytest.Particular {
+	{"416 to a chunk", func() *registrytest.Particular {
 		return &registrytest.Particular{NoRanged: http.StatusRequestedRangeNotSatisfiable}
 	}, byStream, byStream, byWhole, 0},
 	{"201 and a stuck Range", func() *registrytest.Particular {
@@ -88,11 +86,11 @@ var particulars = []struct {
 	{"Content-Range only, no Range", func() *registrytest.Particular {
 		return &registrytest.Particular{NoUnranged: http.StatusBadRequest, NoWhole: http.StatusMethodNotAllowed, Range: func(int64, int64) string { return "" }}
 	}, bySmall, bySmall, bySmall, 2},
-	{"413 over 1 MiB", func() *registrytest.Particular {
+	{"413 over a small chunk", func() *registrytest.Particular {
 		return &registrytest.Particular{MaxBody: int64(smallChunk)}
 	}, bySmall, bySmall, bySmall, 0},
-	{"413 over 3 MiB", func() *registrytest.Particular {
-		return &registrytest.Particular{MaxBody: 3 * mib, NoStatus: true}
+	{"413 over three small chunks", func() *registrytest.Particular {
+		return &registrytest.Particular{MaxBody: 3 * int64(smallChunk), NoStatus: true}
 	}, byChunks, byChunks, byWhole, 0},
 	{"large chunks", func() *registrytest.Particular {
 		return &registrytest.Particular{MinChunk: int64(uploadChunk) - 1}
@@ -142,7 +140,7 @@ func TestWays(t *testing.T) {
 		} {
 			t.Run(c.name+", "+source, func(t *testing.T) {
 				if source == "a hashed file" || source == "a second export" {
-					tier.Long(t, "sends 12 MB to each of many registries")
+					tier.Long(t, "sends large blobs to each of many registries")
 				}
 				t.Parallel()
 				reg := c.reg()
@@ -166,7 +164,7 @@ func TestWays(t *testing.T) {
 						t.Fatal(err)
 					}
 					same(t, "stored", reg.Blob(digests.Of(data)), data)
-					got, want := requestsOf(f), requestsBy(k, len(data), c.name == "413 over 3 MiB")
+					got, want := requestsOf(f), requestsBy(k, len(data), c.name == "413 over three small chunks")
 					if k == byWhole && source == "a second export" {
 						want.head = 1
 					}
@@ -192,7 +190,7 @@ func TestWaysOfMemory(t *testing.T) {
 			reg := c.reg()
 			f := registrytest.NewFront(t, reg)
 			r := client(t, f.URL, Options{})
-			const n, size = 3, 2*mib + 9
+			n, size := 3, 2*smallChunk+9
 			blobs := make([][]byte, n)
 			var g errgroup.Group
 			for i := range blobs {
@@ -213,7 +211,7 @@ func TestWaysOfMemory(t *testing.T) {
 			}
 			f.Reset()
 			last := random(size - 1)
-			if err := r.PutBlob(t.Context(), "vm", digests.Of(last), bytes.NewReader(last), size-1); err != nil {
+			if err := r.PutBlob(t.Context(), "vm", digests.Of(last), bytes.NewReader(last), int64(size-1)); err != nil {
 				t.Fatal(err)
 			}
 			if got, want := requestsOf(f), requestsBy(c.small, size-1, false); got != want {

@@ -17,10 +17,10 @@ func TestWaysOfOtherSizes(t *testing.T) {
 	t.Parallel()
 	limit := int64(smallChunk)
 	for name, reg := range map[string]func() *registrytest.Particular{
-		"416 over 4 MiB, no bytes in PUT": func() *registrytest.Particular {
+		"416 over a small chunk, no bytes in PUT": func() *registrytest.Particular {
 			return &registrytest.Particular{MaxPatch: limit, NoWhole: http.StatusMethodNotAllowed}
 		},
-		"416 over 4 MiB, no bytes in PUT, early": func() *registrytest.Particular {
+		"416 over a small chunk, no bytes in PUT, early": func() *registrytest.Particular {
 			return &registrytest.Particular{MaxPatch: limit, NoWhole: http.StatusRequestedRangeNotSatisfiable, Early: true}
 		},
 		"PATCH is 500": func() *registrytest.Particular {
