@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -77,14 +78,17 @@ func (w *world) index(ts *testscript.TestScript, _ bool, args []string) {
 	w.put(ts, artifacttest.Index(platforms, children), args[0], "latest")
 }
 
-// bigtar FILE: an export tar with a memory-ranges of 1 GiB, of which 96 MiB
-// in the middle and a little at the end are data.
+// bigtar FILE [MIB]: an export tar with a memory-ranges of 1 GiB, of which MIB,
+// or 96 MiB, in the middle and a little at the end are data.
 func bigtar(ts *testscript.TestScript, _ bool, args []string) {
-	const (
-		mib, gib = 1 << 20, 1 << 30
-		data     = 97 * mib
-	)
-	segs := `[{"o":` + fmt.Sprint(gib/2-48*mib) + `,"l":` + fmt.Sprint(96*mib) + `},{"o":` + fmt.Sprint(gib-mib) + `,"l":` + fmt.Sprint(mib) + `}]`
+	const mib, gib = 1 << 20, 1 << 30
+	middle := int64(96 * mib)
+	if len(args) > 1 {
+		n, err := strconv.ParseInt(args[1], 10, 16)
+		ts.Check(err)
+		middle = n * mib
+	}
+	segs := fmt.Sprintf(`[{"o":%d,"l":%d},{"o":%d,"l":%d}]`, (gib-middle)/2, middle, gib-mib, mib)
 	f, err := os.Create(ts.MkAbs(args[0]))
 	ts.Check(err)
 	defer f.Close()
@@ -99,7 +103,7 @@ func bigtar(ts *testscript.TestScript, _ bool, args []string) {
 		text := `{"version":1,"config":{"name":"big","id":"B16"}}`
 		entry(&tar.Header{Name: name, Size: int64(len(text))}, strings.NewReader(text))
 	}
-	entry(&tar.Header{Name: "memory-ranges", Size: data, PAXRecords: map[string]string{
+	entry(&tar.Header{Name: "memory-ranges", Size: middle + mib, PAXRecords: map[string]string{
 		"COCOON.sparse.map": segs, "COCOON.sparse.size": fmt.Sprint(gib),
 	}}, rand.NewChaCha8([32]byte{3}))
 	ts.Check(errors.Join(tw.Close(), f.Close()))
