@@ -113,7 +113,7 @@ func (s *site) startReader() *outsideReader {
 		fmt.Fprintf(&sums, "%s  %s\n", w.SHA256, filepath.Join(s.mnt, name))
 	}
 	must(s.t, os.WriteFile(filepath.Join(s.dir, "sums"), []byte(sums.String()), 0o644))
-	const script = `cd "$1" || exit; until [ -e stop ]; do sha256sum -c --quiet sums || exit; echo >>rounds; done`
+	const script = `cd "$1" || exit; until [ -e stop ]; do sha256sum -c --quiet sums || exit; echo >>rounds; sleep 0.1; done`
 	all := append(s.as, "sh", "-c", script, "sh", s.dir)
 	r := &outsideReader{s, exec.Command(all[0], all[1:]...)}
 	r.cmd.Stderr = os.Stderr

@@ -114,6 +114,10 @@ func eventually(t *testing.T, what string, so func() bool) {
 	}
 }
 
+// betweenRounds is how often readers read all of a mount: what they look for
+// is there for longer, and they take much of a processor.
+const betweenRounds = 100 * time.Millisecond
+
 // liveReaders read all of a mount without end, and compare every byte: one
 // opens each file anew, one has all of them open and has the kernel forget
 // what it read.
@@ -152,24 +156,22 @@ func (s *site) readAlways() *liveReaders {
 			s.t.Fatalf("%s: wrong bytes from the start", name)
 		}
 	}
+	anew := make([]byte, 1<<20)
 	l.loop(0, func() error {
 		for name, want := range content {
-			got, err := os.ReadFile(filepath.Join(s.mnt, name))
-			if err == nil && !bytes.Equal(got, want) {
-				err = fmt.Errorf("%s: wrong bytes", name)
-			}
-			if err != nil {
+			if err := sameBytes(filepath.Join(s.mnt, name), want, anew); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	again := make([]byte, 1<<20)
 	l.loop(1, func() error {
 		for name, f := range held {
 			if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 				return err
 			}
-			got := make([]byte, min(len(content[name]), 1<<20))
+			got := again[:min(len(content[name]), len(again))]
 			if _, err := f.ReadAt(got, 0); err != nil {
 				return err
 			}
@@ -183,16 +185,42 @@ func (s *site) readAlways() *liveReaders {
 	return l
 }
 
+// sameBytes compares a file with what it should hold, in steps of buf.
+func sameBytes(name string, want, buf []byte) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		n, err := io.ReadFull(f, buf)
+		if n > len(want) || !bytes.Equal(buf[:n], want[:n]) {
+			return fmt.Errorf("%s: wrong bytes", name)
+		}
+		want = want[n:]
+		switch {
+		case err == nil:
+		case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+			return err
+		case len(want) > 0:
+			return fmt.Errorf("%s: %d bytes are missing", name, len(want))
+		default:
+			return nil
+		}
+	}
+}
+
 func (l *liveReaders) loop(i int, round func() error) {
 	l.done.Go(func() {
-		tick := time.NewTicker(5 * time.Millisecond) // and leaves something for others to do
-		defer tick.Stop()
+		pause := time.NewTimer(0) // and leaves something for others to do
+		defer pause.Stop()
 		for {
 			select {
 			case <-l.end:
 				return
-			case <-tick.C:
+			case <-pause.C:
 			}
+			pause.Reset(betweenRounds)
 			if err := round(); err != nil {
 				l.t.Error(err)
 				return
