@@ -129,7 +129,7 @@ var plain = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(builtIn, "epochfs")
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", bin, ".").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}
 	return bin, nil
