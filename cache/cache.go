@@ -58,6 +58,7 @@ type Options struct {
 	// Tests have others.
 	patience time.Duration
 	grace    time.Duration
+	passed   time.Duration // how long pages of what was taken stay
 	peerIdle time.Duration
 	watch    time.Duration // between looks at what other processes have changed
 	readDisk func(f *os.File, p []byte, off int64) (int, error)
@@ -173,6 +174,9 @@ func (opts Options) withDefaults() Options {
 	}
 	if opts.peerIdle <= 0 {
 		opts.peerIdle = defaultPeerIdle
+	}
+	if opts.passed <= 0 {
+		opts.passed = defaultPassed
 	}
 	if opts.watch <= 0 {
 		opts.watch = watchPause

@@ -105,8 +105,7 @@ func (e *entry) check() {
 	}
 	if err := e.disk.Sync(e.ctx.Err); err != nil {
 		if !errors.Is(err, context.Canceled) { // not closing
-			e.state.SetUnsafe()
-			e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
+			e.unsafe(err)
 		}
 		return
 	}
@@ -116,7 +115,15 @@ func (e *entry) check() {
 	}
 	if !e.disk.AllVerified() {
 		e.state.Unseal() // another process found a piece wrong meanwhile
+		return
 	}
+	e.onSealed.run()
+}
+
+// unsafe notes that the disk has failed to take data, with err.
+func (e *entry) unsafe(err error) {
+	e.state.SetUnsafe()
+	e.cache.log.Warn("cached file is not safely on disk", "file", e.file.Name, "cause", err)
 }
 
 // checkParts hashes the parts that are not verified. It reports false if one

@@ -37,6 +37,8 @@ type entry struct {
 	verdicts verdicts // parts that were wrong
 	peers    peers    // other files that this one copies from
 	packs    packs    // of a packed file
+	passing  passing  // pieces of which readers will have pages of their own
+	onSealed calls    // when the file has been sealed
 }
 
 // open opens the entry's files on disk.
@@ -70,5 +72,27 @@ func (e *entry) recheck(from, to int) {
 				e.cache.report.notGivenBack(e.disk.Key, e.file.Name, err)
 			}
 		}
+	}
+}
+
+// calls are functions to be called when something has happened.
+type calls struct {
+	mu  sync.Mutex
+	all []func()
+}
+
+func (c *calls) add(call func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all = append(c.all, call)
+}
+
+// run calls them, and holds no lock over that.
+func (c *calls) run() {
+	c.mu.Lock()
+	all := c.all // only added to
+	c.mu.Unlock()
+	for _, call := range all {
+		call()
 	}
 }

@@ -155,7 +155,7 @@ func (j *job) fetchWhole(piece int) (err error) {
 		}
 		crashpoint.Reach("part decoded")
 	}
-	e.keep(&disk.Incoming{Piece: piece, Payload: payload, Verified: true, By: disk.ByFetch}, nil)
+	e.keep(&disk.Incoming{Piece: piece, Payload: payload, Verified: true, By: disk.ByFetch, Read: j.forReader()}, nil)
 	return nil
 }
 
@@ -203,7 +203,7 @@ func (j *job) fetchPieces(from, to int) (int, error) {
 			e.blame(j.part, body, err)
 			return from, err
 		}
-		e.keep(&disk.Incoming{Piece: from, Payload: buf[:n], Verified: verified, By: disk.ByFetch}, nil)
+		e.keep(&disk.Incoming{Piece: from, Payload: buf[:n], Verified: verified, By: disk.ByFetch, Read: j.forReader()}, nil)
 	}
 	return to, nil
 }

@@ -51,6 +51,23 @@ func (f *File) read(ctx context.Context, p []byte, off int64, exactly bool) (int
 	return len(p), nil
 }
 
+// Taken is told that bytes [off, off+n) of the file are in the page cache of a
+// mount. What was fetched for readers alone need then not be in that of the
+// cached file too. Taken does not block.
+func (f *File) Taken(off, n int64) {
+	e := f.entry
+	if n < takenLeast || e.unkept() {
+		return
+	}
+	if a := e.access(off, min(n, e.file.Size()-off)); a.From < a.To {
+		e.passing.taken(a.From, a.To)
+	}
+}
+
+// Untaken is told that no mount has pages of the file any more: those of the
+// cached file stay.
+func (f *File) Untaken() { f.entry.passing.none() }
+
 // Prefetch queues all missing bytes, to be fetched when nobody waits for others.
 // It returns at once.
 func (f *File) Prefetch() { f.entry.flights.queueMissing(prefetched, 0, f.entry.grid.Pieces(), 0) }
@@ -61,6 +78,10 @@ func (f *File) Prefetch() { f.entry.flights.queueMissing(prefetched, 0, f.entry.
 // are reported as well, for copies that another process has left. call may
 // block.
 func (f *File) OnDrop(call func(off, n int64)) { f.entry.disk.OnDrop(call) }
+
+// OnSealed registers call, which is called when Backing begins to return the file.
+// call must not block.
+func (f *File) OnSealed(call func()) { f.entry.onSealed.add(call) }
 
 // Backing returns the file on disk for the kernel to read by itself. ok is
 // true only when the file is complete, verified and safely on disk. The

@@ -23,6 +23,10 @@ type job struct {
 	adopted  bool // its body lives on in a stream, and ctx with it
 }
 
+// forReader reports whether a reader waits for the job's bytes, or will want
+// them next.
+func (j *job) forReader() bool { return j.priority <= ahead }
+
 // errPaused is the error of a replay or a prefetch that is not worth doing now.
 var errPaused = errors.New("not now")
 

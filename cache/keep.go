@@ -28,6 +28,9 @@ func (e *entry) keep(p *disk.Incoming, later *sync.WaitGroup) {
 	again, err := e.store(p)
 	switch {
 	case err == nil:
+		if p.Read {
+			e.passing.add(i, int64(len(p.Payload)))
+		}
 		e.flights.land(i, nil)
 		return
 	case errors.Is(err, disk.ErrOvertaken):

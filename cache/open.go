@@ -18,6 +18,7 @@ func newEntry(c *Cache, f *layout.File, g *disk.Grid, l *transport.Link) *entry 
 	e.flights.init(e)
 	e.proofs.init(e)
 	e.peers.init(e)
+	e.passing.entry = e
 	return e
 }
 

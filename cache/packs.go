@@ -236,7 +236,7 @@ func (j *job) takeIn(digest string, body io.ReadCloser, at int64, granules []pac
 		if err != nil {
 			return j.wrongGranule(digest, w, body, err)
 		}
-		e.keep(&disk.Incoming{Piece: w.ID, Payload: payload, Verified: true, By: disk.ByFetch}, nil)
+		e.keep(&disk.Incoming{Piece: w.ID, Payload: payload, Verified: true, By: disk.ByFetch, Read: j.forReader()}, nil)
 		return nil
 	})
 	if err != nil {

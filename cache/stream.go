@@ -160,7 +160,7 @@ func (j *job) fill(payload io.Reader, later *sync.WaitGroup, pieces *hashed) (ne
 		if err != nil {
 			return next, err
 		}
-		e.keep(&disk.Incoming{Piece: next, Payload: buf[:n], Verified: verified, By: disk.ByStream}, later)
+		e.keep(&disk.Incoming{Piece: next, Payload: buf[:n], Verified: verified, By: disk.ByStream, Read: j.forReader()}, later)
 		if !verified && !e.link.Proven() && !e.state.Has(next) {
 			pieces.inMemory(next, buf[:n])
 		}

@@ -72,7 +72,8 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		n.served(off, end-off)
 		return newReadResult(zeros()[:len(p)]), fuse.OK
 	}
-	if in.Flags&unix.O_DIRECT == 0 && in.ReadFlags&fuse.READ_LOCKOWNER == 0 {
+	buffered := in.Flags&unix.O_DIRECT == 0 && in.ReadFlags&fuse.READ_LOCKOWNER == 0
+	if buffered {
 		defer n.reads.end(n.reads.begin(off, int64(in.Size)))
 	}
 	ctx := requestContext(cancel)
@@ -82,6 +83,9 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	}
 	if err == nil {
 		n.served(off, int64(len(p)))
+		if taker, ok := n.Content.(Taker); ok && buffered {
+			taker.Taken(off, int64(len(p)))
+		}
 		return newReadResult(p), fuse.OK
 	}
 	errno := toErrno(err)
@@ -135,6 +139,7 @@ func (r *reads) first(in pageRange) pageRange {
 
 // served notes that length bytes from off on of a file are about to be answered.
 func (n *node) served(off, length int64) {
+	n.filled()
 	n.declined.served(off, length)
 	n.readers.served(off, length)
 }

@@ -54,6 +54,16 @@ type Content interface {
 	Cached() int64
 }
 
+// Taker is a Content that is told what it need not keep in memory.
+type Taker interface {
+	// Taken is told that the kernel has bytes [off, off+n) in the page cache
+	// of the mount, or is about to. It does not block.
+	Taken(off, n int64)
+	// Untaken is told that the mount has no pages of the file any more. It does
+	// not block.
+	Untaken()
+}
+
 // File describes one file of a mount.
 type File struct {
 	Name      string      // a plain name of at most 255 bytes
@@ -115,6 +125,7 @@ type node struct {
 	// noBacking is set once the kernel has refused the backing file.
 	noBacking bool
 
+	bare     atomic.Bool // the mount has no pages of it
 	known    atomic.Bool // whether the kernel has looked up the inode, as far as this process has seen
 	declined declined
 	readers  readers
@@ -135,8 +146,9 @@ type tree struct {
 	handles *handles // in memory
 	kernel  kernel
 	crash   bool
-	present func(*fuse.Server) error // the function present, except in tests
-	backing atomic.Bool              // whether passthrough may be tried
+	present func(*fuse.Server) error      // the function present, except in tests
+	backing atomic.Bool                   // whether passthrough may be tried
+	drop    func(ino uint64, r pageRange) // asks the kernel to drop pages; nil in tests
 	log     *slog.Logger
 
 	onKnown       atomic.Pointer[func(name string)]

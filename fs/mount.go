@@ -110,6 +110,7 @@ func (m *Mounted) begin() error {
 // serve answers requests until the connection ends.
 func (m *Mounted) serve() {
 	m.notify = newNotifier(int(m.kept.Device.Fd()), m.notNotified)
+	m.tree.drop = m.notify.drop
 	m.room.groups = ownGroups()
 	go func() {
 		defer close(m.done)

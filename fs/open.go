@@ -174,5 +174,6 @@ func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if _, ok := t.handles.release(in.Fh); ok {
 		crashpoint.Reach("slot cleared")
 		t.dropBacking(n)
+		t.dropUnused(n)
 	}
 }

@@ -98,6 +98,7 @@ func (m *Mounted) Store(name string, off, n int64, read func(p []byte, off int64
 		if !m.room.take(part) {
 			return stored, ErrNoRoom
 		}
+		node.filled()
 		if err := m.notify.store(node.ino, pageRange{off, off + part}, read); err != nil {
 			m.room.giveBack(part)
 			if errors.Is(err, unix.ENOENT) && tries > 0 {

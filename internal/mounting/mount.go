@@ -194,9 +194,11 @@ func (o *Opened) mountFiles() ([]fs.File, error) {
 
 // forgetWith makes the mount drop pages with bytes that turn out to be
 // wrong. With passthrough, the kernel would read the file as it is on disk
-// and never ask for the bytes: they are fetched again at once.
+// and never ask for the bytes: they are fetched again at once. Pages that no
+// open will use any more are dropped too.
 func (o *Opened) forgetWith(m *fs.Mounted) {
 	for name, open := range o.opened() {
+		open.OnSealed(func() { m.DropUnused(name) })
 		open.OnDrop(func(off, n int64) {
 			m.Forget(name, off, n)
 			if m.Usage(name).Passthrough > 0 {

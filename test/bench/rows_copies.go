@@ -36,11 +36,11 @@ var copiesRows = []row{
 // usage is what a mount's serving process and its files have taken.
 type usage struct {
 	kernel float64 // seconds in the kernel
-	memory float64 // bytes: of the process alone, and of pages of the file and of the cache's files
+	memory float64 // bytes: of the process alone, and of the machine's page cache
 }
 
-// usage returns it, with the pages of one file of the mount.
-func (m *mount) usage(name string) (u usage, err error) {
+// usage returns it. It does not open a file of the mount: that may drop pages.
+func (m *mount) usage() (u usage, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.PID))
 	if err != nil {
 		return u, err
@@ -61,22 +61,23 @@ func (m *mount) usage(name string) (u usage, err error) {
 	if err != nil {
 		return u, err
 	}
-	mounted, err := cachedPages(m.path(name))
+	machine, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return u, err
 	}
-	cached, err := pageCache(m.cache + "/files")
-	u.memory = anon*1024 + float64(mounted*pageSize+cached)
+	kib, _, _ = strings.Cut(field(string(machine), "Cached"), " ")
+	cached, err := strconv.ParseFloat(kib, 64)
+	u.memory = (anon + cached) * 1024
 	return u, err
 }
 
-// settled returns the usage when the cache's disk has caught up: when no pages
-// of its files have gone for a while.
-func (m *mount) settled(name string) (u usage, err error) {
-	const still, most = 500 * time.Millisecond, 30 * time.Second
+// settled returns the usage when the cache's disk has caught up and the file is
+// sealed: when no pages have gone for a while.
+func (m *mount) settled() (u usage, err error) {
+	const still, most = 4 * time.Second, 60 * time.Second
 	since := time.Now()
 	for began := since; time.Since(since) < still && time.Since(began) < most; {
-		now, err := m.usage(name)
+		now, err := m.usage()
 		if err != nil {
 			return u, err
 		}
@@ -107,7 +108,7 @@ func (b *bench) copiesRow(ctx context.Context, size, tag string, d *dataset, lim
 			return 0, err
 		}
 		defer m.close()
-		before, err := m.usage(d.name)
+		before, err := m.usage()
 		if err != nil {
 			return 0, err
 		}
@@ -115,11 +116,11 @@ func (b *bench) copiesRow(ctx context.Context, size, tag string, d *dataset, lim
 		if err != nil {
 			return 0, err
 		}
-		end, err := m.usage(d.name)
+		end, err := m.usage()
 		if err != nil {
 			return 0, err
 		}
-		after, err := m.settled(d.name)
+		after, err := m.settled()
 		atEnd = append(atEnd, (end.memory-before.memory)/n)
 		memory = append(memory, (after.memory-before.memory)/n)
 		kernel = append(kernel, (after.kernel-before.kernel)/n*(1<<30))

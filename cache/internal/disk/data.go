@@ -168,13 +168,14 @@ func (f *File) Sync(stop func() error) error {
 		if err := stop(); err != nil {
 			return err
 		}
-		err := unix.SyncFileRange(fd, off, min(syncStep, m.Size()-off),
-			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
-		if err != nil {
-			return os.NewSyscallError("sync_file_range", err)
+		if err := f.Pages.writeOut(off, min(syncStep, m.Size()-off)); err != nil {
+			return err
 		}
 	}
-	return os.NewSyscallError("fdatasync", unix.Fdatasync(fd))
+	if err := unix.Fdatasync(fd); err != nil {
+		return os.NewSyscallError("fdatasync", err)
+	}
+	return f.Pages.failedToWrite()
 }
 
 // Forget has the kernel forget what it has in memory of the data, so that reads

@@ -49,6 +49,7 @@ type File struct {
 	Grid   *Grid
 	State  *State
 	Data   *os.File // in the file's own layout; written to in mode Keep alone
+	Pages  Pages    // of Data
 
 	dir     *Dir
 	mode    Mode
@@ -77,6 +78,7 @@ type Beside interface {
 // ErrHeld if somebody has a lock for too long.
 func (d *Dir) Open(key string, l *layout.File, g *Grid, mode Mode, beside Beside) (f *File, err error) {
 	f = &File{Key: key, Layout: l, Grid: g, dir: d, mode: mode, beside: beside}
+	f.Pages.file = f
 	defer func() {
 		if err != nil {
 			f.Close()

@@ -1,0 +1,140 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pagesOf returns how many of the first n bytes of the cache's only data file the
+// kernel has in memory.
+func pagesOf(t *testing.T, dir string, n int64) int64 {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "files", "*.data"))
+	if err != nil || len(names) != 1 {
+		t.Fatal(names, err)
+	}
+	f, err := os.Open(names[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var stat unix.Cachestat_t
+	err = unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Len: uint64(n)}, &stat, 0)
+	if errors.Is(err, unix.ENOSYS) {
+		t.Skip("this kernel does not tell")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int64(stat.Cache) * int64(os.Getpagesize())
+}
+
+// keepsNoPages reports whether a file system is one in memory.
+func keepsNoPages(t *testing.T, dir string) bool {
+	t.Helper()
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Type == unix.TMPFS_MAGIC
+}
+
+// TestTaken reads a file as a mount does, which keeps pages of its own.
+func TestTaken(t *testing.T) {
+	t.Parallel()
+	const size, part, step = 24 << 20, 4 << 20, 1 << 20
+	for _, test := range []struct {
+		name  string
+		to    int64 // what is read, from the start
+		step  int64
+		taken bool // by the mount's page cache
+		ahead bool // all was prefetched before
+		drops bool
+	}{
+		{"all", size, step, true, false, true},
+		{"a part", part, step, true, false, true},
+		{"past the page cache", size, step, false, false, false},
+		{"in small reads", size, 32 << 10, true, false, false},
+		{"prefetched", size, step, true, true, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			src := &fakeSource{}
+			a := makeFile(t, newRand(t), src, kinds[1], size) // which is not read again to be hashed
+			dir := t.TempDir()
+			if keepsNoPages(t, dir) {
+				t.Skip("a file system in memory has no other place")
+			}
+			f := openFile(t, openCache(t, dir, Options{passed: time.Millisecond}), a.file, src)
+			if test.ahead {
+				f.Prefetch()
+				eventually(t, "all is there", f.Complete)
+			}
+			to := min(test.to, int64(len(a.flat)))
+			read := func(each func(off, n int64)) {
+				t.Helper()
+				got := make([]byte, to)
+				for off := int64(0); off < to; off += test.step {
+					n := min(test.step, to-off)
+					if _, err := f.ReadAt(context.Background(), got[off:off+n], off); err != nil {
+						t.Fatal(err)
+					}
+					each(off, n)
+				}
+				if !bytes.Equal(got, a.flat[:to]) {
+					t.Fatal("wrong bytes")
+				}
+			}
+			read(func(off, n int64) {
+				if test.taken {
+					f.Taken(off, n)
+				}
+			})
+			if to == part {
+				if f.Complete() {
+					t.Fatal("all was fetched")
+				}
+			} else {
+				eventually(t, "all is verified", f.Verified)
+			}
+			if test.drops {
+				eventually(t, "the pages are gone", func() bool { return pagesOf(t, dir, to) <= to/4 })
+			} else if n := pagesOf(t, dir, to); n < to/2 {
+				t.Errorf("of %d bytes %d are in memory", to, n)
+			}
+			read(func(int64, int64) {})
+		})
+	}
+}
+
+// TestUntaken has the mount drop its pages before those of the cached file went.
+func TestUntaken(t *testing.T) {
+	t.Parallel()
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[1], 4<<20)
+	f := openFile(t, openCache(t, t.TempDir(), Options{passed: time.Hour}), a.file, src)
+	if _, err := f.ReadAt(context.Background(), make([]byte, len(a.flat)), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Taken(0, int64(len(a.flat)))
+	p := &f.entry.passing
+	p.mu.Lock()
+	waiting := len(p.fresh)
+	p.mu.Unlock()
+	if waiting == 0 {
+		t.Fatal("nothing is to be dropped")
+	}
+	f.Untaken()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.fresh)+len(p.left) > 0 {
+		t.Error("something is to be dropped that nobody else has")
+	}
+}
