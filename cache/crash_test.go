@@ -80,11 +80,11 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 	src, files := crashFiles(t)
 	steps := map[string]bool{}
-	died := 0
+	died, rare := 0, min(tier.Shorter(), 4)
 	for step, every := range map[string]int{
 		"state sized": 1, "data made": 1, "temporary file made": 1, "temporary file written": 1,
-		"part fetched": 1, "part decoded": 1, "piece fetched": 4,
-		"run written": 9, "piece written": 5, "data synced": 1, "words synced": 1, "sealed": 1, "unlinked": 1,
+		"part fetched": rare, "part decoded": rare, "piece fetched": 4 * rare,
+		"run written": 9 * rare, "piece written": 5 * rare, "data synced": 1, "words synced": 1, "sealed": 1, "unlinked": 1,
 	} {
 		for n := 1; ; n += every {
 			dir := t.TempDir()
@@ -142,8 +142,11 @@ func checkLeft(t *testing.T, dir string, src *fakeSource, files []artifact) {
 // of the state, each at random. What was sealed stays, the rest is looked
 // at before it is believed.
 func TestPowerCut(t *testing.T) {
-	rng := newRand(t)
-	for range 30 {
+	rng, rounds := newRand(t), 30
+	if tier.Shorter() > 1 {
+		rounds = 12
+	}
+	for range rounds {
 		k := kinds[rng.IntN(4)]
 		src := &fakeSource{}
 		a := makeFile(t, rng, src, k, 1<<20+rng.IntN(1<<20))

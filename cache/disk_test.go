@@ -376,7 +376,10 @@ func TestDiskFaults(t *testing.T) {
 	}
 	always := func(a faultdisk.Action) func(int) faultdisk.Action { return func(int) faultdisk.Action { return a } }
 	any := func(faultdisk.Call) bool { return true } // reads too: what is not given back is fetched again
-	every := tier.Shorter()
+	every, seldom := 1, 8
+	if tier.Shorter() > 1 {
+		every, seldom = 24, 32
+	}
 	t.Run("one call fails", sweep{may: any, fault: always(faultdisk.Action{Err: unix.EIO}), every: every, least: 500 / every}.run)
 	t.Run("killed", sweep{may: faultdisk.Call.Changes, fault: always(faultdisk.Action{Kill: true}), every: every, least: 100 / every}.run)
 	t.Run("full", sweep{may: grows, every: every, least: 100 / every,
@@ -386,12 +389,12 @@ func TestDiskFaults(t *testing.T) {
 		later: refuses(grows, unix.ENOSPC),
 	}.run)
 	fallocates := func(c faultdisk.Call) bool { return c.Name == "fallocate" }
-	t.Run("killed without fallocate", sweep{may: faultdisk.Call.Changes, fault: always(faultdisk.Action{Kill: true}), every: 7, least: 15,
+	t.Run("killed without fallocate", sweep{may: faultdisk.Call.Changes, fault: always(faultdisk.Action{Kill: true}), every: seldom, least: 100 / seldom,
 		lacks: refuses(fallocates, unix.EOPNOTSUPP)}.run)
-	t.Run("full without fallocate", sweep{may: grows, every: 7, least: 15, fault: always(faultdisk.Action{Short: true}),
+	t.Run("full without fallocate", sweep{may: grows, every: seldom, least: 90 / seldom, fault: always(faultdisk.Action{Short: true}),
 		lacks: refuses(fallocates, unix.EOPNOTSUPP), later: refuses(grows, unix.ENOSPC)}.run)
 	for _, errno := range []unix.Errno{unix.EIO, unix.EROFS, unix.EACCES, unix.EDQUOT} {
-		t.Run("refuses all from then on, "+errno.Error(), sweep{may: faultdisk.Call.Changes, every: 9, least: 10,
+		t.Run("refuses all from then on, "+errno.Error(), sweep{may: faultdisk.Call.Changes, every: seldom, least: 90 / seldom,
 			fault: always(faultdisk.Action{Err: errno}), later: refuses(faultdisk.Call.Changes, errno)}.run)
 	}
 }

@@ -22,7 +22,7 @@ func TestPrefetch(t *testing.T) {
 			}
 			return b, nil
 		}
-		a := makeFile(t, newRand(t), src, k, 5<<20)
+		a := makeFile(t, newRand(t), src, k, 3<<20)
 		h := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src)
 		h.Prefetch()
 		eventually(t, "all is there and sealed", func() bool { _, ok := h.Backing(); return ok })

@@ -68,9 +68,10 @@ func awaitIndex(t *testing.T, c *Cache) {
 // disk has answered.
 func TestMeasuringKeepsNoReaderWaiting(t *testing.T) {
 	for _, k := range kinds {
+		made := &fakeSource{}
+		a := makeFile(t, newRand(t), made, k, 4<<20)
 		for _, noRange := range []bool{false, true} {
-			src := &fakeSource{noRange: noRange}
-			a := makeFile(t, newRand(t), src, k, 8<<20)
+			src := &fakeSource{noRange: noRange, blobs: made.blobs}
 			disk := newStuckDisk("measure")
 			c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
 			h := openFile(t, c, a.file, src)

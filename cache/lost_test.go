@@ -32,11 +32,12 @@ func (d *badDisk) ReadAt(f *os.File, p []byte, off int64) (int, error) {
 // file that is sealed and one that is not: readers get their bytes all the
 // same, from the registry, and the rest from the disk.
 func TestDiskDoesNotGiveBack(t *testing.T) {
-	for _, with := range []error{unix.EIO, io.EOF} {
-		for n, k := range kinds {
+	for n, k := range kinds {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, k, 3<<20)
+		for _, with := range []error{unix.EIO, io.EOF} {
 			for _, share := range []int{1, 2} {
-				src := &fakeSource{}
-				a := makeFile(t, newRand(t), src, k, 3<<20)
+				src.reset()
 				disk := &badDisk{with: with}
 				h := openFile(t, openCache(t, t.TempDir(), Options{readDisk: disk.ReadAt}), a.file, src)
 				checkRead(t, h, a.flat, 0, len(a.flat)/share)

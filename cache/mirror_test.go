@@ -70,7 +70,7 @@ func TestWrongBytesComeFromElsewhere(t *testing.T) {
 		for _, k := range kinds {
 			t.Run(k.name, func(t *testing.T) {
 				src := &twoPlaces{fakeSource: &fakeSource{}, blamed: map[string]bool{}}
-				a := makeFile(t, rand.New(rand.NewPCG(5, 5)), src.fakeSource, k, 6<<20)
+				a := makeFile(t, rand.New(rand.NewPCG(5, 5)), src.fakeSource, k, 3<<20)
 				f := openFile(t, openCache(t, t.TempDir(), Options{LimitRate: limited}), a.file, src)
 				got := make([]byte, len(a.flat))
 				if _, err := f.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, a.flat) {
