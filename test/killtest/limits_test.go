@@ -16,6 +16,7 @@ import (
 
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // names are those of all files below a directory.
@@ -36,7 +37,10 @@ func TestManyMounts(t *testing.T) {
 	w.readAll()
 	w.unmount()
 	cache, run := w.names("cache"), w.names("run")
-	const lanes, rounds = 2, 25
+	lanes, rounds := 2, 25
+	if tier.Shorter() > 1 {
+		rounds = 8
+	}
 	var all sync.WaitGroup
 	for lane := range lanes {
 		dir := w.path(fmt.Sprint("lane", lane))
@@ -114,6 +118,7 @@ func TestOutOfDescriptors(t *testing.T) {
 			t.Parallel()
 			front := registrytest.InMemory(t)
 			w := newWorld(t, front.Host, artifacttest.Options{Piece: 256 << 10}, manyFiles(t)...)
+			w.env = append(w.env, restlessEnv+"=1")
 			w.mount()
 			worker := w.serving(0)
 			before := w.descriptors(worker)

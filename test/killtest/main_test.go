@@ -187,10 +187,12 @@ func (w *world) unmount() {
 
 func (w *world) poll(what string, so func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(patience); !so(); time.Sleep(5 * time.Millisecond) {
+	pause := 5 * time.Millisecond // longer each time: some ask a process that is made for it
+	for end := time.Now().Add(patience); !so(); time.Sleep(pause) {
 		if time.Now().After(end) {
 			w.t.Fatalf("not in time: %s", what)
 		}
+		pause = min(pause*3/2, 50*time.Millisecond)
 	}
 }
 

@@ -11,10 +11,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/test/tier"
 )
 
 // tally is what a reader saw.
@@ -30,6 +33,7 @@ type source struct {
 	want []byte
 	rng  *rand.Rand
 	hold []*os.File // open over several rounds
+	got  []byte     // of whole, made once
 }
 
 // kinds are ways to read. Each opens and closes what it reads in every
@@ -38,6 +42,9 @@ var kinds = map[string]func(*source) error{
 	"pread": (*source).pread, "mmap": (*source).mmap, "direct": (*source).direct,
 	"whole": (*source).whole, "keep": (*source).keep, "guest": (*source).guest, "huge": (*source).huge, "loop": (*source).loop,
 }
+
+// restlessEnv has readers not rest between rounds, as they do in make test.
+const restlessEnv = "EPOCHFS_TEST_RESTLESS"
 
 // reader is the process that reads: round after round until its standard
 // input ends, or once where the kind says so. Then it prints its tally.
@@ -56,14 +63,21 @@ func reader(kind, path, flat, seed string) int {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		close(stop)
 	}()
+	// Readers that never rest leave no processor to what they read from.
+	rest := time.Duration(0)
+	if tier.Shorter() > 1 && os.Getenv(restlessEnv) == "" {
+		rest = 5 * time.Millisecond
+	}
 	var t tally
 	for ended := false; !ended; {
 		t.round(s, kinds[kind])
+		if kind == "guest" || kind == "huge" {
+			break
+		}
 		select {
 		case <-stop:
 			ended = true
-		default:
-			ended = kind == "guest" || kind == "huge"
+		case <-time.After(rest):
 		}
 	}
 	for _, f := range s.hold {
@@ -185,15 +199,24 @@ func (s *source) whole() error {
 		return err
 	}
 	defer f.Close()
-	got, err := io.ReadAll(f)
-	if err != nil {
+	if s.got == nil {
+		s.got = make([]byte, len(s.want)+1) // one more, to see the end
+	}
+	clear(s.got)
+	n := 0
+	for n < len(s.got) && err == nil {
+		var more int
+		more, err = f.Read(s.got[n:min(n+256<<10, len(s.got))])
+		n += more
+	}
+	if err != nil && err != io.EOF {
 		return err
 	}
-	if len(got) != len(s.want) {
-		return fmt.Errorf("%d bytes of %d: %w", len(got), len(s.want), errWrong)
+	if n != len(s.want) {
+		return fmt.Errorf("%d bytes of %d: %w", n, len(s.want), errWrong)
 	}
 	forget(f)
-	return s.check(got, 0)
+	return s.check(s.got[:n], 0)
 }
 
 // keep has some descriptors open over many rounds, and reads through all.
@@ -285,7 +308,7 @@ func (w *world) readAt(kind, path, flat string) *reading {
 	w.t.Helper()
 	r := &reading{w: w, kind: kind + " " + filepath.Base(path)}
 	r.cmd = exec.Command("/proc/self/exe", "reader", kind, path, flat, strconv.Itoa(rand.Int()))
-	r.cmd.Env = append(os.Environ(), "BELOW="+w.path("mnt", "cow.raw"), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+	r.cmd.Env = append(slices.Clone(w.env), "BELOW="+w.path("mnt", "cow.raw"), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, os.Stderr
 	stdin, err := r.cmd.StdinPipe()
 	w.must(err)
