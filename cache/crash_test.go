@@ -87,13 +87,17 @@ func TestKilledAtEveryStep(t *testing.T) {
 		"run written": 9 * rare, "piece written": 5 * rare, "data synced": 1, "words synced": 1, "sealed": 1, "unlinked": 1,
 	} {
 		for n := 1; ; n += every {
-			dir := t.TempDir()
-			if !crashAt(t, dir, step, n) {
+			dir := diskDir(t)
+			reached := crashAt(t, dir, step, n)
+			if reached {
+				died++
+				steps[step] = true
+				checkLeft(t, dir, src, files)
+			}
+			_ = os.RemoveAll(dir)
+			if !reached {
 				break
 			}
-			died++
-			steps[step] = true
-			checkLeft(t, dir, src, files)
 		}
 		if !steps[step] {
 			t.Errorf("no process came to the step %q", step)

@@ -19,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
 
+	"github.com/cocoonstack/epochfs/internal/digests"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/packed"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
@@ -179,8 +180,10 @@ func (a *artifact) blobs() int {
 func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) artifact {
 	t.Helper()
 	var data []byte
-	if large := k.zstd && k.chunk == 0; large {
-		data = largeFrame(size).data
+	var whole *frame // that is all of the file
+	if k.zstd && k.chunk == 0 {
+		whole = src.newFrame(size)
+		data = whole.data
 	} else {
 		data = make([]byte, size)
 		fillRandom(rng, data)
@@ -189,6 +192,12 @@ func makeFile(t testing.TB, rng *rand.Rand, src *fakeSource, k kind, size int) a
 	f := &layout.File{Name: "memory-ranges", Mode: 0o600, Map: m}
 	if k.packed {
 		packedtest.Pack(rng, f, data, packed.MinGranule, src.put)
+		return artifact{f, flat, data}
+	}
+	if whole != nil {
+		f.Parts = []layout.Part{{
+			Digest: src.put(bytes.Clone(whole.stored)), StoredSize: int64(len(whole.stored)), Encoding: layout.Zstd, Length: int64(size),
+		}}
 		return artifact{f, flat, data}
 	}
 	chunk := size
@@ -236,30 +245,31 @@ var encoder = sync.OnceValue(func() *zstd.Encoder {
 // frame is a payload, and the same as a frame.
 type frame struct{ data, stored []byte }
 
-// frames are those that largeFrame has made, by the size of their data.
+// frames are those of newFrame: all tests share them, for the race detector
+// makes the encoder slow.
 var frames sync.Map
 
-// largeFrame returns a frame of random data of a size, the same for all tests:
-// the race detector makes the encoder slow.
-func largeFrame(size int) *frame {
-	made, _ := frames.LoadOrStore(size, sync.OnceValue(func() *frame {
-		data := make([]byte, size)
-		fillLines(rand.New(rand.NewPCG(uint64(size), 1)), data, 128)
-		return &frame{data, encoder().EncodeAll(data, nil)}
-	}))
-	return made.(func() *frame)()
+// newFrame returns a frame of a size, of data that s has not.
+func (s *fakeSource) newFrame(size int) *frame {
+	for seed := uint64(1); ; seed++ {
+		made, _ := frames.LoadOrStore([2]uint64{uint64(size), seed}, sync.OnceValue(func() *frame {
+			data := make([]byte, size)
+			fillLines(rand.New(rand.NewPCG(uint64(size), seed)), data, 128)
+			return &frame{data, encoder().EncodeAll(data, nil)}
+		}))
+		f := made.(func() *frame)()
+		if s.blobs[digests.Of(f.stored)] == nil {
+			return f
+		}
+	}
 }
 
 func storePart(t testing.TB, src *fakeSource, k kind, part []byte, off int64) layout.Part {
 	p := layout.Part{Offset: off, Length: int64(len(part))}
 	stored := part
 	if k.zstd {
+		stored = encoder().EncodeAll(part, nil)
 		p.Encoding = layout.Zstd
-		if k.chunk == 0 {
-			stored = bytes.Clone(largeFrame(len(part)).stored)
-		} else {
-			stored = encoder().EncodeAll(part, nil)
-		}
 	}
 	p.StoredSize = int64(len(stored))
 	p.Digest = src.put(stored)

@@ -5,6 +5,7 @@ package killtest
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -311,11 +312,11 @@ func someFiles(rng *rand.Rand, size int64) []artifacttest.File {
 }
 
 func dense(rng *rand.Rand, name string, n int) artifacttest.File {
-	data := make([]byte, n)
-	for i := range data {
-		data[i] = byte(rng.Uint32())
+	data := make([]byte, 0, n+8)
+	for len(data) < n {
+		data = binary.LittleEndian.AppendUint64(data, rng.Uint64())
 	}
-	return artifacttest.File{Name: name, Data: data}
+	return artifacttest.File{Name: name, Data: data[:n]}
 }
 
 // newRand is random, and tells how.
