@@ -96,10 +96,10 @@ func TestStallingRegistry(t *testing.T) {
 // on, while eight readers read here and there.
 func TestNoStorm(t *testing.T) {
 	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kinds[1], 100<<20)
-	var places []int // where data is, a mebibyte from each other
+	a := makeFile(t, newRand(t), src, kinds[1], 50<<20)
+	var places []int // where data is, two pieces from each other
 	for off := range int64(100) {
-		for run := range a.file.Map.Payload(off<<20, 1) {
+		for run := range a.file.Map.Payload(off<<19, 1) {
 			places = append(places, int(run.Offset))
 		}
 	}

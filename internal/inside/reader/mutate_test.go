@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/internal/guestfs/vfs"
 	"github.com/cocoonstack/epochfs/internal/inside"
@@ -57,8 +58,9 @@ var formats = map[string]string{
 	"qcow2": `mkfs.ext4 -q -d tree part 8M; qemu-img convert -c -O qcow2 part disk`,
 }
 
-// makeDisk makes an image of a format.
-func makeDisk(t *testing.T, format string) disk {
+// makeDisk makes an image of a format, which stays mapped, and returns the
+// numbers of the sectors that are not zero.
+func makeDisk(t *testing.T, format string) (whole disk, used []int64) {
 	t.Helper()
 	dir := t.TempDir()
 	script := `set -e; PATH=$PATH:/usr/sbin:/sbin; mkdir -p tree/a/b tree/big
@@ -70,11 +72,38 @@ head -c 300000 /dev/urandom >tree/a/data; ln -s data tree/a/link; ln -s /a/b/../
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	data, err := os.ReadFile(filepath.Join(dir, "disk"))
+	f, err := os.Open(filepath.Join(dir, "disk"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return data
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := info.Size() / sector * sector
+	if whole, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_PRIVATE); err != nil {
+		t.Fatal(err)
+	}
+	var zeros [sector]byte
+	for end := int64(0); ; {
+		// Most of it is a hole.
+		at, err := f.Seek(end, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) || err == nil && at >= size {
+			return whole, used
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if end, err = f.Seek(at, unix.SEEK_HOLE); err != nil {
+			t.Fatal(err)
+		}
+		for i := at / sector; i < min(end, size)/sector; i++ {
+			if !bytes.Equal(whole[i*sector:(i+1)*sector], zeros[:]) {
+				used = append(used, i)
+			}
+		}
+	}
 }
 
 // damaged is an image of which some sectors have changed.
@@ -139,15 +168,7 @@ func TestDamage(t *testing.T) {
 	for format := range formats {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
-			whole := makeDisk(t, format)
-			whole = whole[:len(whole)/sector*sector]
-			var used []int64
-			zeros := make([]byte, sector)
-			for i := 0; i < len(whole); i += sector {
-				if !bytes.Equal(whole[i:i+sector], zeros) {
-					used = append(used, int64(i/sector))
-				}
-			}
+			whole, used := makeDisk(t, format)
 			if err := explore(t, whole, format); err != nil {
 				t.Fatalf("undamaged: %v", err)
 			}
