@@ -8,6 +8,11 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+
+	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/snapshot/packed"
+	"github.com/cocoonstack/epochfs/snapshot/sparse"
+	"github.com/cocoonstack/epochfs/test/packedtest"
 )
 
 // randomExtents are extents of pages of a file, some of them wrong: beyond
@@ -165,11 +170,13 @@ func TestDemandOvertakesReplay(t *testing.T) {
 
 // Runs that lie near each other come together, in the first of their stages.
 func TestReplayJoins(t *testing.T) {
-	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kind{packed: true}, 4<<20)
-	e := openFile(t, openCache(t, t.TempDir(), Options{}), a.file, src).entry
-	gap := int(replayGap / a.file.Index.Head.Granule)
-	most := int(replayMost / a.file.Index.Head.Granule)
+	src, rng, data := &fakeSource{}, newRand(t), make([]byte, 4<<20)
+	fillRandom(rng, data)
+	file := &layout.File{Name: "x", Map: sparse.Dense(int64(len(data)))} // a hole would make a granule smaller
+	packedtest.Pack(rng, file, data, packed.MinGranule, src.put)
+	e := openFile(t, openCache(t, t.TempDir(), Options{}), file, src).entry
+	gap := int(replayGap / file.Index.Head.Granule)
+	most := int(replayMost / file.Index.Head.Granule)
 	pieces := []int{0, 1, 2 + gap, 4 + 2*gap, 5 + 2*gap, most + 1, most + 2}
 	got := e.staged(pieces, map[int]int{0: 1, 1: 1, 2 + gap: 0, 4 + 2*gap: 2, 5 + 2*gap: 3, most + 1: 3, most + 2: 1}, 4)
 	if want := "[[0 1 2] [5 6] [3 4] []]"; fmt.Sprint(indexes(pieces, got)) != want {
