@@ -204,7 +204,7 @@ func packs(a *snapshot.Artifact) (all []string) {
 // still be read, and ends the push where it cannot.
 func TestPackedBaseIsGone(t *testing.T) {
 	t.Parallel()
-	files := []artifacttest.File{{Name: "cow.raw", Data: make([]byte, 4*mib)}}
+	files := []artifacttest.File{{Name: "cow.raw", Data: make([]byte, mib)}}
 	artifacttest.FillBits(files[0].Data, 1, 0x0f)
 	export := artifacttest.Tar(artifacttest.Envelope, files)
 	for name, c := range map[string]struct {

@@ -13,10 +13,18 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/cocoonstack/epochfs/internal/zstdframe"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
+	"github.com/cocoonstack/epochfs/test/artifacttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The decoders that all share must not be made within the bubble of a test.
+	if _, err := zstdframe.Decode(nil, artifacttest.Frame([]byte("x")), 1); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestRead(t *testing.T) {
 	for _, noRange := range []bool{false, true} {

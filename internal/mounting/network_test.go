@@ -20,12 +20,22 @@ import (
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/test/artifacttest"
 	"github.com/cocoonstack/epochfs/test/registrytest"
+	"github.com/cocoonstack/epochfs/test/tier"
 )
+
+// largeFile is the size of a file that takes several requests, in bytes: 24
+// MiB, of which make test has half.
+func largeFile() int64 {
+	if tier.Shorter() == 1 {
+		return 24 << 20
+	}
+	return 12 << 20
+}
 
 // big is a snapshot whose memory takes several requests. It is made once:
 // nobody writes to it.
 var big = sync.OnceValues(func() (*artifacttest.Artifact, []byte) {
-	data := make([]byte, 24<<20)
+	data := make([]byte, largeFile())
 	artifacttest.Fill(data, 9)
 	return artifacttest.Snapshot([]artifacttest.File{{Name: "memory-ranges", Data: data}}, artifacttest.Options{Piece: 256 << 10}), data
 })

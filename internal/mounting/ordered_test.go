@@ -20,11 +20,11 @@ func stream(t *testing.T, o *Opened, f *layout.File) []byte {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	data, err := io.ReadAll(r)
-	if err != nil {
+	data := bytes.NewBuffer(make([]byte, 0, f.Map.DataSize()+bytes.MinRead))
+	if _, err := io.Copy(data, struct{ io.Reader }{r}); err != nil {
 		t.Fatal(err)
 	}
-	return data
+	return data.Bytes()
 }
 
 // TestOrderedReads breaks a stream off and takes it up again: what came is
@@ -32,7 +32,7 @@ func stream(t *testing.T, o *Opened, f *layout.File) []byte {
 // in the end all is verified.
 func TestOrderedReads(t *testing.T) {
 	t.Parallel()
-	data := make([]byte, 24<<20+77)
+	data := make([]byte, largeFile()+77)
 	rand.NewChaCha8([32]byte{1}).Read(data)
 	files := []artifacttest.File{{Name: "config.json", Data: []byte("{}")}, {Name: "memory-ranges", Data: data}}
 	for name, opts := range map[string]artifacttest.Options{
@@ -53,7 +53,7 @@ func TestOrderedReads(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for end := time.Now().Add(20 * time.Second); beside.Cached() < 8<<20; {
+			for end := time.Now().Add(20 * time.Second); beside.Cached() < largeFile()/3; {
 				if time.Now().After(end) {
 					t.Fatalf("%d bytes were kept", beside.Cached())
 				}
@@ -69,7 +69,7 @@ func TestOrderedReads(t *testing.T) {
 			if beside, err = o.File(f); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := beside.ReadAt(t.Context(), make([]byte, 100), 20<<20); err != nil {
+			if _, err := beside.ReadAt(t.Context(), make([]byte, 100), largeFile()*5/6); err != nil {
 				t.Fatal(err)
 			}
 			there := beside.Cached()
