@@ -239,6 +239,7 @@ func diskDir(t *testing.T) string {
 	if err != nil {
 		return t.TempDir()
 	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
 
