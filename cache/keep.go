@@ -143,6 +143,9 @@ func (e *entry) storeWaiting(ctx context.Context, p *disk.Incoming) error {
 func (e *entry) keepLater(p *disk.Incoming, again <-chan struct{}, later *sync.WaitGroup) {
 	done, ok := e.held.BeginLater(int64(len(p.Payload)))
 	if !ok {
+		if !p.Verified {
+			e.state.Hand(p.Piece, p.Sum())
+		}
 		return
 	}
 	if !e.flights.use() {

@@ -272,6 +272,28 @@ func TestWrongBytesAreNotKeptLate(t *testing.T) {
 	eventually(t, "it is sealed", func() bool { _, ok := h.Backing(); return ok })
 }
 
+// TestHandedWithoutRoomToWait has bytes without a digest of their own come while
+// the cache is measured, and so much wait to be written that they are not kept:
+// what readers got is noted all the same.
+func TestHandedWithoutRoomToWait(t *testing.T) {
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 1<<20)
+	disk := newStuckDisk("measure")
+	c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
+	defer disk.release()
+	h := openFile(t, c, a.file, src)
+	done, ok := h.entry.held.BeginLater(c.memory.Size())
+	if !ok {
+		t.Fatal("something waits already")
+	}
+	defer done()
+	checkRead(t, h, a.flat, int(a.file.Map.Segments()[0].Offset), 10)
+	eventually(t, "it is noted what readers got", func() bool {
+		_, other := h.entry.state.OtherHanded(0, 1) // the checksum of nothing in it
+		return other
+	})
+}
+
 // TestFillerCopiesWhileMeasuring fills a file from another that the cache
 // has, while it is not known yet whether there is room.
 func TestFillerCopiesWhileMeasuring(t *testing.T) {
