@@ -277,7 +277,7 @@ func TestWrongBytesAreNotKeptLate(t *testing.T) {
 // what readers got is noted all the same.
 func TestHandedWithoutRoomToWait(t *testing.T) {
 	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kinds[0], 1<<20)
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20) // more than one piece
 	disk := newStuckDisk("measure")
 	c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
 	defer disk.release()
