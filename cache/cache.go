@@ -58,7 +58,6 @@ type Options struct {
 	// Tests have others.
 	patience time.Duration
 	grace    time.Duration
-	held     int64         // bytes of pieces in memory that are not on disk
 	passed   time.Duration // how long pages of what was taken stay
 	peerIdle time.Duration
 	watch    time.Duration // between looks at what other processes have changed
@@ -84,7 +83,6 @@ type Cache struct {
 	// In memory.
 	memory  *overlay.Memory     // pieces that are not on disk
 	buffers *semaphore.Weighted // bytes that fetches hold
-	late    late
 	windows windows
 
 	// From elsewhere.
@@ -135,7 +133,7 @@ func newCache(opts Options) *Cache {
 	c := &Cache{
 		opts:    opts,
 		log:     opts.Log,
-		memory:  overlay.New(opts.held),
+		memory:  overlay.New(),
 		buffers: semaphore.NewWeighted(opts.Memory),
 		windows: newWindows(),
 		rate:    transport.NewLimiter(opts.LimitRate),
@@ -145,8 +143,6 @@ func newCache(opts Options) *Cache {
 		entries: map[string]*entry{},
 		links:   map[Source]*transport.Link{},
 	}
-	c.late.write = (*latePiece).write
-	c.late.jobs = func() int { return c.queue.count() }
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
 }
@@ -178,9 +174,6 @@ func (opts Options) withDefaults() Options {
 	}
 	if opts.peerIdle <= 0 {
 		opts.peerIdle = defaultPeerIdle
-	}
-	if opts.held <= 0 {
-		opts.held = overlay.Size
 	}
 	if opts.passed <= 0 {
 		opts.passed = defaultPassed

@@ -25,10 +25,6 @@ func (e *entry) keep(p *disk.Incoming, later *sync.WaitGroup) {
 		e.disk.Discard(i, i+1, disk.Found{By: p.By})
 	}
 	p.Drops = e.disk.Drops()
-	if p.Read && !e.unkept() && !e.held.Distrusts(i) && e.cache.late.behind() {
-		e.cache.late.handOver(e, p, later)
-		return
-	}
 	again, err := e.store(p)
 	switch {
 	case err == nil:
@@ -74,52 +70,11 @@ func (e *entry) store(p *disk.Incoming) (again <-chan struct{}, err error) {
 		}
 		return again, err
 	}
-	write := func() error { return e.disk.Write(p) }
-	if p.Read {
-		err = e.cache.late.time(write)
-	} else {
-		err = write()
-	}
-	if err != nil && !errors.Is(err, disk.ErrOvertaken) {
+	if err = e.disk.Write(p); err != nil && !errors.Is(err, disk.ErrOvertaken) {
 		e.cache.quota.Refused()
 		e.cache.report.notKept(e.file.Name, err)
 	}
 	return nil, err
-}
-
-// handOver gives a piece to its readers from memory, as the disk does not keep up.
-// The piece is written when its turn comes.
-func (l *late) handOver(e *entry, p *disk.Incoming, later *sync.WaitGroup) {
-	i := p.Piece
-	e.flights.land(i, e.held.Put(i, p.Payload))
-	if !p.Verified {
-		e.state.Hand(i, p.Sum())
-	}
-	if !e.flights.use() {
-		return
-	}
-	if later == nil {
-		later = new(sync.WaitGroup)
-	}
-	later.Add(1)
-	w := &latePiece{entry: e, piece: i, size: int64(len(p.Payload)), verified: p.Verified, drops: p.Drops}
-	w.done = func() { later.Done(); e.flights.unuse() }
-	l.add(w)
-}
-
-// write writes a late piece, unless so many came after it that it is not held any
-// more.
-func (w *latePiece) write() {
-	e, i := w.entry, w.piece
-	if e.ctx.Err() != nil {
-		return
-	}
-	if payload := e.held.Peek(i); payload != nil { // which may have come anew
-		e.keepHeld(&disk.Incoming{Piece: i, Payload: payload, Verified: w.verified, By: disk.ByLate, Drops: w.drops})
-	} else if !e.state.Has(i) {
-		e.cache.counts.notKept.Add(w.size)
-		e.cache.report.notKept(e.file.Name, errSlowDisk)
-	}
 }
 
 // storeWaiting is store for a caller that need not go on before it is known

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 	"github.com/cocoonstack/epochfs/snapshot/layout"
 	"github.com/cocoonstack/epochfs/snapshot/sparse"
 	"github.com/cocoonstack/epochfs/test/tier"
@@ -97,7 +98,7 @@ func TestUnprovenWithoutRoom(t *testing.T) {
 			for off := range 4 {
 				checkRead(t, h, a.flat, off*len(a.flat)/4, 100_000)
 			}
-			if held := c.memory.Held(); held > c.memory.Size() {
+			if held := c.memory.Held(); held > overlay.Size {
 				t.Errorf("%s: %d bytes are held in memory", k.name, held)
 			}
 			_ = h.Close()

@@ -97,11 +97,11 @@ func (q *queue) close() {
 	q.jobs.Wait()
 }
 
-// count returns how many jobs run.
-func (q *queue) count() int {
+// busy reports whether a job runs.
+func (q *queue) busy() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.running
+	return q.running > 0
 }
 
 // roomLocked returns how many requests of a priority may start now. The lower

@@ -66,8 +66,8 @@ func (e *entry) ensure(ctx context.Context, a readahead.Access) (overlay.Pieces,
 	here := e.state.HasAll(i, j)
 	a.Missing = !here
 	if a.Most != readahead.NothingAhead {
-		if e.unkept() || e.cache.quota.Tight() || e.cache.late.behind() {
-			a.Most = e.cache.memory.Size() / 2 // what is held in memory must be there when it is read
+		if e.unkept() || e.cache.quota.Tight() {
+			a.Most = overlay.Size / 2 // what is held in memory must be there when it is read
 		}
 		e.fetchAhead(e.reading.Saw(a, e.file.PayloadSize(), e.link.RoundTrip()))
 	}

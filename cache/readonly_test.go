@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 	"github.com/cocoonstack/epochfs/test/tier"
 )
 
@@ -138,7 +139,7 @@ func TestReadOnlyCache(t *testing.T) {
 	if _, fetched := src.reset(); fetched > fresh.file.StoredSize()*21/20 {
 		t.Errorf("fetched %d bytes of %d", fetched, fresh.file.StoredSize())
 	}
-	if held := c.memory.Held(); held > c.memory.Size() {
+	if held := c.memory.Held(); held > overlay.Size {
 		t.Errorf("%d bytes are held in memory", held)
 	}
 	if err := c.PutBlob(src.put([]byte("x")), []byte("x")); !errors.Is(err, ErrNotKept) {

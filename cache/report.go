@@ -16,9 +16,6 @@ import (
 // cache goes on without, and has logged why.
 var ErrNotKept = errors.New("not kept in the cache")
 
-// errSlowDisk is why a piece is not kept if the disk is slower than the link.
-var errSlowDisk = errors.New("the disk does not keep up")
-
 // report logs what the disk does not take or give back, each of it once: a
 // disk that refuses one piece refuses thousands.
 type report struct {
@@ -51,10 +48,6 @@ func (r *report) notKept(file string, cause error) {
 	case errors.Is(cause, quota.ErrFull):
 		if r.first("full") {
 			r.log.Warn("cache is full of files in use: what is fetched is not kept", "dir", r.dir)
-		}
-	case errors.Is(cause, errSlowDisk):
-		if r.first("slow disk") {
-			r.log.Warn("the cache's disk is slower than the link: some of what is fetched is not kept", "dir", r.dir)
 		}
 	case disk.IsReadOnly(cause):
 		if r.first("read-only") {

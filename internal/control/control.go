@@ -163,9 +163,6 @@ type Cache struct {
 	// Copied counts the bytes of packed artifacts that were copied from
 	// other cached files instead of fetched, since the process began.
 	Copied int64 `json:"copied"`
-	// NotKept counts the bytes that readers were given and that are not in the
-	// cache, because its disk is slower than the link, since the process began.
-	NotKept int64 `json:"not_kept"`
 }
 
 // WorkingSet is the status of a mount's working set. Sizes are in bytes.

@@ -16,13 +16,13 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Size is enough for the pieces that are held, in bytes, for the process.
+// Size bounds the pieces that are held, in bytes, for the process. The last one
+// is held whatever its size.
 const Size = 64 << 20
 
 // Memory holds the latest pieces of all files: a piece that was fetched ahead of
 // a reader must stay until it is read. Pieces that were read go first.
 type Memory struct {
-	size  int64
 	later *semaphore.Weighted // bytes of pieces that are still to be written
 
 	mu    sync.Mutex
@@ -44,14 +44,10 @@ type held struct {
 	at   *list.Element
 }
 
-// New returns an empty Memory of size bytes. The last piece is held whatever its
-// size.
-func New(size int64) *Memory {
-	return &Memory{size: size, later: semaphore.NewWeighted(size), byKey: map[key]*held{}}
+// New returns an empty Memory.
+func New() *Memory {
+	return &Memory{later: semaphore.NewWeighted(Size), byKey: map[key]*held{}}
 }
-
-// Size returns how many bytes are held at most.
-func (m *Memory) Size() int64 { return m.size }
 
 // Held returns how many bytes are held.
 func (m *Memory) Held() int64 {
@@ -106,7 +102,7 @@ func (f *File) Put(i int, payload []byte) []byte {
 	p.at = p.in.PushFront(p)
 	m.byKey[k] = p
 	m.bytes += int64(len(data))
-	for m.bytes > m.size && len(m.byKey) > 1 {
+	for m.bytes > Size && len(m.byKey) > 1 {
 		last := m.read.Back()
 		if last == nil {
 			last = m.fresh.Back()
@@ -168,7 +164,7 @@ func (f *File) Close() {
 // BeginLater reports whether a piece of n bytes may wait to be written. done
 // must be called when it waits no more.
 func (f *File) BeginLater(n int64) (done func(), ok bool) {
-	n = min(n, f.mem.size)
+	n = min(n, Size)
 	if !f.mem.later.TryAcquire(n) {
 		return nil, false
 	}
