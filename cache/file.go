@@ -80,7 +80,7 @@ func (f *File) Prefetch() { f.entry.flights.queueMissing(prefetched, 0, f.entry.
 func (f *File) OnDrop(call func(off, n int64)) { f.entry.disk.OnDrop(call) }
 
 // OnSealed registers call, which is called when Backing begins to return the file.
-// call must not block.
+// call must not wait for the disk or for a READ.
 func (f *File) OnSealed(call func()) { f.entry.onSealed.add(call) }
 
 // Backing returns the file on disk for the kernel to read by itself. ok is

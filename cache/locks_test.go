@@ -282,7 +282,7 @@ func TestHandedWithoutRoomToWait(t *testing.T) {
 	c := openCache(t, t.TempDir(), Options{before: disk.before, grace: time.Millisecond})
 	defer disk.release()
 	h := openFile(t, c, a.file, src)
-	done, ok := h.entry.held.BeginLater(c.memory.Size())
+	done, ok := h.entry.held.BeginLater(overlay.Size)
 	if !ok {
 		t.Fatal("something waits already")
 	}

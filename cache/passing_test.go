@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 )
 
 // pagesOf returns how many of the first n bytes of the cache's only data file the
@@ -67,7 +69,6 @@ func TestTaken(t *testing.T) {
 		ahead bool // all was prefetched before
 		drops bool
 	}{
-		{"all", size, step, true, false, true},
 		{"a part", part, step, true, false, true},
 		{"past the page cache", size, step, false, false, false},
 		{"in small reads", size, 32 << 10, true, false, false},
@@ -139,5 +140,25 @@ func TestUntaken(t *testing.T) {
 	f.Untaken()
 	if toDrop(f) > 0 {
 		t.Error("something is to be dropped that nobody else has")
+	}
+}
+
+// TestPagesOfSealedStay drops the pages of a sealed file, which another mount may
+// read in passthrough mode.
+func TestPagesOfSealedStay(t *testing.T) {
+	t.Parallel()
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[1], 4<<20)
+	dir := t.TempDir()
+	f := openFile(t, openCache(t, dir, Options{}), a.file, src)
+	checkRead(t, f, a.flat, 0, len(a.flat))
+	eventually(t, "it is sealed", func() bool { _, ok := f.Backing(); return ok })
+	all := int64(len(a.flat))
+	checkRead(t, f, a.flat, 0, len(a.flat))
+	if err := f.entry.disk.Pages.Drop(disk.Stretch{N: all}, t.Context().Err); err != nil {
+		t.Fatal(err)
+	}
+	if pagesOf(t, dir, all) == 0 {
+		t.Error("its pages were dropped")
 	}
 }

@@ -18,11 +18,11 @@ func (m *Mounted) DropUnused(name string) {
 // holds n.open.
 func (t *tree) dropUnused(n *node) bool {
 	use, _ := t.handles.usage(n.ino)
-	if t.drop == nil || n.bare.Load() || use != (Usage{}) {
+	if t.drop == nil || n.bare.Load() || use != (Usage{}) || n.noBacking || !t.backing.Load() {
 		return false
 	}
 	file, ok := n.Content.Backing()
-	if !ok || n.noBacking || !t.backing.Load() || t.register(n, file) == 0 {
+	if !ok || t.register(n, file) == 0 {
 		return false
 	}
 	t.dropBacking(n)

@@ -199,6 +199,7 @@ func (o *Opened) mountFiles() ([]fs.File, error) {
 func (o *Opened) forgetWith(m *fs.Mounted) {
 	for name, open := range o.opened() {
 		open.OnSealed(func() { m.DropUnused(name) })
+		m.DropUnused(name) // it may be sealed already, and this process have taken over
 		open.OnDrop(func(off, n int64) {
 			m.Forget(name, off, n)
 			if m.Usage(name).Passthrough > 0 {

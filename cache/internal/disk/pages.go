@@ -16,20 +16,20 @@ type Pages struct {
 }
 
 // Drop writes a stretch to disk, and has the kernel drop its pages of that. It
-// does nothing to a file that the kernel reads by itself, with the same pages.
-// It blocks for as long as the disk takes, and ends early with what stop returns.
-// Any other error is that of a disk that has failed to take data.
+// ends at once when the file is sealed: processes that read it in passthrough mode
+// have the same pages. It blocks for as long as the disk takes, and ends early with
+// what stop returns. Any other error is that of a disk that has failed to take data.
 func (p *Pages) Drop(s Stretch, stop func() error) error {
-	if p.shown() {
-		return nil
-	}
-	for off, end := s.Off, s.Off+s.N; off < end; off += syncStep {
+	for off, end := s.Off, s.Off+s.N; off < end && !p.file.State.Sealed(); off += syncStep {
 		if err := stop(); err != nil {
 			return err
 		}
 		n := min(syncStep, end-off)
 		if err := p.writeOut(off, n); err != nil {
 			return err
+		}
+		if p.file.State.Sealed() {
+			return nil
 		}
 		_ = unix.Fadvise(int(p.file.Data.Fd()), off, n, unix.FADV_DONTNEED) // what stays takes memory, and is right
 	}
@@ -53,11 +53,4 @@ func (p *Pages) failedToWrite() error {
 	p.writing.Lock()
 	defer p.writing.Unlock()
 	return p.failed
-}
-
-// shown reports whether the kernel may read the data file by itself.
-func (p *Pages) shown() bool {
-	p.file.mu.Lock()
-	defer p.file.mu.Unlock()
-	return p.file.backing != nil
 }
