@@ -292,8 +292,8 @@ func (f *flights) land(i int, data []byte) {
 	f.landLocked(i, nil, data)
 }
 
-// landed reports whether nobody waits for a job to bring piece i: it is
-// present, or was handed over.
+// landed reports whether piece i has no flight any more, so that no job need
+// bring it. If the piece is present, landed ends its flight first.
 func (f *flights) landed(i int) bool {
 	if f.entry.state.Has(i) {
 		f.land(i, nil)

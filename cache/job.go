@@ -69,9 +69,13 @@ func (j *job) failed(from, to int, err error) {
 	}
 }
 
-// lastTry returns the end of the pieces, from the first on, whose reads err
-// ends. Bytes may be damaged on the way once; the second time they are wrong
-// where they come from. The next read asks again. bad counts that.
+// lastTry returns the end of the pieces whose reads fail with err: those of
+// [first, end) do, and the rest of [first, to) is tried again. All fail if err
+// is final or the entry is being closed. Wrong bytes of piece first may be the
+// fault of the way once. The second time its reads fail, or those of all pieces
+// if nobody knows where the blob is wrong; but not if the source has another
+// upstream. bad has how often each piece was wrong. It is reset when the reads
+// fail, so the next read tries twice again.
 func (j *job) lastTry(first, to int, err error, bad map[int]int) (end int) {
 	var wrong *contentError
 	switch {

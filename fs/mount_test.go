@@ -30,7 +30,7 @@ func TestReadOnly(t *testing.T) {
 	}
 	writes("read-only")
 	if os.Geteuid() == 0 {
-		// The daemon refuses where the kernel does not.
+		// The worker refuses where the kernel does not.
 		run(t, "mount", "-i", "-o", "remount,rw", m.Dir())
 		writes("writable")
 	}

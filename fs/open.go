@@ -121,7 +121,7 @@ func takesDirect(file *os.File) bool {
 }
 
 // register registers file with the kernel as n's backing file. It returns 0
-// if the kernel refuses; the daemon then answers all reads of the file.
+// if the kernel refuses; the worker then answers all reads of the file.
 func (t *tree) register(n *node, file *os.File) int32 {
 	if st, err := file.Stat(); err != nil || st.Size() != n.Map.Size() {
 		n.noBacking = true

@@ -54,7 +54,7 @@ func TestPassthroughWaitsForCachedReaders(t *testing.T) {
 			t.Errorf("seek in passthrough: %q", got)
 		}
 		if n := disk.reads.Load() - reads; n != 0 {
-			t.Errorf("%d reads reached the daemon", n)
+			t.Errorf("%d reads reached the worker", n)
 		}
 		late.finish(t)
 		odirect.finish(t)
@@ -162,7 +162,7 @@ func TestNoBacking(t *testing.T) {
 }
 
 // A backing file on an overlay is one level too deep for the kernel. Its
-// file is then read through the daemon, and others are not.
+// file is then read through the worker, and others are not.
 func TestBackingFileOnOverlay(t *testing.T) {
 	needRoot(t)
 	needFUSE(t)

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Place is the state of one of the hosts that Mirrors reads from.
+// Upstream is the state of one of the hosts that Mirrors reads from.
 type Upstream struct {
 	Host    string // with the port, if one is named
 	Own     bool   // the registry itself, not a mirror

@@ -193,9 +193,10 @@ func (o *Opened) mountFiles() ([]fs.File, error) {
 }
 
 // forgetWith makes the mount drop pages with bytes that turn out to be
-// wrong. With passthrough, the kernel would read the file as it is on disk
-// and never ask for the bytes: they are fetched again at once. Pages that no
-// open will use any more are dropped too.
+// wrong. With passthrough, the kernel reads the file as it is on disk and never
+// asks for the bytes: they are queued as a prefetch. If they cannot be written
+// then, open passthrough handles keep the wrong ones. Pages that no open will
+// use any more are dropped too.
 func (o *Opened) forgetWith(m *fs.Mounted) {
 	for name, open := range o.opened() {
 		open.OnSealed(func() { m.DropUnused(name) })

@@ -14,8 +14,8 @@ import (
 	"github.com/cocoonstack/epochfs/internal/digests"
 )
 
-// PruneOptions choose what is to go. What a process has open never does. The
-// zero value removes nothing.
+// PruneOptions choose what is removed. A file that a process has open stays.
+// The zero value removes every other file, because To is 0.
 type PruneOptions struct {
 	Older  time.Duration // files not used for as long; 0: none for that
 	To     int64         // files, the least recently used first, until so many bytes are taken; negative: none for that

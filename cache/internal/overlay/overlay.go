@@ -2,10 +2,16 @@
 // that the disk did not take, or does not take yet, or does not give back. What
 // is on disk is known to [disk]; readers see both, one laid over the other.
 //
-// A piece comes into the overlay for one of four reasons. The file takes no
-// data at all. There is no room. It takes long to find out whether there is:
-// then the piece is written later, and leaves the overlay. Or the disk has lost
-// the piece, and is not trusted with it again.
+// A piece comes into the overlay for one of five reasons:
+//
+//   - The file takes no data at all.
+//   - The cache has no room.
+//   - It takes long to find out whether there is room: then the piece is written
+//     later, and leaves the overlay.
+//   - The write failed.
+//   - The disk has lost the piece before, and is not trusted with it again.
+//
+// A piece that leaves the overlay unwritten is missing again.
 package overlay
 
 import (

@@ -24,8 +24,9 @@ const (
 	reserveMost = 64 << 20
 	// measureAgain is how long a measurement that found no room stays valid.
 	measureAgain = time.Second
-	// measureEarly is a step. If a step is as large, the next measurement begins
-	// when half of that remains: bytes arrive faster than a large cache is measured.
+	// measureEarly is the step, in bytes, from which on the next measurement
+	// begins when half of the step is left: bytes arrive faster than a large
+	// cache is measured. A smaller step is used up first.
 	measureEarly = 64 << 20
 )
 
@@ -215,7 +216,8 @@ func (q *Quota) Tight() bool {
 
 func (q *Quota) measuringLocked() bool { return q.short && time.Since(q.began) > q.opts.Grace }
 
-// Refused notes that the disk was full although the cache was not.
+// Refused notes that a write failed for which Take had found room. The next
+// Take measures first.
 func (q *Quota) Refused() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

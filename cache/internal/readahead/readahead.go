@@ -39,7 +39,7 @@ const (
 )
 
 // Tracker recognises the readers of one file that read in order. The kernel
-// sends requests in its own order and from many processes through one daemon, so
+// sends requests in its own order and from many processes to one worker, so
 // Tracker goes by offsets and not by handles.
 type Tracker struct {
 	mu    sync.Mutex
