@@ -83,6 +83,7 @@ type Cache struct {
 	// In memory.
 	memory  *overlay.Memory     // pieces that are not on disk
 	buffers *semaphore.Weighted // bytes that fetches hold
+	pace    pace
 	windows windows
 
 	// From elsewhere.
@@ -143,6 +144,7 @@ func newCache(opts Options) *Cache {
 		entries: map[string]*entry{},
 		links:   map[Source]*transport.Link{},
 	}
+	c.pace.jobs = func() int { return c.queue.count() }
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
 }

@@ -76,7 +76,7 @@ func (c *Cache) checkLoop() {
 
 // standBack waits until no job runs, for at most checkPatience.
 func (c *Cache) standBack(e *entry) {
-	for since := time.Now(); c.queue.busy() && time.Since(since) < checkPatience; {
+	for since := time.Now(); c.queue.count() > 0 && time.Since(since) < checkPatience; {
 		select {
 		case <-time.After(checkPoll):
 		case <-e.ctx.Done():

@@ -26,6 +26,10 @@ type Counts struct {
 	// Copied are bytes of granules that another cached file had.
 	Copied int64
 
+	// NotKept are bytes that were not written when they came, because the disk
+	// is slower than the link.
+	NotKept int64
+
 	// Wrong are pieces that were present and turned out to be wrong, by what
 	// found them: "stream", "fetch", "copy", "late", "digest", "disk",
 	// "verify", or "elsewhere", which is another process. All keys are there.
@@ -34,7 +38,7 @@ type Counts struct {
 
 // counts are what Counts are made of.
 type counts struct {
-	reads, bytes, misses, failed, waiting, copied atomic.Int64
+	reads, bytes, misses, failed, waiting, copied, notKept atomic.Int64
 
 	mu      sync.Mutex
 	retries map[string]int64

@@ -70,7 +70,10 @@ func (f *File) Untaken() { f.entry.passing.none() }
 
 // Prefetch queues all missing bytes, to be fetched when nobody waits for others.
 // It returns at once.
-func (f *File) Prefetch() { f.entry.flights.queueMissing(prefetched, 0, f.entry.grid.Pieces(), 0) }
+func (f *File) Prefetch() {
+	f.entry.refill.wanted.Store(true)
+	f.entry.flights.queueMissing(prefetched, 0, f.entry.grid.Pieces(), 0)
+}
 
 // OnDrop registers call, which is called with bytes [off, off+n) of the file, or
 // with n 0 for all of it, that may have been read and are no longer what the

@@ -301,6 +301,14 @@ func (f *flights) landed(i int) bool {
 	return !f.flying(i, i+1)
 }
 
+// awaited reports whether a reader waits for piece i.
+func (f *flights) awaited(i int) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fl := f.byPiece[i]
+	return fl != nil && fl.waiters > 0
+}
+
 // flying reports whether any of pieces [from, to) is on its way, or queued.
 func (f *flights) flying(from, to int) bool {
 	f.mu.Lock()

@@ -25,6 +25,9 @@ func (e *entry) keep(p *disk.Incoming, later *sync.WaitGroup) {
 		e.disk.Discard(i, i+1, disk.Found{By: p.By})
 	}
 	p.Drops = e.disk.Drops()
+	// What comes as part of a whole blob, or to be hashed with all of its part, would
+	// have to be fetched again before it is read.
+	p.Spare = p.By == disk.ByFetch && (p.Verified || e.link.Proven()) && !e.link.IgnoresRanges() && (p.Read || e.flights.awaited(i))
 	again, err := e.store(p)
 	switch {
 	case err == nil:
@@ -63,6 +66,16 @@ func (e *entry) store(p *disk.Incoming) (again <-chan struct{}, err error) {
 	if _, kept := e.disk.MakeWay(p); kept {
 		return nil, nil
 	}
+	if p.Spare {
+		done, ok := e.cache.pace.admit()
+		if !ok {
+			e.cache.counts.notKept.Add(int64(len(p.Payload)))
+			e.cache.report.notKept(e.file.Name, errSlowDisk)
+			e.refill.later(e)
+			return nil, errSlowDisk
+		}
+		defer done()
+	}
 	again, err = e.cache.quota.Take(e.cache.ctx, e.grid.RoomFor(p.Piece, int64(len(p.Payload))))
 	if err != nil {
 		if errors.Is(err, quota.ErrFull) {
@@ -70,7 +83,7 @@ func (e *entry) store(p *disk.Incoming) (again <-chan struct{}, err error) {
 		}
 		return again, err
 	}
-	if err = e.disk.Write(p); err != nil && !errors.Is(err, disk.ErrOvertaken) {
+	if err = e.cache.pace.time(func() error { return e.disk.Write(p) }); err != nil && !errors.Is(err, disk.ErrOvertaken) {
 		e.cache.quota.Refused()
 		e.cache.report.notKept(e.file.Name, err)
 	}

@@ -376,7 +376,7 @@ func TestPrefetchWaitsForMeasuring(t *testing.T) {
 			}})
 			h := openFile(t, c, a.file, src)
 			h.Prefetch()
-			eventually(t, "it takes long, and nothing runs", func() bool { return c.quota.Tight() && !c.queue.busy() })
+			eventually(t, "it takes long, and nothing runs", func() bool { return c.quota.Tight() && c.queue.count() == 0 })
 			_, before := src.reset()
 			if size := a.file.StoredSize(); before == 0 || before >= size {
 				t.Errorf("%d bytes of %d fetched before it ended", before, size)

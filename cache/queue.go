@@ -97,11 +97,11 @@ func (q *queue) close() {
 	q.jobs.Wait()
 }
 
-// busy reports whether a job runs.
-func (q *queue) busy() bool {
+// count returns how many jobs run.
+func (q *queue) count() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.running > 0
+	return q.running
 }
 
 // roomLocked returns how many requests of a priority may start now. The lower

@@ -66,7 +66,7 @@ func (e *entry) ensure(ctx context.Context, a readahead.Access) (overlay.Pieces,
 	here := e.state.HasAll(i, j)
 	a.Missing = !here
 	if a.Most != readahead.NothingAhead {
-		if e.unkept() || e.cache.quota.Tight() {
+		if e.unkept() || e.cache.quota.Tight() || e.cache.pace.behind() {
 			a.Most = overlay.Size / 2 // what is held in memory must be there when it is read
 		}
 		e.fetchAhead(e.reading.Saw(a, e.file.PayloadSize(), e.link.RoundTrip()))

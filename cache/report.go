@@ -49,6 +49,10 @@ func (r *report) notKept(file string, cause error) {
 		if r.first("full") {
 			r.log.Warn("cache is full of files in use: what is fetched is not kept", "dir", r.dir)
 		}
+	case errors.Is(cause, errSlowDisk):
+		if r.first("slow disk") {
+			r.log.Warn("the cache's disk is slower than the link: some of what is fetched is not kept", "dir", r.dir)
+		}
 	case disk.IsReadOnly(cause):
 		if r.first("read-only") {
 			r.log.Warn("cache can only be read: what is fetched is not kept", "dir", r.dir, "cause", cause)

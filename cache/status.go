@@ -120,7 +120,7 @@ func (c *Cache) Link(src Source) Link {
 func (c *Cache) Counts() Counts {
 	n := &c.counts
 	all := Counts{
-		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Waiting: n.waiting.Load(), Copied: n.copied.Load(),
+		Reads: n.reads.Load(), Bytes: n.bytes.Load(), Misses: n.misses.Load(), Failed: n.failed.Load(), Waiting: n.waiting.Load(), Copied: n.copied.Load(), NotKept: n.notKept.Load(),
 		Retries: map[string]int64{}, Wrong: map[string]int64{},
 	}
 	n.mu.Lock()

@@ -36,7 +36,7 @@ func (o *Opened) Status(m *fs.Mounted, since time.Time) control.Mount {
 		s.Wrong.Pieces += pieces
 	}
 	space := o.Cache.Space()
-	s.Cache = control.Cache{Dir: o.Cache.Dir(), Used: space.Used, Limit: space.Limit, Full: space.Full, Copied: n.Copied}
+	s.Cache = control.Cache{Dir: o.Cache.Dir(), Used: space.Used, Limit: space.Limit, Full: space.Full, Copied: n.Copied, NotKept: n.NotKept}
 	if text := o.Artifact.Envelope; text != nil {
 		n := int64(len(text))
 		f := control.File{

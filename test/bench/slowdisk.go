@@ -25,8 +25,8 @@ const slowing = "slow-file"
 const slowName = "disk.img"
 
 // slowDisk makes an ext4 file system on a disk of so many bytes that moves rate
-// bytes per second.
-func (b *bench) slowDisk(ctx context.Context, size int64, rate float64) (dir string, stop func(), err error) {
+// bytes per second, mounted with options.
+func (b *bench) slowDisk(ctx context.Context, size int64, rate float64, options string) (dir string, stop func(), err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", nil, err
@@ -51,8 +51,8 @@ func (b *bench) slowDisk(ctx context.Context, size int64, rate float64) (dir str
 	dir, err = os.MkdirTemp(b.dir, "slow-")
 	if err == nil {
 		var out []byte
-		if out, err = exec.CommandContext(ctx, "mount", "-o", "loop", filepath.Join(file.dir, slowName), dir).CombinedOutput(); err != nil {
-			err = fmt.Errorf("mount -o loop: %w: %s", err, out)
+		if out, err = exec.CommandContext(ctx, "mount", "-o", options, filepath.Join(file.dir, slowName), dir).CombinedOutput(); err != nil {
+			err = fmt.Errorf("mount -o %s: %w: %s", options, err, out)
 		}
 	}
 	if err != nil {

@@ -17,6 +17,7 @@ type Incoming struct {
 	By       string // where it comes from; one of Finders
 	Drops    int64  // what File.Drops was when it came
 	Clone    *Clone // where the same bytes lie in another file; may be nil
+	Spare    bool   // readers can have it from memory, and fetch it again
 	Read     bool   // fetched for a reader: it is wanted once
 
 	sum    uint64
