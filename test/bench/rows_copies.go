@@ -27,9 +27,7 @@ var copiesRows = []row{
 	{"cold-image", func(ctx context.Context, b *bench) ([]*line, error) {
 		return b.copiesRow(ctx, "643 MB", "image", image, 1.4)
 	}},
-	{"cold-brief", func(ctx context.Context, b *bench) ([]*line, error) {
-		return b.sequentialRow(ctx, "cold sequential read of 250 MB, shaped", "brief", brief, &shaped, 0.33)
-	}},
+	{"cold-brief", briefRow},
 	{"cold-slow-disk", slowDiskRow},
 }
 
@@ -135,6 +133,39 @@ func (b *bench) copiesRow(ctx context.Context, size, tag string, d *dataset, lim
 		counted("the same at the end of the read", "×", atEnd, no, 0),
 		counted("time in the kernel of the serving process until then, by GiB", "s", kernel, atMost, 1.9),
 	}, nil
+}
+
+// briefRow reads so little that the beginning counts, and shows what a
+// client needs for the same bytes that knows all it will want, and keeps nothing.
+func briefRow(ctx context.Context, b *bench) ([]*line, error) {
+	lines, err := b.sequentialRow(ctx, "cold sequential read of 250 MB, shaped", "brief", brief, &shaped, 0.33)
+	if err != nil {
+		return nil, err
+	}
+	addr, proxy, err := b.link(&shaped)
+	if err != nil {
+		return nil, err
+	}
+	defer proxy.Close()
+	url, err := b.blobURL(ctx, "", brief)
+	if err != nil {
+		return nil, err
+	}
+	var all []request
+	const each = 4 << 20
+	for off, n := int64(0), brief.m.DataSize(); off < n; off += each {
+		all = append(all, request{path: strings.TrimPrefix(url, "http://"), span: fmt.Sprintf("bytes=%d-%d", off, min(off+each, n)-1)})
+	}
+	var bare sample
+	for range b.runs {
+		began := time.Now()
+		if err := sendAll(ctx, "http://"+addr, all); err != nil {
+			return nil, err
+		}
+		bare = append(bare, time.Since(began).Seconds())
+	}
+	text := fmt.Sprintf("the same bytes by a client that does nothing else, in %d requests, %d at a time", len(all), bareRequests)
+	return append(lines, timed(text, bare, "curl of the raw blob", lines[0].Theirs, no, 0)), nil
 }
 
 // slowDiskRow reads with the cache on a disk that is slower than the link,
