@@ -2,12 +2,13 @@
 // that the disk did not take, or does not take yet, or does not give back. What
 // is on disk is known to [disk]; readers see both, one laid over the other.
 //
-// A piece comes into the overlay for one of five reasons:
+// A piece comes into the overlay for one of six reasons:
 //
 //   - The file takes no data at all.
 //   - The cache has no room.
 //   - It takes long to find out whether there is room: then the piece is written
 //     later, and leaves the overlay.
+//   - The disk is slower than the link.
 //   - The write failed.
 //   - The disk has lost the piece before, and is not trusted with it again.
 //
