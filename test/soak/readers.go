@@ -33,12 +33,12 @@ type mount struct {
 
 // registryFails is the exit code of a mount whose registry failed each try of a
 // request.
-const registryFails = 3
+const registryFails = 5
 
 // up mounts, and returns when the files are there. A mount that a sick registry
 // refuses is tried again.
 func (m *mount) up() error {
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(3 * time.Minute); ; {
 		m.cmd = exec.Command(m.bin, "mount", "-f", "--cache-dir", m.cache, "--cache-size", fmt.Sprint(m.size),
 			"--prefetch", "none", m.repo+":"+m.of.tag, m.dir)
 		m.cmd.Stderr = &m.log
