@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "write the tables into the documentation
 // newest figures that are stored beside it.
 func TestDocumentedTable(t *testing.T) {
 	for kind, rows := range map[string][]row{
-		"read": allRows, "push": slices.Concat(pushRows, materializeRows), "vm": vmRows, "touches": startRows,
+		"read": allRows, "push": slices.Concat(pushRows, materializeRows), "vm": vmRows, "touches": startRows, "cold": copiesRows,
 	} {
 		t.Run(kind, func(t *testing.T) {
 			want := documented(t, kind, rows)
