@@ -87,10 +87,10 @@ func (p *pace) time(write func() error) error {
 	return err
 }
 
-// refill is whether all of a file is wanted, also what was not kept because the
-// disk did not keep up.
+// refill has a file prefetched again of which some was not kept because the disk did
+// not keep up.
 type refill struct {
-	wanted  atomic.Bool
+	wanted  atomic.Bool // all of the file is to be prefetched
 	waiting atomic.Bool // a goroutine waits for the disk
 }
 

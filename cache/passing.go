@@ -34,7 +34,7 @@ type passing struct {
 	left     map[int]int64  // bytes of each piece that were not taken
 	fresh    []disk.Stretch // taken of late, in that order, neighbours joined
 	aged     []disk.Stretch // taken before that
-	dropping bool           // a goroutine drops the pages of what was taken
+	dropping bool           // a goroutine runs drop
 }
 
 // add notes a piece of n bytes that was put on disk for a reader.
@@ -71,20 +71,11 @@ func (p *passing) taken(from, to int64) {
 
 // goneLocked notes that all of piece i was taken.
 func (p *passing) goneLocked(i int) {
-	p.fresh = joined(p.fresh, p.entry.grid.Stretch(i, i+1))
+	p.fresh = disk.Join(p.fresh, p.entry.grid.Stretch(i, i+1))
 	if !p.dropping && p.entry.flights.use() {
 		p.dropping = true
 		go p.drop()
 	}
-}
-
-// joined returns all with s, as part of the last one if it follows that.
-func joined(all []disk.Stretch, s disk.Stretch) []disk.Stretch {
-	if n := len(all); n > 0 && all[n-1].Off+all[n-1].N == s.Off {
-		all[n-1].N += s.N
-		return all
-	}
-	return append(all, s)
 }
 
 // drop drops the pages of what is taken, a while later, until nothing is.

@@ -47,11 +47,7 @@ func (c *changes) todoLocked(s Stretch) {
 	if len(c.calls) == 0 {
 		return
 	}
-	if n := len(c.todo); n > 0 && c.todo[n-1].N > 0 && c.todo[n-1].Off+c.todo[n-1].N == s.Off {
-		c.todo[n-1].N += s.N
-	} else {
-		c.todo = append(c.todo, s)
-	}
+	c.todo = Join(c.todo, s)
 	if !c.tells {
 		c.tells = true
 		go c.tell()

@@ -164,6 +164,15 @@ func (g *Grid) Stretch(from, to int) Stretch {
 	return s
 }
 
+// Join returns all with s, as part of the last one if it begins where that ends.
+func Join(all []Stretch, s Stretch) []Stretch {
+	if n := len(all); n > 0 && all[n-1].N > 0 && all[n-1].Off+all[n-1].N == s.Off {
+		all[n-1].N += s.N
+		return all
+	}
+	return append(all, s)
+}
+
 // Spread copies the payload of piece i to where it belongs in p, which is the
 // file from off on.
 func (g *Grid) Spread(p []byte, off int64, i int, payload []byte) {
