@@ -44,6 +44,8 @@ func calledAs(args []string) func(ctx context.Context) error {
 		return func(context.Context) error { return holdMapping(args[1]) }
 	case len(args) == 3 && args[0] == loopingBack:
 		return func(context.Context) error { return serveLoopback(args[1], args[2]) }
+	case len(args) == 6 && args[0] == passing:
+		return func(context.Context) error { return passBlob(args[1], args[2], args[3], keeping(args[4]), args[5]) }
 	case len(args) == 4 && args[0] == slowing:
 		return func(context.Context) error { return serveSlowFile(args[1], args[2], args[3]) }
 	case len(args) == 3 && args[0] == streaming:

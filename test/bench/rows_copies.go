@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -37,9 +38,10 @@ type usage struct {
 	memory float64 // bytes: of the process alone, and of the machine's page cache
 }
 
-// usage returns it. It does not open a file of the mount: that may drop pages.
-func (m *mount) usage() (u usage, err error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.PID))
+// usageOf returns it for the process that serves a mount. It does not open a file of
+// the mount: that may drop pages.
+func usageOf(pid int) (u usage, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return u, err
 	}
@@ -50,7 +52,7 @@ func (m *mount) usage() (u usage, err error) {
 		return u, err
 	}
 	u.kernel = ticks / 100 // USER_HZ
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.PID))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return u, err
 	}
@@ -70,12 +72,13 @@ func (m *mount) usage() (u usage, err error) {
 }
 
 // settled returns the usage when the cache's disk has caught up and the file is
-// sealed: when no pages have gone for a while.
+// sealed: when no pages have gone for a while. Those of a file that is not sealed
+// stay for least at most, and then go every ten seconds.
 func (m *mount) settled() (u usage, err error) {
-	const still, most = 4 * time.Second, 60 * time.Second
+	const least, still, most = 22 * time.Second, 12 * time.Second, 90 * time.Second
 	since := time.Now()
-	for began := since; time.Since(since) < still && time.Since(began) < most; {
-		now, err := m.usage()
+	for began := since; time.Since(began) < least || time.Since(since) < still && time.Since(began) < most; {
+		now, err := usageOf(m.PID)
 		if err != nil {
 			return u, err
 		}
@@ -106,7 +109,7 @@ func (b *bench) copiesRow(ctx context.Context, size, tag string, d *dataset, lim
 			return 0, err
 		}
 		defer m.close()
-		before, err := m.usage()
+		before, err := usageOf(m.PID)
 		if err != nil {
 			return 0, err
 		}
@@ -114,7 +117,7 @@ func (b *bench) copiesRow(ctx context.Context, size, tag string, d *dataset, lim
 		if err != nil {
 			return 0, err
 		}
-		end, err := m.usage()
+		end, err := usageOf(m.PID)
 		if err != nil {
 			return 0, err
 		}
@@ -127,12 +130,64 @@ func (b *bench) copiesRow(ctx context.Context, size, tag string, d *dataset, lim
 	if err != nil {
 		return nil, err
 	}
-	return []*line{
+	floor, err := b.passedLines(ctx, url, d, keepAsIs, theirs)
+	if err != nil {
+		return nil, err
+	}
+	return append([]*line{
 		timed("cold sequential read of "+size+", loopback as it is", ours, "curl of the raw blob", theirs, atMost, limit),
 		counted("memory that it adds, page cache and the process's own, by its bytes, once the disk has caught up", "×", memory, atMost, 1.15),
 		counted("the same at the end of the read", "×", atEnd, no, 0),
 		counted("time in the kernel of the serving process until then, by GiB", "s", kernel, atMost, 1.9),
+	}, floor...), nil
+}
+
+// passedLines show what a mount costs that does only what every one must.
+func (b *bench) passedLines(ctx context.Context, url string, d *dataset, most keeping, curl sample) ([]*line, error) {
+	var kernel, bare sample
+	kept, passed, err := b.holding().pair(ctx, b.passed(ctx, url, d, most, &kernel), b.passed(ctx, url, d, keepNone, &bare))
+	if err != nil {
+		return nil, err
+	}
+	does := map[keeping]string{keepAsIs: "fetches, writes and answers", keepHashed: "fetches, hashes, writes and answers"}[most]
+	return []*line{
+		timed("the same by a mount that only "+does, kept, "curl of the raw blob", curl, no, 0),
+		counted("time in the kernel of its process at the end of the read, by GiB", "s", kernel, no, 0),
+		timed("the same by a mount that only fetches and answers", passed, "curl of the raw blob", curl, no, 0),
+		counted("time in the kernel of its process, by GiB", "s", bare, no, 0),
 	}, nil
+}
+
+// passed returns a cold read through such a mount. It adds the seconds by GiB that
+// the mount's process was in the kernel.
+func (b *bench) passed(ctx context.Context, url string, d *dataset, k keeping, kernel *sample) func() (float64, error) {
+	return func() (float64, error) {
+		self, err := os.Executable()
+		if err != nil {
+			return 0, err
+		}
+		path := filepath.Join(b.dir, "passed.data")
+		defer os.Remove(path)
+		n := d.m.DataSize()
+		m, err := b.startForeign(ctx, self, func(dir string) []string {
+			return []string{passing, dir, url, strconv.FormatInt(n, 10), string(k), path}
+		})
+		if err != nil {
+			return 0, err
+		}
+		defer m.stop()
+		before, err := usageOf(m.cmd.Process.Pid)
+		if err != nil {
+			return 0, err
+		}
+		seconds, err := sequential(filepath.Join(m.dir, passedName), 0, n)
+		if err != nil {
+			return 0, err
+		}
+		after, err := usageOf(m.cmd.Process.Pid)
+		*kernel = append(*kernel, (after.kernel-before.kernel)/float64(n)*(1<<30))
+		return seconds, err
+	}
 }
 
 // briefRow reads so little that the beginning counts, and shows what a
@@ -165,7 +220,13 @@ func briefRow(ctx context.Context, b *bench) ([]*line, error) {
 		bare = append(bare, time.Since(began).Seconds())
 	}
 	text := fmt.Sprintf("the same bytes by a client that does nothing else, in %d requests, %d at a time", len(all), bareRequests)
-	return append(lines, timed(text, bare, "curl of the raw blob", lines[0].Theirs, no, 0)), nil
+	lines = append(lines, timed(text, bare, "curl of the raw blob", lines[0].Theirs, no, 0))
+	url, err = b.blobURL(ctx, addr, brief)
+	if err != nil {
+		return nil, err
+	}
+	floor, err := b.passedLines(ctx, url, brief, keepHashed, lines[0].Theirs)
+	return append(lines, floor...), err
 }
 
 // slowDiskRow reads with the cache on a disk that is slower than the link,
