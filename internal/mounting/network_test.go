@@ -341,8 +341,14 @@ func TestPullThroughMirror(t *testing.T) {
 	p.cfg.EpochServer, p.cfg.EpochToken = "", ""
 	// The first who comes is served by the registry meanwhile: the mirror
 	// sends whole blobs as long as it does not have them.
-	first := p.mustOpen(p.ref)
+	first, err := Open(t.Context(), p.ref, p.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
 	readAt(t, first, data)
+	if err := first.Close(); err != nil { // no request of it comes later
+		t.Fatal(err)
+	}
 	blob := mirror.URL + "/v2/team/vm/blobs/" + first.Artifact.Files[0].Parts[0].Digest
 	for deadline := time.Now().Add(20 * time.Second); rangeStatus(t, blob) != http.StatusPartialContent; {
 		if time.Now().After(deadline) {
