@@ -122,8 +122,11 @@ func TestScript(t *testing.T) {
 var builtIn string
 
 // plain makes the program without the race detector, which takes time and
-// memory of its own.
+// memory of its own. Without it the program of the scripts is that already.
 var plain = sync.OnceValues(func() (string, error) {
+	if !underRace {
+		return exec.LookPath("epochfs")
+	}
 	var err error
 	if builtIn, err = os.MkdirTemp("", "epochfs-plain-"); err != nil {
 		return "", err
@@ -325,16 +328,19 @@ func condition(cond string) (bool, error) {
 	return false, fmt.Errorf("unknown condition %q", cond)
 }
 
-// poll asks until it is so, or patience has run out.
+// poll asks until it is so, or patience has run out. It leaves most of the time
+// to what it waits for, also where processes are started to ask.
 func poll(so func() bool) bool {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(patience); !so(); <-tick.C {
+	for end := time.Now().Add(patience); ; {
+		began := time.Now()
+		if so() {
+			return true
+		}
 		if time.Now().After(end) {
 			return false
 		}
+		time.Sleep(max(5*time.Millisecond, 3*time.Since(began)))
 	}
-	return true
 }
 
 // tree lists the files below dir, but for the cache and what the system

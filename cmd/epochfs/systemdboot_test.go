@@ -182,7 +182,7 @@ func TestSystemd(t *testing.T) {
 
 	// epochfs restart tries first.
 	third := main()
-	if code, _, stderr := s.try("nsenter", d.enter(s.build("other-memory", otherMemory), "restart", mnt)...); code != exitFailed || !strings.Contains(stderr, "memory has version 1, not 2") {
+	if code, _, stderr := s.try("nsenter", d.enter(s.build("other-memory"), "restart", mnt)...); code != exitFailed || !strings.Contains(stderr, "memory has version 1, not 2") {
 		t.Errorf("restart of a binary that cannot take over: exit code %d, %q", code, stderr)
 	}
 	readers.goOn()
@@ -198,7 +198,7 @@ func TestSystemd(t *testing.T) {
 	}
 
 	// One that cannot take over is no end of the mount: the one before can.
-	install(s.build("other-memory", otherMemory))
+	install(s.build("other-memory"))
 	if code, _, _ := s.try("nsenter", d.enter("systemctl", "restart", service)...); code == 0 {
 		t.Error("restart with a binary that cannot take over: exit code 0")
 	}

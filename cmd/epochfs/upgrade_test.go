@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -16,54 +17,128 @@ import (
 	"github.com/cocoonstack/epochfs/test/tier"
 )
 
-// edit is a change to one file of the source.
-type edit struct{ file, old, new string }
+// variants are what other builds of the program have otherwise, as edits of its
+// source. One build has all of them, and looks at its name for which holds.
+var variants = []struct{ file, old, new string }{
+	{"cmd/epochfs/version.go", "var version string\n", "var version = variant.Name()\n"},
+	// another layout of a mount's memory
+	{"fs/memory.go", "\tmemoryVersion = 1\n", `)
 
-// building is held while a version is built.
-var building sync.Mutex
+var memoryVersion = variant.Of("other-memory", 2, uint32(1))
 
-// build makes the program of that version, from source that is edited,
-// once for all tests.
-func (s *site) build(version string, edits ...edit) string {
+const (
+`},
+	// another layout of a cached file's state
+	{"cache/internal/disk/state.go", "\tstateVersion = 1\n", `)
+
+var stateVersion = variant.Of("other-cache", 2, uint32(1))
+
+const (
+`},
+	{"fs/mount.go", "\tmaxBackground = 128\n", `)
+
+var maxBackground = variant.Of("other-negotiation", 64, 128)
+
+const (
+`},
+	// it negotiates as those did that knew nothing of an optional capability
+	{"fs/mount.go", "const optional = fuse.CAP_EXPORT_SUPPORT ", `var optional = variant.Of("older", 0, uint64(fuse.CAP_EXPORT_SUPPORT)) `},
+	// no kernel is new enough
+	{"fs/takeover.go", "const hasResend = 1 << 39\n", `var hasResend = variant.Of("old-kernel", 1<<62, uint64(1<<39))` + "\n"},
+}
+
+// variantName is where the name of a variant goes in the program.
+const variantName = "<the name of a variant, and spaces>"
+
+// variantPackage is what the program knows of its name.
+const variantPackage = `package variant
+
+import "strings"
+
+var name = "` + variantName + `"
+
+func Name() string { return strings.TrimRight(name, " ") }
+
+func Of[T any](variant string, then, otherwise T) T {
+	if Name() == variant {
+		return then
+	}
+	return otherwise
+}
+`
+
+// otherBuild is the program from source with all variants.
+var otherBuild = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "epochfs-variants-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	edited := map[string]string{"internal/variant/variant.go": variantPackage}
+	for _, v := range variants {
+		text := edited[v.file]
+		if text == "" {
+			raw, err := os.ReadFile(filepath.Join("../..", v.file))
+			if err != nil {
+				return nil, err
+			}
+			text = strings.Replace(string(raw), "import (\n", "import (\n\t\"github.com/cocoonstack/epochfs/internal/variant\"\n", 1)
+		}
+		if strings.Count(text, v.old) != 1 {
+			return nil, fmt.Errorf("%s has not one %q", v.file, v.old)
+		}
+		edited[v.file] = strings.Replace(text, v.old, v.new, 1)
+	}
+	var overlay struct{ Replace map[string]string }
+	overlay.Replace = map[string]string{}
+	for file, text := range edited {
+		name, err := filepath.Abs(filepath.Join("../..", file))
+		if err != nil {
+			return nil, err
+		}
+		overlay.Replace[name] = filepath.Join(dir, fmt.Sprintf("%d.go", len(overlay.Replace)))
+		if err := os.WriteFile(overlay.Replace[name], []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	text, err := json.Marshal(overlay)
+	if err != nil {
+		return nil, err
+	}
+	list, binary := filepath.Join(dir, "overlay.json"), filepath.Join(dir, "epochfs")
+	if err := os.WriteFile(list, text, 0o600); err != nil {
+		return nil, err
+	}
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-overlay", list, "-ldflags=-s -w", "-o", binary, ".").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return os.ReadFile(binary)
+})
+
+// otherBuilds is held while a variant is written.
+var otherBuilds sync.Mutex
+
+// build returns a variant of the program, or one that differs from the others in
+// its version alone, made once for all tests.
+func (s *site) build(variant string) (binary string) {
 	s.t.Helper()
-	building.Lock()
-	defer building.Unlock()
+	otherBuilds.Lock()
+	defer otherBuilds.Unlock()
 	self, err := exec.LookPath("epochfs")
 	must(s.t, err)
-	binary := self + "-" + version
+	binary = self + "-" + variant
 	if _, err := os.Stat(binary); err == nil {
 		return binary
 	}
-	overlay := struct{ Replace map[string]string }{map[string]string{}}
-	for i, e := range edits {
-		name, err := filepath.Abs(filepath.Join("../..", e.file))
-		must(s.t, err)
-		text, err := os.ReadFile(name)
-		must(s.t, err)
-		if strings.Count(string(text), e.old) != 1 {
-			s.t.Fatalf("%s has not one %q", e.file, e.old)
-		}
-		to := filepath.Join(s.dir, fmt.Sprintf("%s-%d.go", version, i))
-		must(s.t, os.WriteFile(to, []byte(strings.Replace(string(text), e.old, e.new, 1)), 0o600))
-		overlay.Replace[name] = to
-	}
-	text, err := json.Marshal(overlay)
+	program, err := otherBuild()
 	must(s.t, err)
-	list := filepath.Join(s.dir, version+".json")
-	must(s.t, os.WriteFile(list, text, 0o600))
-	cmd := exec.CommandContext(s.t.Context(), "go", "build", "-buildvcs=false", "-overlay", list, "-ldflags=-s -w -X main.version="+version, "-o", binary, ".")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		s.t.Fatalf("%v: %s", err, out)
+	if n := bytes.Count(program, []byte(variantName)); n != 1 {
+		s.t.Fatalf("the program has %d names", n)
 	}
+	name := fmt.Appendf(nil, "%-*s", len(variantName), variant)
+	must(s.t, os.WriteFile(binary, bytes.Replace(program, []byte(variantName), name, 1), 0o700))
 	return binary
 }
-
-// otherMemory makes a binary with another layout of a mount's memory.
-var otherMemory = edit{"fs/memory.go", "memoryVersion = 1\n", "memoryVersion = 2\n"}
-
-// fewerCapabilities makes a binary that negotiates as those did that knew
-// nothing of an optional capability.
-var fewerCapabilities = edit{"fs/mount.go", "const optional = fuse.CAP_EXPORT_SUPPORT ", "const optional = 0 "}
 
 // A binary that cannot take over is told from one that can before anything
 // is done to the mount.
@@ -81,20 +156,17 @@ func TestRestartWithOtherBinaries(t *testing.T) {
 			t.Fatalf("%s: process %d, kept by %d; it was %d, %d", what, now.PID, now.KeeperPID, before.PID, before.KeeperPID)
 		}
 	}
-	for version, c := range map[string]struct {
-		says string
-		edit edit
-	}{
-		"other-memory":      {"memory has version 1, not 2", otherMemory},
-		"other-cache":       {"cannot use the cached file", edit{"cache/internal/disk/state.go", "stateVersion = 1\n", "stateVersion = 2\n"}},
-		"other-negotiation": {"negotiates otherwise", edit{"fs/mount.go", "maxBackground = 128\n", "maxBackground = 64\n"}},
-		"older":             {"negotiates otherwise", fewerCapabilities},
+	for variant, says := range map[string]string{
+		"other-memory":      "memory has version 1, not 2",
+		"other-cache":       "cannot use the cached file",
+		"other-negotiation": "negotiates otherwise",
+		"older":             "negotiates otherwise",
 	} {
-		code, out, stderr := s.try(s.build(version, c.edit), "restart", s.mnt)
-		if code != exitFailed || out != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "is still served by its old process: ") || !strings.Contains(stderr, c.says) {
-			t.Errorf("%s: exit code %d, %q, %q", version, code, out, stderr)
+		code, out, stderr := s.try(s.build(variant), "restart", s.mnt)
+		if code != exitFailed || out != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "is still served by its old process: ") || !strings.Contains(stderr, says) {
+			t.Errorf("%s: exit code %d, %q, %q", variant, code, out, stderr)
 		}
-		unchanged(version)
+		unchanged(variant)
 	}
 	text := filepath.Join(s.dir, "text")
 	must(t, os.WriteFile(text, []byte("no program"), 0o600))
@@ -150,7 +222,7 @@ func TestUpgrade(t *testing.T) {
 	must(t, os.Mkdir(second, 0o700))
 	t.Cleanup(func() { _ = unix.Unmount(second, unix.MNT_DETACH) })
 	s.run("epochfs", "mount", "--quiet", "--prefetch", "all", s.ref, s.mnt)
-	s.run(s.build("older", fewerCapabilities), "mount", "--quiet", "--prefetch", "none", s.ref, second)
+	s.run(s.build("older"), "mount", "--quiet", "--prefetch", "none", s.ref, second)
 	readers := s.readAlways()
 	before := s.status()
 	binary := s.build("two")
