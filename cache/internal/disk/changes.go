@@ -10,7 +10,9 @@ import (
 // pages. They must go when a piece is taken back, by this process or by another.
 // Each process compares the turns in the words with those that it has seen: at
 // once if it took the piece back itself, else when a counter in the state's
-// header has moved. It reads the counter with each read, and every second.
+// header has moved. It reads the one that moves first with each read, and all of them
+// every second: a comparison while pieces are being taken back does not see all of
+// them, and the counter that moves last tells.
 
 // watchUnended is the number of comparisons of the counters after which the
 // turns are compared although no counter has moved, if a process seems to be
@@ -24,7 +26,9 @@ type changes struct {
 	mu    sync.Mutex
 	calls []func(off, n int64)
 	seen  map[int]Word // turns of pieces, if they are not 0
+	ended uint64       // the state's counter when it was last compared, with what this process added
 	wrong uint64       // the state's counter, with what this process added
+	early []Stretch    // what had turned when it was not counted yet
 	idle  int          // how often the counters were compared since the turns were
 	todo  []Stretch    // still to be reported
 	tells bool         // a goroutine reports
@@ -129,7 +133,7 @@ func (c *changes) compare(f *File, all bool) (news []Stretch, wrong int64) {
 	if len(c.calls) == 0 {
 		return nil, 0
 	}
-	if begun == c.begun.Load() {
+	if begun == c.begun.Load() && ended == c.ended {
 		if !all || begun == ended {
 			return nil, 0
 		}
@@ -140,6 +144,7 @@ func (c *changes) compare(f *File, all bool) (news []Stretch, wrong int64) {
 	c.idle = 0
 	missed := begun - c.begun.Load()
 	c.begun.Store(begun)
+	c.ended = ended
 	if news = c.turnedLocked(f); missed >= Turns { // nobody knows any more what they were
 		news = []Stretch{{}}
 	}
@@ -148,6 +153,12 @@ func (c *changes) compare(f *File, all bool) (news []Stretch, wrong int64) {
 	}
 	wrong = max(0, int64(counted-c.wrong))
 	c.wrong = max(c.wrong, counted)
+	if len(c.early) > 0 {
+		news = c.early
+	}
+	if c.early = nil; wrong == 0 && begun != ended {
+		c.early = news
+	}
 	return news, wrong
 }
 

@@ -102,6 +102,7 @@ func (f *File) takeBack(from, to int, word Word, wrong bool) (n int) {
 	} else {
 		done(0)
 	}
+	c.ended += moved
 	c.mu.Unlock()
 	if n == 0 && sealed && f.beside != nil {
 		f.beside.Unsealed()
