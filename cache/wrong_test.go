@@ -82,6 +82,11 @@ func (f *finding) check(t *testing.T, by string, from, to, times int) {
 	e := f.h.entry
 	eventually(t, "it is found", func() bool { return e.cache.Counts().Wrong[by] > 0 })
 	eventually(t, "copies are dropped", func() bool { return len(f.copies.all()) > 0 })
+	eventually(t, "it is logged", func() bool {
+		f.log.mu.Lock()
+		defer f.log.mu.Unlock()
+		return len(f.log.lines) > 0
+	})
 	checkRead(t, f.h, f.a.flat, 0, len(f.a.flat))
 	for key, n := range e.cache.Counts().Wrong {
 		if want := map[bool]int64{true: int64(max(times, to-from))}[key == by]; n != want {
@@ -164,8 +169,9 @@ func TestFoundByDigest(t *testing.T) {
 		src := &named{fakeSource: fake, origin: "registry.example", proven: proven}
 		f := find(t, t.TempDir(), a, src, Options{})
 		f.h.Prefetch()
+		var reader sync.WaitGroup
 		if !proven {
-			go f.h.ReadAt(t.Context(), make([]byte, 1), f.place(0))
+			reader.Go(func() { _, _ = f.h.ReadAt(t.Context(), make([]byte, 1), f.place(0)) }) // as it likes
 		}
 		eventually(t, "it is found", func() bool { return f.h.entry.cache.Counts().Wrong[disk.ByDigest] > 0 })
 		fake.heal(false)
@@ -178,6 +184,7 @@ func TestFoundByDigest(t *testing.T) {
 			_, sealed := f.h.Backing()
 			return err == nil && sealed
 		})
+		reader.Wait()
 		checkRead(t, f.h, a.flat, 0, len(a.flat))
 		if told := f.copies.all(); len(told) == 0 || told[0] != f.h.entry.grid.Stretch(0, 16) {
 			t.Errorf("copies of %v are dropped, not of all", told)
@@ -194,15 +201,12 @@ func TestFoundByDisk(t *testing.T) {
 	dir := t.TempDir()
 	f := find(t, dir, a, src, Options{})
 	e := f.h.entry
-	for i := range e.grid.Pieces() - 1 {
-		f.read(t, f.place(i))
+	last := f.place(e.grid.Pieces() - 1)
+	if _, err := f.h.ReadExactly(t.Context(), make([]byte, last), 0); err != nil { // and nothing ahead
+		t.Fatal(err)
 	}
 	must(t, flip(filepath.Join(dir, disk.Files, e.disk.Key+".data"), f.place(3)))
-	if e.state.HasAll(0, e.grid.Pieces()) {
-		e.cache.askCheck(e)
-	} else {
-		f.read(t, f.place(e.grid.Pieces()-1))
-	}
+	f.read(t, last)
 	f.check(t, disk.ByDisk, 3, 4, 1)
 	eventually(t, "it is sealed", func() bool { _, ok := f.h.Backing(); return ok })
 	if e.verdicts.strikes[0] != 0 {
