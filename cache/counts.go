@@ -26,7 +26,7 @@ type Counts struct {
 	// Copied are bytes of granules that another cached file had.
 	Copied int64
 
-	// NotKept are bytes that were not written when they came, because the disk
+	// NotKept are bytes that were fetched and not written, because the disk
 	// is slower than the link.
 	NotKept int64
 

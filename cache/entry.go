@@ -37,7 +37,7 @@ type entry struct {
 	verdicts verdicts // parts that were wrong
 	peers    peers    // other files that this one copies from
 	packs    packs    // of a packed file
-	refill   refill   // what was not kept is prefetched again
+	backlog  backlog  // what a slow disk did not take
 	passing  passing  // pieces of which readers will have pages of their own
 	onSealed calls    // when the file has been sealed
 }

@@ -71,8 +71,8 @@ func (f *File) Untaken() { f.entry.passing.none() }
 // Prefetch queues all missing bytes, to be fetched when nobody waits for others.
 // It returns at once.
 func (f *File) Prefetch() {
-	f.entry.refill.wanted.Store(true)
 	f.entry.flights.queueMissing(prefetched, 0, f.entry.grid.Pieces(), 0)
+	f.entry.backlog.want()
 }
 
 // OnDrop registers call, which is called with bytes [off, off+n) of the file, or

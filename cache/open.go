@@ -18,7 +18,7 @@ func newEntry(c *Cache, f *layout.File, g *disk.Grid, l *transport.Link) *entry 
 	e.flights.init(e)
 	e.proofs.init(e)
 	e.peers.init(e)
-	e.passing.entry = e
+	e.passing.entry, e.backlog.entry = e, e
 	return e
 }
 
@@ -87,6 +87,7 @@ func (e *entry) shut() {
 func (e *entry) close() {
 	e.shut()
 	e.flights.users.Wait()
+	e.backlog.drop()
 	e.held.Close()
 	if e.disk.OnDisk() && (e.disk.Keeps() || e.link == nil) {
 		e.disk.Touch() // reading counts as use, for the order of eviction

@@ -3,7 +3,6 @@ package cache
 import (
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -24,7 +23,7 @@ var errSlowDisk = errors.New("the disk does not keep up")
 
 // pace is whether the disk keeps up with the link. While it does not, one piece
 // at a time is written of those that readers can have from memory; the others
-// are not kept.
+// are left to the backlog.
 type pace struct {
 	jobs func() int // how many run
 
@@ -81,42 +80,8 @@ func (p *pace) time(write func() error) error {
 	}
 	p.writing--
 	p.owed = min(max(0, p.owed+2*min(took, passed)-passed), 2*owedMost)
-	if slow && now.Before(p.until) || p.owed > owedMost {
-		p.until = now.Add(behindFor)
+	if until := now.Add(behindFor); until.After(p.until) && (slow && now.Before(p.until) || p.owed > owedMost) {
+		p.until = until
 	}
 	return err
-}
-
-// refill has a file prefetched again of which some was not kept because the disk did
-// not keep up.
-type refill struct {
-	wanted  atomic.Bool // all of the file is to be prefetched
-	waiting atomic.Bool // a goroutine waits for the disk
-}
-
-// later has what is missing of the file prefetched when the disk keeps up again,
-// if all of it is wanted.
-func (r *refill) later(e *entry) {
-	if !r.wanted.Load() || r.waiting.Swap(true) || !e.flights.use() {
-		return
-	}
-	go func() {
-		defer e.flights.unuse()
-		t := time.NewTicker(prefetchPause)
-		defer t.Stop()
-		for again := true; again; again = e.cache.pace.behind() {
-			select {
-			case <-t.C:
-			case <-e.ctx.Done():
-				return
-			}
-		}
-		r.waiting.Store(false)
-		for i := range e.grid.Pieces() {
-			if !e.state.Has(i) {
-				e.held.Drop(i) // a piece that is held is not fetched
-			}
-		}
-		e.flights.queueMissing(prefetched, 0, e.grid.Pieces(), 0)
-	}()
 }

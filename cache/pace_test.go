@@ -3,11 +3,14 @@ package cache
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 )
 
 // jammedDisk takes no piece until it is freed.
@@ -36,8 +39,8 @@ func (p *pace) slow(is bool) {
 }
 
 // TestReadersDoNotWaitForDisk reads a file from a cache whose disk was found slow,
-// and stands still now. Of a file that is to be there as a whole, what was not kept
-// comes later.
+// and stands still now. What was read is written later, or, if there was no room for
+// it in memory and the file is to be there as a whole, fetched again.
 func TestReadersDoNotWaitForDisk(t *testing.T) {
 	t.Parallel()
 	const size, step = 6 << 20, 1 << 20
@@ -45,55 +48,88 @@ func TestReadersDoNotWaitForDisk(t *testing.T) {
 		if k.zstd && k.chunk == 0 {
 			continue // comes as a whole blob
 		}
-		t.Run(k.name, func(t *testing.T) {
-			t.Parallel()
-			src := &fakeSource{}
-			a := makeFile(t, newRand(t), src, k, size)
-			d := &jammedDisk{free: make(chan struct{})}
-			c := openCache(t, t.TempDir(), Options{before: d.before})
-			f := openFile(t, c, a.file, src)
-			t.Cleanup(d.release)
-			f.entry.refill.wanted.Store(true)
-			c.pace.slow(true)
-			read := func() {
-				t.Helper()
-				got := make([]byte, len(a.flat))
-				for off := 0; off < len(got); off += step {
-					p := got[off:min(off+step, len(got))]
-					if _, err := f.ReadAt(context.Background(), p, int64(off)); err != nil {
-						t.Fatal(err)
+		for _, room := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, room %t", k.name, room), func(t *testing.T) {
+				t.Parallel()
+				src := &fakeSource{}
+				a := makeFile(t, newRand(t), src, k, size)
+				d := &jammedDisk{free: make(chan struct{})}
+				c := openCache(t, t.TempDir(), Options{before: d.before})
+				f := openFile(t, c, a.file, src)
+				t.Cleanup(d.release)
+				if !room {
+					done, ok := f.entry.held.BeginLater(overlay.Size)
+					if !ok {
+						t.Fatal("there never is room")
+					}
+					t.Cleanup(done)
+				}
+				c.pace.slow(true)
+				read := func() {
+					t.Helper()
+					got := make([]byte, len(a.flat))
+					for off := 0; off < len(got); off += step {
+						p := got[off:min(off+step, len(got))]
+						if _, err := f.ReadAt(context.Background(), p, int64(off)); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if !bytes.Equal(got, a.flat) {
+						t.Fatal("wrong bytes")
 					}
 				}
-				if !bytes.Equal(got, a.flat) {
-					t.Fatal("wrong bytes")
+				read()
+				src.reset()
+				lost := int64(0)
+				if !room {
+					lost = int64(len(a.data))
 				}
-			}
-			read()
-			if n := c.Counts().NotKept; n != int64(len(a.data)) || f.Cached() > 0 {
-				t.Errorf("of %d bytes %d were not kept, and %d were", len(a.data), n, f.Cached())
-			}
-			d.release()
-			c.pace.slow(false)
-			eventually(t, "all is there", f.Complete)
-			read()
-		})
+				if n := c.Counts().NotKept; n != lost || f.Cached() > 0 {
+					t.Errorf("of %d bytes %d were not kept, and %d were", len(a.data), n, f.Cached())
+				}
+				if !room {
+					f.Prefetch() // which needs nothing that is held
+				}
+				d.release()
+				c.pace.slow(false)
+				eventually(t, "all is there", f.Complete)
+				if again, _ := src.reset(); again > 0 == room {
+					t.Errorf("%d requests more", again)
+				}
+				read()
+			})
+		}
 	}
 }
 
-// TestPrefetchEndsOnSlowDisk prefetches a file that is being read, from a cache
+// TestPrefetchEndsOnSlowDisk prefetches a file of which some was read from a cache
 // whose disk was found slow.
 func TestPrefetchEndsOnSlowDisk(t *testing.T) {
 	t.Parallel()
-	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kinds[1], 6<<20)
-	c := openCache(t, t.TempDir(), Options{})
-	f := openFile(t, c, a.file, src)
-	c.pace.slow(true)
-	checkRead(t, f, a.flat, 0, 1<<20)
-	f.Prefetch()
-	checkRead(t, f, a.flat, 0, len(a.flat))
-	c.pace.slow(false)
-	eventually(t, "all is there", f.Complete)
+	for _, more := range []bool{true, false} {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, kinds[1], 6<<20)
+		c := openCache(t, t.TempDir(), Options{})
+		f := openFile(t, c, a.file, src)
+		c.pace.slow(true)
+		checkRead(t, f, a.flat, 0, 1<<20)
+		f.Prefetch()
+		if more {
+			checkRead(t, f, a.flat, 0, len(a.flat))
+		} else {
+			missing := func() (n int) {
+				for i := range f.entry.grid.Pieces() {
+					if !f.entry.state.Has(i) && f.entry.held.Peek(i) == nil {
+						n++
+					}
+				}
+				return n
+			}
+			eventually(t, "what was not read is there", func() bool { return missing() == 0 })
+		}
+		c.pace.slow(false)
+		eventually(t, "all is there", f.Complete)
+	}
 }
 
 // TestBehind has jobs write, each after a while in which it fetches.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -330,6 +331,7 @@ func openCache(t testing.TB, dir string, opts Options) *Cache {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.pace.jobs = func() int { return math.MaxInt / 2 } // nor are writes
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }

@@ -163,7 +163,7 @@ type Cache struct {
 	// Copied counts the bytes of packed artifacts that were copied from
 	// other cached files instead of fetched, since the process began.
 	Copied int64 `json:"copied"`
-	// NotKept counts the bytes that were not stored when they came, because the
+	// NotKept counts the bytes that were fetched and not stored, because the
 	// cache's disk is slower than the link, since the process began.
 	NotKept int64 `json:"not_kept"`
 }

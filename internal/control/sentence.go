@@ -148,7 +148,7 @@ func (m *Mount) caveats(now time.Time) (all []string) {
 		all = append(all, "the cache is full: fetched data is not stored")
 	}
 	if n := m.Cache.NotKept; n > 0 {
-		all = append(all, fmt.Sprintf("the cache's disk is slower than the link: %s were not stored when they came", humanize.IBytes(uint64(n))))
+		all = append(all, fmt.Sprintf("the cache's disk is slower than the link: %s were fetched and not stored", humanize.IBytes(uint64(n))))
 	}
 	for _, p := range m.Mirrors {
 		switch {

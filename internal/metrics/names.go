@@ -66,7 +66,7 @@ var all = []metric{
 
 	counter("cache_copied_bytes_total", "Bytes of packed artifacts that were taken from other cached files and not fetched.",
 		func(m *control.Mount) int64 { return m.Cache.Copied }),
-	counter("cache_not_kept_bytes_total", "Bytes that were not stored when they came, because the disk of the cache is slower than the link.",
+	counter("cache_not_kept_bytes_total", "Bytes that were fetched and not stored, because the disk of the cache is slower than the link.",
 		func(m *control.Mount) int64 { return m.Cache.NotKept }),
 	gauge("cache_used_bytes", "What the cache takes on disk, with what other mounts have in it.",
 		func(m *control.Mount) int64 { return m.Cache.Used }),
