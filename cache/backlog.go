@@ -5,62 +5,80 @@ import (
 	"time"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
+	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 )
 
 // backlog is what of a file was not written because the disk did not keep up. It is
-// written from memory, one piece at a time, as far as there is room for it there. The
-// rest is fetched when the disk keeps up again, if all of the file is wanted.
+// written one piece at a time, as long as the overlay has it. What that had no room for
+// is fetched when the disk keeps up again, if all of the file is wanted.
 type backlog struct {
 	entry *entry
 
 	mu     sync.Mutex // never held over I/O
 	wanted bool       // all of the file is
-	held   []waitingPiece
-	short  bool // there are more pieces, which are not held
-	busy   bool // a goroutine runs clear
+	late   []*disk.Incoming
+	bytes  int64 // of them, overlay.Size at most; their payload is the overlay's
+	short  bool  // others were not kept
+	busy   bool  // a goroutine runs clear
 }
 
-// waitingPiece is a piece that waits in memory to be written.
-type waitingPiece struct {
-	*disk.Incoming
-	done func() // gives its room back
-}
-
-// add takes a piece that the overlay holds, so that readers have it.
+// add takes a piece that was put into the overlay.
 func (b *backlog) add(p *disk.Incoming) {
+	late := *p
+	late.Sum()
+	late.Payload, late.By, late.Clone, late.Spare = nil, disk.ByLate, nil, false
+	b.mu.Lock()
+	b.late = append(b.late, &late)
+	b.bytes += b.size(&late)
+	var lost []*disk.Incoming
+	for b.bytes > overlay.Size && len(b.late) > 1 {
+		lost = append(lost, b.nextLocked())
+	}
+	b.mu.Unlock()
+	for _, p := range lost {
+		b.lose(p)
+	}
+	b.start()
+}
+
+// size returns the bytes of a piece.
+func (b *backlog) size(p *disk.Incoming) int64 {
+	_, n := b.entry.grid.Extent(p.Piece)
+	return n
+}
+
+// lose notes that a piece is not kept.
+func (b *backlog) lose(p *disk.Incoming) {
 	e := b.entry
-	done, ok := e.held.BeginLater(int64(len(p.Payload)))
-	if !ok {
-		e.cache.counts.notKept.Add(int64(len(p.Payload)))
-		e.cache.report.notKept(e.file.Name, errSlowDisk)
+	if e.state.Has(p.Piece) {
+		return // it came again
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if ok {
-		b.held = append(b.held, waitingPiece{p, done})
-	} else {
-		b.short = true
-	}
-	b.startLocked()
+	b.short = true
+	b.mu.Unlock()
+	e.cache.counts.notKept.Add(b.size(p))
+	e.cache.report.notKept(e.file.Name, errSlowDisk)
 }
 
 // want notes that all of the file is wanted.
 func (b *backlog) want() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.wanted = true
-	b.startLocked()
+	b.mu.Unlock()
+	b.start()
 }
 
-// startLocked has the backlog cleared, if there is anything to do.
-func (b *backlog) startLocked() {
-	if !b.busy && (len(b.held) > 0 || b.short && b.wanted) && b.entry.flights.use() {
+// start has the backlog cleared, if there is anything to do.
+func (b *backlog) start() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.busy && (len(b.late) > 0 || b.short && b.wanted) && b.entry.flights.use() {
 		b.busy = true
 		go b.clear()
 	}
 }
 
-// clear writes what is held, and then has the rest fetched.
+// clear writes what is late, and then has the rest fetched.
 func (b *backlog) clear() {
 	e := b.entry
 	defer e.flights.unuse()
@@ -79,7 +97,7 @@ func (b *backlog) clear() {
 	}
 }
 
-// write writes what is held, one piece at a time, until it may not, or nothing is
+// write writes what is late, one piece at a time, until it may not, or nothing is
 // left.
 func (b *backlog) write() {
 	e := b.entry
@@ -88,27 +106,42 @@ func (b *backlog) write() {
 		if !ok {
 			return
 		}
-		p, ok := b.next()
-		if ok {
-			e.keepHeld(p.Incoming)
-			p.done()
+		p := b.next()
+		if p != nil {
+			b.writePiece(p)
 		}
-		if written(); !ok {
+		if written(); p == nil {
 			return
 		}
 	}
 }
 
-// next takes a piece that is held.
-func (b *backlog) next() (p waitingPiece, ok bool) {
+// writePiece writes a piece, if the overlay still has it.
+func (b *backlog) writePiece(p *disk.Incoming) {
+	p.Payload = b.entry.held.Peek(p.Piece)
+	if p.Payload == nil || disk.Sum(p.Payload) != p.Sum() {
+		b.lose(p)
+		return
+	}
+	b.entry.keepHeld(p)
+}
+
+// next takes a piece, or returns nil.
+func (b *backlog) next() *disk.Incoming {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.held) == 0 {
-		return p, false
+	if len(b.late) == 0 {
+		return nil
 	}
-	p, b.held[0] = b.held[0], waitingPiece{}
-	b.held = b.held[1:]
-	return p, true
+	return b.nextLocked()
+}
+
+func (b *backlog) nextLocked() *disk.Incoming {
+	p := b.late[0]
+	b.late[0] = nil
+	b.late = b.late[1:]
+	b.bytes -= b.size(p)
+	return p
 }
 
 // cleared reports whether nothing is left to do. What is wanted and not held is
@@ -116,7 +149,7 @@ func (b *backlog) next() (p waitingPiece, ok bool) {
 func (b *backlog) cleared() bool {
 	b.mu.Lock()
 	again := b.short && b.wanted
-	if len(b.held) > 0 || again && b.entry.cache.pace.behind() {
+	if len(b.late) > 0 || again && b.entry.cache.pace.behind() {
 		b.mu.Unlock()
 		return false
 	}
@@ -137,12 +170,4 @@ func (b *backlog) fetch() {
 		}
 	}
 	e.flights.queueMissing(prefetched, 0, e.grid.Pieces(), 0)
-}
-
-// drop gives up what is held. Nothing may be added any more.
-func (b *backlog) drop() {
-	for _, p := range b.held {
-		p.done()
-	}
-	b.held = nil
 }

@@ -38,16 +38,15 @@ func (e *entry) keep(p *disk.Incoming, later *sync.WaitGroup) {
 	}
 	data := e.held.Put(i, p.Payload)
 	e.flights.land(i, data)
-	late := *p
-	late.Payload, late.By, late.Clone, late.Spare = data, disk.ByLate, nil, false
 	if errors.Is(err, quota.ErrMeasuring) {
-		e.keepLater(&late, again, later)
+		p.Payload, p.By, p.Clone = data, disk.ByLate, nil
+		e.keepLater(p, again, later)
 		return
 	}
 	if !p.Verified {
 		e.state.Hand(i, p.Sum())
 	}
 	if errors.Is(err, errSlowDisk) {
-		e.backlog.add(&late)
+		e.backlog.add(p)
 	}
 }

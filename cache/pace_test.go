@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 )
 
@@ -39,8 +40,8 @@ func (p *pace) slow(is bool) {
 }
 
 // TestReadersDoNotWaitForDisk reads a file from a cache whose disk was found slow,
-// and stands still now. What was read is written later, or, if there was no room for
-// it in memory and the file is to be there as a whole, fetched again.
+// and stands still now. What was read is written later, or, if memory had no room for
+// it until then and the file is to be there as a whole, fetched again.
 func TestReadersDoNotWaitForDisk(t *testing.T) {
 	t.Parallel()
 	const size, step = 6 << 20, 1 << 20
@@ -57,13 +58,6 @@ func TestReadersDoNotWaitForDisk(t *testing.T) {
 				c := openCache(t, t.TempDir(), Options{before: d.before})
 				f := openFile(t, c, a.file, src)
 				t.Cleanup(d.release)
-				if !room {
-					done, ok := f.entry.held.BeginLater(overlay.Size)
-					if !ok {
-						t.Fatal("there never is room")
-					}
-					t.Cleanup(done)
-				}
 				c.pace.slow(true)
 				read := func() {
 					t.Helper()
@@ -80,21 +74,22 @@ func TestReadersDoNotWaitForDisk(t *testing.T) {
 				}
 				read()
 				src.reset()
+				if n := c.Counts().NotKept; n != 0 || f.Cached() > 0 {
+					t.Errorf("of %d bytes %d are given up, and %d were kept", len(a.data), n, f.Cached())
+				}
 				lost := int64(0)
 				if !room {
+					f.Prefetch() // which needs nothing of what is in memory
+					for i := range f.entry.grid.Pieces() {
+						f.entry.held.Drop(i)
+					}
 					lost = int64(len(a.data))
-				}
-				if n := c.Counts().NotKept; n != lost || f.Cached() > 0 {
-					t.Errorf("of %d bytes %d were not kept, and %d were", len(a.data), n, f.Cached())
-				}
-				if !room {
-					f.Prefetch() // which needs nothing that is held
 				}
 				d.release()
 				c.pace.slow(false)
 				eventually(t, "all is there", f.Complete)
-				if again, _ := src.reset(); again > 0 == room {
-					t.Errorf("%d requests more", again)
+				if again, _ := src.reset(); again > 0 == room || c.Counts().NotKept != lost {
+					t.Errorf("%d requests more, and %d bytes were not kept, not %d", again, c.Counts().NotKept, lost)
 				}
 				read()
 			})
@@ -129,6 +124,23 @@ func TestPrefetchEndsOnSlowDisk(t *testing.T) {
 		}
 		c.pace.slow(false)
 		eventually(t, "all is there", f.Complete)
+	}
+}
+
+// TestBacklogIsBounded has more pieces wait for a slow disk than memory has room for.
+func TestBacklogIsBounded(t *testing.T) {
+	t.Parallel()
+	const most, more = overlay.Size / (128 << 10), 3 // pieces
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+	c := openCache(t, t.TempDir(), Options{})
+	f := openFile(t, c, a.file, src)
+	c.pace.slow(true)
+	for range most + more {
+		f.entry.backlog.add(&disk.Incoming{Payload: a.data[:128<<10], By: disk.ByFetch})
+	}
+	if n := c.Counts().NotKept; n != more*128<<10 {
+		t.Errorf("%d bytes are given up", n)
 	}
 }
 
