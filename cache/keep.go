@@ -39,7 +39,7 @@ func (e *entry) keep(p *disk.Incoming, later *sync.WaitGroup) {
 	data := e.held.Put(i, p.Payload)
 	e.flights.land(i, data)
 	if errors.Is(err, quota.ErrMeasuring) {
-		p.Payload, p.By, p.Clone = data, disk.ByLate, nil
+		p.Payload, p.By, p.Clone, p.Spare = data, disk.ByLate, nil, false
 		e.keepLater(p, again, later)
 		return
 	}

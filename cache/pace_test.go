@@ -144,6 +144,22 @@ func TestBacklogIsBounded(t *testing.T) {
 	}
 }
 
+// TestMeasuredThenSlow hands pieces over before it is known whether there is room for
+// them. When that is known, the disk has become slow.
+func TestMeasuredThenSlow(t *testing.T) {
+	t.Parallel()
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[1], 2<<20)
+	stuck := newStuckDisk("measure")
+	c := openCache(t, t.TempDir(), Options{before: stuck.before, grace: time.Millisecond})
+	t.Cleanup(stuck.release)
+	f := openFile(t, c, a.file, src)
+	checkRead(t, f, a.flat, 0, len(a.flat))
+	c.pace.slow(true)
+	stuck.release()
+	eventually(t, "all is there", f.Complete)
+}
+
 // TestBehind has jobs write, each after a while in which it fetches.
 func TestBehind(t *testing.T) {
 	t.Parallel()
