@@ -187,6 +187,7 @@ func TestLeavingReader(t *testing.T) {
 
 // TestBrokenFetchGoesOn cuts every other body short.
 func TestBrokenFetchGoesOn(t *testing.T) {
+	t.Parallel()
 	for _, k := range kinds {
 		src := &fakeSource{}
 		var calls int
@@ -203,6 +204,7 @@ func TestBrokenFetchGoesOn(t *testing.T) {
 }
 
 func TestReadTimeout(t *testing.T) {
+	t.Parallel()
 	src := &fakeSource{mangle: func(string, int64, []byte) ([]byte, error) { return nil, errCut }}
 	a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
 	h := openFile(t, openCache(t, t.TempDir(), Options{ReadTimeout: 2 * time.Second}), a.file, src)
@@ -246,6 +248,7 @@ func TestFinalErrorEndsRead(t *testing.T) {
 // of a file: blobs that are one piece, pieces with digests, and chunks of
 // all sizes. Another file does not notice.
 func TestWrongBytesAreNotHandedOut(t *testing.T) {
+	t.Parallel()
 	large := kind{name: "largest chunks", chunk: disk.WholeLimit}
 	for _, k := range append(kinds[1:4:4], large) {
 		for _, size := range []int{256 << 10, 1 << 20, 3 << 20, disk.WholeLimit + 1<<20} {
@@ -253,6 +256,7 @@ func TestWrongBytesAreNotHandedOut(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprint(k.name, size), func(t *testing.T) {
+				t.Parallel() // it waits between tries
 				src := &fakeSource{}
 				good := makeFile(t, newRand(t), src, k, 1<<20)
 				a := makeFile(t, newRand(t), src, k, size)
@@ -291,6 +295,7 @@ func TestWrongBytesAreNotHandedOut(t *testing.T) {
 // TestWrongWhole has a blob that can be seen to be wrong only when it is
 // complete: it leaves the cache, and no stream of it ends well.
 func TestWrongWhole(t *testing.T) {
+	t.Parallel()
 	for _, k := range []kind{kinds[0], kinds[4]} {
 		t.Run(k.name, func(t *testing.T) {
 			src := &fakeSource{}

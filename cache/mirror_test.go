@@ -66,6 +66,7 @@ func (s *twoPlaces) Blame(digest string, body io.ReadCloser) bool {
 // What has digests comes from anywhere, and after wrong bytes from
 // elsewhere; what has none comes from the trusted place at once.
 func TestWrongBytesComeFromElsewhere(t *testing.T) {
+	t.Parallel()
 	for _, limited := range []int64{0, 1 << 30} {
 		for _, k := range kinds {
 			t.Run(k.name, func(t *testing.T) {
@@ -143,9 +144,10 @@ func TestRetryAfter(t *testing.T) {
 
 // A reader that gives up does not wait for as long as the source asks for.
 func TestRetryAfterIsNoPrison(t *testing.T) {
+	t.Parallel()
 	src := &busySource{fakeSource: &fakeSource{}, left: 1 << 30, after: time.Hour}
 	a := makeFile(t, rand.New(rand.NewPCG(6, 6)), src.fakeSource, kinds[1], 2<<20)
-	c, err := Open(t.TempDir(), Options{ReadTimeout: 2 * time.Second})
+	c, err := Open(t.TempDir(), Options{ReadTimeout: 2 * time.Second, Tardy: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
