@@ -295,7 +295,6 @@ func TestWrongBytesAreNotHandedOut(t *testing.T) {
 // TestWrongWhole has a blob that can be seen to be wrong only when it is
 // complete: it leaves the cache, and no stream of it ends well.
 func TestWrongWhole(t *testing.T) {
-	t.Parallel()
 	for _, k := range []kind{kinds[0], kinds[4]} {
 		t.Run(k.name, func(t *testing.T) {
 			src := &fakeSource{}

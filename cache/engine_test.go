@@ -13,7 +13,6 @@ import (
 
 // TestPrefetch fills a file with nobody reading, over a link that breaks.
 func TestPrefetch(t *testing.T) {
-	t.Parallel()
 	for _, k := range kinds {
 		src := &fakeSource{}
 		var calls atomic.Int64

@@ -125,7 +125,6 @@ func TestInventoryOfOrigins(t *testing.T) {
 }
 
 func TestPrune(t *testing.T) {
-	t.Parallel()
 	rng, src := newRand(t), &fakeSource{}
 	var files []artifact
 	for range 3 {
@@ -184,7 +183,6 @@ func TestPrune(t *testing.T) {
 
 // TestVerify damages files in every way and has them looked at.
 func TestVerify(t *testing.T) {
-	t.Parallel()
 	for name, test := range map[string]struct {
 		kind   kind
 		damage func(t *testing.T, path string, a artifact)

@@ -32,7 +32,6 @@ func (d *badDisk) ReadAt(f *os.File, p []byte, off int64) (int, error) {
 // file that is sealed and one that is not: readers get their bytes all the
 // same, from the registry, and the rest from the disk.
 func TestDiskDoesNotGiveBack(t *testing.T) {
-	t.Parallel()
 	for n, k := range kinds {
 		src := &fakeSource{}
 		a := makeFile(t, newRand(t), src, k, 3<<20)

@@ -19,7 +19,6 @@ import (
 // TestStreamGoesOn breaks the stream of a large frame again and again: the
 // decoder goes on where it was, and no byte is fetched twice.
 func TestStreamGoesOn(t *testing.T) {
-	t.Parallel()
 	src := &fakeSource{}
 	const step = 512 << 10
 	src.mangle = func(_ string, _ int64, b []byte) ([]byte, error) {
