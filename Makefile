@@ -45,9 +45,10 @@ GOTEST     = $(GO) test -vet=off -count=1 -parallel 4 -timeout $(TESTTIME)
 GORACETEST = GORACE="$(RACE) $$GORACE" $(GOTEST) -race
 
 # The three tiers. check needs Go alone: no root, no network, no other program.
+# Its packages wait too: twice as many run at once as there are processors.
 check:
 	$(GO) vet ./...
-	$(GOTEST) -short ./...
+	$(GOTEST) -p $$((2 * $$(nproc))) -short ./...
 
 # The test command: everything once, and the short tests under the race
 # detector too. Campaigns are shortened; race and soak run them in full.
