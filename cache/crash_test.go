@@ -40,6 +40,7 @@ func crashingProcess(dir string) {
 	src, files := crashFiles(t)
 	c, err := Open(dir, Options{grace: time.Minute})
 	t.must(err)
+	c.pace.patient()
 	for _, a := range files {
 		h, err := c.File(a.file, src)
 		t.must(err)

@@ -99,6 +99,7 @@ func (s *diskScenario) session(do func(c *Cache) error) error {
 		s.told("open", err)
 		return nil
 	}
+	c.pace.patient()
 	return errors.Join(do(c), c.Close())
 }
 
@@ -346,6 +347,7 @@ func (w wants) check(t *testing.T, name string, o outcome, dir string, src *fake
 		t.Errorf("%s: the next open: %v", name, err)
 		return
 	}
+	c.pace.patient()
 	defer c.Close()
 	src.reset()
 	for i, a := range files {

@@ -151,6 +151,7 @@ func TestRetryAfterIsNoPrison(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.pace.patient()
 	f, err := c.File(a.file, src)
 	if err != nil {
 		t.Fatal(err)

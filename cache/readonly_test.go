@@ -235,6 +235,7 @@ func readingProcess(dir string) {
 	src, files := diskFiles(t)
 	c, err := Open(dir, Options{})
 	t.must(err)
+	c.pace.patient()
 	src.reset()
 	p := make([]byte, len(files[1].flat))
 	h, err := c.File(files[1].file, src)
