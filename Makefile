@@ -96,9 +96,9 @@ bench-packed: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows packed-size,packed-again,packed-push,packed-lives,packed-shared,packed-blocks,packed-seq,packed-random,packed-no-range,packed-tar,packed-start,packed-memory $(BENCHFLAGS)
 
-# A cold read beside a download: its time, memory and kernel time, what a mount
-# must at least do, a slow disk and a slow start, under 11 minutes. It takes 13 GB
-# of disk for a while.
+# A cold read beside a download: its time, memory and kernel time, beside a mount
+# that does nothing else, a slow disk and a slow start, under 11 minutes. It takes
+# 13 GB of disk for a while.
 bench-cold: bench-needs build
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -o bin/bench ./test/bench
 	bin/bench -rows cold-huge,cold-image,cold-brief,cold-slow-disk $(BENCHFLAGS)

@@ -8,18 +8,24 @@ import (
 	"github.com/cocoonstack/epochfs/cache/internal/overlay"
 )
 
-// backlog is what of a file was not written because the disk did not keep up. It is
-// written one piece at a time, as long as the overlay has it. What that had no room for
-// is fetched when the disk keeps up again, if all of the file is wanted.
+// backlog are pieces of a file that were not written because the disk did not keep up.
+// They are written one at a time, as long as the overlay has them. What the overlay has
+// dropped is fetched when the disk keeps up again, if all of the file is wanted.
 type backlog struct {
 	entry *entry
 
 	mu     sync.Mutex // never held over I/O
-	wanted bool       // all of the file is
-	late   []*disk.Incoming
-	bytes  int64 // of them, overlay.Size at most; their payload is the overlay's
-	short  bool  // others were not kept
+	wanted bool       // all of the file is wanted
+	late   []latePiece
+	bytes  int64 // of the late pieces, overlay.Size at most
+	short  bool  // pieces are missing that nobody will write
 	busy   bool  // a goroutine runs clear
+}
+
+// latePiece is a piece without its payload, which the overlay has.
+type latePiece struct {
+	*disk.Incoming
+	turn disk.Word // of its word when it came: another process may have found it wrong since
 }
 
 // add takes a piece that was put into the overlay.
@@ -28,9 +34,9 @@ func (b *backlog) add(p *disk.Incoming) {
 	late.Sum()
 	late.Payload, late.By, late.Clone, late.Spare = nil, disk.ByLate, nil, false
 	b.mu.Lock()
-	b.late = append(b.late, &late)
-	b.bytes += b.size(&late)
-	var lost []*disk.Incoming
+	b.late = append(b.late, latePiece{&late, b.turn(p.Piece)})
+	b.bytes += b.size(p.Piece)
+	var lost []latePiece
 	for b.bytes > overlay.Size && len(b.late) > 1 {
 		lost = append(lost, b.nextLocked())
 	}
@@ -41,23 +47,36 @@ func (b *backlog) add(p *disk.Incoming) {
 	b.start()
 }
 
-// size returns the bytes of a piece.
-func (b *backlog) size(p *disk.Incoming) int64 {
-	_, n := b.entry.grid.Extent(p.Piece)
+// turn returns how often piece i was taken back.
+func (b *backlog) turn(i int) disk.Word { return b.entry.state.Word(i) & disk.WordTurn }
+
+// size returns the bytes of piece i.
+func (b *backlog) size(i int) int64 {
+	_, n := b.entry.grid.Extent(i)
 	return n
 }
 
 // lose notes that a piece is not kept.
-func (b *backlog) lose(p *disk.Incoming) {
+func (b *backlog) lose(p latePiece) {
 	e := b.entry
 	if e.state.Has(p.Piece) {
 		return // it came again
 	}
-	b.mu.Lock()
-	b.short = true
-	b.mu.Unlock()
-	e.cache.counts.notKept.Add(b.size(p))
-	e.cache.report.notKept(e.file.Name, errSlowDisk)
+	b.missed(errStale)
+	if b.turn(p.Piece) == p.turn { // else it was wrong
+		e.cache.counts.notKept.Add(b.size(p.Piece))
+		e.cache.report.notKept(e.file.Name, errSlowDisk)
+	}
+}
+
+// missed takes the error of a piece that was to be written late.
+func (b *backlog) missed(err error) {
+	if err == errStale {
+		b.mu.Lock()
+		b.short = true
+		b.mu.Unlock()
+		b.start()
+	}
 }
 
 // want notes that all of the file is wanted.
@@ -72,7 +91,7 @@ func (b *backlog) want() {
 func (b *backlog) start() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.busy && (len(b.late) > 0 || b.short && b.wanted) && b.entry.flights.use() {
+	if !b.busy && (len(b.late) > 0 || b.fetchesLocked()) && b.entry.flights.use() {
 		b.busy = true
 		go b.clear()
 	}
@@ -106,66 +125,77 @@ func (b *backlog) write() {
 		if !ok {
 			return
 		}
-		p := b.next()
-		if p != nil {
+		p, ok := b.next()
+		if ok {
 			b.writePiece(p)
 		}
-		if written(); p == nil {
+		if written(); !ok {
 			return
 		}
 	}
 }
 
 // writePiece writes a piece, if the overlay still has it.
-func (b *backlog) writePiece(p *disk.Incoming) {
+func (b *backlog) writePiece(p latePiece) {
 	p.Payload = b.entry.held.Peek(p.Piece)
-	if p.Payload == nil || disk.Sum(p.Payload) != p.Sum() {
+	if p.Payload == nil || disk.Sum(p.Payload) != p.Sum() || !p.Verified && b.turn(p.Piece) != p.turn {
 		b.lose(p)
 		return
 	}
-	b.entry.keepHeld(p)
+	b.missed(b.entry.keepHeld(p.Incoming))
 }
 
-// next takes a piece, or returns nil.
-func (b *backlog) next() *disk.Incoming {
+// next takes a piece. ok is false if there is none.
+func (b *backlog) next() (p latePiece, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.late) == 0 {
-		return nil
+		return p, false
 	}
-	return b.nextLocked()
+	return b.nextLocked(), true
 }
 
-func (b *backlog) nextLocked() *disk.Incoming {
+func (b *backlog) nextLocked() latePiece {
 	p := b.late[0]
-	b.late[0] = nil
+	b.late[0] = latePiece{}
 	b.late = b.late[1:]
-	b.bytes -= b.size(p)
+	b.bytes -= b.size(p.Piece)
 	return p
 }
 
-// cleared reports whether nothing is left to do. What is wanted and not held is
-// queued.
+// cleared reports whether nothing is left to do. If all of the file is wanted, it has
+// fetched what nobody will write.
 func (b *backlog) cleared() bool {
 	b.mu.Lock()
-	again := b.short && b.wanted
-	if len(b.late) > 0 || again && b.entry.cache.pace.behind() {
+	defer b.mu.Unlock()
+	if b.fetchesLocked() && len(b.late) == 0 && !b.entry.cache.pace.behind() {
+		b.short = false
 		b.mu.Unlock()
-		return false
-	}
-	b.short, b.busy = b.short && !again, false
-	b.mu.Unlock()
-	if again {
 		b.fetch()
+		b.mu.Lock()
 	}
-	return true
+	b.busy = len(b.late) > 0 || b.fetchesLocked()
+	return !b.busy
+}
+
+// fetchesLocked reports whether pieces are to be fetched again.
+func (b *backlog) fetchesLocked() bool {
+	return b.short && b.wanted && !b.entry.cache.quota.Full()
+}
+
+// giveUp counts what was not written until the file is closed. Nothing is added any
+// more.
+func (b *backlog) giveUp() {
+	for p, ok := b.next(); ok; p, ok = b.next() {
+		b.lose(p)
+	}
 }
 
 // fetch has prefetched what is not on disk.
 func (b *backlog) fetch() {
 	e := b.entry
 	for i := range e.grid.Pieces() {
-		if !e.state.Has(i) {
+		if !e.state.Has(i) && !e.held.Distrusts(i) {
 			e.held.Drop(i) // a piece that is held is not fetched
 		}
 	}

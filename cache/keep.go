@@ -37,6 +37,10 @@ func (e *entry) keep(p *disk.Incoming, later *sync.WaitGroup) {
 		return
 	}
 	data := e.held.Put(i, p.Payload)
+	slow := errors.Is(err, errSlowDisk)
+	if slow && p.Read {
+		e.passing.add(i, int64(len(p.Payload))) // it may be on disk before its pages are dropped
+	}
 	e.flights.land(i, data)
 	if errors.Is(err, quota.ErrMeasuring) {
 		p.Payload, p.By, p.Clone, p.Spare = data, disk.ByLate, nil, false
@@ -46,7 +50,7 @@ func (e *entry) keep(p *disk.Incoming, later *sync.WaitGroup) {
 	if !p.Verified {
 		e.state.Hand(i, p.Sum())
 	}
-	if errors.Is(err, errSlowDisk) {
+	if slow {
 		e.backlog.add(p)
 	}
 }

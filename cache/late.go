@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"errors"
 	"sync"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
@@ -35,29 +34,8 @@ func (e *entry) keepLater(p *disk.Incoming, again <-chan struct{}, later *sync.W
 		}
 		select {
 		case <-again:
-			e.keepHeld(p)
+			e.backlog.missed(e.keepHeld(p))
 		case <-e.ctx.Done():
 		}
 	}()
-}
-
-// keepHeld writes a held piece to disk, unless it no longer has its digest or
-// pieces were taken back since it came. If other bytes are on disk by then, they
-// are discarded first: readers may have got either.
-func (e *entry) keepHeld(p *disk.Incoming) {
-	i := p.Piece
-	if !p.Verified { // it may have been found right
-		var err error
-		if p.Verified, err = e.checkPiece(i, p.Payload); err != nil {
-			return
-		}
-	}
-	err := e.storeWaiting(e.ctx, p)
-	if err == nil || errors.Is(err, disk.ErrOvertaken) {
-		e.held.Drop(i)
-	}
-	if err == nil {
-		e.flights.land(i, nil)
-		e.checkComplete()
-	}
 }

@@ -87,6 +87,7 @@ func (e *entry) shut() {
 func (e *entry) close() {
 	e.shut()
 	e.flights.users.Wait()
+	e.backlog.giveUp()
 	e.held.Close()
 	if e.disk.OnDisk() && (e.disk.Keeps() || e.link == nil) {
 		e.disk.Touch() // reading counts as use, for the order of eviction

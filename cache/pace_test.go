@@ -79,6 +79,7 @@ func TestReadersDoNotWaitForDisk(t *testing.T) {
 				}
 				lost := int64(0)
 				if !room {
+					eventually(t, "no job runs", func() bool { return c.queue.count() == 0 })
 					f.Prefetch() // which needs nothing of what is in memory
 					for i := range f.entry.grid.Pieces() {
 						f.entry.held.Drop(i)
@@ -124,6 +125,36 @@ func TestPrefetchEndsOnSlowDisk(t *testing.T) {
 		}
 		c.pace.slow(false)
 		eventually(t, "all is there", f.Complete)
+	}
+}
+
+// TestLatePiecesOfOthers has a piece be taken back while others wait for a slow disk,
+// here or by another process. What was there is not believed any more: it is fetched
+// again.
+func TestLatePiecesOfOthers(t *testing.T) {
+	t.Parallel()
+	for _, here := range []bool{true, false} {
+		src, dir := &fakeSource{}, t.TempDir()
+		a := makeFile(t, newRand(t), src, kinds[0], 2<<20)
+		c := openCache(t, dir, Options{watch: time.Hour})
+		f := openFile(t, c, a.file, src)
+		c.pace.slow(true)
+		checkRead(t, f, a.flat, 0, len(a.flat))
+		e := f.entry
+		eventually(t, "no job runs", func() bool { return c.queue.count() == 0 })
+		if f.Prefetch(); here {
+			e.disk.TakeBack(2, 3)
+		} else {
+			other := openFile(t, openCache(t, dir, Options{}), a.file, src)
+			checkRead(t, other, a.flat, int(e.grid.Stretch(2, 3).Off), 1)
+			other.entry.disk.Discard(2, 3, disk.Found{By: disk.ByDigest})
+		}
+		src.reset()
+		c.pace.slow(false)
+		eventually(t, "all is there", f.Complete)
+		if n, _ := src.reset(); n == 0 {
+			t.Error("nothing was fetched again")
+		}
 	}
 }
 

@@ -162,3 +162,23 @@ func TestPagesOfSealedStay(t *testing.T) {
 		t.Error("its pages were dropped")
 	}
 }
+
+// TestTakenBeforeItIsWritten takes pieces that a slow disk does not get until later:
+// their pages will be dropped like those of others.
+func TestTakenBeforeItIsWritten(t *testing.T) {
+	t.Parallel()
+	const size = 4 << 20
+	src := &fakeSource{}
+	a := makeFile(t, newRand(t), src, kinds[1], size)
+	c := openCache(t, t.TempDir(), Options{passed: time.Hour})
+	f := openFile(t, c, a.file, src)
+	c.pace.slow(true)
+	checkRead(t, f, a.flat, 0, len(a.flat))
+	if f.Cached() > 0 {
+		t.Fatal("the disk took something")
+	}
+	f.Taken(0, int64(len(a.flat)))
+	if toDrop(f) == 0 {
+		t.Error("no pages are to be dropped")
+	}
+}

@@ -11,6 +11,9 @@ import (
 // errNotKept is the error of a piece that is not put on disk.
 var errNotKept = errors.New("the file takes no data")
 
+// errStale is the error of a held piece that must come anew.
+var errStale = errors.New("the piece may be wrong by now")
+
 // store puts a piece where it belongs in the data file and marks it present.
 // Its error means that the piece could not be kept, not that it is wrong. If
 // that is quota.ErrMeasuring, again is closed when store can be called again.
@@ -62,4 +65,28 @@ func (e *entry) storeWaiting(ctx context.Context, p *disk.Incoming) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// keepHeld writes a held piece to disk, unless it no longer has its digest or
+// pieces were taken back since it came: then it is not held any more, and the error is
+// errStale. If other bytes are on disk by then, they are discarded first: readers may
+// have got either.
+func (e *entry) keepHeld(p *disk.Incoming) (err error) {
+	i := p.Piece
+	if !p.Verified { // it may have been found right
+		if p.Verified, err = e.checkPiece(i, p.Payload); err != nil {
+			e.held.Drop(i)
+			return errStale
+		}
+	}
+	switch err = e.storeWaiting(e.ctx, p); {
+	case err == nil:
+		e.held.Drop(i)
+		e.flights.land(i, nil)
+		e.checkComplete()
+	case errors.Is(err, disk.ErrOvertaken):
+		e.held.Drop(i)
+		return errStale
+	}
+	return err
 }

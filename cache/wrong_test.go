@@ -85,7 +85,7 @@ func (f *finding) check(t *testing.T, by string, from, to, times int) {
 	eventually(t, "it is logged", func() bool {
 		f.log.mu.Lock()
 		defer f.log.mu.Unlock()
-		return len(f.log.lines) > 0
+		return len(f.log.lines) >= times
 	})
 	checkRead(t, f.h, f.a.flat, 0, len(f.a.flat))
 	for key, n := range e.cache.Counts().Wrong {

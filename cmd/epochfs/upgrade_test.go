@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -136,6 +137,9 @@ func (s *site) build(variant string) (binary string) {
 		s.t.Fatalf("the program has %d names", n)
 	}
 	name := fmt.Appendf(nil, "%-*s", len(variantName), variant)
+	// What is forked while the file is open for writing would keep it from being run.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	must(s.t, os.WriteFile(binary, bytes.Replace(program, []byte(variantName), name, 1), 0o700))
 	return binary
 }

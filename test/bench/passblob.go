@@ -16,7 +16,7 @@ import (
 )
 
 // passing is the name under which this program calls itself to be a mount that does
-// only what every mount of a blob must: DIR URL SIZE KEEPING FILE. It knows that its reader
+// little else than passing a blob on: DIR URL SIZE KEEPING FILE. It knows that its reader
 // wants all of it from the first READ on, answers from the memory that the bytes came
 // into, trusts the link, and has no state.
 const passing = "pass-blob"

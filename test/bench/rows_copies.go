@@ -142,7 +142,7 @@ func (b *bench) copiesRow(ctx context.Context, size, tag string, d *dataset, lim
 	}, floor...), nil
 }
 
-// passedLines show what a mount costs that does only what every one must.
+// passedLines show what a simple mount costs.
 func (b *bench) passedLines(ctx context.Context, url string, d *dataset, most keeping, curl sample) ([]*line, error) {
 	var kernel, bare sample
 	kept, passed, err := b.holding().pair(ctx, b.passed(ctx, url, d, most, &kernel), b.passed(ctx, url, d, keepNone, &bare))

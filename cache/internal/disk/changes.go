@@ -10,9 +10,9 @@ import (
 // pages. They must go when a piece is taken back, by this process or by another.
 // Each process compares the turns in the words with those that it has seen: at
 // once if it took the piece back itself, else when a counter in the state's
-// header has moved. It reads the one that moves first with each read, and all of them
-// every second: a comparison while pieces are being taken back does not see all of
-// them, and the counter that moves last tells.
+// header has moved. It reads the one that moves first with each read, and also the one
+// that moves last every second: while pieces are being taken back, a comparison does
+// not see each of them.
 
 // watchUnended is the number of comparisons of the counters after which the
 // turns are compared although no counter has moved, if a process seems to be
@@ -28,7 +28,7 @@ type changes struct {
 	seen  map[int]Word // turns of pieces, if they are not 0
 	ended uint64       // the state's counter when it was last compared, with what this process added
 	wrong uint64       // the state's counter, with what this process added
-	early []Stretch    // what had turned when it was not counted yet
+	early []Stretch    // the first that had turned when it was not counted yet
 	idle  int          // how often the counters were compared since the turns were
 	todo  []Stretch    // still to be reported
 	tells bool         // a goroutine reports
@@ -144,6 +144,7 @@ func (c *changes) compare(f *File, all bool) (news []Stretch, wrong int64) {
 	c.idle = 0
 	missed := begun - c.begun.Load()
 	c.begun.Store(begun)
+	over := ended != c.ended // what began before
 	c.ended = ended
 	if news = c.turnedLocked(f); missed >= Turns { // nobody knows any more what they were
 		news = []Stretch{{}}
@@ -153,11 +154,9 @@ func (c *changes) compare(f *File, all bool) (news []Stretch, wrong int64) {
 	}
 	wrong = max(0, int64(counted-c.wrong))
 	c.wrong = max(c.wrong, counted)
-	if len(c.early) > 0 {
-		news = c.early
-	}
-	if c.early = nil; wrong == 0 && begun != ended {
-		c.early = news
+	news = append(c.early, news...)
+	if c.early = nil; wrong == 0 && begun != ended && !over {
+		c.early = news[:min(1, len(news))]
 	}
 	return news, wrong
 }

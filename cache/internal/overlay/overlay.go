@@ -8,7 +8,7 @@
 //   - The cache has no room.
 //   - It takes long to find out whether there is room: then the piece is written
 //     later, and leaves the overlay.
-//   - The disk is slower than the link.
+//   - The disk is slower than the link: then too.
 //   - The write failed.
 //   - The disk has lost the piece before, and is not trusted with it again.
 //
