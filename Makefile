@@ -39,16 +39,16 @@ build:
 demo: demo-needs build
 	bin/epochfs demo
 
-# Many tests wait: more of them run at once than there are processors. All of it
-# was vetted before.
-GOTEST     = $(GO) test -vet=off -count=1 -parallel 4 -timeout $(TESTTIME)
+# Many tests wait: more of them, and of their packages, run at once than there are
+# processors. All of it was vetted before.
+PACKAGES  := $(shell expr $$(nproc) + 1)
+GOTEST     = $(GO) test -p $(PACKAGES) -vet=off -count=1 -parallel 4 -timeout $(TESTTIME)
 GORACETEST = GORACE="$(RACE) $$GORACE" $(GOTEST) -race
 
 # The three tiers. check needs Go alone: no root, no network, no other program.
-# Its packages wait too: twice as many run at once as there are processors.
 check:
 	$(GO) vet ./...
-	$(GOTEST) -p $$((2 * $$(nproc))) -short ./...
+	$(GOTEST) -short ./...
 
 # The test command: everything once, and the short tests under the race
 # detector too. Campaigns are shortened; race and soak run them in full.
