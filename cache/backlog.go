@@ -2,7 +2,6 @@ package cache
 
 import (
 	"sync"
-	"time"
 
 	"github.com/cocoonstack/epochfs/cache/internal/disk"
 	"github.com/cocoonstack/epochfs/cache/internal/overlay"
@@ -19,7 +18,7 @@ type backlog struct {
 	late   []latePiece
 	bytes  int64 // of the late pieces, overlay.Size at most
 	short  bool  // pieces are missing that nobody will write
-	busy   bool  // a goroutine runs clear
+	busy   bool  // clear is called at intervals
 }
 
 // latePiece is a piece without its payload, which the overlay has.
@@ -91,29 +90,25 @@ func (b *backlog) want() {
 func (b *backlog) start() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.busy && (len(b.late) > 0 || b.fetchesLocked()) && b.entry.flights.use() {
-		b.busy = true
-		go b.clear()
+	if !b.busy && (len(b.late) > 0 || b.fetchesLocked()) {
+		b.busy = b.entry.flights.every(prefetchPause, b.clear)
 	}
 }
 
-// clear writes what is late, and then has the rest fetched.
-func (b *backlog) clear() {
-	e := b.entry
-	defer e.flights.unuse()
-	t := time.NewTicker(prefetchPause)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-		case <-e.ctx.Done():
-			return
-		}
-		b.write()
-		if b.cleared() {
-			return
-		}
+// clear writes what is late, and then has the rest fetched. It returns false when
+// nothing is left to do.
+func (b *backlog) clear() (again bool) {
+	b.write()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fetchesLocked() && len(b.late) == 0 && !b.entry.cache.pace.behind() {
+		b.short = false
+		b.mu.Unlock()
+		b.fetch()
+		b.mu.Lock()
 	}
+	b.busy = len(b.late) > 0 || b.fetchesLocked()
+	return b.busy
 }
 
 // write writes what is late, one piece at a time, until it may not, or nothing is
@@ -161,21 +156,6 @@ func (b *backlog) nextLocked() latePiece {
 	b.late = b.late[1:]
 	b.bytes -= b.size(p.Piece)
 	return p
-}
-
-// cleared reports whether nothing is left to do. If all of the file is wanted, it has
-// fetched what nobody will write.
-func (b *backlog) cleared() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.fetchesLocked() && len(b.late) == 0 && !b.entry.cache.pace.behind() {
-		b.short = false
-		b.mu.Unlock()
-		b.fetch()
-		b.mu.Lock()
-	}
-	b.busy = len(b.late) > 0 || b.fetchesLocked()
-	return !b.busy
 }
 
 // fetchesLocked reports whether pieces are to be fetched again.

@@ -423,6 +423,28 @@ func (f *flights) wantedLocked(i int) bool {
 	return fl == nil || !fl.running
 }
 
+// every calls do at intervals, as a user of the entry, until it returns false or the
+// entry is being closed. ok is false if it is already: then do is not called.
+func (f *flights) every(pause time.Duration, do func() (again bool)) (ok bool) {
+	if !f.use() {
+		return false
+	}
+	go func() {
+		defer f.unuse()
+		t := time.NewTicker(pause)
+		defer t.Stop()
+		for again := true; again; {
+			select {
+			case <-t.C:
+				again = do()
+			case <-f.entry.ctx.Done():
+				return
+			}
+		}
+	}()
+	return true
+}
+
 // beginStream claims the stream of a part. It reports false if that runs
 // already, or the entry is being closed. The stream is a user of the entry.
 func (f *flights) beginStream(part int) bool {

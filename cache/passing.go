@@ -34,7 +34,7 @@ type passing struct {
 	left     map[int]int64  // bytes of each piece that were not taken
 	fresh    []disk.Stretch // taken of late, in that order, neighbours joined
 	aged     []disk.Stretch // taken before that
-	dropping bool           // a goroutine runs drop
+	dropping bool           // drop is called at intervals
 }
 
 // add notes a piece of n bytes that was put on disk for a reader.
@@ -72,37 +72,25 @@ func (p *passing) taken(from, to int64) {
 // goneLocked notes that all of piece i was taken.
 func (p *passing) goneLocked(i int) {
 	p.fresh = disk.Join(p.fresh, p.entry.grid.Stretch(i, i+1))
-	if !p.dropping && p.entry.flights.use() {
-		p.dropping = true
-		go p.drop()
+	if !p.dropping {
+		p.dropping = p.entry.flights.every(p.entry.cache.opts.passed, p.drop)
 	}
 }
 
-// drop drops the pages of what is taken, a while later, until nothing is.
-func (p *passing) drop() {
+// drop drops the pages of what was taken long enough ago. It returns false when
+// nothing is left.
+func (p *passing) drop() (again bool) {
 	e := p.entry
-	defer e.flights.unuse()
-	t := time.NewTicker(e.cache.opts.passed)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-		case <-e.ctx.Done():
-			return
-		}
-		old, more := p.age()
-		for _, s := range old {
-			if err := e.disk.Pages.Drop(s, e.ctx.Err); err != nil {
-				if !errors.Is(err, context.Canceled) { // not closing
-					e.unsafe(err)
-				}
-				return // p.dropping stays: nothing more is to be done to this file
+	old, more := p.age()
+	for _, s := range old {
+		if err := e.disk.Pages.Drop(s, e.ctx.Err); err != nil {
+			if !errors.Is(err, context.Canceled) { // not closing
+				e.unsafe(err)
 			}
-		}
-		if !more {
-			return
+			return false // p.dropping stays: nothing more is to be done to this file
 		}
 	}
+	return more
 }
 
 // age returns what was taken long enough ago. more is false if that is the end of
