@@ -37,12 +37,12 @@ func (e *entry) keep(p *disk.Incoming, later *sync.WaitGroup) {
 		return
 	}
 	data := e.held.Put(i, p.Payload)
-	slow := errors.Is(err, errSlowDisk)
-	if slow && p.Read {
+	slow, measuring := errors.Is(err, errSlowDisk), errors.Is(err, quota.ErrMeasuring)
+	if p.Read && (slow || measuring) {
 		e.passing.add(i, int64(len(p.Payload))) // it may be on disk before its pages are dropped
 	}
 	e.flights.land(i, data)
-	if errors.Is(err, quota.ErrMeasuring) {
+	if measuring {
 		p.Payload, p.By, p.Clone, p.Spare = data, disk.ByLate, nil, false
 		e.keepLater(p, again, later)
 		return

@@ -163,22 +163,31 @@ func TestPagesOfSealedStay(t *testing.T) {
 	}
 }
 
-// TestTakenBeforeItIsWritten takes pieces that a slow disk does not get until later:
-// their pages will be dropped like those of others.
+// TestTakenBeforeItIsWritten takes pieces that a disk does not get until later, because
+// it is slow or because it is not known whether there is room: their pages will be
+// dropped like those of others.
 func TestTakenBeforeItIsWritten(t *testing.T) {
 	t.Parallel()
-	const size = 4 << 20
-	src := &fakeSource{}
-	a := makeFile(t, newRand(t), src, kinds[1], size)
-	c := openCache(t, t.TempDir(), Options{passed: time.Hour})
-	f := openFile(t, c, a.file, src)
-	c.pace.slow(true)
-	checkRead(t, f, a.flat, 0, len(a.flat))
-	if f.Cached() > 0 {
-		t.Fatal("the disk took something")
-	}
-	f.Taken(0, int64(len(a.flat)))
-	if toDrop(f) == 0 {
-		t.Error("no pages are to be dropped")
+	for _, slow := range []bool{true, false} {
+		src := &fakeSource{}
+		a := makeFile(t, newRand(t), src, kinds[1], 4<<20)
+		stuck := newStuckDisk("measure")
+		t.Cleanup(stuck.release)
+		opts := Options{passed: time.Hour}
+		if !slow {
+			opts.before, opts.grace = stuck.before, time.Millisecond
+		}
+		c := openCache(t, t.TempDir(), opts)
+		f := openFile(t, c, a.file, src)
+		c.pace.slow(slow)
+		checkRead(t, f, a.flat, 0, len(a.flat))
+		if f.Cached() > 0 {
+			t.Fatal("the disk took something")
+		}
+		f.Taken(0, int64(len(a.flat)))
+		if toDrop(f) == 0 {
+			t.Errorf("slow %t: no pages are to be dropped", slow)
+		}
+		stuck.release()
 	}
 }
