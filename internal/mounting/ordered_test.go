@@ -78,7 +78,11 @@ func TestOrderedReads(t *testing.T) {
 				t.Error("other bytes")
 			}
 			missing := int64(len(data)) - there
-			if got := p.front.Counts().BlobBytes; got > missing*11/10 || !opts.Zstd && got < missing/2 {
+			most := missing * 11 / 10
+			if last := f.Parts[len(f.Parts)-1]; missing == last.Length {
+				most = max(most, last.StoredSize) // a frame of so few bytes is larger than they are
+			}
+			if got := p.front.Counts().BlobBytes; got > most || !opts.Zstd && got < missing/2 {
 				t.Errorf("%d bytes were fetched, %d were missing", got, missing)
 			}
 			if !beside.Complete() || !beside.Verified() {
